@@ -1,0 +1,28 @@
+"""RoBERTa in pure JAX. The public names, each imported at its first use.
+
+Importing the package costs nothing: neither JAX nor TensorFlow is loaded until a name is used.
+"""
+
+import importlib
+
+_HOMES = {
+    "FillMask": "roberta_jax.inference.fill_mask",
+    "RobertaConfig": "roberta_jax.modeling.config",
+    "RobertaForMaskedLM": "roberta_jax.modeling.heads",
+    "RobertaModel": "roberta_jax.modeling.heads",
+    "RobertaTokenizer": "roberta_jax.tokenizer",
+    "from_pretrained": "roberta_jax.interchange.hf",
+    "save_pretrained": "roberta_jax.interchange.hf",
+}
+
+__all__ = sorted(_HOMES)
+
+
+def __getattr__(name: str):
+    if name not in _HOMES:
+        raise AttributeError(f"module 'roberta_jax' has no attribute {name!r}")
+    return getattr(importlib.import_module(_HOMES[name]), name)
+
+
+def __dir__():
+    return sorted({*globals(), *__all__})

@@ -1,0 +1,1 @@
+"""From text to batches, in NumPy; TensorFlow only drives the pipeline."""

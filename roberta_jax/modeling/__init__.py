@@ -1,0 +1,1 @@
+"""The model: linen modules that import jax and flax alone."""

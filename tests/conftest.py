@@ -1,0 +1,24 @@
+"""Shared by all tests: a quiet CPU JAX, a compile cache, and where to find real text."""
+
+import os
+import pathlib
+import tempfile
+
+# Set before jax is imported anywhere: tests run on the CPU and share compiled programs.
+os.environ.setdefault("JAX_PLATFORMS", "cpu")
+os.environ.setdefault(
+    "JAX_COMPILATION_CACHE_DIR", os.path.join(tempfile.gettempdir(), "roberta_jax_test_cache")
+)
+os.environ.setdefault("JAX_PERSISTENT_CACHE_MIN_COMPILE_TIME_SECS", "1")
+os.environ.setdefault("TF_CPP_MIN_LOG_LEVEL", "2")
+
+import pytest
+
+
+@pytest.fixture(scope="session")
+def real_data() -> pathlib.Path:
+    """The folder of real text that ROBERTA_JAX_DATA names; the test is skipped without it."""
+    folder = os.environ.get("ROBERTA_JAX_DATA")
+    if not folder:
+        pytest.skip("set ROBERTA_JAX_DATA to the folder of real text to run this test")
+    return pathlib.Path(folder)
