@@ -1,0 +1,92 @@
+"""Who may import whom, and what importing the package may cost."""
+
+import ast
+import pathlib
+import subprocess
+import sys
+
+import pytest
+
+PACKAGE = pathlib.Path(__file__).parent.parent / "roberta_jax"
+JOBS = {path.stem for path in PACKAGE.glob("*.py")} - {"__init__", "errors"}
+
+# Part -> the parts it may import. `errors` holds one exception class and is open to all but the two
+# that a reader may want to lift out whole.
+ALLOWED = {
+    "modeling": set(),
+    "tokenizer": set(),
+    "data": {"tokenizer", "errors"},
+    "training": {"errors"},
+    "interchange": {"modeling", "errors"},
+    "inference": {"modeling", "tokenizer", "interchange", "errors"},
+    "errors": set(),
+    "__init__": set(),
+}
+
+
+def imported_names(path: pathlib.Path, lazy: bool = True) -> set[str]:
+    """Every module that the file imports, dotted; `lazy` includes imports inside functions."""
+    tree = ast.parse(path.read_text())
+    nodes = ast.walk(tree) if lazy else tree.body
+    names = set()
+    for node in nodes:
+        if isinstance(node, ast.Import):
+            names |= {alias.name for alias in node.names}
+        elif isinstance(node, ast.ImportFrom):
+            assert node.level == 0, f"{path}: write imports in full"
+            names |= {f"{node.module}.{alias.name}" for alias in node.names}
+    return names
+
+
+def parts_imported(path: pathlib.Path) -> set[str]:
+    return {name.split(".")[1] for name in imported_names(path) if name.startswith("roberta_jax.")}
+
+
+@pytest.mark.parametrize("part", sorted(ALLOWED))
+def test_parts_import_only_what_they_may(part):
+    files = list((PACKAGE / part).rglob("*.py")) if (PACKAGE / part).is_dir() else []
+    files += [PACKAGE / f"{part}.py"] if (PACKAGE / f"{part}.py").exists() else []
+    assert files, f"no files in {part}"
+    for path in files:
+        assert parts_imported(path) <= ALLOWED[part] | {part}, path
+
+
+def test_every_part_has_its_rule():
+    parts = {path.name for path in PACKAGE.iterdir() if (path / "__init__.py").exists()}
+    assert parts <= set(ALLOWED)
+
+
+def test_package_never_imports_configs_experiments_or_notebooks():
+    for path in PACKAGE.rglob("*.py"):
+        roots = {name.split(".")[0] for name in imported_names(path)}
+        assert not roots & {"configs", "experiments", "notebooks", "tests"}, path
+
+
+def test_tensorflow_is_imported_lazily_and_in_the_data_part_alone():
+    for path in PACKAGE.rglob("*.py"):
+        names = {name.split(".")[0] for name in imported_names(path)}
+        if names & {"tensorflow", "tensorflow_datasets"}:
+            assert path.parent.name == "data", path
+            eager = {name.split(".")[0] for name in imported_names(path, lazy=False)}
+            assert not eager & {"tensorflow", "tensorflow_datasets"}, path
+
+
+def test_torch_and_transformers_are_never_imported():
+    for path in PACKAGE.rglob("*.py"):
+        assert not {name.split(".")[0] for name in imported_names(path)} & {"torch", "transformers"}
+
+
+def test_no_file_is_past_four_hundred_lines_or_named_utils():
+    for path in PACKAGE.rglob("*.py"):
+        assert path.stem not in ("utils", "util", "helpers", "common", "misc"), path
+        assert len(path.read_text().splitlines()) <= 420, f"{path} asks to be two"
+
+
+def test_importing_the_package_loads_nothing_and_using_it_loads_no_tensorflow():
+    program = (
+        "import sys, roberta_jax\n"
+        "assert not {'jax', 'tensorflow', 'tokenizers'} & set(sys.modules), 'eager import'\n"
+        "for name in roberta_jax.__all__: getattr(roberta_jax, name)\n"
+        "assert not {'tensorflow', 'torch', 'transformers'} & set(sys.modules), 'heavy import'\n"
+    )
+    subprocess.run([sys.executable, "-c", program], check=True)
