@@ -1,0 +1,239 @@
+"""What the model is (`RobertaConfig`) and how it is computed (`Execution`).
+
+The first is Hugging Face's `config.json`, field by field, and decides every number the model
+gives. The second changes speed and memory only: the same weights give the same results, to
+rounding, under any of its settings.
+"""
+
+import dataclasses
+import json
+import os
+import pathlib
+from typing import Any
+
+import jax
+import jax.numpy as jnp
+
+# Hugging Face's names for activations, as `hidden_act` holds them.
+ACTIVATIONS = ("gelu", "gelu_new", "gelu_pytorch_tanh", "relu", "silu", "swish", "tanh")
+
+# Architectures that are RoBERTa's under another name.
+_MODEL_TYPES = ("roberta", "xlm-roberta", "camembert")
+
+# Settings that Hugging Face's RoBERTa has and this one does not: only these values are accepted.
+_ONLY = {
+    "position_embedding_type": "absolute",
+    "is_decoder": False,
+    "add_cross_attention": False,
+    "tie_word_embeddings": True,
+}
+
+
+@dataclasses.dataclass(frozen=True)
+class RobertaConfig:
+    """The shape of a RoBERTa: Hugging Face's field names, meanings and defaults.
+
+    The defaults are those of transformers 4.57's `RobertaConfig`, which are not the released
+    models': `RobertaConfig.base()` and `.large()` are (514 position rows, one token type,
+    LayerNorm epsilon 1e-5).
+
+    Attributes:
+      vocab_size: rows of the word table.
+      hidden_size: width of the residual stream; a multiple of `num_attention_heads`.
+      num_hidden_layers: transformer blocks.
+      num_attention_heads: heads a block.
+      intermediate_size: width of the feed-forward layer.
+      hidden_act: its activation, one of `ACTIVATIONS`; "gelu" is the exact (erf) form.
+      hidden_dropout_prob: dropout of the embeddings and of each sub-layer's output.
+      attention_probs_dropout_prob: dropout of the attention probabilities.
+      max_position_embeddings: rows of the position table. Positions start at
+        `pad_token_id + 1`, so 514 rows hold 512 tokens; see `max_length`.
+      type_vocab_size: rows of the token-type table.
+      initializer_range: standard deviation of initial weights.
+      layer_norm_eps: LayerNorm's epsilon.
+      pad_token_id, bos_token_id, eos_token_id: ids of `<pad>`, `<s>`, `</s>`.
+      position_embedding_type, is_decoder, add_cross_attention, tie_word_embeddings: only
+        absolute positions, an encoder without cross-attention and tied embeddings are built.
+      use_cache, classifier_dropout: no part of the encoder or the masked-LM head reads them; they
+        are kept so that a `config.json` survives being loaded and saved.
+
+    Raises:
+      ValueError: a value is out of range, or asks for something that is not built.
+    """
+
+    vocab_size: int = 50265
+    hidden_size: int = 768
+    num_hidden_layers: int = 12
+    num_attention_heads: int = 12
+    intermediate_size: int = 3072
+    hidden_act: str = "gelu"
+    hidden_dropout_prob: float = 0.1
+    attention_probs_dropout_prob: float = 0.1
+    max_position_embeddings: int = 512
+    type_vocab_size: int = 2
+    initializer_range: float = 0.02
+    layer_norm_eps: float = 1e-12
+    pad_token_id: int = 1
+    bos_token_id: int = 0
+    eos_token_id: int = 2
+    position_embedding_type: str = "absolute"
+    use_cache: bool = True
+    classifier_dropout: float | None = None
+    is_decoder: bool = False
+    add_cross_attention: bool = False
+    tie_word_embeddings: bool = True
+
+    def __post_init__(self):
+        for name in (
+            "vocab_size",
+            "hidden_size",
+            "num_hidden_layers",
+            "num_attention_heads",
+            "intermediate_size",
+            "max_position_embeddings",
+            "type_vocab_size",
+        ):
+            value = getattr(self, name)
+            if not isinstance(value, int) or isinstance(value, bool) or value < 1:
+                raise ValueError(f"{name} must be a positive integer, not {value!r}")
+        if self.hidden_size % self.num_attention_heads:
+            raise ValueError(
+                f"hidden_size {self.hidden_size} does not divide into {self.num_attention_heads} "
+                "heads; make it a multiple of num_attention_heads"
+            )
+        if self.hidden_act not in ACTIVATIONS:
+            raise ValueError(
+                f"unknown hidden_act {self.hidden_act!r}; known: {', '.join(ACTIVATIONS)}"
+            )
+        for name in ("hidden_dropout_prob", "attention_probs_dropout_prob"):
+            rate = getattr(self, name)
+            if not 0 <= rate < 1:
+                raise ValueError(f"{name} must be at least 0 and below 1, not {rate!r}")
+        if not self.layer_norm_eps > 0:
+            raise ValueError(f"layer_norm_eps must be positive, not {self.layer_norm_eps!r}")
+        if self.initializer_range < 0:
+            raise ValueError(f"initializer_range must not be negative: {self.initializer_range!r}")
+        for name in ("pad_token_id", "bos_token_id", "eos_token_id"):
+            value = getattr(self, name)
+            if not isinstance(value, int) or not 0 <= value < self.vocab_size:
+                raise ValueError(
+                    f"{name} must be an id below vocab_size {self.vocab_size}, not {value!r}"
+                )
+        if self.max_length < 1:
+            raise ValueError(
+                f"max_position_embeddings {self.max_position_embeddings} holds no token: positions "
+                f"start at pad_token_id + 1 = {self.pad_token_id + 1}; use at least "
+                f"{self.pad_token_id + 2}"
+            )
+        for name, only in _ONLY.items():
+            value = getattr(self, name)
+            if value != only:
+                raise ValueError(
+                    f"{name}={value!r} is not supported, only {name}={only!r}; "
+                    "such a model cannot be loaded or trained here"
+                )
+
+    @property
+    def head_size(self) -> int:
+        """Width of one attention head."""
+        return self.hidden_size // self.num_attention_heads
+
+    @property
+    def max_length(self) -> int:
+        """The most tokens an input may have (512 for the released models)."""
+        return self.max_position_embeddings - self.pad_token_id - 1
+
+    @classmethod
+    def base(cls, **changes) -> "RobertaConfig":
+        """The released roberta-base: 12 layers of width 768, 124,697,433 parameters."""
+        released = {"max_position_embeddings": 514, "type_vocab_size": 1, "layer_norm_eps": 1e-5}
+        return cls(**(released | changes))
+
+    @classmethod
+    def large(cls, **changes) -> "RobertaConfig":
+        """The released roberta-large: 24 layers of width 1024, 355,412,057 parameters."""
+        shape = {
+            "hidden_size": 1024,
+            "num_hidden_layers": 24,
+            "num_attention_heads": 16,
+            "intermediate_size": 4096,
+        }
+        return cls.base(**(shape | changes))
+
+    @classmethod
+    def from_dict(cls, values: dict[str, Any]) -> "RobertaConfig":
+        """The config that a parsed `config.json` describes.
+
+        Keys that no model here reads (`architectures`, `transformers_version`, `id2label`, …) are
+        passed over, and absent keys take Hugging Face's defaults.
+
+        Raises:
+          ValueError: `model_type` is another architecture's, or a value is refused (see the class).
+        """
+        model_type = values.get("model_type", "roberta")
+        if model_type not in _MODEL_TYPES:
+            raise ValueError(
+                f"this config describes a {model_type!r} model, not a RoBERTa "
+                f"(model_type one of {', '.join(_MODEL_TYPES)})"
+            )
+        names = {field.name for field in dataclasses.fields(cls)}
+        return cls(**{name: value for name, value in values.items() if name in names})
+
+    @classmethod
+    def from_json_file(cls, path: str | os.PathLike) -> "RobertaConfig":
+        """Reads a `config.json`; FileNotFoundError, or ValueError where it is not a JSON object."""
+        try:
+            values = json.loads(pathlib.Path(path).read_text(encoding="utf-8"))
+        except json.JSONDecodeError as error:
+            raise ValueError(f"{path} is not valid JSON: {error}") from None
+        if not isinstance(values, dict):
+            raise ValueError(f"{path} holds no JSON object, so it is no model's config")
+        return cls.from_dict(values)
+
+    def to_dict(self, architecture: str = "RobertaForMaskedLM") -> dict[str, Any]:
+        """The contents of a `config.json` that transformers loads as this model."""
+        header = {"architectures": [architecture], "model_type": "roberta"}
+        return header | dataclasses.asdict(self)
+
+    def replace(self, **changes) -> "RobertaConfig":
+        """This config with some fields changed."""
+        return dataclasses.replace(self, **changes)
+
+
+@dataclasses.dataclass(frozen=True)
+class Execution:
+    """How a model is computed; its results do not depend on it.
+
+    Attributes:
+      dtype: of activations and matrix products (`bfloat16` on accelerators). Parameters, softmax,
+        LayerNorm, logits and loss are float32 always.
+      scan_layers: stack the blocks' parameters, each leaf with a leading `layers` axis, and scan
+        over them; else they are named "0", "1", … as Hugging Face's Flax classes name them.
+        Scanning compiles in a time that does not grow with depth.
+      scan_unroll: blocks a scan iteration holds; must divide the number of layers or exceed it.
+      remat: what the backward pass computes again instead of keeping: "none"; "dots", all but the
+        results of matrix products; "full", everything inside a block.
+    """
+
+    dtype: Any = jnp.float32
+    scan_layers: bool = True
+    scan_unroll: int = 1
+    remat: str = "none"
+
+    def __post_init__(self):
+        if not jnp.issubdtype(jnp.dtype(self.dtype), jnp.floating):
+            raise ValueError(f"dtype must be a floating-point type, not {self.dtype!r}")
+        if self.scan_unroll < 1:
+            raise ValueError(f"scan_unroll must be at least 1, not {self.scan_unroll}")
+        if self.remat not in REMAT_POLICIES:
+            raise ValueError(
+                f"unknown remat {self.remat!r}; known: {', '.join(sorted(REMAT_POLICIES))}"
+            )
+
+
+# What `jax.checkpoint` may keep, for each value of `Execution.remat` but "none".
+REMAT_POLICIES = {
+    "none": None,
+    "dots": jax.checkpoint_policies.dots_with_no_batch_dims_saveable,
+    "full": jax.checkpoint_policies.nothing_saveable,
+}
