@@ -1,0 +1,69 @@
+"""Folders that appear whole or not at all, on a local disk or an object store (`gs://…`)."""
+
+import contextlib
+import os
+import pathlib
+import shutil
+import tempfile
+import uuid
+from collections.abc import Iterator
+
+from etils import epath
+
+
+@contextlib.contextmanager
+def written_whole(target: epath.Path, last: str) -> Iterator[pathlib.Path]:
+    """Gives an empty local folder to fill, which takes the place of `target` at the end.
+
+    On a local disk it lies beside the target and is renamed; what was there before is gone only
+    after that. An object store has no rename: there the file named `last`, without which readers
+    must take no folder for complete, is removed first and written last.
+
+    On an error the target is what it was (on an object store: without `last`, if the error came
+    while copying).
+    """
+    if not _is_local(target):
+        with tempfile.TemporaryDirectory() as name:
+            folder = pathlib.Path(name)
+            yield folder
+            target.mkdir(parents=True, exist_ok=True)
+            (target / last).unlink(missing_ok=True)
+            for file in sorted(folder.iterdir(), key=lambda file: file.name == last):
+                epath.Path(file).copy(target / file.name, overwrite=True)
+        return
+
+    place = pathlib.Path(target).absolute()
+    unique = f".{place.name}.{uuid.uuid4().hex[:8]}"
+    folder, old = place.with_name(f"{unique}.new"), place.with_name(f"{unique}.old")
+    folder.mkdir(parents=True)
+    try:
+        yield folder
+        if place.exists():
+            place.rename(old)
+        try:
+            folder.rename(place)
+        except OSError:
+            if old.exists():
+                old.rename(place)
+            raise
+    except BaseException:
+        shutil.rmtree(folder, ignore_errors=True)
+        raise
+    shutil.rmtree(old, ignore_errors=True)
+
+
+@contextlib.contextmanager
+def on_local_disk(folder: epath.Path, endings: tuple[str, ...]) -> Iterator[pathlib.Path]:
+    """The folder itself, or on an object store a temporary copy of its files of these endings."""
+    if _is_local(folder):
+        yield pathlib.Path(folder)
+        return
+    with tempfile.TemporaryDirectory() as name:
+        for file in folder.iterdir():
+            if file.name.endswith(endings):
+                file.copy(pathlib.Path(name) / file.name)
+        yield pathlib.Path(name)
+
+
+def _is_local(path: epath.Path) -> bool:
+    return "://" not in os.fspath(path)
