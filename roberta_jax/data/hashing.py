@@ -1,0 +1,136 @@
+"""Randomness without state: integer hashes, and a permutation computed one element at a time.
+
+Every random choice of the data pipeline is a hash of what it is about: (seed, epoch, row, position
+in the row). So a batch can be made for any step, on any host, in any order, with the same bits,
+and nothing has to be saved to resume. NumPy's own generators would need one generator a row; these
+functions work on whole arrays.
+
+The values are part of the data format: a run resumed under a newer version must see the same
+batches. The tests pin them; never change them.
+
+Two hashes, both built from multiply and xor-shift steps: `mix64` (the finaliser of splitmix64,
+Steele et al. 2014) for keys, of which there are few, and `hash32` (the same idea on 32 bits with
+the constants of MurmurHash3's finaliser, which SIMD units multiply quickly) for positions, of
+which there are many.
+"""
+
+import numpy as np
+
+_MASK64 = 2**64 - 1
+_GOLDEN64 = np.uint64(0x9E3779B97F4A7C15)
+_GOLDEN32 = np.uint32(0x9E3779B9)
+_FEISTEL_ROUNDS = 8
+_PERMUTATION_STREAM = 0x7065726D  # keeps the row order apart from every other use of a seed
+
+
+def mix64(values: np.ndarray) -> np.ndarray:
+    """A bijection of the 64-bit integers in which every input bit reaches every output bit.
+
+    Args:
+      values: uint64, any shape with at least one axis.
+
+    Returns:
+      uint64 of the same shape.
+    """
+    x = values ^ (values >> np.uint64(30))
+    x *= np.uint64(0xBF58476D1CE4E5B9)
+    x ^= x >> np.uint64(27)
+    x *= np.uint64(0x94D049BB133111EB)
+    x ^= x >> np.uint64(31)
+    return x
+
+
+def fold(*values) -> np.ndarray:
+    """Hashes a tuple of integers, elementwise over arrays; the order of the tuple counts.
+
+    Args:
+      *values: Python integers or integer arrays that broadcast together; negative ones are taken
+        modulo 2^64.
+
+    Returns:
+      uint64 of the broadcast shape, [1] if all the values are plain integers.
+    """
+    key = np.zeros(1, np.uint64)
+    for value in values:
+        key = mix64(key + _GOLDEN64 + _as_uint64(value))
+    return key
+
+
+def hash32(keys: np.ndarray, counters: np.ndarray) -> np.ndarray:
+    """32 random bits for each counter of each key.
+
+    Both halves of the key enter, at different depths: with one half alone, two rows whose halves
+    differ by a multiple of the counters' stride would be shifted copies of one another.
+
+    Args:
+      keys: uint64 [B].
+      counters: uint32 [N], or [B, N].
+
+    Returns:
+      uint32 [B, N].
+    """
+    low = keys.astype(np.uint32)[:, None]
+    high = (keys >> np.uint64(32)).astype(np.uint32)[:, None]
+    x = counters * _GOLDEN32 + low
+    scratch = x >> np.uint32(16)
+    x ^= scratch
+    x *= np.uint32(0x85EBCA6B)
+    np.right_shift(x, np.uint32(13), out=scratch)
+    x ^= scratch
+    x += high
+    x *= np.uint32(0xC2B2AE35)
+    np.right_shift(x, np.uint32(16), out=scratch)
+    x ^= scratch
+    return x
+
+
+def permute(index, n: int, seed: int, epoch) -> np.ndarray:
+    """Where `index` goes in a random permutation of range(n), without the permutation in memory.
+
+    An unbalanced Feistel network permutes the smallest power of two that holds n: each round
+    xors one half of the bits with a hash of the other, which is undone by doing it again, so the
+    whole is a bijection whatever the hash. What falls outside range(n) goes through the network
+    again until it is inside ("cycle walking"), fewer than two passes on average.
+
+    Args:
+      index: integers in [0, n), any shape.
+      n: size of the permuted range, at least 1.
+      seed: which family of permutations.
+      epoch: which member; an integer or integers of index's shape.
+
+    Returns:
+      int64 of index's shape (at least one axis); for one epoch a bijection of range(n).
+    """
+    x, epoch = np.broadcast_arrays(np.atleast_1d(np.asarray(index, np.int64)), epoch)
+    if n < 1 or (x.size and (x.min() < 0 or x.max() >= n)):
+        raise ValueError(f"permute needs n >= 1 and every index in [0, n), here n = {n}")
+    x = x.astype(np.uint64)
+    keys = np.broadcast_to(fold(_PERMUTATION_STREAM, seed, epoch), x.shape)
+    bits = (n - 1).bit_length()
+    x = _feistel(x, keys, bits)
+    while (outside := x >= np.uint64(n)).any():
+        x[outside] = _feistel(x[outside], keys[outside], bits)
+    return x.astype(np.int64)
+
+
+def _feistel(x: np.ndarray, keys: np.ndarray, bits: int) -> np.ndarray:
+    """Permutes the integers below 2^bits; x and keys are uint64 of one shape."""
+    low_bits = np.uint64(bits // 2)
+    low_mask = np.uint64((1 << (bits // 2)) - 1)
+    high_mask = np.uint64((1 << (bits - bits // 2)) - 1)
+    high, low = x >> low_bits, x & low_mask
+    for round_key in range(0, _FEISTEL_ROUNDS, 2):
+        high = high ^ (mix64(keys + _round_offset(round_key) + low) & high_mask)
+        low = low ^ (mix64(keys + _round_offset(round_key + 1) + high) & low_mask)
+    return (high << low_bits) | low
+
+
+def _round_offset(i: int) -> np.uint64:
+    return np.uint64(((i + 1) * int(_GOLDEN64)) & _MASK64)
+
+
+def _as_uint64(value) -> np.ndarray:
+    """Two's complement for negatives; Python integers of any size are taken modulo 2^64."""
+    if isinstance(value, (int, np.integer)):
+        return np.array([int(value) & _MASK64], np.uint64)
+    return np.asarray(value).astype(np.uint64)

@@ -1,0 +1,200 @@
+"""From a step number to its batch, made ahead of time on the host's spare cores.
+
+Training sees the positions p = 0, 1, 2, … of an endless sequence of rows: epoch p // N, and in
+each epoch all N rows in an order of its own. Step s takes positions s * B to s * B + B - 1, so
+batches straddle epochs, no row is dropped or seen twice in an epoch, and a run resumes at any
+step by starting there. A host makes only the rows that its devices hold.
+
+Two engines run the same function over the steps and give the same bits: tf.data where TensorFlow
+is installed, else a pool of threads (NumPy leaves Python's lock while it works on large arrays).
+"""
+
+import collections
+import concurrent.futures
+import importlib.util
+import itertools
+import os
+from collections.abc import Callable, Iterator
+
+import numpy as np
+
+from roberta_jax.data import hashing
+from roberta_jax.data.batches import DTYPES, BatchMaker
+from roberta_jax.errors import UsageError
+
+ENGINES = ("auto", "tf", "numpy")
+Batch = dict[str, np.ndarray]
+
+
+def train_batches(
+    maker: BatchMaker,
+    *,
+    batch_size: int,
+    seed: int,
+    start_step: int,
+    stop_step: int | None = None,
+    local_rows: np.ndarray | None = None,
+    engine: str = "auto",
+    prefetch: int = 8,
+    workers: int | None = None,
+) -> Iterator[Batch]:
+    """The training batches from `start_step` on.
+
+    Args:
+      maker: makes the rows.
+      batch_size: B, rows in the global batch.
+      seed: of the order of the rows; the masks' seed is the maker's.
+      start_step: the first step.
+      stop_step: the step after the last; None goes on for ever.
+      local_rows: int64, which of range(B) to make, in this order; None makes all.
+      engine: "tf", "numpy", or "auto" for tf where it is installed.
+      prefetch: how many batches may wait, ready or in the making.
+      workers: threads; None takes one a core.
+
+    Returns:
+      An iterator of batches (see `BatchMaker`) with len(local_rows) rows. Closing it or letting
+      it go stops its threads.
+
+    Raises:
+      UsageError: an unknown engine, tf without TensorFlow, or a corpus or batch without rows.
+    """
+    local_rows = _check(maker, batch_size, local_rows)
+    num_rows = maker.num_rows
+
+    def make(step: int) -> Batch:
+        epochs, index = np.divmod(step * batch_size + local_rows, num_rows)
+        return maker(hashing.permute(index, num_rows, seed, epochs), epochs)
+
+    return _run(make, start_step, stop_step, engine, prefetch, workers)
+
+
+def eval_batches(
+    maker: BatchMaker,
+    *,
+    batch_size: int,
+    seed: int,
+    max_rows: int | None = None,
+    local_rows: np.ndarray | None = None,
+    engine: str = "auto",
+    prefetch: int = 4,
+    workers: int | None = None,
+) -> Iterator[Batch]:
+    """Every row once, with masks that depend on (seed, row) alone.
+
+    The rows come in a random order that is fixed by the seed, so that the first `max_rows` are a
+    fair sample of the corpus. The last batch is filled up with rows whose weights are all 0.
+
+    Args:
+      maker: makes the rows; its own seed plays no part.
+      batch_size: B, rows in the global batch.
+      seed: of the masks and the order.
+      max_rows: score at most so many rows; None scores all.
+      local_rows, engine, prefetch, workers: as for `train_batches`.
+
+    Raises:
+      UsageError: as for `train_batches`.
+    """
+    local_rows = _check(maker, batch_size, local_rows)
+    total = maker.num_rows if max_rows is None else min(max_rows, maker.num_rows)
+    if total < 1:
+        raise UsageError(f"eval.max_rows is {max_rows}, but there must be a row to score")
+    maker = maker.with_seed(seed)
+
+    def make(step: int) -> Batch:
+        index = step * batch_size + local_rows
+        rows = hashing.permute(np.minimum(index, total - 1), maker.num_rows, seed, 0)
+        batch = maker(rows, np.zeros_like(rows))
+        batch["masked_weights"][index >= total] = 0
+        return batch
+
+    return _run(make, 0, -(-total // batch_size), engine, prefetch, workers)
+
+
+def _check(maker: BatchMaker, batch_size: int, local_rows: np.ndarray | None) -> np.ndarray:
+    """The rows to make, after looking at the sizes."""
+    if maker.num_rows < 1:
+        raise UsageError("the corpus holds no rows: give data.* a source with some text")
+    if batch_size < 1:
+        raise UsageError(f"the batch size is {batch_size}, but a batch holds at least one row")
+    local_rows = np.arange(batch_size) if local_rows is None else np.asarray(local_rows, np.int64)
+    if local_rows.size and not 0 <= local_rows.min() <= local_rows.max() < batch_size:
+        raise ValueError(f"local_rows must lie in [0, {batch_size}), the global batch's rows")
+    return local_rows
+
+
+def _run(
+    make: Callable[[int], Batch],
+    start: int,
+    stop: int | None,
+    engine: str,
+    prefetch: int,
+    workers: int | None,
+) -> Iterator[Batch]:
+    """make(start), make(start + 1), … in order, some ahead of their use."""
+    if engine not in ENGINES:
+        raise UsageError(f"data.engine is {engine!r}, but it must be one of {', '.join(ENGINES)}")
+    has_tensorflow = importlib.util.find_spec("tensorflow") is not None
+    if engine == "tf" and not has_tensorflow:
+        raise UsageError(
+            "data.engine is 'tf', but TensorFlow is not installed: install the extra `data` "
+            "(pip install -e '.[data]'), or use data.engine=numpy, which gives the same batches"
+        )
+    workers = workers or _num_cores()
+    prefetch = max(prefetch, workers)
+    if engine == "numpy" or not has_tensorflow:
+        return _run_threads(make, start, stop, prefetch, workers)
+    return _run_tensorflow(make, start, stop, prefetch, workers)
+
+
+def _num_cores() -> int:
+    """Cores that this process may use, where the system says so (Linux), else all."""
+    return len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count()
+
+
+def _run_threads(make, start, stop, prefetch, workers):
+    """A pool of threads whose results are taken in the order of the steps."""
+    steps = itertools.count(start) if stop is None else iter(range(start, stop))
+    pool = concurrent.futures.ThreadPoolExecutor(workers, thread_name_prefix="batches")
+    pending = collections.deque()
+    try:
+        for step in itertools.islice(steps, prefetch):
+            pending.append(pool.submit(make, step))
+        while pending:
+            batch = pending.popleft().result()  # raises what make raised
+            pending.extend(pool.submit(make, step) for step in itertools.islice(steps, 1))
+            yield batch
+    finally:  # also when the consumer closes the generator or lets it go
+        pool.shutdown(wait=True, cancel_futures=True)
+
+
+def _run_tensorflow(make, start, stop, prefetch, workers):
+    """tf.data over the step numbers, with the work done in NumPy."""
+    import tensorflow as tf  # here, because it takes seconds and half a gigabyte
+
+    for kind in ("GPU", "TPU"):  # JAX's; TensorFlow would reserve their memory
+        tf.config.set_visible_devices([], kind)
+
+    failures = []  # tf.data turns exceptions into its own and loses their type
+
+    def make_arrays(step):
+        try:
+            batch = make(int(step))
+        except Exception as error:
+            failures.append(error)
+            raise
+        return [batch[name] for name in DTYPES]
+
+    def make_tensors(step):
+        return tf.numpy_function(make_arrays, [step], list(DTYPES.values()), stateful=False)
+
+    options = tf.data.Options()
+    options.deterministic = True
+    options.autotune.enabled = False
+    options.threading.private_threadpool_size = workers
+    steps = tf.data.Dataset.range(start, np.iinfo(np.int64).max if stop is None else stop)
+    batches = steps.map(make_tensors, num_parallel_calls=workers).prefetch(prefetch)
+    try:
+        for arrays in batches.with_options(options).as_numpy_iterator():
+            yield dict(zip(DTYPES, arrays, strict=True))
+    except tf.errors.OpError as error:
+        raise failures[0] if failures else error from None
