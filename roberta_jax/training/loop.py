@@ -1,0 +1,368 @@
+"""The training loop: one step, one evaluation, and `fit`, the only loop that trains.
+
+What is trained comes in as two functions of a batch, so the same loop pretrains and fine-tunes:
+
+    loss_fn(params, batch, dropout_key) -> {objective: summed loss}     (dropout_key None: none)
+    count_fn(batch)                     -> {objective: what to divide that sum by}
+
+The loss is the sum over the objectives of sum / count, with both taken over the whole global batch:
+all devices, hosts and microbatches. A mean of means would be another loss wherever the counts of
+the parts differ.
+"""
+
+import contextlib
+import dataclasses
+import math
+import signal
+import threading
+import zlib
+from collections.abc import Callable, Iterable, Iterator, Mapping
+from typing import Any
+
+import jax
+import jax.numpy as jnp
+import optax
+from jax.experimental import multihost_utils
+from jax.sharding import Mesh
+
+from roberta_jax.errors import UsageError
+from roberta_jax.training.checkpoints import Checkpoints
+from roberta_jax.training.metrics import Meter, MetricsWriter
+from roberta_jax.training.partitioning import on_mesh
+from roberta_jax.training.state import TrainState
+
+Batch = Mapping[str, jax.Array]
+Sums = dict[str, jax.Array]
+LossFn = Callable[[Any, Batch, jax.Array | None], Sums]
+CountFn = Callable[[Batch], Sums]
+TrainStep = Callable[[TrainState, Batch], tuple[TrainState, dict[str, jax.Array]]]
+EvalStep = Callable[[Any, Batch], tuple[Sums, Sums]]
+
+# Multiply-adds counted as two, without sparsity, in the type the matrix units take (bfloat16).
+PEAK_FLOPS = {
+    "TPU v4": 275e12,
+    "TPU v5 lite": 197e12,
+    "TPU v5e": 197e12,
+    "TPU v5": 459e12,
+    "TPU v5p": 459e12,
+    "TPU v6 lite": 918e12,
+    "TPU v6e": 918e12,
+    "NVIDIA A100-SXM4-40GB": 312e12,
+    "NVIDIA A100-SXM4-80GB": 312e12,
+    "NVIDIA H100 80GB HBM3": 989e12,
+    "NVIDIA H200": 989e12,
+    "NVIDIA L4": 121e12,
+    "Tesla T4": 65e12,
+    "Tesla V100-SXM2-16GB": 125e12,
+}
+
+
+class Diverged(UsageError):
+    """The loss or the gradient is no longer a number."""
+
+
+def stream_key(seed: int, stream: str, step: jax.Array) -> jax.Array:
+    """The random key of one stream ("dropout", ...) at one step: a function of nothing else."""
+    key = jax.random.fold_in(jax.random.key(seed), zlib.crc32(stream.encode()))
+    return jax.random.fold_in(key, step)
+
+
+def make_train_step(
+    loss_fn: LossFn,
+    count_fn: CountFn,
+    optimizer: optax.GradientTransformation,
+    schedule: optax.Schedule,
+    mesh: Mesh,
+    *,
+    seed: int,
+    accumulation: int = 1,
+    deterministic: bool = False,
+) -> TrainStep:
+    """Compiles one update: `step(state, batch) -> (state, metrics)`; the old state is consumed.
+
+    Args:
+      loss_fn, count_fn: see the module's docstring.
+      optimizer: makes updates of gradients.
+      schedule: updates made -> learning rate, for the metrics alone.
+      mesh: where the state and the batch [B, ...] live.
+      seed: of the dropout.
+      accumulation: microbatches a batch is worked off in, one after the other; each has
+        B / accumulation rows, the same share of every device's rows.
+      deterministic: on a GPU, keep to operations whose result does not vary from run to run, and
+        do not choose among kernels by timing them. (CPU and TPU need no such thing.)
+
+    Returns:
+      The step. Its metrics are float32 scalars: `loss`, `gradient_norm` (before clipping) and
+      `learning_rate`.
+    """
+
+    def gradients(params, batch, key, counts):
+        def loss_of(params):
+            sums = loss_fn(params, batch, key)
+            return sum(sums[name] / counts[name] for name in counts)
+
+        return jax.value_and_grad(loss_of)(params)
+
+    def accumulated(params, batch, key, counts):
+        # Row r of a device goes to microbatch r % accumulation: no row changes its device.
+        parts = {
+            name: x.reshape(x.shape[0] // accumulation, accumulation, *x.shape[1:]).swapaxes(0, 1)
+            for name, x in batch.items()
+        }
+
+        def add(total, part):
+            index, rows = part
+            found = gradients(params, rows, jax.random.fold_in(key, index), counts)
+            return jax.tree.map(jnp.add, total, found), None
+
+        nothing = (jnp.zeros([], jnp.float32), jax.tree.map(jnp.zeros_like, params))
+        return jax.lax.scan(add, nothing, (jnp.arange(accumulation), parts))[0]
+
+    def step(state: TrainState, batch: Batch):
+        # A count of 0 (no target of an objective in the batch) comes with a sum of 0.
+        counts = {name: jnp.maximum(count, 1) for name, count in count_fn(batch).items()}
+        key = stream_key(seed, "dropout", state.step)
+        work = gradients if accumulation == 1 else accumulated
+        loss, grads = work(state.params, batch, key, counts)
+        updates, opt_state = optimizer.update(grads, state.opt_state, state.params)
+        metrics = {
+            "loss": loss,
+            "gradient_norm": optax.tree.norm(grads),
+            "learning_rate": schedule(state.step),
+        }
+        params = optax.apply_updates(state.params, updates)
+        return TrainState(state.step + 1, params, opt_state), metrics
+
+    options = {"xla_gpu_deterministic_ops": True, "xla_gpu_autotune_level": 0}
+    compiled = jax.jit(step, donate_argnums=0, compiler_options=options if deterministic else None)
+
+    def run(state: TrainState, batch: Batch):
+        with on_mesh(mesh):
+            return compiled(state, batch)
+
+    run.lower = lambda *args: _lower(compiled, mesh, *args)
+    return run
+
+
+def _lower(compiled, mesh: Mesh, *args):
+    with on_mesh(mesh):
+        return compiled.lower(*args)
+
+
+def make_eval_step(loss_fn: LossFn, count_fn: CountFn, mesh: Mesh) -> EvalStep:
+    """Compiles `step(params, batch) -> (sums, counts)`, without dropout."""
+    compiled = jax.jit(lambda params, batch: (loss_fn(params, batch, None), count_fn(batch)))
+
+    def run(params, batch):
+        with on_mesh(mesh):
+            return compiled(params, batch)
+
+    return run
+
+
+def evaluate(
+    eval_step: EvalStep, params: Any, batches: Iterable[Batch], should_stop: Callable[[], bool]
+) -> dict[str, float] | None:
+    """Averages each objective over all batches: sum of sums over sum of counts.
+
+    Returns:
+      {objective: mean}, or None if `should_stop` said so in between.
+    """
+    sums: dict[str, float] = {}
+    counts: dict[str, float] = {}
+    pending = None
+    for batch in batches:
+        done, pending = pending, eval_step(params, batch)
+        _add(sums, counts, done)
+        if should_stop():
+            return None
+    _add(sums, counts, pending)
+    return {name: sums[name] / counts[name] for name in sums if counts[name]}
+
+
+def _add(sums, counts, found) -> None:
+    # Python floats: a float32 total would round away small batches of a long evaluation.
+    if found is not None:
+        for total, part in zip((sums, counts), jax.device_get(found), strict=True):
+            for name, value in part.items():
+                total[name] = total.get(name, 0.0) + float(value)
+
+
+@contextlib.contextmanager
+def stop_requests() -> Iterator[Callable[[], bool]]:
+    """Gives a function that says whether the run was asked to stop; poll it after every batch.
+
+    SIGTERM (how a scheduler takes a machine back) and Ctrl-C set a flag instead of killing; a
+    second Ctrl-C interrupts at once. With several processes JAX's preemption service makes them
+    agree on the poll at which to stop, so all must poll equally often.
+    """
+    if jax.process_count() > 1:
+        polls, stopped = 0, False
+
+        def agreed() -> bool:
+            nonlocal polls, stopped
+            polls += 1
+            stopped = stopped or multihost_utils.reached_preemption_sync_point(polls)
+            return stopped
+
+        yield agreed
+        return
+    if threading.current_thread() is not threading.main_thread():
+        yield lambda: False  # signals reach the main thread alone
+        return
+    asked = threading.Event()
+
+    def ask(number, frame):
+        if asked.is_set() and number == signal.SIGINT:
+            raise KeyboardInterrupt
+        asked.set()
+
+    before = {number: signal.signal(number, ask) for number in (signal.SIGTERM, signal.SIGINT)}
+    try:
+        yield asked.is_set
+    finally:
+        for number, handler in before.items():
+            signal.signal(number, handler)
+
+
+@dataclasses.dataclass(frozen=True)
+class Cadence:
+    """After how many steps each thing happens; 0 is never.
+
+    Attributes:
+      log: a record of the mean loss since the last one.
+      evaluate: an evaluation (the caller makes the one at the end).
+      checkpoint: a checkpoint; there is always one at the end.
+    """
+
+    log: int = 100
+    evaluate: int = 0
+    checkpoint: int = 0
+
+    def __post_init__(self):
+        if self.log < 1:
+            raise UsageError(f"train.log_every={self.log}: it is at least 1.")
+        for name, every in (("eval", self.evaluate), ("checkpoint", self.checkpoint)):
+            if every < 0:
+                raise UsageError(f"train.{name}_every={every}: it is positive, or 0 for never.")
+
+
+def fit(
+    state: TrainState,
+    train_step: TrainStep,
+    batches: Callable[[int], Iterator[Batch]],
+    *,
+    steps: int,
+    cadence: Cadence,
+    checkpoints: Checkpoints,
+    writer: MetricsWriter,
+    tokens_per_step: int,
+    flops_per_step: float | None = None,
+    evaluation: Callable[[Any], Mapping[str, float] | None] | None = None,
+    should_stop: Callable[[], bool] = lambda: False,
+    extra: Mapping[str, Any] | None = None,
+) -> tuple[TrainState, bool]:
+    """Trains from the state's step up to step `steps`.
+
+    Step s is the s-th update. The host runs one step ahead: a step's metrics are read when the next
+    one has been handed to the device. Before a checkpoint it waits, so that a step is saved only
+    when its own loss and gradient norm are known to be finite.
+
+    Args:
+      state: where to start; consumed.
+      train_step: from `make_train_step`.
+      batches: step s -> iterator over the batches of the updates s + 1, s + 2, ...
+      steps: the updates of the whole run.
+      cadence: when to log, evaluate and save.
+      checkpoints: where to save.
+      writer: where to report.
+      tokens_per_step: for tokens/s.
+      flops_per_step: of one update over all devices, for the share of the chips' peak (`mfu`).
+      evaluation: params -> values to record, or None if it was told to stop.
+      should_stop: polled after every step.
+      extra: saved in each checkpoint.
+
+    Returns:
+      (the state, whether the run was stopped before the end). Either way it is saved.
+
+    Raises:
+      Diverged: a loss or gradient norm is not finite.
+      UsageError: a checkpoint could not be written.
+    """
+    step = int(state.step)
+    meter = Meter(tokens_per_step)
+    peak = _peak_flops()
+    pending: dict[str, jax.Array] | None = None  # the metrics of `step`, not read yet
+
+    def read() -> None:
+        nonlocal pending
+        if pending is None:
+            return
+        values = {name: float(value) for name, value in jax.device_get(pending).items()}
+        pending = None
+        _check_finite(step, values, checkpoints)
+        meter.add(values["loss"])
+        writer.progress(step, values["loss"], meter.tokens_per_second)
+        if step % cadence.log == 0 or step == steps:
+            mean, seconds = meter.take()
+            values |= mean
+            if seconds and flops_per_step and peak:
+                values["mfu"] = flops_per_step / (seconds * peak)
+            writer.write(step, values)
+            writer.line(step, values, seconds)
+
+    data = batches(step) if step < steps else iter(())
+    try:
+        while step < steps:
+            batch = next(data)
+            state, metrics = train_step(state, batch)
+            read()
+            step, pending = step + 1, metrics
+            stopping = should_stop()
+            if not stopping and evaluation and step < steps and _due(step, cadence.evaluate):
+                read()
+                values = evaluation(state.params)
+                stopping = values is None
+                if values is not None:
+                    writer.write(step, values)
+                meter.pause()
+            if stopping or step == steps or _due(step, cadence.checkpoint):
+                read()
+                checkpoints.save(step, state, extra)
+                meter.pause()
+            if stopping:
+                break
+    finally:
+        close = getattr(data, "close", None)
+        if close is not None:
+            close()
+    checkpoints.wait()
+    return state, step < steps
+
+
+def _due(step: int, every: int) -> bool:
+    return every > 0 and step % every == 0
+
+
+def _check_finite(step: int, values: Mapping[str, float], checkpoints: Checkpoints) -> None:
+    bad = [name for name in ("loss", "gradient_norm") if not math.isfinite(values[name])]
+    if not bad:
+        return
+    checkpoints.wait()
+    last = checkpoints.latest_step()
+    saved = (
+        "No checkpoint was written before it."
+        if last is None
+        else (f"The checkpoint of step {last} is from before it and stays.")
+    )
+    raise Diverged(
+        f"training diverged: at step {step} the {' and the '.join(bad).replace('_', ' ')} "
+        f"is not finite. {saved}\nStart in a new --workdir with a lower optimizer.learning_rate, a "
+        "longer schedule.warmup_steps, or optimizer.clip_norm=1."
+    )
+
+
+def _peak_flops() -> float | None:
+    """The peak of all devices together, FLOP/s, or None for a chip not in the table."""
+    peak = PEAK_FLOPS.get(jax.devices()[0].device_kind)
+    return peak and peak * jax.device_count()

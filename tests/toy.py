@@ -1,0 +1,89 @@
+"""A model small enough to train in a test: tanh layers with RoBERTa's logical axis names."""
+
+import flax.linen as nn
+import jax
+import jax.numpy as jnp
+import numpy as np
+
+from roberta_jax.training.loop import make_train_step
+from roberta_jax.training.optimizer import adamw, polynomial_schedule
+from roberta_jax.training.partitioning import create_mesh, local_batch_rows, to_global
+from roberta_jax.training.state import create_state
+
+WIDTH, TARGETS = 8, 5
+
+
+class Toy(nn.Module):
+    dropout: float = 0.0
+
+    @nn.compact
+    def __call__(self, x_BLD, deterministic=True):
+        def weight(name, shape, axes):
+            make = nn.with_logical_partitioning(nn.initializers.normal(0.3), axes)
+            return self.param(name, make, shape)
+
+        kernel = weight("kernel", (WIDTH, 2 * WIDTH), ("embed", "mlp"))
+        bias = weight("bias", (2 * WIDTH,), ("mlp",))
+        out = weight("out", (2 * WIDTH, WIDTH), ("mlp", "embed"))
+        scale = weight("scale", (WIDTH,), ("norm",))
+        h_BLM = nn.with_logical_constraint(
+            jnp.tanh(x_BLD @ kernel + bias), ("batch", "length", "mlp")
+        )
+        h_BLM = nn.Dropout(self.dropout)(h_BLM, deterministic=deterministic)
+        return (h_BLM @ out) * scale
+
+
+def loss_and_count(dropout=0.0):
+    """Two objectives with different counts a row, so that a mean of means would show."""
+    model = Toy(dropout)
+
+    def loss_fn(params, batch, key):
+        rngs = None if key is None else {"dropout": key}
+        y = model.apply({"params": params}, batch["x"], key is None, rngs=rngs)
+        squares = jnp.sum(jnp.square(y - batch["y"]), -1) * batch["weights"]
+        return {"squares": jnp.sum(squares), "size": jnp.sum(jnp.abs(y)) * 0.1}
+
+    def count_fn(batch):
+        return {"squares": jnp.sum(batch["weights"]), "size": jnp.float32(batch["x"].shape[0])}
+
+    return loss_fn, count_fn
+
+
+def init_params():
+    return Toy().init(jax.random.key(0), jnp.zeros((1, 1, WIDTH)))["params"]
+
+
+def host_batch(step, rows):
+    """The rows `rows` of the batch of step `step`: every row a function of (step, row)."""
+    x, y, w = [], [], []
+    for row in rows:
+        rng = np.random.default_rng([step, int(row)])
+        x.append(rng.normal(size=(TARGETS, WIDTH)))
+        y.append(rng.normal(size=(TARGETS, WIDTH)))
+        w.append(rng.random(TARGETS) < 0.1 + 0.1 * (row % 8))
+    arrays = {"x": x, "y": y, "weights": w}
+    return {name: np.asarray(value, np.float32) for name, value in arrays.items()}
+
+
+def batches(mesh, batch_size):
+    """The function of the step that `fit` takes."""
+    rows = local_batch_rows(mesh, batch_size)
+
+    def from_step(step):
+        while True:
+            yield to_global(host_batch(step, rows), mesh, batch_size, rows)
+            step += 1
+
+    return from_step
+
+
+def setting(*, dropout=0.0, accumulation=1, mesh=None, steps=10, rate=1e-2, **optimizer):
+    """(mesh, state, train_step) of the toy."""
+    mesh = mesh or create_mesh()
+    schedule = polynomial_schedule(rate, warmup_steps=2, decay_steps=steps)
+    tx = adamw(schedule, **optimizer)
+    state = create_state(init_params, tx, mesh)
+    step = make_train_step(
+        *loss_and_count(dropout), tx, schedule, mesh, seed=0, accumulation=accumulation
+    )
+    return mesh, state, step
