@@ -10,6 +10,7 @@ positions.
 """
 
 import copy
+import math
 from collections.abc import Iterator, Sequence
 
 import numpy as np
@@ -31,6 +32,7 @@ DTYPES = {
 }
 """A batch's arrays, in order; the first three are [B, L], the others [B, K]."""
 _MASK_STREAM = 0x6D61736B  # keeps masks apart from every other use of the same seed
+_ALIGNMENT = 64  # bytes
 _CHUNK_TOKENS = 1 << 17  # rows are made a few at a time, so that the work stays in the cache
 
 
@@ -53,6 +55,7 @@ class BatchMaker:
       num_rows: rows in the corpus.
       seq_len: L.
       num_slots: K.
+      vocab_size: as given.
 
     Raises:
       UsageError: the store holds ids beyond vocab_size, or whole words without `word_starts`.
@@ -79,6 +82,7 @@ class BatchMaker:
             )
         self._store, self._packed, self._seed = store, packed, seed
         self._bos_id, self._pad_id = bos_id, pad_id
+        self.vocab_size = vocab_size
         self.num_rows, self.seq_len = packed.num_rows, packed.seq_len
         self._masker = Masker(
             masking,
@@ -131,7 +135,7 @@ class BatchMaker:
         names = DTYPES if keys_B is not None else list(DTYPES)[:3]
         widths = 3 * [seq_len] + 3 * [num_slots]
         batch = {
-            name: np.empty((num_rows, width), DTYPES[name])
+            name: _empty_aligned((num_rows, width), DTYPES[name])
             for name, width in zip(names, widths, strict=False)
         }
         step = max(1, _CHUNK_TOKENS // seq_len)
@@ -208,3 +212,11 @@ class BatchMaker:
         shards_B = np.searchsorted(self._store.shard_starts, positions_B, side="right") - 1
         for number in np.unique(shards_B):
             yield np.flatnonzero(shards_B == number), self._store.shards[number]
+
+
+def _empty_aligned(shape: tuple[int, ...], dtype) -> np.ndarray:
+    """np.empty at an address that TensorFlow, and JAX on the CPU, can take over without a copy."""
+    size = math.prod(shape) * np.dtype(dtype).itemsize
+    memory = np.empty(size + _ALIGNMENT, np.uint8)
+    start = -memory.ctypes.data % _ALIGNMENT
+    return memory[start : start + size].view(dtype).reshape(shape)

@@ -19,7 +19,7 @@ import numpy as np
 _MASK64 = 2**64 - 1
 _GOLDEN64 = np.uint64(0x9E3779B97F4A7C15)
 _GOLDEN32 = np.uint32(0x9E3779B9)
-_FEISTEL_ROUNDS = 8
+_FEISTEL_ROUNDS = 6
 _PERMUTATION_STREAM = 0x7065726D  # keeps the row order apart from every other use of a seed
 
 
@@ -104,29 +104,31 @@ def permute(index, n: int, seed: int, epoch) -> np.ndarray:
     x, epoch = np.broadcast_arrays(np.atleast_1d(np.asarray(index, np.int64)), epoch)
     if n < 1 or (x.size and (x.min() < 0 or x.max() >= n)):
         raise ValueError(f"permute needs n >= 1 and every index in [0, n), here n = {n}")
-    x = x.astype(np.uint64)
     keys = np.broadcast_to(fold(_PERMUTATION_STREAM, seed, epoch), x.shape)
-    bits = (n - 1).bit_length()
-    x = _feistel(x, keys, bits)
+    offsets = np.arange(1, _FEISTEL_ROUNDS + 1, dtype=np.uint64) * _GOLDEN64
+    round_keys = mix64(keys + offsets.reshape(-1, *[1] * x.ndim))
+    bits = max((n - 1).bit_length(), 6)
+    x = _feistel(x.astype(np.uint64), round_keys, bits)
     while (outside := x >= np.uint64(n)).any():
-        x[outside] = _feistel(x[outside], keys[outside], bits)
+        x[outside] = _feistel(x[outside], round_keys[:, outside], bits)
     return x.astype(np.int64)
 
 
-def _feistel(x: np.ndarray, keys: np.ndarray, bits: int) -> np.ndarray:
-    """Permutes the integers below 2^bits; x and keys are uint64 of one shape."""
-    low_bits = np.uint64(bits // 2)
-    low_mask = np.uint64((1 << (bits // 2)) - 1)
-    high_mask = np.uint64((1 << (bits - bits // 2)) - 1)
-    high, low = x >> low_bits, x & low_mask
-    for round_key in range(0, _FEISTEL_ROUNDS, 2):
-        high = high ^ (mix64(keys + _round_offset(round_key) + low) & high_mask)
-        low = low ^ (mix64(keys + _round_offset(round_key + 1) + high) & low_mask)
-    return (high << low_bits) | low
-
-
-def _round_offset(i: int) -> np.uint64:
-    return np.uint64(((i + 1) * int(_GOLDEN64)) & _MASK64)
+def _feistel(x: np.ndarray, round_keys: np.ndarray, bits: int) -> np.ndarray:
+    """Permutes the integers below 2^bits; x is uint64 [...], round_keys uint64 [rounds, ...]."""
+    low_bits = bits // 2
+    low, high = x & np.uint64((1 << low_bits) - 1), x >> np.uint64(low_bits)
+    masks = [np.uint64((1 << (bits - low_bits)) - 1), np.uint64((1 << low_bits) - 1)]
+    halves = [high, low]
+    for i, key in enumerate(round_keys):
+        changed, other = i % 2, 1 - i % 2
+        noise = (halves[other] + key) * np.uint64(0xBF58476D1CE4E5B9)
+        noise ^= noise >> np.uint64(32)
+        noise *= np.uint64(0x94D049BB133111EB)
+        noise >>= np.uint64(32)  # the product's upper bits are its best
+        noise &= masks[changed]
+        halves[changed] ^= noise
+    return (high << np.uint64(low_bits)) | low
 
 
 def _as_uint64(value) -> np.ndarray:

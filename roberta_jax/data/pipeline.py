@@ -95,19 +95,25 @@ def eval_batches(
       UsageError: as for `train_batches`.
     """
     local_rows = _check(maker, batch_size, local_rows)
-    total = maker.num_rows if max_rows is None else min(max_rows, maker.num_rows)
-    if total < 1:
-        raise UsageError(f"eval.max_rows is {max_rows}, but there must be a row to score")
+    all_rows = eval_rows(maker, seed, max_rows)
     maker = maker.with_seed(seed)
 
     def make(step: int) -> Batch:
         index = step * batch_size + local_rows
-        rows = hashing.permute(np.minimum(index, total - 1), maker.num_rows, seed, 0)
+        rows = all_rows[np.minimum(index, len(all_rows) - 1)]
         batch = maker(rows, np.zeros_like(rows))
-        batch["masked_weights"][index >= total] = 0
+        batch["masked_weights"][index >= len(all_rows)] = 0
         return batch
 
-    return _run(make, 0, -(-total // batch_size), engine, prefetch, workers)
+    return _run(make, 0, -(-len(all_rows) // batch_size), engine, prefetch, workers)
+
+
+def eval_rows(maker: BatchMaker, seed: int, max_rows: int | None = None) -> np.ndarray:
+    """int64 [R]: the rows that `eval_batches` scores, in its order."""
+    if max_rows is not None and max_rows < 1:
+        raise UsageError(f"eval.max_rows is {max_rows}, but there must be a row to score")
+    num_rows = maker.num_rows if max_rows is None else min(max_rows, maker.num_rows)
+    return hashing.permute(np.arange(num_rows), maker.num_rows, seed, 0)
 
 
 def _check(maker: BatchMaker, batch_size: int, local_rows: np.ndarray | None) -> np.ndarray:
