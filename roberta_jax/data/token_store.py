@@ -24,10 +24,12 @@ from __future__ import annotations
 import dataclasses
 import functools
 import hashlib
+import io
 import json
 import os
 import pathlib
-from collections.abc import Iterable, Sequence
+import secrets
+from collections.abc import Sequence
 from typing import Any
 
 import numpy as np
@@ -38,6 +40,7 @@ FORMAT = "roberta_jax token store"
 VERSION = 1
 INDEX = "index.json"
 ARRAYS = ("tokens", "sentence_ends", "document_ends")
+COUNTS = ("num_tokens", "num_sentences", "num_documents")
 # 256 MB of uint16: some 300 shards for the paper's 160 GB of text, each one open file at most.
 SHARD_TOKENS = 1 << 27
 
@@ -232,28 +235,62 @@ def lay_out(
     return tokens, sentence_ends, sentence_ends[line_ends_D - 1]
 
 
-def write_array(
-    path: pathlib.Path, dtype: np.dtype, length: int, parts: Iterable[np.ndarray]
+def write_shard(
+    folder: pathlib.Path,
+    name: str,
+    dtype: np.dtype,
+    parts: Sequence[tuple[np.ndarray, np.ndarray, np.ndarray]],
 ) -> dict[str, Any]:
-    """Writes one `.npy` file, part after part, under a temporary name, then renames it.
+    """Writes one shard's files, each under a temporary name, then renamed.
+
+    Args:
+      folder: the store's folder.
+      name: stem of the files.
+      dtype: of the tokens.
+      parts: (tokens, sentence_ends, document_ends) of each part, counted from the part's start.
 
     Returns:
-      Its entry for the index: {"bytes": size, "blake2b": hex digest of the whole file}.
+      Its entry for the index: the name, its counts, and each file's size and hash.
     """
-    dtype = np.dtype(dtype).newbyteorder("<")
-    temporary = path.with_name(f"{path.name}.{os.getpid()}.tmp")
+    starts = np.cumsum([0] + [len(tokens) for tokens, _, _ in parts])
+    arrays = {
+        "tokens": (dtype, [tokens for tokens, _, _ in parts]),
+        **{
+            ends: ("<i8", [part[i] + start for part, start in zip(parts, starts, strict=False)])
+            for i, ends in enumerate(ARRAYS[1:], 1)
+        },
+    }
+    return {
+        "name": name,
+        **{
+            count: sum(map(len, arrays[array][1]))
+            for array, count in zip(ARRAYS, COUNTS, strict=True)
+        },
+        "files": {
+            array: _write_array(array_path(folder, name, array), np.dtype(dtype), pieces)
+            for array, (dtype, pieces) in arrays.items()
+        },
+    }
+
+
+def _write_array(
+    path: pathlib.Path, dtype: np.dtype, parts: Sequence[np.ndarray]
+) -> dict[str, Any]:
+    """Writes parts, end to end, as one `.npy` file; returns its size and the hash of its bytes."""
+    temporary = temporary_name(path)
     with temporary.open("wb") as file:
         header = {
             "descr": np.lib.format.dtype_to_descr(dtype),
             "fortran_order": False,
-            "shape": (length,),
+            "shape": (sum(map(len, parts)),),
         }
-        np.lib.format.write_array_header_1_0(file, header)
         hasher = _new_hash()
-        file.flush()
-        hasher.update(temporary.read_bytes())
-        for part in parts:
-            data = np.ascontiguousarray(part, dtype).data
+        beginning = io.BytesIO()
+        np.lib.format.write_array_header_1_0(beginning, header)
+        for data in (
+            beginning.getbuffer(),
+            *(np.ascontiguousarray(part, dtype).data for part in parts),
+        ):
             hasher.update(data)
             file.write(data)
         size = file.tell()
@@ -277,8 +314,7 @@ def write_index(
       vocab_size: number of ids of the tokenizer.
       eos_id: the id of `</s>`.
       fingerprint: the tokenizer's fingerprint.
-      shards: for each shard {"name", "num_tokens", "num_sentences", "num_documents", "files":
-        {array: what `write_array` returned}}.
+      shards: what `write_shard` returned, in order.
       about: more to keep in the index: where the text came from, what was met in it.
     """
     index = {
@@ -288,10 +324,7 @@ def write_index(
         "eos_id": eos_id,
         "fingerprint": fingerprint,
         "dtype": token_dtype(vocab_size).str,
-        **{
-            count: sum(shard[count] for shard in shards)
-            for count in ("num_tokens", "num_sentences", "num_documents")
-        },
+        **{count: sum(shard[count] for shard in shards) for count in COUNTS},
         **(about or {}),
         "shards": list(shards),
     }
@@ -300,9 +333,14 @@ def write_index(
 
 def write_json(path: pathlib.Path, value: Any) -> None:
     """Writes JSON under a temporary name, then renames it."""
-    temporary = path.with_name(f"{path.name}.{os.getpid()}.tmp")
+    temporary = temporary_name(path)
     temporary.write_text(json.dumps(value, indent=1) + "\n", encoding="utf-8")
     os.replace(temporary, path)
+
+
+def temporary_name(path: pathlib.Path) -> pathlib.Path:
+    """A name beside `path` that no other process or host uses, to write to before renaming."""
+    return path.with_name(f"{path.name}.{secrets.token_hex(4)}.tmp")
 
 
 def write_store(
@@ -344,22 +382,7 @@ def write_store(
             np.array([len(document) for document in group], np.int64),
             eos_id,
         )
-        name = f"{number:05d}"
-        shards.append(
-            {
-                "name": name,
-                **{
-                    f"num_{what}": len(array)
-                    for what, array in zip(
-                        ("tokens", "sentences", "documents"), arrays, strict=True
-                    )
-                },
-                "files": {
-                    array: write_array(array_path(folder, name, array), x.dtype, len(x), [x])
-                    for array, x in zip(ARRAYS, arrays, strict=True)
-                },
-            }
-        )
+        shards.append(write_shard(folder, f"{number:05d}", dtype, [arrays]))
     write_index(
         folder, vocab_size=vocab_size, eos_id=eos_id, fingerprint=fingerprint, shards=shards
     )

@@ -1,0 +1,160 @@
+"""Text files on disk: found, opened whatever their compression, cut in blocks.
+
+A block is a run of whole lines of one file that ends where a document may end, so that blocks can
+be parsed by any worker. Reading here does nothing but decompress and count lines: it is the one
+serial stage of preparing text, and must keep many workers fed.
+"""
+
+import bz2
+import glob
+import gzip
+import io
+import lzma
+import os
+import pathlib
+import zlib
+from collections.abc import Callable, Iterator
+from typing import BinaryIO, NamedTuple
+
+import zstandard
+
+from roberta_jax.errors import UsageError
+
+JSON_SUFFIXES = (".jsonl", ".json", ".ndjson")
+
+_BUFFER = 1 << 20
+_UTF8_MARK = b"\xef\xbb\xbf"
+_UTF16_MARKS = (b"\xff\xfe", b"\xfe\xff")  # UTF-32's little-endian mark starts with the first
+
+
+class Block(NamedTuple):
+    """Whole lines of one file.
+
+    Attributes:
+      line: Number of the first line, from 1.
+      data: The lines, as they are in the file, decompressed.
+      read: Bytes of the file on disk that were newly read for it, for a progress bar.
+    """
+
+    line: int
+    data: bytes
+    read: int
+
+
+def find(patterns: str) -> list[pathlib.Path]:
+    """Returns the files that any of the comma-separated globs names, sorted, each once.
+
+    `**` stands for any number of folders and `~` for the home folder. Folders that a glob matches
+    beside files are passed over.
+
+    Raises:
+      UsageError: A glob matches no file.
+    """
+    found: set[pathlib.Path] = set()
+    for pattern in filter(None, (part.strip() for part in patterns.split(","))):
+        matches = glob.glob(os.path.expanduser(pattern), recursive=True)
+        files = {pathlib.Path(match).absolute() for match in matches if os.path.isfile(match)}
+        if not files:
+            raise UsageError(_nothing_found(pattern, matches))
+        found |= files
+    if not found:
+        raise UsageError("config.data.files is empty: name a file or a glob, such as 'text/*.txt'.")
+    return sorted(found)
+
+
+def is_json(path: pathlib.Path) -> bool:
+    """Whether the name, any compression's suffix left off, says that each line is JSON."""
+    name = path.name.lower()
+    for suffix in _OPENERS:
+        name = name.removesuffix(suffix)
+    return name.endswith(JSON_SUFFIXES)
+
+
+def read_blocks(
+    path: pathlib.Path, block_bytes: int, may_end: Callable[[bytes], bool]
+) -> Iterator[Block]:
+    """Cuts a file into blocks.
+
+    Args:
+      path: A plain, .gz, .bz2, .xz or .zst file.
+      block_bytes: A block ends at the first line that makes it at least so long and that
+        `may_end` allows; it is longer only by what a document needs.
+      may_end: Whether a document may end with this line.
+
+    Raises:
+      UsageError: The file cannot be read, is cut short or damaged, or is UTF-16.
+    """
+    try:
+        with path.open("rb") as raw:
+            on_disk = 0
+            first_line = number = 1
+            lines: list[bytes] = []
+            size = 0
+            for line in _decompressed(raw, path.name.lower()):
+                if number == 1:
+                    if line.startswith(_UTF16_MARKS):
+                        raise UsageError(f"{path} is UTF-16: convert it to UTF-8 first.")
+                    line = line.removeprefix(_UTF8_MARK)
+                number += 1
+                lines.append(line)
+                size += len(line)
+                if size >= block_bytes and may_end(line):
+                    yield Block(first_line, b"".join(lines), raw.tell() - on_disk)
+                    on_disk, first_line, lines, size = raw.tell(), number, [], 0
+            if lines:
+                yield Block(first_line, b"".join(lines), raw.tell() - on_disk)
+    except (OSError, EOFError, lzma.LZMAError, zlib.error, zstandard.ZstdError) as error:
+        raise UsageError(
+            f"{path} cannot be read to its end: {error}. If the file was cut short or damaged, "
+            f"fetch it again; or leave it out of config.data.files."
+        ) from error
+
+
+class _ZstdFile(io.RawIOBase):
+    """Decompresses .zst frames; zstandard's own reader takes a file cut short for a whole one."""
+
+    def __init__(self, raw: BinaryIO):
+        self._raw = raw
+        self._frame = None
+        self._ready = memoryview(b"")
+
+    def readable(self) -> bool:
+        return True
+
+    def readinto(self, buffer) -> int:
+        while not self._ready:
+            left_over = self._frame.unused_data if self._frame and self._frame.eof else b""
+            data = left_over or self._raw.read(1 << 16)
+            if not data:
+                if self._frame is not None and not self._frame.eof:
+                    raise EOFError("it ends in the middle of a zstd frame")
+                return 0
+            if self._frame is None or self._frame.eof:
+                self._frame = zstandard.ZstdDecompressor().decompressobj()
+            self._ready = memoryview(self._frame.decompress(data))
+        size = min(len(buffer), len(self._ready))
+        buffer[:size] = self._ready[:size]
+        self._ready = self._ready[size:]
+        return size
+
+
+_OPENERS = {".gz": gzip.GzipFile, ".bz2": bz2.BZ2File, ".xz": lzma.LZMAFile, ".zst": _ZstdFile}
+
+
+def _decompressed(raw: BinaryIO, name: str) -> BinaryIO:
+    """Wraps a file opened for reading so that it gives the text's bytes."""
+    for suffix, opener in _OPENERS.items():
+        if name.endswith(suffix):
+            file = gzip.GzipFile(fileobj=raw) if suffix == ".gz" else opener(raw)
+            return io.BufferedReader(file, _BUFFER)
+    return raw
+
+
+def _nothing_found(pattern: str, folders: list[str]) -> str:
+    message = f"config.data.files: no file matches {pattern!r} (from {os.getcwd()})"
+    if "://" in pattern:
+        return f"{message}: text is read from local or mounted folders; copy or mount it first."
+    if folders:
+        example = os.path.join(folders[0], "**", "*.jsonl")
+        return f"{message}, only a folder does: name the files in it, such as {example!r}."
+    return f"{message}. Check the path; quote globs so that the shell leaves them alone."

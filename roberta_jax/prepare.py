@@ -1,0 +1,299 @@
+"""Prepares text for pretraining: trains the tokenizer if none is named, and fills the token stores.
+
+    python -m roberta_jax.prepare --config=configs/pretrain.py:tiny [--verify]
+
+`roberta_jax.pretrain` does the same by itself at its start; as a step of its own it can run on a
+machine without accelerators, beforehand. Everything lies in `config.data.cache_dir`, named by a
+hash of all that decides its contents, so no text is prepared twice:
+
+    tokenizers/<hash>/     a trained tokenizer, in Hugging Face's format
+    tokens/<hash>/         the stores train/ and heldout/
+"""
+
+import collections
+import contextlib
+import dataclasses
+import hashlib
+import importlib.metadata
+import itertools
+import json
+import logging
+import os
+import pathlib
+import shutil
+from collections.abc import Iterator
+from typing import Any
+
+from absl import flags
+from etils import epath
+from ml_collections import ConfigDict
+
+from roberta_jax import command
+from roberta_jax.data.corpus import Corpus, Piece, is_heldout, open_corpus
+from roberta_jax.data.encoding import Recipe, build_stores, content_hash, only_process
+from roberta_jax.data.sentences import check_splitting, split_sentences
+from roberta_jax.data.token_store import VERSION, TokenStore, temporary_name
+from roberta_jax.errors import UsageError
+from roberta_jax.tokenizer import RobertaTokenizer
+
+# More text than this would hardly change a vocabulary, and counting it takes memory and minutes.
+TOKENIZER_SAMPLE_BYTES = 1_000_000_000
+# A sample from text up to this size is kept from the pass that measures it.
+_KEPT_BYTES = 1 << 27
+
+
+@dataclasses.dataclass(frozen=True)
+class Prepared:
+    """Text ready for packing.
+
+    Attributes:
+      tokenizer: The one named in the config, or trained.
+      train: Documents to train on.
+      heldout: Documents to evaluate on; empty if `config.data.heldout_share` is 0.
+    """
+
+    tokenizer: RobertaTokenizer
+    train: TokenStore
+    heldout: TokenStore
+
+
+def prepare(config: ConfigDict, progress: bool = True, verify: bool = False) -> Prepared:
+    """Makes what is missing in the cache and opens it.
+
+    Safe to call from several processes, also on hosts that share the cache: one works, the others
+    wait. After a kill the next call goes on where the last one was.
+
+    Args:
+      config: Of `configs/pretrain.py`; reads `data`, `tokenizer`, `new_tokenizer`, `init_from`.
+      progress: Whether to show progress bars.
+      verify: Whether to read the stores and the text again and compare their hashes.
+
+    Raises:
+      UsageError: A setting is wrong, the text cannot be read or holds nothing, the cache cannot be
+        written, or something in it is damaged; the message says what to do.
+    """
+    data = config.data
+    recipe = _recipe(data)
+    cache = cache_folder(data)
+    corpus = open_corpus(data)
+    with _writing_below(cache):
+        tokenizer = _tokenizer(config, corpus, recipe, cache, progress)
+        name = _hash(
+            version=VERSION,
+            source=corpus.identity(),
+            recipe=_identity(recipe),
+            tokenizer=tokenizer.fingerprint(),
+        )
+        train, heldout = build_stores(
+            cache / "tokens" / name,
+            corpus,
+            tokenizer,
+            recipe,
+            workers=data.workers,
+            progress=progress,
+        )
+    if not train.num_documents:
+        raise UsageError(
+            f"There is no text to train on: config.data.source={data.source!r} gave "
+            f"{heldout.num_documents} documents, all of them held out "
+            f"(config.data.heldout_share={data.heldout_share}). Name more text."
+        )
+    _report(train.index["counts"])
+    if verify:
+        _verify(corpus, train, heldout)
+    return Prepared(tokenizer, train, heldout)
+
+
+def cache_folder(data: ConfigDict) -> pathlib.Path:
+    """`config.data.cache_dir`, or `roberta_jax` in the user's cache folder."""
+    if data.cache_dir:
+        return pathlib.Path(data.cache_dir).expanduser().absolute()
+    base = os.environ.get("XDG_CACHE_HOME") or pathlib.Path.home() / ".cache"
+    return pathlib.Path(base) / "roberta_jax"
+
+
+def training_sentences(
+    corpus: Corpus, recipe: Recipe, sample_bytes: int = TOKENIZER_SAMPLE_BYTES
+) -> Iterator[str]:
+    """Yields the sentences of training documents, from about `sample_bytes` of text at most.
+
+    Of a larger corpus, pieces of some 1 MB are taken at even distances, so that each part of it is
+    seen. The same corpus gives the same sentences.
+    """
+    total = 0
+    kept: list[Piece] | None = []  # spares small corpora the second reading
+    for piece in corpus.pieces():
+        total += len(piece.data)
+        if kept is not None:
+            kept.append(piece)
+        if total > _KEPT_BYTES:
+            kept = None
+    wanted = min(total, sample_bytes)
+    counts: collections.Counter = collections.Counter()
+    for number, piece in enumerate(corpus.pieces() if kept is None else kept):
+        if (number + 1) * wanted // total == number * wanted // total:
+            continue
+        for text in corpus.documents(piece, counts):
+            if not is_heldout(text, recipe.heldout_share):
+                yield from split_sentences(text, recipe.sentences, recipe.language)
+
+
+def _recipe(data: ConfigDict) -> Recipe:
+    if not 0 <= data.heldout_share < 1:
+        raise UsageError(
+            f"config.data.heldout_share is {data.heldout_share}; it takes a share of the documents "
+            f"from 0 up to, but not including, 1, such as 0.01."
+        )
+    if data.workers is not None and data.workers < 1:
+        raise UsageError(
+            f"config.data.workers is {data.workers}; it takes a number of processes from 1, or "
+            f"nothing for one on each core."
+        )
+    check_splitting(data.sentences, data.language)
+    return Recipe(data.heldout_share, data.sentences, data.language)
+
+
+def _identity(recipe: Recipe) -> dict[str, Any]:
+    splitter = importlib.metadata.version("sentencex") if recipe.sentences == "split" else None
+    return {**dataclasses.asdict(recipe), "splitter": splitter}
+
+
+def _tokenizer(
+    config: ConfigDict, corpus: Corpus, recipe: Recipe, cache: pathlib.Path, progress: bool
+) -> RobertaTokenizer:
+    if config.tokenizer:
+        return _load("config.tokenizer", config.tokenizer)
+    if config.init_from:
+        # A workdir has its tokenizer beside the weights, in the folder that it exports.
+        exported = epath.Path(config.init_from) / "hf"
+        return _load("config.init_from", exported if exported.exists() else config.init_from)
+
+    name = _hash(
+        source=corpus.identity(),
+        recipe=_identity(recipe),
+        new_tokenizer=config.new_tokenizer.to_dict(),
+        sample=TOKENIZER_SAMPLE_BYTES,
+    )
+    folder = cache / "tokenizers" / name
+    with only_process(folder, progress):
+        if not folder.exists():
+            tokenizer = _train(corpus, recipe, config.new_tokenizer, progress)
+            temporary = temporary_name(folder)
+            try:
+                tokenizer.save_pretrained(temporary)
+                temporary.rename(folder)
+            finally:
+                shutil.rmtree(temporary, ignore_errors=True)
+    return _load("The tokenizer trained before", folder)
+
+
+def _train(
+    corpus: Corpus, recipe: Recipe, settings: ConfigDict, progress: bool
+) -> RobertaTokenizer:
+    sentences = training_sentences(corpus, recipe)
+    first = next(sentences, None)
+    if first is None:
+        raise UsageError(
+            "There is no text to train a tokenizer on: the corpus has no documents, or all are "
+            "empty or held out. Name more text in config.data, or lower config.data.heldout_share."
+        )
+    try:
+        return RobertaTokenizer.train(
+            itertools.chain([first], sentences),
+            vocab_size=settings.vocab_size,
+            min_frequency=settings.min_frequency,
+            progress=progress,
+        )
+    except UsageError:
+        raise  # from the corpus, which is read meanwhile
+    except ValueError as error:
+        raise UsageError(f"No tokenizer can be trained: {error}") from error
+
+
+def _load(what: str, path: str | os.PathLike) -> RobertaTokenizer:
+    try:
+        return RobertaTokenizer.from_pretrained(path)
+    except (FileNotFoundError, ValueError) as error:
+        raise UsageError(f"{what} ({path}) cannot be loaded: {error}") from error
+
+
+def _verify(corpus: Corpus, train: TokenStore, heldout: TokenStore) -> None:
+    train.verify()
+    heldout.verify()
+    if content_hash(corpus) != train.index["text_blake2b"]:
+        raise UsageError(
+            f"The text has changed since it was prepared, though its files' sizes and times have "
+            f"not. Delete {train.folder.parent} and prepare it again."
+        )
+
+
+def _report(counts: dict[str, int]) -> None:
+    """Warns of what was mended or left out, each time: a model is about to be trained on it."""
+    if counts.get("invalid_utf8"):
+        logging.warning(
+            "%d of %d documents hold invalid UTF-8, each such byte replaced by U+FFFD.",
+            counts["invalid_utf8"],
+            counts["documents"],
+        )
+    if counts.get("empty"):
+        logging.warning("%d empty documents were left out.", counts["empty"])
+
+
+@contextlib.contextmanager
+def _writing_below(cache: pathlib.Path) -> Iterator[None]:
+    """Explains why nothing can be written; what is there already stays usable."""
+    try:
+        yield
+    except OSError as error:
+        raise UsageError(
+            f"Cannot write in {cache}: {error}. Make room there or give write permission, or name "
+            f"another folder with --config.data.cache_dir=FOLDER. What is finished is kept: the "
+            f"next run goes on from there."
+        ) from error
+
+
+def _hash(**parts: Any) -> str:
+    return hashlib.blake2b(json.dumps(parts, sort_keys=True).encode(), digest_size=10).hexdigest()
+
+
+def main(config: ConfigDict, values: flags.FlagValues) -> None:
+    """Prepares text for pretraining: a tokenizer, unless one is named, and the token stores.
+
+    python -m roberta_jax.prepare --config=configs/pretrain.py:tiny
+    """
+    prepared = prepare(config, verify=values.verify)
+    print(summary(prepared))
+    if values.verify:
+        print("Verified: the stores and the text are what they were when they were prepared.")
+
+
+def summary(prepared: Prepared) -> str:
+    """What was prepared, as lines of text."""
+    train, heldout = prepared.train, prepared.heldout
+    lines = [f"{'':11}{'documents':>12}{'sentences':>14}{'tokens':>16}{'shards':>8}"]
+    for name, store in (("training", train), ("held out", heldout)):
+        # A document's closing `</s>` is stored as a sentence of its own.
+        sentences = store.num_sentences - store.num_documents
+        lines.append(
+            f"{name:11}{store.num_documents:>12,}{sentences:>14,}{store.num_tokens:>16,}"
+            f"{len(store.shards):>8}"
+        )
+    counts = train.index["counts"]
+    tokens = train.num_tokens + heldout.num_tokens
+    lines += [
+        f"{counts['characters'] / tokens:.2f} characters per token, vocabulary of "
+        f"{len(prepared.tokenizer)}; left out: {counts.get('empty', 0)} empty documents; invalid "
+        f"UTF-8 replaced in {counts.get('invalid_utf8', 0)}",
+        f"In {train.folder.parent}",
+    ]
+    return "\n".join(lines)
+
+
+def _flags(values: flags.FlagValues) -> None:
+    flags.DEFINE_bool(
+        "verify", False, "reads stores and text again, compares hashes", flag_values=values
+    )
+
+
+if __name__ == "__main__":
+    command.run_config_job(main, _flags)
