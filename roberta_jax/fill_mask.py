@@ -1,0 +1,72 @@
+"""Fills the masks of texts: `python -m roberta_jax.fill_mask FOLDER "text with <mask>"`.
+
+FOLDER is the workdir of a finished training run, or a folder in Hugging Face's format. Without
+texts, the lines of standard input are filled.
+"""
+
+import argparse
+import os
+import sys
+from collections.abc import Sequence
+from typing import Any
+
+from roberta_jax import command
+from roberta_jax.errors import UsageError
+
+
+def fill_mask(
+    folder: str | os.PathLike, texts: Sequence[str], top_k: int = 5
+) -> list[list[list[dict[str, Any]]]]:
+    """Loads a model and its tokenizer and fills the masks of texts.
+
+    Returns:
+      For each text, for each of its masks, `top_k` choices as `FillMask` describes them.
+
+    Raises:
+      UsageError: There is no such model, or a text has no mask or too many tokens.
+    """
+    from roberta_jax.inference.fill_mask import FillMask
+    from roberta_jax.interchange import hf
+    from roberta_jax.modeling.heads import RobertaForMaskedLM
+    from roberta_jax.tokenizer import RobertaTokenizer
+
+    model, params = hf.from_pretrained(folder, RobertaForMaskedLM)
+    try:
+        tokenizer = RobertaTokenizer.from_pretrained(hf.model_folder(folder))
+    except (FileNotFoundError, ValueError) as error:
+        raise UsageError(f"cannot load the model's tokenizer: {error}") from error
+    return FillMask(model, params, tokenizer).predictions(texts, top_k)
+
+
+def table(text: str, masks: Sequence[Sequence[dict[str, Any]]]) -> str:
+    """Lays out one text's choices for reading, one table a mask."""
+    lines = [text]
+    for number, choices in enumerate(masks, start=1):
+        if len(masks) > 1:
+            lines.append(f"  mask {number} of {len(masks)}")
+        width = max([len("token"), *(len(repr(choice["token_str"])) for choice in choices)])
+        lines.append(f"  score   {'token':<{width}}  sequence")
+        for choice in choices:
+            token = repr(choice["token_str"])
+            sequence = choice["sequence"].replace("\n", "\\n")
+            lines.append(f"  {choice['score']:.4f}  {token:<{width}}  {sequence}")
+    return "\n".join(lines)
+
+
+def main(argv: Sequence[str] | None = None) -> None:
+    """The command; wrong input is printed without a traceback, with exit status 2."""
+    parser = argparse.ArgumentParser(prog="python -m roberta_jax.fill_mask", description=__doc__)
+    parser.add_argument("folder", help="a finished run's workdir, or a folder in HF's format")
+    parser.add_argument("texts", nargs="*", help="texts with <mask>; none: one a line from stdin")
+    parser.add_argument("--top_k", type=int, default=5, help="choices a mask (default: 5)")
+    arguments = parser.parse_args(argv)
+    texts = arguments.texts or [line.rstrip("\n") for line in sys.stdin if line.strip()]
+    with command.usage_errors():
+        if not texts:
+            raise UsageError("no text: give one with <mask> in it")
+        results = fill_mask(arguments.folder, texts, arguments.top_k)
+    print("\n\n".join(table(text, masks) for text, masks in zip(texts, results, strict=True)))
+
+
+if __name__ == "__main__":
+    main()
