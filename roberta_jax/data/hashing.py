@@ -64,14 +64,14 @@ def hash32(keys: np.ndarray, counters: np.ndarray) -> np.ndarray:
 
     Args:
       keys: uint64 [B].
-      counters: uint32 [N], or [B, N].
+      counters: integers below 2^32, [N] or [B, N].
 
     Returns:
       uint32 [B, N].
     """
     low = keys.astype(np.uint32)[:, None]
     high = (keys >> np.uint64(32)).astype(np.uint32)[:, None]
-    x = counters * _GOLDEN32 + low
+    x = counters.astype(np.uint32, copy=False) * _GOLDEN32 + low
     scratch = x >> np.uint32(16)
     x ^= scratch
     x *= np.uint32(0x85EBCA6B)

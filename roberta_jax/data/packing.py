@@ -93,7 +93,13 @@ def load_or_pack(store: TokenStore, format: str, seq_len: int) -> PackedIndex:
         raise UsageError(f"{store.folder} holds no tokens: give data.* a source with some text")
     folder = store.folder / "packed" / _name(store, format, seq_len)
     if not (folder / "index.json").exists():
-        _build(store, format, seq_len, folder)
+        try:
+            _build(store, seq_len, folder)
+        except OSError as error:
+            raise UsageError(
+                f"the packing index cannot be written beside the token store: {error}. Make room "
+                f"there and {store.folder} writable, or set data.cache_dir to another folder"
+            ) from error
     index = json.loads((folder / "index.json").read_text(encoding="utf-8"))
     return PackedIndex(
         inputs=np.memmap(folder / "inputs.bin", INPUT, "r", shape=(index["num_inputs"],)),
@@ -111,16 +117,10 @@ def _name(store: TokenStore, format: str, seq_len: int) -> str:
     return f"{format}-{seq_len}-{digest}"
 
 
-def _build(store: TokenStore, format: str, seq_len: int, folder: pathlib.Path) -> None:
+def _build(store: TokenStore, seq_len: int, folder: pathlib.Path) -> None:
     """Writes the tables into a folder of another name, then renames it."""
-    try:
-        folder.parent.mkdir(parents=True, exist_ok=True)
-        temporary = pathlib.Path(tempfile.mkdtemp(prefix=f"{folder.name}.tmp", dir=folder.parent))
-    except OSError as error:
-        raise UsageError(
-            f"the packing index cannot be written beside the token store: {error}. Make "
-            f"{store.folder} writable, or set data.cache_dir to a folder that is"
-        ) from error
+    folder.parent.mkdir(parents=True, exist_ok=True)
+    temporary = pathlib.Path(tempfile.mkdtemp(prefix=f"{folder.name}.tmp", dir=folder.parent))
     try:
         num_inputs = num_tokens = 0
         with (temporary / "inputs.bin").open("wb") as inputs_file:

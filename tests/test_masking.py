@@ -1,0 +1,309 @@
+"""Masking: exact counts, 80/10/10, what may be drawn, whole words, inputs that share a row.
+
+Letters in array names as in the module: B rows, L positions, M inputs in a row, K slots.
+"""
+
+import zlib
+
+import numpy as np
+import pytest
+from hypothesis import given, settings
+from hypothesis import strategies as st
+
+from roberta_jax.data.hashing import fold
+from roberta_jax.data.masking import Masker, Masking, input_numbers, num_slots
+from roberta_jax.errors import UsageError
+
+VOCAB, MASK_ID, SPECIALS = 60, 59, (0, 1, 2, 3, 59)
+# Of the tokens 4 to 58 every third starts a word; specials do too.
+WORD_STARTS = np.isin(np.arange(VOCAB), SPECIALS) | (np.arange(VOCAB) % 3 == 0)
+
+
+def make_masker(seq_len, max_inputs=1, **options):
+    return Masker(
+        Masking(**options),
+        seq_len=seq_len,
+        max_inputs=max_inputs,
+        vocab_size=VOCAB,
+        mask_id=MASK_ID,
+        pad_id=1,
+        special_ids=SPECIALS,
+        word_starts=WORD_STARTS,
+    )
+
+
+def make_rows(rng, lengths_BM, seq_len, end_share=0.1):
+    """Random rows: each input is `<s>`, then tokens from 4 to 58 and some `</s>`."""
+    num_rows = len(lengths_BM)
+    ids_BL = rng.integers(4, MASK_ID, (num_rows, seq_len)).astype(np.int32)
+    ids_BL[rng.random(ids_BL.shape) < end_share] = 2
+    inputs_BL = input_numbers(lengths_BM, seq_len)
+    ids_BL[np.diff(inputs_BL, axis=1, prepend=-1) != 0] = 0
+    ids_BL[inputs_BL == lengths_BM.shape[1]] = 1
+    return ids_BL
+
+
+def mask(masker, ids_BL, lengths_BM, seed=0):
+    """(masked ids, positions, labels, weights); the given ids stay as they are."""
+    masked_BL = ids_BL.copy()
+    keys_B = fold(seed, np.arange(len(ids_BL)))
+    return masked_BL, *masker(keys_B, masked_BL, np.asarray(lengths_BM, np.int64))
+
+
+def chosen(positions_BK, weights_BK, seq_len):
+    """bool [B, L]: which positions are predicted."""
+    chosen_BL = np.zeros((len(positions_BK), seq_len), bool)
+    rows, slots = np.nonzero(weights_BK)
+    chosen_BL[rows, positions_BK[rows, slots]] = True
+    return chosen_BL
+
+
+options = st.fixed_dictionaries(
+    {
+        "rate": st.sampled_from([0.01, 0.15, 0.5, 0.97]),
+        "whole_word": st.booleans(),
+        "specials": st.booleans(),
+    }
+)
+
+
+@given(st.data(), options, st.integers(1, 5), st.integers(2, 40), st.integers(0, 2**32))
+@settings(max_examples=200, deadline=None)
+def test_whatever_the_options(data, options, max_inputs, seq_len, seed):
+    rng = np.random.default_rng(seed)
+    lengths_BM = np.zeros((7, max_inputs), np.int64)
+    for row in lengths_BM:
+        room = seq_len
+        for i in range(data.draw(st.integers(0, max_inputs))):
+            row[i] = rng.integers(0, room + 1)
+            room -= row[i]
+            if not row[i]:
+                break
+    ids_BL = make_rows(rng, lengths_BM, seq_len)
+    masker = make_masker(seq_len, max_inputs, **options)
+    masked_BL, positions_BK, labels_BK, weights_BK = mask(masker, ids_BL, lengths_BM, seed)
+
+    num_masked = weights_BK.sum(axis=1).astype(int)
+    used_BK = np.arange(masker.num_slots) < num_masked[:, None]
+    assert np.array_equal(weights_BK, used_BK)  # used slots come first
+    assert (positions_BK[~used_BK] == 0).all()
+    assert (labels_BK[~used_BK] == 1).all()
+    ascending = np.diff(positions_BK, axis=1) > 0
+    assert ascending[used_BK[:, 1:]].all()
+
+    # Labels are what stood there, nothing else changed, and padding is never chosen.
+    chosen_BL = chosen(positions_BK, weights_BK, seq_len)
+    assert chosen_BL.sum() == num_masked.sum()
+    assert np.array_equal(labels_BK[used_BK], ids_BL[chosen_BL])
+    assert np.array_equal(masked_BL[~chosen_BL], ids_BL[~chosen_BL])
+    inputs_BL = input_numbers(lengths_BM, seq_len)
+    assert not chosen_BL[inputs_BL == max_inputs].any()
+    if not options["specials"]:
+        assert not np.isin(ids_BL[chosen_BL], SPECIALS).any()
+
+    # Counts are per input: its share rounded down or up, and for whole words no more than that.
+    for number in range(max_inputs):
+        mine_BL = inputs_BL == number
+        maskable_BL = mine_BL if options["specials"] else mine_BL & ~np.isin(ids_BL, SPECIALS)
+        wanted = options["rate"] * maskable_BL.sum(axis=1)
+        count = (chosen_BL & mine_BL).sum(axis=1)
+        assert (count <= np.floor(wanted + 1e-6) + 1).all()
+        if not options["whole_word"]:
+            assert (count >= np.floor(wanted - 1e-6)).all()
+
+
+def test_values_are_pinned_for_ever():
+    """A change here would give other batches to a resumed run: never change these numbers."""
+    ids_BL = np.tile(np.arange(4, 24, dtype=np.int32), (2, 1))
+    masker = make_masker(20, rate=0.25, mask_share=0.3, random_share=0.4)
+    masked_BL, positions_BK, labels_BK, _ = mask(masker, ids_BL, [[20], [20]])
+    assert positions_BK.tolist() == [[4, 7, 15, 18, 19, 0, 0, 0], [1, 3, 7, 10, 11, 0, 0, 0]]
+    assert labels_BK.tolist() == [[8, 11, 19, 22, 23, 1, 1, 1], [5, 7, 11, 14, 15, 1, 1, 1]]
+    rows, slots = np.arange(2)[:, None], np.arange(5)
+    assert masked_BL[rows, positions_BK[rows, slots]].tolist() == [
+        [35, 51, 39, 43, 31],
+        [5, 57, 10, 35, 59],
+    ]
+
+
+@pytest.mark.parametrize(
+    ("options", "max_inputs", "checksum"),
+    [
+        ({}, 1, 3423976661),
+        ({"specials": False}, 1, 3423976661),
+        ({"whole_word": True}, 1, 2239145404),
+        ({}, 2, 13796605),
+        ({"specials": False}, 2, 13796605),
+        ({"whole_word": True}, 2, 4193750916),
+    ],
+)
+def test_checksums_are_pinned_for_ever(options, max_inputs, checksum):
+    """As above, for what is too long to write out."""
+    lengths_BM = np.tile(np.array([[40, 20]])[:, :max_inputs], (5, 1))
+    ids_BL = (fold(0, np.arange(5)[:, None], np.arange(64)) % np.uint64(55)).astype(np.int32) + 4
+    arrays = mask(make_masker(64, max_inputs, **options), ids_BL, lengths_BM)
+    assert zlib.crc32(b"".join(array.tobytes() for array in arrays)) == checksum
+
+
+@pytest.mark.parametrize("max_inputs", [1, 2])
+def test_statistics(max_inputs):
+    """Counts, places, actions and replacements over 8000 rows of 62 tokens and 2 of padding."""
+    seq_len, num_rows = 64, 8000
+    rng = np.random.default_rng(0)
+    lengths_BM = np.zeros((num_rows, max_inputs), np.int64)
+    lengths_BM[:, 0] = 62
+    ids_BL = make_rows(rng, lengths_BM, seq_len)
+    masker = make_masker(seq_len, max_inputs)
+    masked_BL, positions_BK, labels_BK, weights_BK = mask(masker, ids_BL, lengths_BM)
+
+    # 0.15 * 62 = 9.3: nine or ten tokens, ten in 30% of the rows.
+    counts = weights_BK.sum(axis=1)
+    assert set(counts) == {9, 10}
+    assert abs((counts == 10).mean() - 0.3) < 6 * np.sqrt(0.3 * 0.7 / num_rows)
+
+    # Every place equally often (chi-square with 61 degrees of freedom), <s> included.
+    chosen_BL = chosen(positions_BK, weights_BK, seq_len)
+    places = chosen_BL.sum(axis=0)
+    assert places[62:].sum() == 0
+    chi_square = ((places[:62] - places.sum() / 62) ** 2).sum() / (places.sum() / 62)
+    assert abs(chi_square - 61) < 6 * np.sqrt(2 * 61)
+    assert (ids_BL[chosen_BL] == 2).any()
+
+    # 80% masks, 10% random tokens, 10% kept; a random token can be the mask or the same again.
+    before, after = ids_BL[chosen_BL], masked_BL[chosen_BL]
+    drawable = VOCAB - 4
+    expected = {
+        "mask": (0.8 + 0.1 / drawable, (after == MASK_ID).mean()),
+        "same": (0.1 + 0.1 * (before >= 4).mean() / drawable, (after == before).mean()),
+    }
+    for share, found in expected.values():
+        assert abs(found - share) < 6 * np.sqrt(share * (1 - share) / len(after))
+    drawn = after[(after != MASK_ID) & (after != before)]
+    assert drawn.min() == 4
+    counts = np.bincount(drawn, minlength=VOCAB)[4:MASK_ID]
+    chi_square = ((counts - counts.mean()) ** 2).sum() / counts.mean()
+    assert abs(chi_square - len(counts)) < 6 * np.sqrt(2 * len(counts))
+
+
+def test_random_draws_reach_every_id_but_the_first_four():
+    ids_BL = np.full((2000, 32), 10, np.int32)
+    masker = make_masker(32, rate=0.9, mask_share=0, random_share=1)
+    masked_BL, *_ = mask(masker, ids_BL, np.full((2000, 1), 32))
+    assert set(masked_BL.reshape(-1)) == set(range(4, VOCAB))  # <mask> and 10 itself too
+
+
+@pytest.mark.parametrize(("mask_share", "random_share"), [(1, 0), (0, 0)])
+def test_extreme_shares(mask_share, random_share):
+    ids_BL = np.full((50, 32), 10, np.int32)
+    masker = make_masker(32, mask_share=mask_share, random_share=random_share)
+    masked_BL, positions_BK, _, weights_BK = mask(masker, ids_BL, np.full((50, 1), 32))
+    expected = MASK_ID if mask_share else 10
+    assert (masked_BL[chosen(positions_BK, weights_BK, 32)] == expected).all()
+
+
+def words_of(ids, length):
+    """Slices of the words of one input that starts at 0, by the rule in plain Python."""
+    starts = [
+        i
+        for i in range(length)
+        if i == 0 or WORD_STARTS[ids[i]] or ids[i] in SPECIALS or ids[i - 1] in SPECIALS
+    ]
+    return [slice(*ends) for ends in zip(starts, [*starts[1:], length], strict=True)]
+
+
+@pytest.mark.parametrize("specials", [True, False])
+def test_whole_words(specials):
+    seq_len, num_rows, length = 128, 400, 120
+    rng = np.random.default_rng(1)
+    lengths_BM = np.full((num_rows, 1), length)
+    ids_BL = make_rows(rng, lengths_BM, seq_len)
+    masker = make_masker(seq_len, whole_word=True, specials=specials)
+    masked_BL, positions_BK, _, weights_BK = mask(masker, ids_BL, lengths_BM)
+    chosen_BL = chosen(positions_BK, weights_BK, seq_len)
+    actions = {"mask": 0, "keep": 0, "random": 0}
+    for ids, masked, is_chosen in zip(ids_BL, masked_BL, chosen_BL, strict=True):
+        for word in words_of(ids, length):
+            assert is_chosen[word].all() or not is_chosen[word].any()
+            if is_chosen[word].all() and word.stop - word.start > 1:
+                if (masked[word] == MASK_ID).all():
+                    actions["mask"] += 1
+                elif (masked[word] == ids[word]).all():
+                    actions["keep"] += 1
+                else:
+                    actions["random"] += 1
+    # One action a word: a word is hidden, drawn anew or kept as a whole.
+    total = sum(actions.values())
+    for action, share in [("mask", 0.8), ("keep", 0.1), ("random", 0.1)]:
+        assert abs(actions[action] / total - share) < 6 * np.sqrt(share * (1 - share) / total)
+    # Stopping before the count is exceeded costs about half a word.
+    maskable = length if specials else (~np.isin(ids_BL[:, :length], SPECIALS)).sum() / num_rows
+    assert 0.85 < weights_BK.sum() / (0.15 * maskable * num_rows) <= 1.01
+
+
+def test_an_endless_word_does_not_empty_its_input():
+    """A word longer than the count is never chosen, and others still are."""
+    ids_BL = np.full((200, 64), 4, np.int32)  # 4 starts no word
+    ids_BL[:, 40:] = 6  # 6 does: one word of 40 tokens, 24 of one
+    masker = make_masker(64, whole_word=True)
+    _, positions_BK, _, weights_BK = mask(masker, ids_BL, np.full((200, 1), 64))
+    assert (weights_BK.sum(axis=1) >= 9).all()
+    assert positions_BK[weights_BK > 0].min() == 40
+
+
+def test_an_input_is_masked_alike_wherever_its_row_is_computed():
+    rng = np.random.default_rng(2)
+    lengths_BM = np.full((10, 1), 30)
+    ids_BL = make_rows(rng, lengths_BM, 32)
+    masker = make_masker(32)
+    whole = mask(masker, ids_BL, lengths_BM)
+    for row in range(10):
+        alone = ids_BL[row : row + 1].copy()
+        arrays = masker(fold(0, np.array([row])), alone, lengths_BM[row : row + 1])
+        for expected, found in zip(whole, [alone, *arrays], strict=True):
+            assert np.array_equal(expected[row], found[0])
+
+
+@given(st.integers(2, 600), st.floats(0.001, 0.999), st.integers(1, 16))
+def test_num_slots(seq_len, rate, max_inputs):
+    slots = num_slots(seq_len, rate, max_inputs)
+    assert slots % 8 == 0
+    assert (
+        0 <= slots - (rate * seq_len + max_inputs) < 8 or slots >= rate * seq_len + max_inputs - 1
+    )
+
+
+def test_num_slots_of_the_paper():
+    assert num_slots(512, 0.15, 1) == 80
+    assert num_slots(128, 0.15, 1) == 24
+    assert num_slots(512, 0.15, 16) == 96
+
+
+def test_overflow_is_an_error():
+    masker = make_masker(16)
+    with pytest.raises(RuntimeError, match="more than 8 masked positions"):
+        masker(fold(0, np.arange(1)), np.full((1, 16), 9, np.int32), np.full((1, 1), 100))
+
+
+@pytest.mark.parametrize(
+    ("options", "message"),
+    [
+        ({"rate": 0}, r"masking\.rate is 0"),
+        ({"rate": 1.0}, r"masking\.rate is 1\.0"),
+        ({"rate": float("nan")}, r"masking\.rate is nan"),
+        ({"mask_share": -0.1}, r"masking\.mask_share is -0\.1"),
+        ({"random_share": 1.5}, r"masking\.random_share is 1\.5"),
+        ({"mask_share": 0.8, "random_share": 0.3}, r"together they are at most 1"),
+    ],
+)
+def test_bad_options(options, message):
+    with pytest.raises(UsageError, match=message):
+        Masking(**options)
+
+
+def test_bad_tables():
+    common = dict(seq_len=8, max_inputs=1, mask_id=3, pad_id=1, special_ids=[0, 1, 2, 3])
+    with pytest.raises(UsageError, match="leaves no token to draw"):
+        Masker(Masking(), vocab_size=4, **common)
+    for word_starts in (None, np.ones(9, bool)):
+        with pytest.raises(UsageError, match=r"masking\.whole_word needs"):
+            Masker(Masking(whole_word=True), vocab_size=10, word_starts=word_starts, **common)
