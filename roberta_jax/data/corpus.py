@@ -15,6 +15,7 @@ from __future__ import annotations
 
 import abc
 import collections
+import functools
 import hashlib
 import json
 import pathlib
@@ -33,7 +34,7 @@ SOURCES = ("builtin", "files", "tfds")
 # Small enough that some hundred pieces, as many as may wait for workers, fit in memory easily.
 PIECE_BYTES = 1 << 20
 
-_BLANK_LINE = re.compile(rb"\n\s*\n")
+_BLANK_LINE = re.compile(rb"\r?\n\s*\n")
 
 
 class Piece(NamedTuple):
@@ -117,6 +118,10 @@ def is_heldout(text: str, share: float) -> bool:
 class BuiltinCorpus(Corpus):
     """See `builtin_corpus`."""
 
+    @functools.cached_property
+    def _documents(self) -> list[tuple[str, str]]:
+        return list(builtin_corpus.documents())  # seconds of parsing, 2 MB
+
     def identity(self) -> dict[str, Any]:
         return {
             "source": "builtin",
@@ -126,10 +131,13 @@ class BuiltinCorpus(Corpus):
         }
 
     def pieces(self) -> Iterator[Piece]:
-        for name, text in builtin_corpus.documents():
+        for name, text in self._documents:
             # A docstring may hold any escape, half a surrogate pair too.
             data = text.encode("utf-8", "surrogatepass")
             yield Piece(name, 1, data, len(data))
+
+    def __reduce__(self):
+        return _Decoder, ()
 
 
 class FilesCorpus(Corpus):
@@ -262,12 +270,11 @@ class TfdsCorpus(Corpus):
             yield Piece(self._builder.info.full_name, number, text, len(text))
 
     def __reduce__(self):
-        # Workers only decode, which needs neither TensorFlow nor the builder.
         return _Decoder, ()
 
 
 class _Decoder(Corpus):
-    """What workers get in place of a `TfdsCorpus`: pieces are documents already."""
+    """What workers get where pieces are documents already: no text, no TensorFlow."""
 
     def identity(self):
         raise NotImplementedError("a decoder has no text of its own")
