@@ -103,3 +103,11 @@ def vocab_and_merges(backend: Tokenizer) -> tuple[dict[str, int], list[tuple[str
     vocab = dict(sorted(model["vocab"].items(), key=lambda item: item[1]))
     merges = [tuple(m.split(" ")) if isinstance(m, str) else tuple(m) for m in model["merges"]]
     return vocab, merges
+
+
+def byte_alphabet() -> dict[str, int]:
+    """GPT-2's character for each byte: printable Latin-1 stands for itself, the n-th of the others
+    for 256 + n ("Ġ" is the space, "Ċ" the line end)."""
+    printable = [*range(0x21, 0x7F), *range(0xA1, 0xAD), *range(0xAE, 0x100)]
+    others = [byte for byte in range(256) if byte not in printable]
+    return {chr(b): b for b in printable} | {chr(256 + n): b for n, b in enumerate(others)}
