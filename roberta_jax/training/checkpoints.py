@@ -11,6 +11,7 @@ import gc
 import logging
 import sys
 import textwrap
+import warnings
 from collections.abc import Iterator, Mapping
 from typing import Any
 
@@ -67,7 +68,8 @@ class Checkpoints:
 
     def steps(self) -> list[int]:
         """The steps on disk, ascending."""
-        return sorted(self._manager.all_steps(read=True))
+        self._manager.reload()
+        return sorted(self._manager.all_steps())
 
     def latest_step(self) -> int | None:
         """The newest step on disk, or None."""
@@ -210,9 +212,13 @@ def _hushed() -> Iterator[None]:
     for logger in loggers:
         logger.setLevel(logging.CRITICAL)
     try:
-        yield
+        with warnings.catch_warnings(action="ignore"):
+            try:
+                yield
+            except Exception:
+                gc.collect()  # tasks that failed report when they are collected
+                raise
     finally:
-        gc.collect()  # tasks that failed report when they are collected
         sys.unraisablehook = hook
         for logger, level in zip(loggers, levels, strict=True):
             logger.setLevel(level)

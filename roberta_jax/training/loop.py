@@ -134,30 +134,30 @@ def make_train_step(
         return TrainState(state.step + 1, params, opt_state), metrics
 
     options = {"xla_gpu_deterministic_ops": True, "xla_gpu_autotune_level": 0}
-    compiled = jax.jit(step, donate_argnums=0, compiler_options=options if deterministic else None)
-
-    def run(state: TrainState, batch: Batch):
-        with on_mesh(mesh):
-            return compiled(state, batch)
-
-    run.lower = lambda *args: _lower(compiled, mesh, *args)
-    return run
-
-
-def _lower(compiled, mesh: Mesh, *args):
-    with on_mesh(mesh):
-        return compiled.lower(*args)
+    return _compiled(
+        step, mesh, donate_argnums=0, compiler_options=options if deterministic else None
+    )
 
 
 def make_eval_step(loss_fn: LossFn, count_fn: CountFn, mesh: Mesh) -> EvalStep:
     """Compiles `step(params, batch) -> (sums, counts)`, without dropout."""
-    compiled = jax.jit(lambda params, batch: (loss_fn(params, batch, None), count_fn(batch)))
+    return _compiled(lambda params, batch: (loss_fn(params, batch, None), count_fn(batch)), mesh)
 
-    def run(params, batch):
+
+def _compiled(function: Callable, mesh: Mesh, **options: Any) -> Callable:
+    """`jax.jit` under the mesh and its rules, with `.lower` as jit's functions have it."""
+    jitted = jax.jit(function, **options)
+
+    def call(*args):
         with on_mesh(mesh):
-            return compiled(params, batch)
+            return jitted(*args)
 
-    return run
+    def lower(*args):
+        with on_mesh(mesh):
+            return jitted.lower(*args)
+
+    call.lower = lower
+    return call
 
 
 def evaluate(

@@ -1,0 +1,113 @@
+import json
+import struct
+
+from tensorboardX.proto import event_pb2
+
+from roberta_jax.training import metrics
+from roberta_jax.training.metrics import Meter, MetricsWriter, read_metrics
+
+
+def test_records_are_lines_of_json(tmp_path):
+    with MetricsWriter(tmp_path, step=0, steps=10) as writer:
+        writer.write(2, {"loss": 1.5})
+        assert read_metrics(tmp_path) == [{"step": 2, "loss": 1.5}]  # there at once
+        writer.write(4, {"loss": 1.25, "eval_loss": 2.0})
+    lines = (tmp_path / "metrics.jsonl").read_text().splitlines()
+    assert [json.loads(line) for line in lines] == [
+        {"step": 2, "loss": 1.5},
+        {"step": 4, "loss": 1.25, "eval_loss": 2.0},
+    ]
+
+
+def test_a_resumed_run_cuts_what_lies_beyond(tmp_path):
+    with MetricsWriter(tmp_path, step=0, steps=10) as writer:
+        for step in range(1, 7):
+            writer.write(step, {"loss": float(step)})
+    with (tmp_path / "metrics.jsonl").open("a") as file:
+        file.write('{"step": 7, "lo')  # killed while writing
+    with MetricsWriter(tmp_path, step=4, steps=10) as writer:
+        writer.write(5, {"loss": 50.0})
+    assert [(r["step"], r["loss"]) for r in read_metrics(tmp_path)] == [
+        *[(s, float(s)) for s in (1, 2, 3, 4)],
+        (5, 50.0),
+    ]
+
+
+def tensorboard_events(folder):
+    """The events of all files in the order of writing (a TFRecord: length, CRC, data, CRC)."""
+    for path in sorted(folder.iterdir()):
+        data = path.read_bytes()
+        while data:
+            (length,) = struct.unpack("<Q", data[:8])
+            yield event_pb2.Event.FromString(data[12 : 12 + length])
+            data = data[16 + length :]
+
+
+def test_tensorboard_purges_what_lies_beyond(tmp_path):
+    """A START event with a step makes TensorBoard drop what it read of that step and later."""
+    kept = {}
+    for start, values in ((0, [1.0, 2.0, 3.0]), (2, [30.0])):
+        with MetricsWriter(tmp_path / str(start), step=start, steps=10) as writer:
+            for step, value in enumerate(values, start + 1):
+                writer.write(step, {"loss": value})
+        for event in tensorboard_events(tmp_path / str(start) / "tensorboard"):
+            if event.HasField("session_log"):
+                assert event.session_log.status == event_pb2.SessionLog.START
+                kept = {step: value for step, value in kept.items() if step < event.step}
+            for value in event.summary.value:
+                kept[event.step] = value.simple_value
+    assert kept == {1: 1.0, 2: 2.0, 3: 30.0}
+
+
+def test_only_the_primary_process_writes(tmp_path, capsys):
+    with MetricsWriter(tmp_path, step=0, steps=10, primary=False) as writer:
+        writer.write(1, {"loss": 1.0})
+        writer.line(1, {"loss": 1.0, "learning_rate": 1e-3}, None)
+        writer.progress(1, 1.0, None)
+    assert not list(tmp_path.iterdir())
+    assert capsys.readouterr().out == ""
+
+
+def test_lines_off_a_terminal(tmp_path, capsys):
+    values = {"loss": 2.5, "learning_rate": 1e-3, "tokens_per_second": 52_300.0}
+    with MetricsWriter(tmp_path, step=0, steps=1000) as writer:
+        writer.progress(100, 2.5, 1.0)
+        writer.line(100, values, seconds_a_step=0.1)
+    out = capsys.readouterr().out
+    assert out == (
+        "step 100/1000  loss 2.5000  learning rate 1.00e-03  52.3k tokens/s  01:30 left\n"
+    )
+
+
+def test_bar_on_a_terminal(tmp_path, capsys, monkeypatch):
+    monkeypatch.setattr(metrics.sys.stderr, "isatty", lambda: True)
+    with MetricsWriter(tmp_path, step=50, steps=100) as writer:
+        writer.progress(75, 2.5, 52_300.0)
+        writer.line(75, {"loss": 2.5, "learning_rate": 1e-3}, None)
+        writer.say("held-out perplexity 12.3")
+    captured = capsys.readouterr()
+    assert captured.out == ""
+    assert "75/100" in captured.err
+    assert "loss 2.500 52.3k tokens/s" in captured.err
+    assert "held-out perplexity 12.3\n" in captured.err
+
+
+def test_meter_leaves_out_the_first_step_and_pauses(monkeypatch):
+    clock = iter([100.0, 101.0, 102.0, 500.0, 501.0])
+    monkeypatch.setattr(metrics.time, "perf_counter", lambda: next(clock))
+    meter = Meter(tokens_per_step=10)
+    for loss in (4.0, 3.0, 2.0):
+        meter.add(loss)
+    meter.pause()
+    for loss in (1.0, 0.0):
+        meter.add(loss)
+    values, seconds = meter.take()
+    assert values == {"loss": 2.0, "tokens_per_second": 10.0}
+    assert seconds == 1.0
+
+
+def test_meter_without_a_timed_step():
+    meter = Meter(tokens_per_step=10)
+    meter.add(4.0)
+    assert meter.take() == ({"loss": 4.0}, None)
+    assert meter.tokens_per_second is None
