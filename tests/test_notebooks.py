@@ -1,0 +1,65 @@
+"""The notebooks run from top to bottom, at a reduced size, and are kept without outputs."""
+
+import json
+import pathlib
+
+import pytest
+
+nbformat = pytest.importorskip("nbformat")
+nbclient = pytest.importorskip("nbclient")
+
+NOTEBOOKS = pathlib.Path(__file__).parent.parent / "notebooks"
+
+# What a cell tagged "parameters" says instead, for a run of seconds: fewer steps of a smaller model
+# on a few documents.
+PARAMETERS = """
+workdir = {workdir!r}
+changes = {changes!r}
+"""
+
+
+@pytest.mark.parametrize("path", sorted(NOTEBOOKS.glob("*.ipynb")), ids=lambda path: path.stem)
+def test_notebooks_are_valid_and_without_outputs(path):
+    notebook = nbformat.read(path, as_version=4)
+    nbformat.validate(notebook)
+    for cell in notebook.cells:
+        if cell.cell_type == "code":
+            assert not cell.outputs, cell.id
+            assert cell.execution_count is None, cell.id
+
+
+@pytest.mark.slow
+def test_quickstart_runs(tmp_path):
+    pytest.importorskip("matplotlib")
+    pytest.importorskip("ipykernel")
+    for number in range(40):
+        text = f"The function number {number} returns the value of the argument. " * 8
+        (tmp_path / f"{number}.txt").write_text(text + "\n\n" + text.replace("value", "sum"))
+    changes = {
+        "data.source": "files",
+        "data.files": str(tmp_path / "*.txt"),
+        "data.cache_dir": str(tmp_path / "cache"),
+        "data.heldout_share": 0.2,
+        "new_tokenizer.vocab_size": 300,
+        "train.steps": 60,
+        "train.log_every": 10,
+        "schedule.warmup_steps": 10,
+    }
+    notebook = nbformat.read(NOTEBOOKS / "quickstart.ipynb", as_version=4)
+    [parameters] = [
+        cell for cell in notebook.cells if "parameters" in cell.metadata.get("tags", [])
+    ]
+    parameters.source = PARAMETERS.format(workdir=str(tmp_path / "run"), changes=changes)
+
+    # The kernel starts where the notebook lies, as it does when one opens it.
+    resources = {"metadata": {"path": str(NOTEBOOKS)}}
+    nbclient.NotebookClient(notebook, timeout=600, resources=resources).execute()
+
+    cells = {cell.id: cell for cell in notebook.cells}
+    assert "image/png" in json.dumps(cells["loss"].outputs)
+    tables = "".join(output.text for output in cells["fill-mask"].outputs)
+    assert "for i in <mask>(10):" in tables
+    assert tables.count("score") == 3
+    [result] = cells["data"].outputs
+    assert "token_str" in result["data"]["text/plain"]
+    assert (tmp_path / "run" / "hf" / "config.json").exists()

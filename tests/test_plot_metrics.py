@@ -1,0 +1,81 @@
+"""The curves that experiments/plot_metrics.py draws."""
+
+import json
+
+import pytest
+
+pytest.importorskip("matplotlib")
+
+from experiments import plot_metrics
+from roberta_jax.errors import UsageError
+from roberta_jax.training.metrics import FILE
+
+
+def write_run(folder, *, evaluated=True, start=9.0):
+    """A workdir with four records of the loss, two evaluations and n-gram baselines."""
+    folder.mkdir()
+    records = []
+    for step in (100, 200, 300, 400):
+        records.append({"step": step, plot_metrics.LOSS: start - step / 100, "learning_rate": 1e-3})
+        if evaluated and step % 200 == 0:
+            records.append({"step": step, plot_metrics.HELD_OUT: 1000.0 - step})
+    if evaluated:
+        records.append(dict.fromkeys(plot_metrics.BASELINES, 500.0) | {"step": 400})
+    text = "".join(json.dumps(record) + "\n" for record in records)
+    (folder / FILE).write_text(text + '{"step": 500, "lo')  # cut short by a kill
+    return folder
+
+
+def lines(panel):
+    return {line.get_label(): line.get_xydata().tolist() for line in panel.get_lines()}
+
+
+def test_each_run_is_a_curve_with_its_name(tmp_path):
+    one, two = write_run(tmp_path / "one"), write_run(tmp_path / "two", start=8.0)
+    loss, perplexity = plot_metrics.figure([one, two]).axes
+    curves = lines(loss)
+    assert list(curves) == [str(one), str(two)]
+    assert curves[str(one)] == [[100, 8.0], [200, 7.0], [300, 6.0], [400, 5.0]]
+    assert curves[str(two)][0] == [100, 7.0]
+    assert lines(perplexity)[f"{one}: 600"] == [[200, 800.0], [400, 600.0]]
+    # Both runs have the same yardsticks, drawn once.
+    assert {"unigram model: 500", "bigram model: 500"} <= set(lines(perplexity))
+    assert len(lines(perplexity)) == 4
+    assert perplexity.get_yscale() == "log"
+    assert all(panel.get_ylabel() and panel.get_legend() for panel in (loss, perplexity))
+    assert perplexity.get_xlabel() == "step"
+
+
+def test_a_run_without_evaluation_has_one_panel(tmp_path):
+    one, two = write_run(tmp_path / "one", evaluated=False), write_run(tmp_path / "two")
+    assert len(plot_metrics.figure([one]).axes) == 1
+    labels = list(lines(plot_metrics.figure([one, two]).axes[1]))
+    assert labels == [
+        f"{one}: none yet",
+        f"{two}: 600",
+        f"unigram model: 500 ({two})",
+        f"bigram model: 500 ({two})",
+    ]
+
+
+def test_the_command_writes_a_picture(tmp_path, capsys):
+    out = tmp_path / "loss.png"
+    plot_metrics.main([str(write_run(tmp_path / "run")), f"--out={out}"])
+    assert out.read_bytes().startswith(b"\x89PNG")
+    assert capsys.readouterr().out == f"{out}\n"
+
+
+@pytest.mark.parametrize("out", ["nowhere/loss.png", "loss.nonsense"])
+def test_bad_input_ends_with_a_message(out, tmp_path, capsys, monkeypatch):
+    monkeypatch.chdir(tmp_path)
+    write_run(tmp_path / "run")
+    for arguments, said in ((["run", f"--out={out}"], f"cannot write {out}"), (["no"], "no/metr")):
+        with pytest.raises(SystemExit) as stop:
+            plot_metrics.main(arguments)
+        assert stop.value.code == 2
+        assert said in capsys.readouterr().err
+
+
+def test_an_empty_workdir_is_an_error(tmp_path):
+    with pytest.raises(UsageError, match="no training loss in"):
+        plot_metrics.figure([tmp_path])
