@@ -11,6 +11,7 @@ is installed, else a pool of threads (NumPy leaves Python's lock while it works 
 
 import collections
 import concurrent.futures
+import contextlib
 import importlib.util
 import itertools
 import os
@@ -177,8 +178,11 @@ def _run_tensorflow(make, start, stop, prefetch, workers):
     """tf.data over the step numbers, with the work done in NumPy."""
     import tensorflow as tf  # here, because it takes seconds and half a gigabyte
 
-    for kind in ("GPU", "TPU"):  # JAX's; TensorFlow would reserve their memory
-        tf.config.set_visible_devices([], kind)
+    # The accelerators are JAX's; TensorFlow would reserve their memory. Too late, and an error, if
+    # the caller has used TensorFlow before: then it has them already.
+    with contextlib.suppress(RuntimeError):
+        for kind in ("GPU", "TPU"):
+            tf.config.set_visible_devices([], kind)
 
     failures = []  # tf.data turns exceptions into its own and loses their type
 

@@ -1,0 +1,236 @@
+"""The pipeline: the same batches from any step, engine and host; epochs; evaluation; threads."""
+
+import collections
+import gc
+import importlib.util
+import itertools
+import sys
+import threading
+import time
+
+import numpy as np
+import pytest
+from toy_corpus import make_maker, make_store
+
+from roberta_jax.data import hashing, pipeline
+from roberta_jax.data.batches import DTYPES
+from roberta_jax.data.pipeline import eval_batches, eval_rows, train_batches
+from roberta_jax.errors import UsageError
+
+HAS_TENSORFLOW = importlib.util.find_spec("tensorflow") is not None
+ENGINES = [
+    "numpy",
+    pytest.param(
+        "tf", marks=pytest.mark.skipif(not HAS_TENSORFLOW, reason="TensorFlow is not installed")
+    ),
+]
+BATCH = 8
+
+
+@pytest.fixture(scope="module")
+def maker(tmp_path_factory):
+    maker = make_maker(make_store(tmp_path_factory.mktemp("store")), seq_len=32)
+    assert maker.num_rows % BATCH  # so that batches straddle epochs
+    return maker
+
+
+class Recorder:
+    """Stands in for a maker: the batch says which rows and epochs were asked for."""
+
+    def __init__(self, num_rows, fail_at=None, delay=0.0):
+        self.num_rows, self._fail_at, self._delay = num_rows, fail_at, delay
+        self.made = 0
+
+    def __call__(self, rows, epochs):
+        time.sleep(self._delay)
+        self.made += 1
+        if self._fail_at is not None and self.made > self._fail_at:
+            raise ZeroDivisionError("row 13 is unlucky")
+        return {name: np.stack([rows, epochs]).astype(dtype) for name, dtype in DTYPES.items()}
+
+
+def train(maker, start, stop, **options):
+    options = {"engine": "numpy", "batch_size": BATCH, "seed": 3, **options}
+    return list(train_batches(maker, start_step=start, stop_step=stop, **options))
+
+
+def assert_equal(found, expected):
+    for a, b in zip(found, expected, strict=True):
+        assert list(a) == list(b)
+        for key in a:
+            assert a[key].dtype == b[key].dtype
+            assert np.array_equal(a[key], b[key])
+
+
+@pytest.mark.parametrize("engine", ENGINES)
+def test_any_start_gives_the_same_batches(maker, engine):
+    steps = 3 * maker.num_rows // BATCH
+    straight = train(maker, 0, steps)
+    assert_equal(train(maker, 0, steps, engine=engine), straight)
+    for start in (1, steps // 2, steps - 1):
+        assert_equal(train(maker, start, steps, engine=engine), straight[start:])
+    assert_equal(train(maker, 0, 6, engine=engine, workers=3, prefetch=1), straight[:6])
+
+
+def test_auto_takes_an_engine_that_is_there(maker, monkeypatch):
+    expected = train(maker, 2, 4)
+    assert_equal(train(maker, 2, 4, engine="auto"), expected)
+    monkeypatch.setattr(importlib.util, "find_spec", lambda name: None)
+    monkeypatch.setitem(sys.modules, "tensorflow", None)  # importing it would fail
+    assert_equal(train(maker, 2, 4, engine="auto"), expected)
+
+
+@pytest.mark.parametrize("num_hosts", [1, 2, 4])
+def test_the_hosts_parts_make_up_the_batch(maker, num_hosts):
+    expected = train(maker, 5, 12)
+    for parts in (
+        np.split(np.arange(BATCH), num_hosts),
+        [np.arange(host, BATCH, num_hosts) for host in range(num_hosts)],
+    ):
+        by_host = [train(maker, 5, 12, local_rows=part) for part in parts]
+        order = np.argsort(np.concatenate(parts))
+        joined = [
+            {key: np.concatenate([b[key] for b in hosts])[order] for key in hosts[0]}
+            for hosts in zip(*by_host, strict=True)
+        ]
+        assert_equal(joined, expected)
+
+
+@pytest.mark.parametrize(("num_rows", "batch_size"), [(37, 8), (5, 8), (1, 4), (64, 16)])
+def test_every_epoch_sees_every_row_once(num_rows, batch_size):
+    seen = collections.defaultdict(list)
+    num_epochs = 4
+    steps = -(-num_epochs * num_rows // batch_size)
+    for batch in train(Recorder(num_rows), 0, steps, batch_size=batch_size):
+        rows, epochs = batch["input_ids"]
+        for row, epoch in zip(rows, epochs, strict=True):
+            seen[int(epoch)].append(int(row))
+    orders = [seen[epoch] for epoch in range(num_epochs)]
+    assert all(sorted(order) == list(range(num_rows)) for order in orders)
+    if num_rows > 5:
+        assert orders[0] != orders[1]  # another order each epoch
+
+
+def test_steps_are_positions_in_permuted_epochs():
+    batch = train(Recorder(37), 1_000_000_007, 1_000_000_008)[0]
+    positions = 1_000_000_007 * BATCH + np.arange(BATCH)
+    rows, epochs = batch["input_ids"]
+    assert np.array_equal(epochs, positions // 37)
+    assert np.array_equal(rows, hashing.permute(positions % 37, 37, 3, positions // 37))
+
+
+def test_without_a_stop_it_goes_on(maker):
+    endless = train_batches(maker, batch_size=BATCH, seed=3, start_step=7, engine="numpy")
+    assert_equal(itertools.islice(endless, 3), train(maker, 7, 10))
+
+
+@pytest.mark.parametrize("engine", ENGINES)
+@pytest.mark.parametrize("batch_size", [7, 16])
+def test_evaluation_scores_every_row_once(maker, engine, batch_size):
+    found = list(eval_batches(maker, batch_size=batch_size, seed=11, engine=engine))
+    assert all(len(batch["input_ids"]) == batch_size for batch in found)
+    joined = {key: np.concatenate([batch[key] for batch in found]) for key in DTYPES}
+    rows = eval_rows(maker, seed=11)
+    assert sorted(rows) == list(range(maker.num_rows))
+    expected = maker.with_seed(11)(rows, np.zeros_like(rows))
+    for key, array in expected.items():
+        assert np.array_equal(joined[key][: len(rows)], array)
+    assert not joined["masked_weights"][len(rows) :].any()
+    assert (joined["segment_ids"][:, 0] == 1).all()  # the filling, too, is made of real rows
+
+
+def test_evaluation_depends_on_its_own_seed_alone(maker):
+    first = list(eval_batches(maker, batch_size=4, seed=1, engine="numpy"))
+    same = list(eval_batches(maker.with_seed(99), batch_size=4, seed=1, engine="numpy"))
+    assert_equal(first, same)
+    other = list(eval_batches(maker, batch_size=4, seed=2, engine="numpy"))
+    assert not np.array_equal(first[0]["masked_positions"], other[0]["masked_positions"])
+
+
+def test_evaluation_of_some_rows_on_two_hosts(maker):
+    options = {"batch_size": 4, "seed": 1, "max_rows": 10, "engine": "numpy"}
+    whole = list(eval_batches(maker, **options))
+    assert len(whole) == 3
+    assert [batch["masked_weights"].any(axis=1).sum() for batch in whole] == [4, 4, 2]
+    halves = [
+        eval_batches(maker, **options, local_rows=part) for part in (np.array([0, 1]), [2, 3])
+    ]
+    joined = [
+        {key: np.concatenate([a[key], b[key]]) for key in a} for a, b in zip(*halves, strict=True)
+    ]
+    assert_equal(joined, whole)
+
+
+@pytest.mark.parametrize("engine", ENGINES)
+def test_exceptions_reach_the_consumer(engine):
+    batches = train_batches(
+        Recorder(100, fail_at=3),
+        batch_size=4,
+        seed=0,
+        start_step=0,
+        stop_step=10,
+        engine=engine,
+        workers=1,
+    )
+    with pytest.raises(ZeroDivisionError, match="row 13 is unlucky"):
+        list(batches)
+
+
+def own_threads():
+    return [thread for thread in threading.enumerate() if thread.name.startswith("batches")]
+
+
+@pytest.mark.parametrize("ending", ["close", "forget", "exhaust", "fail", "never start"])
+def test_no_thread_is_left(ending):
+    maker = Recorder(100, fail_at=5 if ending == "fail" else None, delay=0.001)
+    stop = 20 if ending == "exhaust" else None
+    batches = train_batches(
+        maker, batch_size=4, seed=0, start_step=0, stop_step=stop, engine="numpy"
+    )
+    if ending != "never start":
+        next(batches)
+        assert own_threads()
+    if ending == "close":
+        batches.close()
+    elif ending == "exhaust":
+        assert len(list(batches)) == 19
+    elif ending == "fail":
+        with pytest.raises(ZeroDivisionError):
+            list(batches)
+    del batches
+    gc.collect()
+    assert not own_threads()
+
+
+def test_no_more_than_prefetch_is_made_ahead():
+    maker = Recorder(100)
+    batches = train_batches(
+        maker, batch_size=4, seed=0, start_step=0, engine="numpy", prefetch=5, workers=2
+    )
+    next(batches)
+    time.sleep(0.1)
+    assert maker.made == 6  # the one taken and five ahead
+    batches.close()
+
+
+def test_bad_input(maker, monkeypatch):
+    good = {"batch_size": 4, "seed": 0, "start_step": 0}
+    with pytest.raises(UsageError, match=r"data\.engine is 'torch'.*auto, tf, numpy"):
+        train_batches(maker, **good, engine="torch")
+    with pytest.raises(UsageError, match="at least one row"):
+        train_batches(maker, **{**good, "batch_size": 0})
+    with pytest.raises(UsageError, match="the corpus holds no rows"):
+        train_batches(Recorder(0), **good)
+    with pytest.raises(UsageError, match=r"eval\.max_rows is 0"):
+        eval_batches(maker, batch_size=4, seed=0, max_rows=0)
+    with pytest.raises(ValueError, match="local_rows must lie in"):
+        train_batches(maker, **good, local_rows=np.array([4]))
+    monkeypatch.setattr(importlib.util, "find_spec", lambda name: None)
+    with pytest.raises(UsageError, match=r"TensorFlow is not installed.*extra `data`"):
+        train_batches(maker, **good, engine="tf")
+
+
+def test_tensorflow_stays_out_of_the_numpy_engine(monkeypatch, maker):
+    monkeypatch.setitem(sys.modules, "tensorflow", None)  # importing it would fail
+    assert len(train(maker, 0, 2)) == 2
+    assert "tensorflow" not in vars(pipeline)
