@@ -48,7 +48,7 @@ def masked_lm():
 
 
 def logits_of(model, params):
-    return model.apply({"params": jax.device_put(params)}, IDS).logits
+    return model.apply({"params": params}, IDS).logits
 
 
 @pytest.fixture(scope="module")

@@ -319,7 +319,9 @@ def _host_tensors(ours: Iterable[Leaf]) -> Iterator[np.ndarray]:
     """Yields every PyTorch tensor; one leaf at a time is fetched from the devices."""
     for leaf in ours:
         value = leaf.value
-        if isinstance(value, jax.Array) and not value.is_fully_addressable:
+        if isinstance(value, jax.Array) and not (
+            value.is_fully_addressable or value.is_fully_replicated
+        ):
             value = multihost_utils.process_allgather(value, tiled=True)
         value = np.asarray(value)
         for tensor in value if leaf.stacked else [value]:

@@ -136,7 +136,8 @@ class Embedding(nn.Module):
     def __call__(self, ids: jax.Array) -> jax.Array:
         # A look-up in a table split over the devices makes the partitioner rematerialise it whole,
         # batch and all; gathering the (already cast) table first is the cheap way.
-        table = nn.with_logical_constraint(self.embedding.astype(self.dtype), (None, None))
+        table = jnp.asarray(self.embedding, self.dtype)
+        table = nn.with_logical_constraint(table, (None, None))
         return lookup(table, ids, self.padding_row)
 
 
