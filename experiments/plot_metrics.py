@@ -21,7 +21,7 @@ if TYPE_CHECKING:
     from matplotlib.figure import Figure
 
 LOSS = "loss"
-HELD_OUT = "heldout_perplexity"
+HELD_OUT = "eval_perplexity"
 BASELINES = {"unigram_perplexity": "unigram model", "bigram_perplexity": "bigram model"}
 
 Points = tuple[list[int], list[float]]  # steps and values
