@@ -21,6 +21,7 @@ import logging
 import os
 import pathlib
 import shutil
+import sys
 from collections.abc import Iterator
 from typing import Any
 
@@ -202,7 +203,7 @@ def _train(
             itertools.chain([first], sentences),
             vocab_size=settings.vocab_size,
             min_frequency=settings.min_frequency,
-            progress=progress,
+            progress=progress and sys.stderr.isatty(),  # it cannot draw elsewhere
         )
     except UsageError:
         raise  # from the corpus, which is read meanwhile
