@@ -63,6 +63,8 @@ def complete(backend: Tokenizer, *, add_prefix_space: bool) -> Tokenizer:
             f"the pre-tokenizer is {type(backend.pre_tokenizer).__name__}, not ByteLevel: "
             "this is not a RoBERTa tokenizer"
         )
+    if backend.pre_tokenizer is not None and not backend.pre_tokenizer.use_regex:
+        raise BackendError("the pre-tokenizer does not cut text as GPT-2's does (use_regex is off)")
     backend.pre_tokenizer = pre_tokenizers.ByteLevel(add_prefix_space=add_prefix_space)
     backend.decoder = decoders.ByteLevel()
     backend.no_truncation()

@@ -5,7 +5,6 @@ truncate and pad to), sets the pipeline up for it, and reads ids and masks off t
 """
 
 import contextlib
-import functools
 import hashlib
 import json
 import threading
@@ -51,10 +50,11 @@ class RobertaTokenizer:
         model_max_length: int = DEFAULT_MAX_LENGTH,
         clean_up_tokenization_spaces: bool = False,
     ):
-        """Wraps a pipeline made by `roberta_jax.tokenizer.backend`."""
+        """Wraps a pipeline made by `roberta_jax.tokenizer.backend`, which must not change later."""
         self.backend = backend
         self.model_max_length = model_max_length
         self.clean_up_tokenization_spaces = clean_up_tokenization_spaces
+        self._num_ids = backend.get_vocab_size(with_added_tokens=True)  # the library counts anew
         self._lock = threading.Lock()
 
     # Making and keeping
@@ -132,7 +132,7 @@ class RobertaTokenizer:
 
     def __len__(self) -> int:
         """The number of ids, which is the model's `vocab_size`."""
-        return self.backend.get_vocab_size(with_added_tokens=True)
+        return self._num_ids
 
     @property
     def vocab_size(self) -> int:
@@ -195,7 +195,6 @@ class RobertaTokenizer:
         skipped = set(self.all_special_ids) if skip_special_tokens else ()
         return [self.backend.id_to_token(int(i)) for i in ids if int(i) not in skipped]
 
-    @functools.cache  # noqa: B019  (a tokenizer lives as long as the program)
     def fingerprint(self) -> str:
         """A hash, 64 hex digits, of everything that decides which ids a text gets.
 
@@ -204,10 +203,10 @@ class RobertaTokenizer:
         """
         pipeline = json.loads(self.backend.to_str())
         vocab, merges = backends.vocab_and_merges(self.backend)
+        # Versions of the library differ in which settings they write at their default.
+        settings = {k: v for k, v in pipeline["model"].items() if v}
         deciding = {
-            "vocab": vocab,
-            "merges": merges,
-            "model": {k: v for k, v in pipeline["model"].items() if k not in ("vocab", "merges")},
+            "model": settings | {"vocab": vocab, "merges": merges},
             "added_tokens": pipeline["added_tokens"],
             "normalizer": pipeline["normalizer"],
             "add_prefix_space": self.add_prefix_space,
@@ -287,6 +286,12 @@ class RobertaTokenizer:
         """
         single, inputs = as_batch(text, text_pair)
         plan = Plan.of(padding, truncation, max_length, pad_to_multiple_of, self.model_max_length)
+        if plan.truncate:
+            specials = self.backend.num_special_tokens_to_add(any(type(t) is tuple for t in inputs))
+            if plan.max_length < specials * add_special_tokens:  # the library would cut nothing
+                raise ValueError(
+                    f"max_length={plan.max_length} has no room for the {specials} special tokens"
+                )
         if return_tensors not in (None, "np"):
             raise ValueError(f"return_tensors must be None or 'np', not {return_tensors!r}")
         encodings = self._encodings(inputs, add_special_tokens, split_special_tokens, plan)
@@ -313,8 +318,16 @@ class RobertaTokenizer:
           skip_special_tokens: leave out `<s>`, `<pad>`, `</s>`, `<unk>` and `<mask>`.
           clean_up_tokenization_spaces: take out spaces before punctuation and English
             contractions; None follows the attribute, which is False unless the files say otherwise.
+
+        Raises:
+          ValueError: an id that the tokenizer does not have (HF leaves those out silently).
         """
-        ids = [int(i) for i in np.atleast_1d(np.asarray(token_ids, dtype=np.int64))]
+        ids = np.atleast_1d(np.asarray(token_ids, dtype=np.int64)).tolist()
+        if ids and not 0 <= min(ids) <= max(ids) < len(self):
+            raise ValueError(
+                f"ids must be in 0 to {len(self) - 1} to be decoded, but there is "
+                f"{min(ids) if min(ids) < 0 else max(ids)}"
+            )
         text = self.backend.decode(ids, skip_special_tokens=skip_special_tokens)
         if clean_up_tokenization_spaces is None:
             clean_up_tokenization_spaces = self.clean_up_tokenization_spaces
