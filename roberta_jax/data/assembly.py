@@ -100,6 +100,8 @@ class Assembly:
         """Puts the last parts into shards and writes the indices; see `token_store.write_index`."""
         self._write_shards(all_parts_are_here=True)
         for side in (HELDOUT, TRAIN):
+            for path in (self._folder / side).glob("*.tmp"):
+                path.unlink()  # of a process killed while writing
             token_store.write_index(
                 self._folder / side,
                 vocab_size=vocab_size,
