@@ -1,6 +1,7 @@
 """Folders in Hugging Face's format: written for `transformers`, read from it, and read strictly."""
 
 import json
+import pathlib
 import shutil
 
 import jax
@@ -219,6 +220,40 @@ def test_a_failed_write_leaves_what_was_there(folder, masked_lm):
         hf.save_pretrained(folder, model, random_params(model, seed=1), FullDisk())
     assert_trees_equal(hf.read_pretrained(folder)[1], params)
     assert [path.name for path in folder.parent.iterdir()] == [folder.name]
+
+
+@pytest.mark.parametrize("killed", ["while writing", "between the renames", "at the end"])
+def test_what_a_killed_write_left_is_put_right(killed, folder, masked_lm, tokenizer):
+    model, _ = masked_lm
+    if killed == "while writing":
+        partial = folder.with_name(f".{folder.name}.partial")
+        partial.mkdir()
+        (partial / "model.safetensors").write_bytes(b"half")
+    elif killed == "between the renames":
+        folder.rename(folder.with_name(f".{folder.name}.replaced"))
+    else:
+        shutil.copytree(folder, folder.with_name(f".{folder.name}.replaced"))
+    params = random_params(model, seed=2)
+    hf.save_pretrained(folder, model, params)
+    assert_trees_equal(hf.read_pretrained(folder)[1], params)
+    # The tokenizer came from the folder that was to be replaced.
+    assert RobertaTokenizer.from_pretrained(folder).fingerprint() == tokenizer.fingerprint()
+    assert [path.name for path in folder.parent.iterdir()] == [folder.name]
+
+
+def test_a_rename_that_fails_brings_the_earlier_folder_back(folder, masked_lm, monkeypatch):
+    model, params = masked_lm
+    rename = pathlib.Path.rename
+
+    def refuse(self, target):
+        if self.name.endswith(".partial"):
+            raise PermissionError(13, "Permission denied")
+        return rename(self, target)
+
+    monkeypatch.setattr(pathlib.Path, "rename", refuse)
+    with pytest.raises(UsageError, match="Permission denied"):
+        hf.save_pretrained(folder, model, random_params(model, seed=1))
+    assert_trees_equal(hf.read_pretrained(folder)[1], params)
 
 
 def test_an_object_store_gets_the_config_last(masked_lm, saved, tmp_path, monkeypatch):

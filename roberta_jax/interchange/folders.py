@@ -5,7 +5,6 @@ import os
 import pathlib
 import shutil
 import tempfile
-import uuid
 from collections.abc import Iterator
 
 from etils import epath
@@ -16,8 +15,9 @@ def written_whole(target: epath.Path, last: str) -> Iterator[pathlib.Path]:
     """Gives an empty local folder to fill, which takes the place of `target` at the end.
 
     On a local disk it lies beside the target and is renamed; what was there before is gone only
-    after that. An object store has no rename: there the file named `last`, without which readers
-    must take no folder for complete, is removed first and written last.
+    after that, and what a killed process left is put right by the next one. One process at a time
+    may write a target. An object store has no rename: there the file named `last`, without which
+    readers must take no folder for complete, is removed first and written last.
 
     On an error the target is what it was (on an object store: without `last`, if the error came
     while copying).
@@ -33,23 +33,28 @@ def written_whole(target: epath.Path, last: str) -> Iterator[pathlib.Path]:
         return
 
     place = pathlib.Path(target).absolute()
-    unique = f".{place.name}.{uuid.uuid4().hex[:8]}"
-    folder, old = place.with_name(f"{unique}.new"), place.with_name(f"{unique}.old")
+    folder = place.with_name(f".{place.name}.partial")
+    old = place.with_name(f".{place.name}.replaced")
+    _tidy_up(place, folder, old)
     folder.mkdir(parents=True)
     try:
         yield folder
         if place.exists():
             place.rename(old)
-        try:
-            folder.rename(place)
-        except OSError:
-            if old.exists():
-                old.rename(place)
-            raise
+        folder.rename(place)
     except BaseException:
-        shutil.rmtree(folder, ignore_errors=True)
+        _tidy_up(place, folder, old)
         raise
     shutil.rmtree(old, ignore_errors=True)
+
+
+def _tidy_up(place: pathlib.Path, folder: pathlib.Path, old: pathlib.Path) -> None:
+    """Undoes what a write that failed or was killed has left."""
+    if old.exists() and not place.exists():  # it ended between the two renames
+        old.rename(place)
+    for leftover in (folder, old):
+        if leftover.exists():
+            shutil.rmtree(leftover)
 
 
 @contextlib.contextmanager
