@@ -157,16 +157,16 @@ class BatchMaker:
 
     def _assemble_one_input(self, rows_B, ids_BL, segments_BL, positions_BL):
         inputs_B = self._packed.inputs[self._packed.rows[rows_B]]
-        lengths_B1 = inputs_B["a_len"].astype(np.int64)[:, None] + 1
+        lengths_B1 = inputs_B["a_len"][:, None] + 1
         ids_BL[:, 0] = self._bos_id
         self._gather(inputs_B["a_start"], ids_BL[:, 1:])
-        places_L = np.arange(self.seq_len)
+        places_L = np.arange(self.seq_len, dtype=np.int32)
         padding_BL = places_L >= lengths_B1
-        np.putmask(ids_BL, padding_BL, self._pad_id)
+        np.copyto(ids_BL, self._pad_id, where=padding_BL)
         np.logical_not(padding_BL, out=segments_BL, casting="unsafe")
         positions_BL[:] = places_L + (self._pad_id + 1)
-        np.putmask(positions_BL, padding_BL, self._pad_id)
-        return lengths_B1
+        np.copyto(positions_BL, self._pad_id, where=padding_BL)
+        return lengths_B1.astype(np.int64)
 
     def _assemble_many_inputs(self, rows_B, ids_BL, segments_BL, positions_BL):
         first_B, end_B = self._packed.rows[rows_B], self._packed.rows[rows_B + 1]
@@ -177,7 +177,7 @@ class BatchMaker:
 
         numbers_BL = input_numbers(lengths_BM, self.seq_len)
         padding_BL = numbers_BL == self._packed.max_inputs
-        np.putmask(numbers_BL, padding_BL, 0)
+        np.copyto(numbers_BL, 0, where=padding_BL)
         begins_BM = np.cumsum(lengths_BM, axis=1) - lengths_BM
         places_BL = np.arange(self.seq_len) - np.take_along_axis(begins_BM, numbers_BL, axis=1)
         # Where <s> or padding will stand, any token of the row's shard can be read.
@@ -187,8 +187,8 @@ class BatchMaker:
         )
         for mine, shard in self._by_shard(sources_BL[:, 0]):
             ids_BL[mine] = np.take(shard.tokens, sources_BL[mine] - shard.start)
-        np.putmask(ids_BL, places_BL == 0, self._bos_id)
-        np.putmask(ids_BL, padding_BL, self._pad_id)
+        np.copyto(ids_BL, self._bos_id, where=places_BL == 0)
+        np.copyto(ids_BL, self._pad_id, where=padding_BL)
         segments_BL[:] = np.where(padding_BL, 0, numbers_BL + 1)
         positions_BL[:] = np.where(padding_BL, self._pad_id, places_BL + (self._pad_id + 1))
         return lengths_BM

@@ -165,7 +165,7 @@ class Masker:
         labels_BK = np.take(flat_ids, flat_BK)
         new_BK = self._replace(action_B, replacement_B, positions_BK, units_BK, labels_BK)
         flat_ids[flat_BK[used_BK]] = new_BK[used_BK]
-        np.putmask(labels_BK, ~used_BK, self._pad_id)
+        np.copyto(labels_BK, self._pad_id, where=~used_BK)
         return positions_BK, labels_BK, used_BK.astype(np.float32)
 
     def _replace(self, action_B, replacement_B, positions_BK, units_BK, labels_BK):
@@ -180,7 +180,7 @@ class Masker:
         mask_below = _fixed_point(self._masking.mask_share)
         random_below = mask_below + _fixed_point(self._masking.random_share)
         new_BK = np.where(action_BK < random_below, random_BK, labels_BK)
-        np.putmask(new_BK, action_BK < mask_below, self._mask_id)
+        np.copyto(new_BK, self._mask_id, where=action_BK < mask_below)
         return new_BK
 
     def _counts(self, rounding_B, lengths_BM):
@@ -206,7 +206,7 @@ class Masker:
         # Back to reading order: the chosen positions, ascending, then fill, in K columns.
         fill = self._position_bits + np.uint32(1)
         keys_BN &= self._position_bits
-        np.putmask(keys_BN, ~chosen_BN, fill)
+        np.copyto(keys_BN, fill, where=~chosen_BN)
         keys_BN.sort(axis=1)
         missing = max(0, self.num_slots - keys_BN.shape[1])
         keys_BK = np.pad(keys_BN[:, : self.num_slots], ((0, 0), (0, missing)), constant_values=fill)
@@ -216,11 +216,11 @@ class Masker:
 
     def _rank_one_input(self, keys_BL, rounding_B, ids_BL, lengths_B1):
         """(candidates' keys, whether chosen): only the K smallest of a row's keys are sorted."""
-        usable_BL = self._positions_L < lengths_B1
+        usable_BL = self._positions_L < lengths_B1.astype(np.uint32)
         if not self._masking.specials:
             usable_BL &= ~self._is_special[ids_BL]
             lengths_B1 = usable_BL.sum(axis=1, keepdims=True)
-        np.putmask(keys_BL, ~usable_BL, np.uint32(2**32 - 1))
+        np.copyto(keys_BL, np.uint32(2**32 - 1), where=~usable_BL)
         num_candidates = min(self.num_slots, self._seq_len)
         keys_BL.partition(num_candidates - 1, axis=1)
         keys_BC = np.sort(keys_BL[:, :num_candidates], axis=1)
