@@ -10,6 +10,7 @@ Embedding tables lie on their hidden axis: 50265 rows and 514 positions divide b
 
 import contextlib
 import math
+import os
 from collections.abc import Iterator, Mapping, Sequence
 
 import flax.linen as nn
@@ -37,6 +38,29 @@ RULES = (
     ("norm", None),
     ("length", None),
 )
+
+
+def join_processes() -> None:
+    """Makes this process one of several that train together; call it before anything else of JAX.
+
+    Pods, Slurm and Kubernetes tell who the others are. Elsewhere the environment has to:
+    JAX_COORDINATOR_ADDRESS (read by JAX itself), JAX_NUM_PROCESSES and JAX_PROCESS_ID.
+
+    Raises:
+      UsageError: neither told.
+    """
+    told = {}
+    for argument in ("num_processes", "process_id"):
+        value = os.environ.get(f"JAX_{argument.upper()}")
+        if value is not None:
+            told[argument] = int(value)
+    try:
+        jax.distributed.initialize(**told)
+    except (ValueError, RuntimeError) as error:
+        raise UsageError(
+            f"cannot find the other processes: {error}\nOutside of pods, Slurm and Kubernetes set "
+            "JAX_COORDINATOR_ADDRESS=HOST:PORT, JAX_NUM_PROCESSES and JAX_PROCESS_ID (from 0)."
+        ) from error
 
 
 def create_mesh(

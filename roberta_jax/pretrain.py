@@ -1,0 +1,494 @@
+"""Pretrains RoBERTa: text in, a masked language model out.
+
+    python -m roberta_jax.pretrain --config=configs/pretrain.py:tiny --workdir=runs/tiny
+
+The same command again continues where the run was; on a finished one it says so. From Python:
+
+    from configs.pretrain import get_config
+    from roberta_jax.pretrain import pretrain
+    pretrain(get_config("tiny"), "runs/tiny")
+"""
+
+import dataclasses
+import math
+import os
+from collections.abc import Callable, Iterator, Mapping
+from typing import Any
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+from absl import flags
+from etils import epath
+from jax.sharding import Mesh
+from ml_collections import ConfigDict
+
+from roberta_jax import command
+from roberta_jax.data.batches import BatchMaker
+from roberta_jax.data.masking import Masking
+from roberta_jax.data.ngrams import ngram_perplexities
+from roberta_jax.data.packing import load_or_pack
+from roberta_jax.data.pipeline import eval_batches, train_batches
+from roberta_jax.data.token_store import TokenStore
+from roberta_jax.errors import UsageError
+from roberta_jax.interchange import hf
+from roberta_jax.modeling.config import Execution, RobertaConfig
+from roberta_jax.modeling.heads import RobertaForMaskedLM
+from roberta_jax.modeling.objectives import masked_lm_objective, training_flops
+from roberta_jax.prepare import Prepared, prepare
+from roberta_jax.tokenizer import RobertaTokenizer
+from roberta_jax.training import loop
+from roberta_jax.training.checkpoints import Checkpoints
+from roberta_jax.training.metrics import MetricsWriter, read_metrics
+from roberta_jax.training.optimizer import adamw, polynomial_schedule
+from roberta_jax.training.partitioning import (
+    create_mesh,
+    join_processes,
+    local_batch_rows,
+    rows_and_accumulation,
+    to_global,
+)
+from roberta_jax.training.state import TrainState, abstract_state, count_parameters, create_state
+from roberta_jax.training.workdir import open_workdir
+
+# What a run may change when it goes on: how long, how often, where and in what portions. None of it
+# changes what a step computes, beyond the rounding of another mesh or accumulation.
+MAY_CHANGE = (
+    "train.steps",
+    "train.log_every",
+    "train.eval_every",
+    "train.checkpoint_every",
+    "train.keep_checkpoints",
+    "train.rows_per_device",
+    "eval.batch_size",
+    "mesh.",
+    "data.cache_dir",
+    "data.workers",
+    "data.engine",
+)
+
+
+@dataclasses.dataclass(frozen=True)
+class PretrainResult:
+    """How a run stands.
+
+    Attributes:
+      workdir: its folder.
+      step: updates made.
+      finished: False if it was told to stop before its end; the same call continues it.
+      metrics: of the final evaluation, if finished: eval_loss (nats), eval_perplexity, and with
+        `eval.ngram_baselines` unigram_perplexity and bigram_perplexity.
+    """
+
+    workdir: epath.Path
+    step: int
+    finished: bool
+    metrics: dict[str, float]
+
+
+def pretrain(config: ConfigDict, workdir: epath.PathLike) -> PretrainResult:
+    """Runs, or continues, the pretraining that `config` describes.
+
+    Args:
+      config: as `configs/pretrain.py` returns it.
+      workdir: the folder of the run, local or on an object store (gs://...); made if need be.
+
+    Raises:
+      UsageError: something in the config, the text or the workdir is wrong; nearly all of it before
+        any long work. Checkpoints written before are intact.
+    """
+    primary = jax.process_index() == 0
+    plan = _Plan(config)
+    settings = config.to_dict()
+    with open_workdir(workdir, settings, MAY_CHANGE, primary) as folder:
+        done = _finished(folder, config.train.steps)
+        if done is not None:
+            _say(
+                f"{folder} is finished: {config.train.steps} steps. {_summary(done)}\n"
+                "For more, raise --config.train.steps."
+            )
+            return PretrainResult(folder, config.train.steps, True, done)
+        with Checkpoints(folder / "checkpoints", config.train.keep_checkpoints) as checkpoints:
+            _check_not_beyond(checkpoints.latest_step(), config.train.steps)
+            prepared = prepare(config, progress=primary)
+            return _Run(config, plan, folder, checkpoints, prepared).train()
+
+
+class _Plan:
+    """Everything that follows from the config alone, checked before any work is done."""
+
+    def __init__(self, config: ConfigDict):
+        train, schedule = config.train, config.schedule
+        if train.steps < 1:
+            raise UsageError(f"train.steps={train.steps}: a run has at least one step.")
+        if config.optimizer.name != "adamw":
+            raise UsageError(f"optimizer.name={config.optimizer.name!r}: only 'adamw' is known.")
+        self.masking = Masking(**config.masking)
+        self.cadence = loop.Cadence(train.log_every, train.eval_every, train.checkpoint_every)
+        self.schedule = polynomial_schedule(
+            config.optimizer.learning_rate,
+            warmup_steps=schedule.warmup_steps,
+            decay_steps=train.steps if schedule.decay_steps is None else schedule.decay_steps,
+            power=schedule.power,
+            end=schedule.end_learning_rate,
+        )
+        settings = {
+            key: value
+            for key, value in config.optimizer.items()
+            if key not in ("name", "learning_rate")
+        }
+        self.optimizer = adamw(self.schedule, **settings)
+        self.mesh = create_mesh(**config.mesh)
+        self.rows, self.accumulation = rows_and_accumulation(
+            self.mesh, train.batch_size, train.rows_per_device
+        )
+        rows_and_accumulation(self.mesh, config.eval.batch_size, key="eval.batch_size")
+        self.execution = _execution(config.execution)
+        self.initial = None
+        if config.init_from:
+            self.initial = hf.read_pretrained(config.init_from, RobertaForMaskedLM, self.execution)
+        self.model_config(config)  # any vocabulary shows what is wrong with the rest
+
+    def model_config(
+        self, config: ConfigDict, tokenizer: RobertaTokenizer | None = None
+    ) -> RobertaConfig:
+        """The model's config: of `config.model` and the tokenizer, or of `config.init_from`."""
+        dropouts = {
+            key: config.model[key]
+            for key in ("hidden_dropout_prob", "attention_probs_dropout_prob")
+        }
+        try:
+            if self.initial is not None:
+                found = self.initial[0].config.replace(**dropouts)
+            else:
+                found = RobertaConfig(
+                    vocab_size=len(tokenizer) if tokenizer else config.new_tokenizer.vocab_size,
+                    max_position_embeddings=config.seq_len + 2,
+                    **config.model,
+                )
+        except ValueError as error:
+            raise UsageError(f"config.model: {error}") from error
+        if config.seq_len > found.max_length:
+            raise UsageError(
+                f"seq_len={config.seq_len} is longer than the {found.max_length} positions of the "
+                f"model in {config.init_from}. Use --config.seq_len={found.max_length} or less."
+            )
+        if tokenizer is not None:
+            _check_tokenizer(tokenizer, found)
+        return found
+
+
+def _execution(settings: ConfigDict) -> Execution:
+    kinds = {
+        "auto": jnp.float32 if jax.default_backend() == "cpu" else jnp.bfloat16,
+        "float32": jnp.float32,
+        "bfloat16": jnp.bfloat16,
+    }
+    if settings.dtype not in kinds:
+        raise UsageError(
+            f"execution.dtype={settings.dtype!r} is unknown: use one of {', '.join(kinds)}."
+        )
+    try:
+        return Execution(**{**settings, "dtype": kinds[settings.dtype]})
+    except ValueError as error:
+        raise UsageError(f"config.execution: {error}") from error
+
+
+def _check_tokenizer(tokenizer: RobertaTokenizer, model: RobertaConfig) -> None:
+    """A tokenizer with other special ids, or with more ids than rows, would train nonsense."""
+    if len(tokenizer) > model.vocab_size:
+        raise UsageError(
+            f"the tokenizer has {len(tokenizer)} ids, the model to start from {model.vocab_size}. "
+            "Use the tokenizer that belongs to it."
+        )
+    for name in ("pad_token_id", "bos_token_id", "eos_token_id"):
+        ours, models = getattr(tokenizer, name), getattr(model, name)
+        if ours != models:
+            raise UsageError(
+                f"the tokenizer's {name} is {ours}, the model's {models}. Use the tokenizer that "
+                "belongs to the model."
+            )
+
+
+class _Run:
+    """The parts of a run, put together; `train` does it."""
+
+    def __init__(
+        self,
+        config: ConfigDict,
+        plan: _Plan,
+        folder: epath.Path,
+        checkpoints: Checkpoints,
+        prepared: Prepared,
+    ):
+        self.config, self.plan, self.folder, self.checkpoints = config, plan, folder, checkpoints
+        self.tokenizer = prepared.tokenizer
+        model_config = plan.model_config(config, self.tokenizer)
+        self.model = RobertaForMaskedLM(model_config, plan.execution)
+        self.train_maker = self._maker(prepared.train)
+        self.eval_maker = None
+        if prepared.heldout.num_tokens:
+            self.eval_maker = self._maker(prepared.heldout)
+        elif config.data.heldout_share:
+            raise UsageError(
+                f"data.heldout_share={config.data.heldout_share} holds out none of the "
+                f"{prepared.train.num_documents} documents, so there is nothing to evaluate on. "
+                "Raise it, or set it to 0 to train without evaluation."
+            )
+        self._check_batch_fits()
+        # What the run was made from; a checkpoint of other text would go on with other rows.
+        self.identity = {
+            "tokenizer": self.tokenizer.fingerprint(),
+            "text": prepared.train.index["text_blake2b"],
+            "rows": self.train_maker.num_rows,
+        }
+        self.loss_fn, self.count_fn = masked_lm_objective(self.model)
+
+    def _maker(self, store: TokenStore) -> BatchMaker:
+        config, tokenizer = self.config, self.tokenizer
+        return BatchMaker(
+            store,
+            load_or_pack(store, config.data.format, config.seq_len),
+            self.plan.masking,
+            config.seed,
+            vocab_size=len(tokenizer),
+            bos_id=tokenizer.bos_token_id,
+            pad_id=tokenizer.pad_token_id,
+            mask_id=tokenizer.mask_token_id,
+            special_ids=tokenizer.all_special_ids,
+            word_starts=tokenizer.word_start_table() if config.masking.whole_word else None,
+        )
+
+    def _check_batch_fits(self) -> None:
+        rows, batch_size = self.train_maker.num_rows, self.config.train.batch_size
+        if rows < batch_size:
+            raise UsageError(
+                f"the corpus fills {rows} rows of {self.config.seq_len} tokens, fewer than one "
+                f"batch (train.batch_size={batch_size}). Give it more text, or lower "
+                f"train.batch_size to {rows} or less."
+            )
+
+    def train(self) -> PretrainResult:
+        config, plan = self.config, self.plan
+        state = self._state()
+        start = int(state.step)
+        self._describe(state, start)
+        steps = config.train.steps
+        train_step = loop.make_train_step(
+            self.loss_fn,
+            self.count_fn,
+            plan.optimizer,
+            plan.schedule,
+            plan.mesh,
+            seed=config.seed,
+            accumulation=plan.accumulation,
+            deterministic=config.train.deterministic,
+        )
+        eval_step = loop.make_eval_step(self.loss_fn, self.count_fn, plan.mesh)
+        tokens = config.train.batch_size * config.seq_len
+        with (
+            loop.stop_requests() as should_stop,
+            MetricsWriter(
+                self.folder, step=start, steps=steps, primary=jax.process_index() == 0
+            ) as writer,
+        ):
+
+            def evaluation(params: Any) -> dict[str, float] | None:
+                found = loop.evaluate(eval_step, params, self._eval_batches(), should_stop)
+                if found is None:
+                    return None
+                loss = found["masked_lm"]
+                writer.say(f"held-out loss {loss:.4f}, perplexity {math.exp(loss):.2f}")
+                return {"eval_loss": loss, "eval_perplexity": math.exp(loss)}
+
+            state, stopped = loop.fit(
+                state,
+                train_step,
+                self._train_batches,
+                steps=steps,
+                cadence=plan.cadence,
+                checkpoints=self.checkpoints,
+                writer=writer,
+                tokens_per_step=tokens,
+                flops_per_step=training_flops(
+                    self.model.config,
+                    config.train.batch_size,
+                    config.seq_len,
+                    self.train_maker.num_slots,
+                ),
+                evaluation=evaluation if self.eval_maker else None,
+                should_stop=should_stop,
+                extra=self.identity,
+            )
+            if not stopped:
+                hf.save_pretrained(self.folder / "hf", self.model, state.params, self.tokenizer)
+                metrics = _final_record(self.folder, steps)
+                if metrics is None:
+                    metrics = self._final_metrics(state.params, evaluation)
+                    if metrics is None:
+                        stopped = True
+                    else:
+                        writer.write(steps, {**metrics, "finished": 1.0})
+        step = int(state.step)
+        if stopped:
+            _say(f"Stopped at step {step} of {steps}; saved. The same command continues from here.")
+            return PretrainResult(self.folder, step, False, {})
+        _say(f"Finished: {steps} steps. {_summary(metrics)}\nThe model is in {self.folder / 'hf'}.")
+        return PretrainResult(self.folder, step, True, metrics)
+
+    def _state(self) -> TrainState:
+        """The newest checkpoint's state, or a new one."""
+        plan = self.plan
+
+        def init_params():
+            key = loop.stream_key(self.config.seed, "params", jnp.int32(0))
+            return self.model.init(key, jnp.zeros((1, 8), jnp.int32))["params"]
+
+        restored = self.checkpoints.restore(abstract_state(init_params, plan.optimizer, plan.mesh))
+        if restored is None:
+            params = None if plan.initial is None else plan.initial[1]
+            state = create_state(init_params, plan.optimizer, plan.mesh, params)
+        else:
+            state, identity = restored
+            self._check_identity(identity)
+        plan.initial = None  # the host's copy of the weights has done its work
+        return state
+
+    def _check_identity(self, saved: Mapping[str, Any]) -> None:
+        changed = [name for name in self.identity if saved.get(name) != self.identity[name]]
+        if changed:
+            raise UsageError(
+                f"the checkpoints in {self.folder} were trained on other data: the "
+                f"{' and the '.join(changed)} changed since. Bring back what config.data and "
+                "config.tokenizer pointed to, or choose another --workdir."
+            )
+
+    def _describe(self, state: TrainState, start: int) -> None:
+        config, plan, mesh = self.config, self.plan, self.plan.mesh
+        split = ", ".join(f"{name} {size}" for name, size in mesh.shape.items())
+        heldout = self.eval_maker.num_rows if self.eval_maker else 0
+        _say(
+            f"{count_parameters(state.params):,} parameters, vocabulary of {len(self.tokenizer)}, "
+            f"{jnp.dtype(plan.execution.dtype).name}\n"
+            f"{jax.device_count()} x {jax.devices()[0].device_kind} ({split})\n"
+            f"{config.train.batch_size} rows of {config.seq_len} tokens a step: {plan.rows} at once "
+            f"on a device, {plan.accumulation} time(s)\n"
+            f"{self.train_maker.num_rows:,} rows to train on, {heldout:,} held out\n"
+            f"Step {start} of {config.train.steps}"
+        )
+
+    def _train_batches(self, step: int) -> Iterator[dict[str, jax.Array]]:
+        config = self.config
+        return _placed(
+            train_batches(
+                self.train_maker,
+                batch_size=config.train.batch_size,
+                seed=config.seed,
+                start_step=step,
+                stop_step=config.train.steps,
+                local_rows=local_batch_rows(self.plan.mesh, config.train.batch_size),
+                engine=config.data.engine,
+            ),
+            self.plan.mesh,
+            config.train.batch_size,
+        )
+
+    def _eval_batches(self) -> Iterator[dict[str, jax.Array]]:
+        config = self.config
+        return _placed(
+            eval_batches(
+                self.eval_maker,
+                batch_size=config.eval.batch_size,
+                seed=config.eval.seed,
+                max_rows=config.eval.max_rows,
+                local_rows=local_batch_rows(self.plan.mesh, config.eval.batch_size),
+                engine=config.data.engine,
+            ),
+            self.plan.mesh,
+            config.eval.batch_size,
+        )
+
+    def _final_metrics(
+        self, params: Any, evaluation: Callable[[Any], dict[str, float] | None]
+    ) -> dict[str, float] | None:
+        if self.eval_maker is None:
+            return {}
+        metrics = evaluation(params)
+        if metrics is not None and self.config.eval.ngram_baselines:
+            found = ngram_perplexities(
+                self.train_maker,
+                self.eval_maker,
+                seed=self.config.eval.seed,
+                max_rows=self.config.eval.max_rows,
+            )
+            metrics |= {f"{name}_perplexity": value for name, value in found.items()}
+        return metrics
+
+
+def _placed(
+    batches: Iterator[dict[str, np.ndarray]], mesh: Mesh, batch_size: int
+) -> Iterator[dict[str, jax.Array]]:
+    rows = local_batch_rows(mesh, batch_size)
+    for batch in batches:
+        yield to_global(batch, mesh, batch_size, rows)
+
+
+def _final_record(folder: epath.Path, steps: int) -> dict[str, float] | None:
+    """What a run of so many steps recorded when it had finished, or None if it had not."""
+    for record in reversed(read_metrics(folder)):
+        if record["step"] == steps and record.get("finished"):
+            return {key: value for key, value in record.items() if key not in ("step", "finished")}
+    return None
+
+
+def _finished(folder: epath.Path, steps: int) -> dict[str, float] | None:
+    return _final_record(folder, steps) if (folder / "hf" / hf.CONFIG).exists() else None
+
+
+def _check_not_beyond(step: int | None, steps: int) -> None:
+    if step is not None and step > steps:
+        raise UsageError(
+            f"the run is at step {step} already, beyond train.steps={steps}. Use at least {step} "
+            "steps, or another --workdir."
+        )
+
+
+def _summary(metrics: Mapping[str, float]) -> str:
+    if "eval_perplexity" not in metrics:
+        return "No documents were held out to evaluate on."
+    text = f"Held-out perplexity {metrics['eval_perplexity']:.2f}"
+    others = [
+        f"{name} {metrics[f'{name}_perplexity']:.2f}"
+        for name in ("unigram", "bigram")
+        if f"{name}_perplexity" in metrics
+    ]
+    return text + (f" ({', '.join(others)})." if others else ".")
+
+
+def _say(text: str) -> None:
+    if jax.process_index() == 0:
+        print(text, flush=True)
+
+
+def main(config: ConfigDict, values: flags.FlagValues) -> None:
+    """Pretrains RoBERTa, or continues the run that --workdir holds.
+
+    python -m roberta_jax.pretrain --config=configs/pretrain.py:tiny --workdir=runs/tiny
+    """
+    if not values.workdir:
+        raise UsageError("no folder for the run: pass one, such as --workdir=runs/tiny")
+    os.environ.setdefault("TF_CPP_MIN_LOG_LEVEL", "2")  # before the input pipeline imports it
+    if values.distributed:
+        join_processes()
+    pretrain(config, values.workdir)
+
+
+def _flags(values: flags.FlagValues) -> None:
+    flags.DEFINE_string("workdir", None, "the folder of the run", flag_values=values)
+    flags.DEFINE_bool(
+        "distributed", False, "one of several processes of the run", flag_values=values
+    )
+
+
+if __name__ == "__main__":
+    command.run_config_job(main, _flags)
