@@ -195,11 +195,16 @@ class Masker:
             )
         return counts_BM
 
-    def _choose_tokens(self, choice_B, rounding_B, ids_BL, lengths_BM):
-        """(positions int32, the same as units, used bool), each [B, K]."""
+    def _keys(self, choice_B):
+        """uint32 [B, L]: a random number for each token, with its position in the low bits."""
         keys_BL = hashing.hash32(choice_B, self._positions_L)
         keys_BL &= ~self._position_bits
         keys_BL |= self._positions_L
+        return keys_BL
+
+    def _choose_tokens(self, choice_B, rounding_B, ids_BL, lengths_BM):
+        """(positions int32, the same as units, used bool), each [B, K]."""
+        keys_BL = self._keys(choice_B)
         rank = self._rank_one_input if self._max_inputs == 1 else self._rank_many_inputs
         keys_BN, chosen_BN = rank(keys_BL, rounding_B, ids_BL, lengths_BM)
 
@@ -272,33 +277,31 @@ class Masker:
         starts_BL[:, 0] = True
         starts_BL[:, 1:] |= special_BL[:, :-1] | (inputs_BL[:, 1:] != inputs_BL[:, :-1])
 
-        # The words in reading order, W of them: flat start, length, (row, input), random key.
+        # The words, W of them, in reading order: flat start, length, (row, input).
         start_W = np.flatnonzero(starts_BL)
         length_W = np.diff(start_W, append=starts_BL.size)
-        group_W = (start_W // seq_len) * self._max_inputs + inputs_BL.reshape(-1)[start_W]
-        key_W = hashing.hash32(choice_B, self._positions_L).reshape(-1)[start_W]
-        usable_W = usable_BL.reshape(-1)[start_W]
-        start_W, length_W, group_W, key_W = (
-            x[usable_W] for x in (start_W, length_W, group_W, key_W)
-        )
-        limit_W = counts_BM.reshape(-1)[group_W]
-        fits_W = length_W <= limit_W
-        start_W, length_W, group_W, key_W, limit_W = (
-            x[fits_W] for x in (start_W, length_W, group_W, key_W, limit_W)
-        )
+        length_of_start = np.zeros(starts_BL.size, np.int64)
+        length_of_start[start_W] = length_W
+        group_W = (start_W // seq_len) * self._max_inputs + np.take(inputs_BL, start_W)
+        usable_W = np.take(usable_BL, start_W)
+        start_W, length_W, group_W = (x[usable_W] for x in (start_W, length_W, group_W))
+        short_W = length_W <= np.take(counts_BM, group_W)
+        start_W, group_W = start_W[short_W], group_W[short_W]
 
-        # In random order within each (row, input): tokens so far, this word included.
-        order_W = np.argsort((group_W.astype(np.uint64) << _SHIFT) | key_W, kind="stable")
-        start_W, length_W, group_W, limit_W = (
-            x[order_W] for x in (start_W, length_W, group_W, limit_W)
-        )
+        # In random order within each (row, input); then the tokens up to and with each word.
+        key_W = (group_W.astype(np.uint64) << _SHIFT) | np.take(self._keys(choice_B), start_W)
+        key_W.sort()
+        group_W = (key_W >> _SHIFT).astype(np.int64)
+        position_W = (key_W & self._position_bits).astype(np.int64)
+        start_W = group_W // self._max_inputs * seq_len + position_W
+        length_W = length_of_start[start_W]
         total_W = np.cumsum(length_W)
         is_first_W = np.diff(group_W, prepend=-1) != 0
         before_group_W = np.repeat(
             (total_W - length_W)[is_first_W],
             np.diff(np.flatnonzero(is_first_W), append=len(group_W)),
         )
-        chosen_W = total_W - before_group_W <= limit_W
+        chosen_W = total_W - before_group_W <= np.take(counts_BM, group_W)
         start_W, length_W = start_W[chosen_W], length_W[chosen_W]
 
         # From words to tokens (T of them), in reading order, and to slots.
