@@ -25,27 +25,22 @@ from ml_collections import ConfigDict
 
 from roberta_jax import command
 from roberta_jax.data.batches import BatchMaker
-from roberta_jax.data.masking import Masking
 from roberta_jax.data.ngrams import ngram_perplexities
 from roberta_jax.data.packing import load_or_pack
 from roberta_jax.data.pipeline import eval_batches, train_batches
 from roberta_jax.data.token_store import TokenStore
 from roberta_jax.errors import UsageError
 from roberta_jax.interchange import hf
-from roberta_jax.modeling.config import Execution, RobertaConfig
 from roberta_jax.modeling.heads import RobertaForMaskedLM
 from roberta_jax.modeling.objectives import masked_lm_objective, training_flops
+from roberta_jax.plan import Plan
 from roberta_jax.prepare import Prepared, prepare
-from roberta_jax.tokenizer import RobertaTokenizer
 from roberta_jax.training import loop
 from roberta_jax.training.checkpoints import Checkpoints
 from roberta_jax.training.metrics import MetricsWriter, read_metrics
-from roberta_jax.training.optimizer import adamw, polynomial_schedule
 from roberta_jax.training.partitioning import (
-    create_mesh,
     join_processes,
     local_batch_rows,
-    rows_and_accumulation,
     to_global,
 )
 from roberta_jax.training.state import TrainState, abstract_state, count_parameters, create_state
@@ -98,7 +93,7 @@ def pretrain(config: ConfigDict, workdir: epath.PathLike) -> PretrainResult:
         any long work. Checkpoints written before are intact.
     """
     primary = jax.process_index() == 0
-    plan = _Plan(config)
+    plan = Plan(config)
     settings = config.to_dict()
     with open_workdir(workdir, settings, MAY_CHANGE, primary) as folder:
         done = _finished(folder, config.train.steps)
@@ -114,109 +109,13 @@ def pretrain(config: ConfigDict, workdir: epath.PathLike) -> PretrainResult:
             return _Run(config, plan, folder, checkpoints, prepared).train()
 
 
-class _Plan:
-    """Everything that follows from the config alone, checked before any work is done."""
-
-    def __init__(self, config: ConfigDict):
-        train, schedule = config.train, config.schedule
-        if train.steps < 1:
-            raise UsageError(f"train.steps={train.steps}: a run has at least one step.")
-        if config.optimizer.name != "adamw":
-            raise UsageError(f"optimizer.name={config.optimizer.name!r}: only 'adamw' is known.")
-        self.masking = Masking(**config.masking)
-        self.cadence = loop.Cadence(train.log_every, train.eval_every, train.checkpoint_every)
-        self.schedule = polynomial_schedule(
-            config.optimizer.learning_rate,
-            warmup_steps=schedule.warmup_steps,
-            decay_steps=train.steps if schedule.decay_steps is None else schedule.decay_steps,
-            power=schedule.power,
-            end=schedule.end_learning_rate,
-        )
-        settings = {
-            key: value
-            for key, value in config.optimizer.items()
-            if key not in ("name", "learning_rate")
-        }
-        self.optimizer = adamw(self.schedule, **settings)
-        self.mesh = create_mesh(**config.mesh)
-        self.rows, self.accumulation = rows_and_accumulation(
-            self.mesh, train.batch_size, train.rows_per_device
-        )
-        rows_and_accumulation(self.mesh, config.eval.batch_size, key="eval.batch_size")
-        self.execution = _execution(config.execution)
-        self.initial = None
-        if config.init_from:
-            self.initial = hf.read_pretrained(config.init_from, RobertaForMaskedLM, self.execution)
-        self.model_config(config)  # any vocabulary shows what is wrong with the rest
-
-    def model_config(
-        self, config: ConfigDict, tokenizer: RobertaTokenizer | None = None
-    ) -> RobertaConfig:
-        """The model's config: of `config.model` and the tokenizer, or of `config.init_from`."""
-        dropouts = {
-            key: config.model[key]
-            for key in ("hidden_dropout_prob", "attention_probs_dropout_prob")
-        }
-        try:
-            if self.initial is not None:
-                found = self.initial[0].config.replace(**dropouts)
-            else:
-                found = RobertaConfig(
-                    vocab_size=len(tokenizer) if tokenizer else config.new_tokenizer.vocab_size,
-                    max_position_embeddings=config.seq_len + 2,
-                    **config.model,
-                )
-        except ValueError as error:
-            raise UsageError(f"config.model: {error}") from error
-        if config.seq_len > found.max_length:
-            raise UsageError(
-                f"seq_len={config.seq_len} is longer than the {found.max_length} positions of the "
-                f"model in {config.init_from}. Use --config.seq_len={found.max_length} or less."
-            )
-        if tokenizer is not None:
-            _check_tokenizer(tokenizer, found)
-        return found
-
-
-def _execution(settings: ConfigDict) -> Execution:
-    kinds = {
-        "auto": jnp.float32 if jax.default_backend() == "cpu" else jnp.bfloat16,
-        "float32": jnp.float32,
-        "bfloat16": jnp.bfloat16,
-    }
-    if settings.dtype not in kinds:
-        raise UsageError(
-            f"execution.dtype={settings.dtype!r} is unknown: use one of {', '.join(kinds)}."
-        )
-    try:
-        return Execution(**{**settings, "dtype": kinds[settings.dtype]})
-    except ValueError as error:
-        raise UsageError(f"config.execution: {error}") from error
-
-
-def _check_tokenizer(tokenizer: RobertaTokenizer, model: RobertaConfig) -> None:
-    """A tokenizer with other special ids, or with more ids than rows, would train nonsense."""
-    if len(tokenizer) > model.vocab_size:
-        raise UsageError(
-            f"the tokenizer has {len(tokenizer)} ids, the model to start from {model.vocab_size}. "
-            "Use the tokenizer that belongs to it."
-        )
-    for name in ("pad_token_id", "bos_token_id", "eos_token_id"):
-        ours, models = getattr(tokenizer, name), getattr(model, name)
-        if ours != models:
-            raise UsageError(
-                f"the tokenizer's {name} is {ours}, the model's {models}. Use the tokenizer that "
-                "belongs to the model."
-            )
-
-
 class _Run:
     """The parts of a run, put together; `train` does it."""
 
     def __init__(
         self,
         config: ConfigDict,
-        plan: _Plan,
+        plan: Plan,
         folder: epath.Path,
         checkpoints: Checkpoints,
         prepared: Prepared,
@@ -371,8 +270,8 @@ class _Run:
             f"{count_parameters(state.params):,} parameters, vocabulary of {len(self.tokenizer)}, "
             f"{jnp.dtype(plan.execution.dtype).name}\n"
             f"{jax.device_count()} x {jax.devices()[0].device_kind} ({split})\n"
-            f"{config.train.batch_size} rows of {config.seq_len} tokens a step: {plan.rows} at once "
-            f"on a device, {plan.accumulation} time(s)\n"
+            f"{config.train.batch_size} rows of {config.seq_len} tokens a step: {plan.rows} at "
+            f"once on a device, {plan.accumulation} time(s)\n"
             f"{self.train_maker.num_rows:,} rows to train on, {heldout:,} held out\n"
             f"Step {start} of {config.train.steps}"
         )
