@@ -354,7 +354,7 @@ def test_a_tokenizer_json_with_other_settings_becomes_robertas(tokenizer, tmp_pa
     tokenizer.save_pretrained(tmp_path)
     pipeline = json.loads((tmp_path / "tokenizer.json").read_text())
     for token in pipeline["added_tokens"]:
-        token["lstrip"] = False
+        token["lstrip"] = token["normalized"] = False
     pipeline["post_processor"] = None
     pipeline["truncation"] = {
         "max_length": 4,

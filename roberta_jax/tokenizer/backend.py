@@ -46,9 +46,9 @@ def build(
 def complete(backend: Tokenizer, *, add_prefix_space: bool) -> Tokenizer:
     """Puts RoBERTa's steps around a BPE model, in place, and returns it.
 
-    Special tokens that the vocabulary lacks get the next free ids, as in HF's class. `<mask>`
-    takes the space on its left ("a <mask> b" is "a", "<mask>", "Ġb"), whatever the file said:
-    files written by some versions of transformers lost that.
+    Special tokens that the vocabulary lacks get the next free ids, as in HF's class. They behave as
+    in RoBERTa whatever the file said, since some versions of transformers write it wrong: `<mask>`
+    takes the space on its left ("a <mask> b" is "a", "<mask>", "Ġb"), the others take none.
 
     Raises:
       BackendError: the model is not BPE, the pre-tokenizer is not byte-level, or ids have gaps.
@@ -70,9 +70,8 @@ def complete(backend: Tokenizer, *, add_prefix_space: bool) -> Tokenizer:
     backend.no_truncation()
     backend.no_padding()
 
-    declared = {token.content for token in backend.get_added_tokens_decoder().values()}
     backend.add_special_tokens(
-        [AddedToken(t, normalized=True) for t in SPECIAL_TOKENS if t != MASK and t not in declared]
+        [AddedToken(token, normalized=True) for token in SPECIAL_TOKENS if token != MASK]
         + [AddedToken(MASK, lstrip=True, normalized=False)]
     )
     known = backend.get_vocab(with_added_tokens=True)
