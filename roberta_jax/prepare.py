@@ -178,6 +178,8 @@ def _tokenizer(
     folder = cache / "tokenizers" / name
     with only_process(folder, progress):
         if not folder.exists():
+            for old in folder.parent.glob(f"{name}.*.tmp"):
+                shutil.rmtree(old)  # of a process killed while saving
             tokenizer = _train(corpus, recipe, config.new_tokenizer, progress)
             temporary = temporary_name(folder)
             try:

@@ -1,6 +1,7 @@
 """Preparing as a whole: what is cached and found again, and every way a setting can be wrong."""
 
 import json
+import lzma
 import os
 import pathlib
 import subprocess
@@ -13,6 +14,7 @@ from ml_collections import ConfigDict, config_dict
 from roberta_jax import prepare as prepare_module
 from roberta_jax.data.corpus import FilesCorpus, is_heldout
 from roberta_jax.data.encoding import Recipe
+from roberta_jax.data.sentences import split_sentences
 from roberta_jax.errors import UsageError
 from roberta_jax.prepare import cache_folder, prepare, summary, training_sentences
 from roberta_jax.tokenizer import RobertaTokenizer
@@ -270,6 +272,25 @@ def test_cache_folder(monkeypatch, tmp_path):
     wanted = pathlib.Path("/home/someone/.cache/roberta_jax")
     assert cache_folder(ConfigDict({"cache_dir": None})) == wanted
     assert cache_folder(ConfigDict({"cache_dir": "~/x"})) == pathlib.Path("/home/someone/x")
+
+
+def test_real_text_in_many_languages(make_config, real_data):
+    """French with its wide spaces, Chinese, Korean, Arabic: with RoBERTa's own vocabulary."""
+    files = real_data / "pretrain" / "multilingual.jsonl.xz"
+    config = make_config(files=str(files), workers=1)
+    config.tokenizer = str(real_data / "bpe_gpt2")
+    prepared = quiet(config)
+    assert prepared.train.dtype == np.uint16
+    with lzma.open(files, "rt", encoding="utf-8") as lines:
+        documents = [json.loads(line)["text"] for line in lines]
+    assert prepared.train.num_documents + prepared.heldout.num_documents == len(documents)
+    wanted = []
+    for text in documents:
+        if is_heldout(text, 0.1):
+            for sentence in split_sentences(text, "split", "en"):
+                wanted += [*prepared.tokenizer.encode(sentence, add_special_tokens=False), 2]
+            wanted.append(2)
+    assert prepared.heldout.shards[0].tokens.tolist() == wanted
 
 
 @pytest.mark.parametrize("kept_bytes", [0, 1 << 27])

@@ -130,7 +130,7 @@ class _ZstdFile(io.RawIOBase):
                     raise EOFError("it ends in the middle of a zstd frame")
                 return 0
             if self._frame is None or self._frame.eof:
-                self._frame = zstandard.ZstdDecompressor().decompressobj()
+                self._frame = zstandard.ZstdDecompressor(max_window_size=1 << 31).decompressobj()
             self._ready = memoryview(self._frame.decompress(data))
         size = min(len(buffer), len(self._ready))
         buffer[:size] = self._ready[:size]
