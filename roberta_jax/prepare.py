@@ -33,7 +33,8 @@ from roberta_jax import command
 from roberta_jax.data.corpus import Corpus, Piece, is_heldout, open_corpus
 from roberta_jax.data.encoding import Recipe, build_stores, content_hash, only_process
 from roberta_jax.data.sentences import check_splitting, split_sentences
-from roberta_jax.data.token_store import VERSION, TokenStore, temporary_name
+from roberta_jax.data.store_format import VERSION, temporary_name
+from roberta_jax.data.token_store import TokenStore
 from roberta_jax.errors import UsageError
 from roberta_jax.tokenizer import RobertaTokenizer
 

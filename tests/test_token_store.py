@@ -6,7 +6,7 @@ import pickle
 import numpy as np
 import pytest
 
-from roberta_jax.data import token_store
+from roberta_jax.data.store_format import ARRAYS
 from roberta_jax.data.token_store import TokenStore, write_store
 from roberta_jax.errors import UsageError
 
@@ -87,7 +87,7 @@ def test_files_are_plain_npy_and_deterministic(tmp_path):
     write_store(tmp_path / "a", DOCUMENTS, vocab_size=100)
     write_store(tmp_path / "b", DOCUMENTS, vocab_size=100)
     names = sorted(path.name for path in (tmp_path / "a").iterdir())
-    assert names == sorted(["index.json", *(f"00000.{array}.npy" for array in token_store.ARRAYS)])
+    assert names == sorted(["index.json", *(f"00000.{array}.npy" for array in ARRAYS)])
     for name in names:
         assert (tmp_path / "a" / name).read_bytes() == (tmp_path / "b" / name).read_bytes()
 
@@ -98,7 +98,7 @@ def test_no_store(tmp_path):
 
 
 @pytest.mark.parametrize("damage", ["missing", "short", "long"])
-@pytest.mark.parametrize("array", token_store.ARRAYS)
+@pytest.mark.parametrize("array", ARRAYS)
 def test_missing_or_resized_file(tmp_path, damage, array):
     write_store(tmp_path, DOCUMENTS, vocab_size=100)
     path = tmp_path / f"00000.{array}.npy"
@@ -112,7 +112,7 @@ def test_missing_or_resized_file(tmp_path, damage, array):
         TokenStore.open(tmp_path)
 
 
-@pytest.mark.parametrize("array", token_store.ARRAYS)
+@pytest.mark.parametrize("array", ARRAYS)
 def test_flipped_byte_is_found_by_verify(tmp_path, array):
     write_store(tmp_path, DOCUMENTS, vocab_size=100)
     TokenStore.open(tmp_path).verify()

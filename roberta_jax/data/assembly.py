@@ -20,8 +20,8 @@ from typing import Any
 
 import numpy as np
 
-from roberta_jax.data import token_store
-from roberta_jax.data.token_store import ARRAYS
+from roberta_jax.data import store_format
+from roberta_jax.data.store_format import ARRAYS
 from roberta_jax.errors import UsageError
 
 TRAIN, HELDOUT = "train", "heldout"
@@ -47,7 +47,7 @@ def write_part(
         for name, array in zip(ARRAYS, three, strict=True)
     }
     path = _part_path(folder, number)
-    temporary = token_store.temporary_name(path)
+    temporary = store_format.temporary_name(path)
     with temporary.open("wb") as file:
         np.savez(file, counts=np.array(json.dumps(counts)), **arrays)
     os.replace(temporary, path)
@@ -97,12 +97,12 @@ class Assembly:
     def finish(
         self, *, vocab_size: int, eos_id: int, fingerprint: str, about: dict[str, Any]
     ) -> None:
-        """Puts the last parts into shards and writes the indices; see `token_store.write_index`."""
+        """Puts the last parts into shards and writes the indices; see `write_index`."""
         self._write_shards(all_parts_are_here=True)
         for side in (HELDOUT, TRAIN):
             for path in (self._folder / side).glob("*.tmp"):
                 path.unlink()  # of a process killed while writing
-            token_store.write_index(
+            store_format.write_index(
                 self._folder / side,
                 vocab_size=vocab_size,
                 eos_id=eos_id,
@@ -127,7 +127,7 @@ class Assembly:
         number = self._first_loose
         while number in self._parts:
             size = self._parts[number]["tokens"]
-            if group and tokens + size > token_store.SHARD_TOKENS:
+            if group and tokens + size > store_format.SHARD_TOKENS:
                 self._write_shard(group)
                 group, tokens = [], 0
             group.append(number)
@@ -145,13 +145,13 @@ class Assembly:
             parts = [part for part in parts if len(part[0])]
             folder = self._folder / side
             record[side] = (
-                token_store.write_shard(folder, name, self._dtype, parts) if parts else None
+                store_format.write_shard(folder, name, self._dtype, parts) if parts else None
             )
         counts: collections.Counter = collections.Counter()
         for number in numbers:
             counts.update(self._parts.pop(number))
         record["counts"] = dict(counts)
-        token_store.write_json(self._record_path(len(self._shards)), record)
+        store_format.write_json(self._record_path(len(self._shards)), record)
         self._shards.append(record)
         for number in numbers:
             _part_path(self.building, number).unlink()

@@ -11,7 +11,6 @@ import collections
 import concurrent.futures
 import contextlib
 import dataclasses
-import hashlib
 import itertools
 import multiprocessing
 import os
@@ -29,7 +28,8 @@ import tqdm.auto
 from roberta_jax.data.assembly import HELDOUT, TRAIN, Assembly, write_part
 from roberta_jax.data.corpus import Corpus, Piece, is_heldout
 from roberta_jax.data.sentences import split_sentences
-from roberta_jax.data.token_store import INDEX, TokenStore, lay_out, token_dtype
+from roberta_jax.data.store_format import INDEX, lay_out, new_hash, token_dtype
+from roberta_jax.data.token_store import TokenStore
 from roberta_jax.errors import UsageError
 from roberta_jax.tokenizer import RobertaTokenizer
 from roberta_jax.tokenizer.bulk import BulkEncoder
@@ -86,7 +86,7 @@ def build_stores(
 
 def content_hash(corpus: Corpus) -> str:
     """The hash of all text of a corpus, as `build_stores` put it into the index: "text_blake2b"."""
-    hasher = _new_hash()
+    hasher = new_hash()
     for piece in corpus.pieces():
         hasher.update(piece.data)
     return hasher.hexdigest()
@@ -145,7 +145,7 @@ class _Encoder:
 def _build(folder: pathlib.Path, encoder: _Encoder, workers: int, progress: bool) -> None:
     assembly = Assembly(folder, encoder.dtype)
     corpus, tokenizer = encoder.corpus, encoder.tokenizer
-    hasher = _new_hash()
+    hasher = new_hash()
     chunks = enumerate(_chunks(corpus.pieces(), hasher))
     first = list(itertools.islice(chunks, 2))
     if len(first) < 2:
@@ -305,7 +305,3 @@ def _usable_cores() -> set[int]:
     if hasattr(os, "sched_getaffinity"):
         return os.sched_getaffinity(0)
     return set(range(os.cpu_count() or 1))
-
-
-def _new_hash():
-    return hashlib.blake2b(digest_size=16)
