@@ -37,6 +37,7 @@ from roberta_jax.plan import Plan
 from roberta_jax.prepare import Prepared, prepare
 from roberta_jax.training import loop
 from roberta_jax.training.checkpoints import Checkpoints
+from roberta_jax.training.host_memory import keep_freed_memory
 from roberta_jax.training.metrics import MetricsWriter, read_metrics
 from roberta_jax.training.partitioning import (
     join_processes,
@@ -92,6 +93,11 @@ def pretrain(config: ConfigDict, workdir: epath.PathLike) -> PretrainResult:
       UsageError: something in the config, the text or the workdir is wrong; nearly all of it before
         any long work. Checkpoints written before are intact.
     """
+    # Before the input pipeline imports TensorFlow, which reports on itself at length.
+    os.environ.setdefault("TF_CPP_MIN_LOG_LEVEL", "2")
+    os.environ.setdefault("TF_ENABLE_ONEDNN_OPTS", "0")
+    if jax.default_backend() == "cpu":
+        keep_freed_memory()
     primary = jax.process_index() == 0
     plan = Plan(config)
     settings = config.to_dict()
@@ -376,7 +382,6 @@ def main(config: ConfigDict, values: flags.FlagValues) -> None:
     """
     if not values.workdir:
         raise UsageError("no folder for the run: pass one, such as --workdir=runs/tiny")
-    os.environ.setdefault("TF_CPP_MIN_LOG_LEVEL", "2")  # before the input pipeline imports it
     if values.distributed:
         join_processes()
     pretrain(config, values.workdir)

@@ -1,0 +1,101 @@
+import ml_collections
+import pytest
+import texts
+
+from configs.pretrain import SIZES, get_config
+from roberta_jax import command
+from roberta_jax.errors import UsageError
+from roberta_jax.modeling.config import RobertaConfig
+from roberta_jax.plan import Plan
+
+
+def test_base_and_large_are_the_papers_table_9():
+    for size, warmup, rate in (("base", 24_000, 6e-4), ("large", 30_000, 4e-4)):
+        config = get_config(size)
+        assert config.schedule.to_dict() == {
+            "warmup_steps": warmup,
+            "decay_steps": None,
+            "power": 1.0,
+            "end_learning_rate": 0.0,
+        }
+        assert config.optimizer.to_dict() == {
+            "name": "adamw",
+            "learning_rate": rate,
+            "beta1": 0.9,
+            "beta2": 0.98,
+            "eps": 1e-6,
+            "weight_decay": 0.01,
+            "decay": "all",
+            "bias_correction": True,
+            "clip_norm": 0.0,
+        }
+        assert (config.train.batch_size, config.train.steps) == (8192, 500_000)
+        assert config.seq_len == 512
+        assert config.model.hidden_dropout_prob == config.model.attention_probs_dropout_prob == 0.1
+        assert config.masking.to_dict() == {
+            "rate": 0.15,
+            "mask_share": 0.8,
+            "random_share": 0.1,
+            "whole_word": False,
+            "specials": True,
+        }
+        # The model is the released one.
+        released = getattr(RobertaConfig, size)()
+        for key, value in config.model.items():
+            assert getattr(released, key) == value, key
+        assert config.new_tokenizer.vocab_size == released.vocab_size
+        assert config.seq_len + 2 == released.max_position_embeddings
+
+
+def test_the_paper_batch_is_reached_by_accumulation():
+    plan = Plan(get_config("base"))
+    assert (plan.rows, plan.accumulation) == (16, 512)
+
+
+@pytest.mark.parametrize("size", SIZES)
+def test_every_size_has_a_plan_and_is_locked(size):
+    config = get_config(size)
+    Plan(config)
+    with pytest.raises(AttributeError):
+        config.train.step = 3
+    with pytest.raises(TypeError):
+        config.train.steps = "many"
+
+
+def test_placeholders_are_typed_and_take_none():
+    config = get_config("base")
+    config.train.rows_per_device = None
+    config.eval.max_rows = 10
+    config.init_from = "runs/tiny"
+    for group, key in (("train", "rows_per_device"), ("eval", "max_rows"), ("data", "workers")):
+        with pytest.raises(TypeError):
+            config[group][key] = "two"
+
+
+def test_all_sizes_have_the_same_keys():
+    keys = {size: list(command.flatten(get_config(size))) for size in SIZES}
+    assert all(found == keys["base"] for found in keys.values())
+
+
+def test_every_leaf_is_what_json_can_hold():
+    for value in command.flatten(get_config("large")).values():
+        assert value is None or type(value) in (bool, int, float, str)
+
+
+def test_unknown_size():
+    with pytest.raises(ValueError, match="'huge'.*tiny, small, base, large"):
+        get_config("huge")
+    with pytest.raises(UsageError, match="'huge'.*tiny, small, base, large"):
+        command.parse(["pretrain", "--config=configs/pretrain.py:huge"])
+
+
+def test_size_is_part_of_the_flag_and_values_come_after():
+    argv = ["pretrain", "--config=configs/pretrain.py:small", "--config.train.rows_per_device=4"]
+    config = command.parse(argv).config
+    assert isinstance(config, ml_collections.ConfigDict)
+    assert config.train.rows_per_device == 4
+    assert config.seq_len == get_config("small").seq_len
+
+
+def test_the_test_config_changes_known_keys_only(tmp_path):
+    texts.small_config(tmp_path / "c.jsonl", tmp_path)

@@ -1,0 +1,223 @@
+import json
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+import pytest
+import texts
+
+from roberta_jax.data.pipeline import eval_batches
+from roberta_jax.errors import UsageError
+from roberta_jax.interchange import hf
+from roberta_jax.modeling.config import Execution, RobertaConfig
+from roberta_jax.modeling.heads import RobertaForMaskedLM
+from roberta_jax.modeling.objectives import masked_lm_objective, training_flops
+from roberta_jax.pretrain import pretrain
+from roberta_jax.tokenizer import RobertaTokenizer
+from roberta_jax.training.checkpoints import Checkpoints
+from roberta_jax.training.metrics import read_metrics
+
+
+@pytest.fixture(scope="module")
+def place(tmp_path_factory):
+    folder = tmp_path_factory.mktemp("pretrain")
+    texts.write_corpus(folder / "corpus.jsonl")
+    return folder
+
+
+@pytest.fixture(scope="module")
+def run(place):
+    """A finished run: (its folder, its result)."""
+    config = texts.small_config(
+        place / "corpus.jsonl", place / "cache", **{"eval.ngram_baselines": True}
+    )
+    return place / "run", pretrain(config, place / "run")
+
+
+def config_of(place, **changes):
+    return texts.small_config(place / "corpus.jsonl", place / "cache", **changes)
+
+
+def test_a_run_leaves_what_it_should(run):
+    folder, result = run
+    assert result.finished
+    assert result.step == 12
+    assert {p.name for p in folder.iterdir() if not p.name.startswith(".")} == {
+        "config.json",
+        "checkpoints",
+        "metrics.jsonl",
+        "tensorboard",
+        "hf",
+    }
+    settings = json.loads((folder / "config.json").read_text())
+    assert settings["train"]["steps"] == 12
+    assert settings["init_from"] is None
+    assert sorted(int(p.name) for p in (folder / "checkpoints").iterdir()) == [8, 12]
+    assert list((folder / "tensorboard").iterdir())
+
+
+def test_its_metrics(run):
+    folder, result = run
+    records = read_metrics(folder)
+    assert [r["step"] for r in records if "loss" in r] == [2, 4, 6, 8, 10, 12]
+    assert [r["step"] for r in records if "eval_loss" in r] == [5, 10, 12]
+    last = records[-1]
+    assert last["finished"]
+    assert result.metrics.items() <= last.items()
+    assert last["eval_perplexity"] == pytest.approx(np.exp(last["eval_loss"]))
+    # Twelve steps teach little, but the yardsticks are those of the text, in their order.
+    assert 1 < last["bigram_perplexity"] < last["unigram_perplexity"] < 320
+    first = records[0]["loss"]
+    assert first == pytest.approx(np.log(320), rel=0.1)
+    assert records[-2]["loss"] < first
+
+
+def test_the_export_is_the_trained_model(run):
+    folder, _ = run
+    model, params = hf.from_pretrained(folder)
+    tokenizer = RobertaTokenizer.from_pretrained(folder / "hf")
+    config = model.config
+    assert config.vocab_size == len(tokenizer) == 320
+    assert config.max_position_embeddings == 18
+    assert (config.hidden_size, config.num_hidden_layers) == (32, 2)
+    assert isinstance(model, RobertaForMaskedLM)
+    assert all(np.isfinite(leaf).all() for leaf in jax.tree.leaves(params))
+    # The head sees the words: a trained model prefers some token to chance.
+    ids = jnp.asarray([tokenizer.encode("The cat sees <mask> at home")])
+    logits = model.apply({"params": params}, ids).logits
+    assert logits.shape == (1, ids.shape[1], 320)
+
+
+def test_its_evaluation_is_that_of_the_export(run, place):
+    """The held-out loss in the records, recomputed from the exported folder."""
+    from roberta_jax.plan import Plan
+    from roberta_jax.prepare import prepare
+    from roberta_jax.pretrain import _Run
+
+    folder, result = run
+    config = config_of(place, **{"eval.ngram_baselines": True})
+    job = _Run(config, Plan(config), folder, None, prepare(config, progress=False))
+    model, params = hf.from_pretrained(folder)
+    loss_fn, count_fn = masked_lm_objective(model)
+    total = count = 0.0
+    for batch in eval_batches(job.eval_maker, batch_size=16, seed=0, engine="numpy"):
+        total += float(loss_fn(params, batch, None)["masked_lm"])
+        count += float(count_fn(batch)["masked_lm"])
+    assert total / count == pytest.approx(result.metrics["eval_loss"], rel=1e-5)
+
+
+def test_a_finished_run_says_so(run, place, capsys, monkeypatch):
+    folder, result = run
+    monkeypatch.setattr("roberta_jax.pretrain.prepare", None)  # nothing is prepared for it
+    again = pretrain(config_of(place, **{"eval.ngram_baselines": True}), folder)
+    assert "is finished: 12 steps" in capsys.readouterr().out
+    assert (again.finished, again.metrics) == (True, pytest.approx(result.metrics))
+
+
+def test_a_missing_export_is_written_again(place, capsys):
+    config = config_of(place)
+    pretrain(config, place / "export")
+    exported = place / "export" / "hf" / "model.safetensors"
+    before = exported.read_bytes()
+    records = read_metrics(place / "export")
+    for file in (place / "export" / "hf").iterdir():
+        file.unlink()
+    (place / "export" / "hf").rmdir()
+    assert pretrain(config, place / "export").finished
+    assert exported.read_bytes() == before
+    assert read_metrics(place / "export") == records
+
+
+def test_more_steps_go_on(place):
+    straight = pretrain(config_of(place, **{"schedule.decay_steps": 20}), place / "straight")
+    short = config_of(place, **{"schedule.decay_steps": 20, "train.steps": 7})
+    assert pretrain(short, place / "longer").step == 7
+    longer = pretrain(config_of(place, **{"schedule.decay_steps": 20}), place / "longer")
+    assert straight.metrics == longer.metrics
+    assert same_model(place / "straight", place / "longer")
+
+
+def same_model(*folders):
+    a, b = ((folder / "hf" / "model.safetensors").read_bytes() for folder in folders)
+    return a == b
+
+
+def test_where_and_how_a_run_is_done_changes_no_bit(place):
+    """The numpy and the tf.data engine, another cache and other cadences."""
+    pytest.importorskip("tensorflow")
+    pretrain(config_of(place), place / "one")
+    changes = {
+        "data.engine": "tf",
+        "data.cache_dir": str(place / "cache2"),
+        "train.log_every": 3,
+        "train.eval_every": 0,
+        "train.checkpoint_every": 5,
+    }
+    pretrain(config_of(place, **changes), place / "two")
+    assert same_model(place / "one", place / "two")
+
+
+def test_init_from_goes_on_with_weights_and_tokenizer(run, place):
+    folder, _ = run
+    # Of config.model only the dropouts count: the shape is the folder's.
+    changes = {"init_from": str(folder), "model.hidden_size": 64, "train.steps": 6}
+    result = pretrain(config_of(place, **changes), place / "continued")
+    model, _ = hf.from_pretrained(place / "continued")
+    assert model.config.hidden_size == 32
+    before = RobertaTokenizer.from_pretrained(folder / "hf").fingerprint()
+    after = RobertaTokenizer.from_pretrained(place / "continued" / "hf").fingerprint()
+    assert before == after
+    # It starts where the other ended, not from scratch.
+    first = read_metrics(place / "continued")[0]["loss"]
+    assert first < read_metrics(folder)[0]["loss"] - 0.05
+    assert result.finished
+
+
+def test_without_heldout_text_there_is_no_evaluation(place):
+    result = pretrain(config_of(place, **{"data.heldout_share": 0.0}), place / "no_eval")
+    assert result.finished
+    assert result.metrics == {}
+    assert all("eval_loss" not in record for record in read_metrics(place / "no_eval"))
+
+
+def test_a_diverging_run_stops_and_keeps_its_checkpoint(place):
+    changes = {"optimizer.learning_rate": 1e30, "schedule.warmup_steps": 6}
+    with pytest.raises(UsageError, match="training diverged"):
+        pretrain(config_of(place, **changes, **{"train.checkpoint_every": 1}), place / "diverged")
+    with Checkpoints(place / "diverged" / "checkpoints") as checkpoints:
+        assert checkpoints.latest_step() >= 1
+    assert not (place / "diverged" / "hf").exists()
+
+
+def test_bert_style_settings_run(place):
+    changes = {
+        "optimizer.decay": "bert",
+        "optimizer.bias_correction": False,
+        "optimizer.clip_norm": 1.0,
+        "masking.whole_word": True,
+        "masking.specials": False,
+        "train.rows_per_device": 2,
+        "train.deterministic": True,
+        "execution.remat": "full",
+        "execution.scan_layers": False,
+        "execution.dtype": "bfloat16",
+        "train.steps": 5,
+    }
+    assert pretrain(config_of(place, **changes), place / "bert").finished
+
+
+def test_flops_by_formula():
+    """Against the compiler's count of an unrolled model's forward pass, three times."""
+    config = RobertaConfig(
+        vocab_size=1000, hidden_size=64, num_hidden_layers=3, num_attention_heads=4,
+        intermediate_size=256, max_position_embeddings=34,
+    )  # fmt: skip
+    model = RobertaForMaskedLM(config, Execution(scan_layers=False))
+    ids, slots = jnp.zeros((4, 32), jnp.int32), jnp.zeros((4, 8), jnp.int32)
+    params = jax.eval_shape(model.init, jax.random.key(0), ids)["params"]
+
+    def forward(params, ids, slots):
+        return model.apply({"params": params}, ids, masked_positions=slots).logits
+
+    counted = jax.jit(forward).lower(params, ids, slots).compile().cost_analysis()["flops"]
+    assert training_flops(config, 4, 32, 8) == pytest.approx(3 * counted, rel=0.1)
