@@ -4,11 +4,15 @@ Building a `Plan` takes no text and no training, so that a mistake in the config
 hours of preparing text, and not after.
 """
 
+from collections.abc import Collection
+
 import jax
 import jax.numpy as jnp
 from ml_collections import ConfigDict
 
 from roberta_jax.data.masking import Masking
+from roberta_jax.data.packing import FORMATS
+from roberta_jax.data.pipeline import ENGINES
 from roberta_jax.errors import UsageError
 from roberta_jax.interchange import hf
 from roberta_jax.modeling.config import Execution, RobertaConfig
@@ -26,8 +30,11 @@ class Plan:
         train, schedule = config.train, config.schedule
         if train.steps < 1:
             raise UsageError(f"train.steps={train.steps}: a run has at least one step.")
-        if config.optimizer.name != "adamw":
-            raise UsageError(f"optimizer.name={config.optimizer.name!r}: only 'adamw' is known.")
+        _one_of("optimizer.name", config.optimizer.name, ["adamw"])
+        _one_of("data.format", config.data.format, FORMATS)
+        _one_of("data.engine", config.data.engine, ENGINES)
+        if config.seq_len < 2:
+            raise UsageError(f"seq_len={config.seq_len}: a row holds <s> and at least one token.")
         self.masking = Masking(**config.masking)
         self.cadence = Cadence(train.log_every, train.eval_every, train.checkpoint_every)
         self.schedule = polynomial_schedule(
@@ -79,6 +86,11 @@ class Plan:
         return found
 
 
+def _one_of(key: str, value: str, known: Collection[str]) -> None:
+    if value not in known:
+        raise UsageError(f"{key}={value!r} is unknown: use one of {', '.join(known)}.")
+
+
 def _tokenizers_part(config: ConfigDict, tokenizer: RobertaTokenizer | None) -> dict[str, int]:
     """The model's fields that the tokenizer and `seq_len` decide; positions follow the pad's."""
     if tokenizer is None:
@@ -99,10 +111,7 @@ def _execution(settings: ConfigDict) -> Execution:
         "float32": jnp.float32,
         "bfloat16": jnp.bfloat16,
     }
-    if settings.dtype not in kinds:
-        raise UsageError(
-            f"execution.dtype={settings.dtype!r} is unknown: use one of {', '.join(kinds)}."
-        )
+    _one_of("execution.dtype", settings.dtype, kinds)
     try:
         return Execution(**{**settings, "dtype": kinds[settings.dtype]})
     except ValueError as error:

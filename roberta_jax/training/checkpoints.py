@@ -63,7 +63,7 @@ class Checkpoints:
             self._manager.close()
         else:
             # The first error is the one to tell; what a broken save adds to it is an echo.
-            with contextlib.suppress(Exception):
+            with contextlib.suppress(Exception), _hushed():
                 self._manager.close()
 
     def steps(self) -> list[int]:

@@ -1,0 +1,272 @@
+"""A run that is interrupted, in whatever way, ends in the same bits as one that is not."""
+
+import os
+import pathlib
+import random
+import signal
+import socket
+import subprocess
+import sys
+import time
+
+import numpy as np
+import processes
+import pytest
+import texts
+
+from roberta_jax.errors import UsageError
+from roberta_jax.pretrain import pretrain
+from roberta_jax.training import loop
+from roberta_jax.training.metrics import read_metrics
+
+# Enough steps for a kill to hit any part of it, and dropout, so that random state counts.
+STEPS = {"train.steps": 60, "train.checkpoint_every": 3, "train.eval_every": 7}
+
+
+@pytest.fixture(scope="module")
+def place(tmp_path_factory):
+    folder = tmp_path_factory.mktemp("resume")
+    texts.write_corpus(folder / "corpus.jsonl")
+    return folder
+
+
+def config_of(place, cache="cache", **changes):
+    return texts.small_config(place / "corpus.jsonl", place / cache, **changes)
+
+
+def model_bytes(folder):
+    return (pathlib.Path(folder) / "hf" / "model.safetensors").read_bytes()
+
+
+def deterministic_part(folder):
+    """The records without what depends on the clock, and without means over fewer steps."""
+    timed = ("tokens_per_second", "mfu", "loss")
+    return [
+        {key: value for key, value in record.items() if key not in timed}
+        for record in read_metrics(folder)
+    ]
+
+
+def test_interrupted_in_process_equals_straight(place, monkeypatch):
+    config = config_of(place, **{"train.rows_per_device": 4})
+    straight = pretrain(config, place / "straight")
+    polls = iter([4, 3, 9, 2, 10_000])
+
+    def stop_requests():
+        import contextlib
+
+        left = next(polls)
+
+        def should_stop():
+            nonlocal left
+            left -= 1
+            return left < 0
+
+        return contextlib.nullcontext(should_stop)
+
+    monkeypatch.setattr(loop, "stop_requests", stop_requests)
+    stops = []
+    while True:
+        result = pretrain(config, place / "pieces")
+        if result.finished:
+            break
+        stops.append(result.step)
+    assert len(stops) >= 3
+    assert stops == sorted(stops)
+    assert result.metrics == straight.metrics
+    assert model_bytes(place / "pieces") == model_bytes(place / "straight")
+
+
+# In processes of their own.
+
+
+def arguments(place, workdir, cache, changes):
+    data = config_of(place, cache).data
+    overrides = {
+        "data.files": data.files,
+        "data.cache_dir": data.cache_dir,
+        **STEPS,
+        **changes,
+    }
+    return [str(workdir), *(f"{key}={value}" for key, value in overrides.items())]
+
+
+def train(workdir, *overrides):
+    """What the processes run: the small config with the overrides, as the command would."""
+    from roberta_jax import command
+
+    changes = {}
+    for override in overrides:
+        key, _, value = override.partition("=")
+        changes[key] = int(value) if value.lstrip("-").isdigit() else value
+    corpus, cache = changes.pop("data.files"), changes.pop("data.cache_dir")
+    if "JAX_COORDINATOR_ADDRESS" in os.environ:
+        from roberta_jax.training.partitioning import join_processes
+
+        join_processes()
+    with command.usage_errors():
+        pretrain(texts.small_config(corpus, cache, **changes), workdir)
+
+
+def start(place, workdir, cache="cache", devices=1, variables=None, **changes):
+    return subprocess.Popen(
+        processes.command("test_resume", "train", *arguments(place, workdir, cache, changes)),
+        env=processes.environment(devices, **(variables or {})),
+        stdout=subprocess.PIPE,
+        stderr=subprocess.PIPE,
+        text=True,
+    )
+
+
+def finish(process, timeout=200):
+    out, errors = process.communicate(timeout=timeout)
+    assert process.returncode == 0, errors[-4000:]
+    return out
+
+
+def wait_for(process, condition, timeout=120):
+    end = time.monotonic() + timeout
+    while not condition():
+        assert process.poll() is None, process.communicate()[1][-4000:]
+        assert time.monotonic() < end
+        time.sleep(0.02)
+
+
+def steps_on_disk(workdir):
+    folder = workdir / "checkpoints"
+    names = [p.name for p in folder.iterdir()] if folder.exists() else []
+    return [int(name) for name in names if name.isdigit()]
+
+
+def test_sigterm_saves_and_exits_with_status_0(place):
+    workdir = place / "term"
+    process = start(place, workdir, **{"train.steps": 100_000})
+    wait_for(process, lambda: (workdir / "metrics.jsonl").exists() and read_metrics(workdir))
+    process.send_signal(signal.SIGTERM)
+    out = finish(process)
+    assert "Stopped at step" in out
+    assert "same command continues" in out
+    step = int(out.split("Stopped at step ")[1].split()[0])
+    assert max(steps_on_disk(workdir)) == step > 0
+
+
+@pytest.fixture(scope="module")
+def straight(place):
+    finish(start(place, place / "uninterrupted"))
+    return place / "uninterrupted"
+
+
+@pytest.mark.slow
+def test_killed_at_random_moments(place, straight):
+    """SIGKILL, several times a run: while preparing, starting, training, saving, exporting."""
+    chance = random.Random(0)
+    started = time.monotonic()
+    finish(start(place, place / "timing", cache="cache_timing"))
+    whole = time.monotonic() - started
+    workdir, killed_at = place / "killed", []
+    # Short lives first, for the preparation; then long enough ones to get anywhere.
+    lives = [0.15, 0.3, 0.45, *(chance.uniform(0.5, 1.0) for _ in range(4))]
+    for life in lives:
+        process = start(place, workdir, cache="cache_killed")
+        try:
+            process.wait(timeout=life * whole)
+        except subprocess.TimeoutExpired:
+            process.kill()
+        process.communicate()
+        killed_at.append(max(steps_on_disk(workdir), default=0))
+    finish(start(place, workdir, cache="cache_killed"))
+    assert model_bytes(workdir) == model_bytes(straight), killed_at
+    assert deterministic_part(workdir) == deterministic_part(straight)
+    assert killed_at == sorted(killed_at)
+
+
+@pytest.mark.slow
+def test_killed_during_saves(place, straight):
+    """SIGKILL as soon as a save has begun: its temporary folder is there, its step is not."""
+    workdir, caught = place / "killed_saving", 0
+    for _ in range(4):
+        process = start(place, workdir)
+        before = set(steps_on_disk(workdir))
+
+        def saving(before=before):
+            folder = workdir / "checkpoints"
+            names = [p.name for p in folder.iterdir()] if folder.exists() else []
+            fresh = set(steps_on_disk(workdir)) - before
+            return bool(fresh) and any("tmp" in name for name in names)
+
+        while process.poll() is None and not saving():
+            pass
+        process.kill()
+        process.communicate()
+        caught += any("tmp" in p.name for p in (workdir / "checkpoints").iterdir())
+    assert caught >= 2
+    finish(start(place, workdir))
+    assert model_bytes(workdir) == model_bytes(straight)
+    assert deterministic_part(workdir) == deterministic_part(straight)
+
+
+@pytest.mark.slow
+def test_two_processes_train_as_one_and_stop_together(place):
+    """Two processes with two devices each against one with four; SIGTERM to one stops both."""
+    with socket.socket() as free:
+        free.bind(("localhost", 0))
+        port = free.getsockname()[1]
+
+    def both(workdir, stop_one=False, **changes):
+        workers = [
+            start(
+                place,
+                workdir,
+                devices=2,
+                variables={
+                    "JAX_COORDINATOR_ADDRESS": f"localhost:{port}",
+                    "JAX_NUM_PROCESSES": "2",
+                    "JAX_PROCESS_ID": str(index),
+                },
+                **changes,
+            )
+            for index in range(2)
+        ]
+        if stop_one:
+            wait_for(workers[1], lambda: len(steps_on_disk(workdir)) > 0)
+            workers[1].send_signal(signal.SIGTERM)
+        return [finish(worker) for worker in workers]
+
+    mesh = {"mesh.fsdp": 2, "train.checkpoint_every": 20}
+    out = both(place / "two", stop_one=True, **mesh, **{"train.steps": 5000})
+    assert "Stopped at step" in out[0]
+    assert out[1] == ""  # one of them speaks
+    stopped = max(steps_on_disk(place / "two"))
+    # The schedule ends where the run was to end, so one process goes as far with the same one.
+    finish(
+        start(
+            place, place / "one", devices=4,
+            **mesh, **{"train.steps": stopped, "schedule.decay_steps": 5000},
+        )
+    )  # fmt: skip
+    both(place / "two_whole", **mesh, **{"train.steps": stopped, "schedule.decay_steps": 5000})
+    one, two = (tensors(place / name) for name in ("one", "two_whole"))
+    for name in one:
+        np.testing.assert_allclose(two[name], one[name], rtol=1e-3, atol=1e-4, err_msg=name)
+
+
+def tensors(workdir):
+    from safetensors.numpy import load_file
+
+    return load_file(workdir / "hf" / "model.safetensors")
+
+
+def test_two_runs_do_not_share_a_workdir(place):
+    workdir = place / "shared"
+    process = start(place, workdir, **{"train.steps": 100_000})
+    try:
+        wait_for(process, lambda: (workdir / "metrics.jsonl").exists())
+        with pytest.raises(UsageError, match="another run is writing"):
+            pretrain(config_of(place, **STEPS, **{"train.steps": 100_000}), workdir)
+    finally:
+        process.kill()
+        process.communicate()
+
+
+if sys.platform == "win32":
+    pytest.skip("signals and locks of Unix", allow_module_level=True)
