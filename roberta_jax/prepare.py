@@ -177,17 +177,10 @@ def _tokenizer(
         sample=TOKENIZER_SAMPLE_BYTES,
     )
     folder = cache / "tokenizers" / name
-    with only_process(folder, progress):
-        if not folder.exists():
-            for old in folder.parent.glob(f"{name}.*.tmp"):
-                shutil.rmtree(old)  # of a process killed while saving
-            tokenizer = _train(corpus, recipe, config.new_tokenizer, progress)
-            temporary = temporary_name(folder)
-            try:
-                tokenizer.save_pretrained(temporary)
-                temporary.rename(folder)
-            finally:
-                shutil.rmtree(temporary, ignore_errors=True)
+    if not folder.exists():
+        with only_process(folder, progress):
+            if not folder.exists():
+                _save_whole(_train(corpus, recipe, config.new_tokenizer, progress), folder)
     return _load("The tokenizer trained before", folder)
 
 
@@ -212,6 +205,17 @@ def _train(
         raise  # from the corpus, which is read meanwhile
     except ValueError as error:
         raise UsageError(f"No tokenizer can be trained: {error}") from error
+
+
+def _save_whole(tokenizer: RobertaTokenizer, folder: pathlib.Path) -> None:
+    for old in folder.parent.glob(f"{folder.name}.*.tmp"):
+        shutil.rmtree(old)  # of a process killed while saving
+    temporary = temporary_name(folder)
+    try:
+        tokenizer.save_pretrained(temporary)
+        temporary.rename(folder)
+    finally:
+        shutil.rmtree(temporary, ignore_errors=True)
 
 
 def _load(what: str, path: str | os.PathLike) -> RobertaTokenizer:

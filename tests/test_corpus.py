@@ -206,6 +206,9 @@ def test_file_that_grows_while_it_is_read(tmp_path):
     path.write_text("text\n\n" * 2000)
     with pytest.raises(UsageError, match=r"a\.txt has changed while it was read"):
         read(opened)
+    path.unlink()
+    with pytest.raises(UsageError, match=r"a\.txt cannot be read"):
+        read(opened)
 
 
 @pytest.mark.parametrize(

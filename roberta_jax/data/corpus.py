@@ -296,7 +296,10 @@ def _import_tfds():
 
 
 def _size_and_time(path: pathlib.Path) -> list[int]:
-    stat = path.stat()
+    try:
+        stat = path.stat()
+    except OSError as error:
+        raise UsageError(f"{path} cannot be read: {error}.") from error
     return [stat.st_size, stat.st_mtime_ns]
 
 

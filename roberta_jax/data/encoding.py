@@ -77,10 +77,15 @@ def build_stores(
       UsageError: The text cannot be read, a worker died, or a store there is damaged.
       OSError: Writing failed: no room, no permission.
     """
-    with only_process(folder, progress):
-        if not all((folder / side / INDEX).exists() for side in (TRAIN, HELDOUT)):
-            workers = workers or len(_usable_cores())
-            _build(folder, _Encoder(corpus, tokenizer, recipe), workers, progress)
+
+    def there() -> bool:
+        return all((folder / side / INDEX).exists() for side in (TRAIN, HELDOUT))
+
+    if not there():  # otherwise nothing is written, so that a mount may be read-only
+        with only_process(folder, progress):
+            if not there():
+                workers = workers or len(_usable_cores())
+                _build(folder, _Encoder(corpus, tokenizer, recipe), workers, progress)
     return TokenStore.open(folder / TRAIN), TokenStore.open(folder / HELDOUT)
 
 
