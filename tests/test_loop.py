@@ -4,7 +4,6 @@ import signal
 
 import jax
 import numpy as np
-import processes
 import pytest
 import toy
 
@@ -273,64 +272,3 @@ def test_bad_cadence():
         Cadence(log=0)
     with pytest.raises(UsageError, match="checkpoint_every=-1"):
         Cadence(checkpoint=-1)
-
-
-# Several processes.
-
-
-def one_of(count, index, port, folder):
-    """Process `index` of `count`, each with two of the devices, trains with the others."""
-    import pathlib
-
-    jax.config.update("jax_cpu_collectives_implementation", "gloo")
-    jax.distributed.initialize(f"localhost:{port}", int(count), int(index))
-    mesh = create_mesh(data=-1, fsdp=2)
-    setting = {"mesh": mesh, "dropout": 0.3}
-    folder = pathlib.Path(folder)
-    _, stopped = train(folder, stop=after(5), **setting)
-    assert stopped
-    state, stopped = train(folder, **setting)
-    assert not stopped
-    if jax.process_index() == 0:
-        np.savez(folder / "params.npz", **gathered(state.params))
-    else:
-        gathered(state.params)
-
-
-def gathered(tree):
-    from jax.experimental import multihost_utils
-
-    return jax.tree.map(np.asarray, multihost_utils.process_allgather(tree, tiled=True))
-
-
-@pytest.mark.slow
-def test_two_processes_train_as_one(tmp_path):
-    import socket
-    import subprocess
-
-    with socket.socket() as free:
-        free.bind(("localhost", 0))
-        port = str(free.getsockname()[1])
-    workers = [
-        subprocess.Popen(
-            processes.command("test_loop", "one_of", "2", str(index), port, str(tmp_path / "two")),
-            env=processes.environment(devices=2),
-            stderr=subprocess.PIPE,
-            text=True,
-        )
-        for index in range(2)
-    ]
-    for worker in workers:
-        _, errors = worker.communicate(timeout=200)
-        assert worker.returncode == 0, errors[-4000:]
-    processes.run("test_loop", "alone", str(tmp_path / "one"), devices=4)
-    one, two = (np.load(tmp_path / name / "params.npz") for name in ("one", "two"))
-    for name in one:
-        np.testing.assert_allclose(two[name], one[name], rtol=1e-5, atol=1e-7)
-
-
-def alone(folder):
-    import pathlib
-
-    state, _ = train(pathlib.Path(folder), mesh=create_mesh(data=-1, fsdp=2), dropout=0.3)
-    np.savez(pathlib.Path(folder) / "params.npz", **values(state.params))
