@@ -24,7 +24,17 @@ from roberta_jax.training.partitioning import create_mesh, rows_and_accumulation
 
 
 class Plan:
-    """Everything that follows from the config alone, checked before any work is done."""
+    """What a run is made of, as far as the config alone says.
+
+    Attributes:
+      masking, cadence, schedule, optimizer, mesh, execution: built from their parts of the config.
+      rows: a device works on at once.
+      accumulation: microbatches a batch is worked off in.
+      initial: (model, parameters on the host) of `config.init_from`, or None.
+
+    Raises:
+      UsageError: a value is out of its range, or values do not fit each other or the devices.
+    """
 
     def __init__(self, config: ConfigDict):
         train, schedule = config.train, config.schedule

@@ -190,7 +190,6 @@ class _Run:
             deterministic=config.train.deterministic,
         )
         eval_step = loop.make_eval_step(self.loss_fn, self.count_fn, plan.mesh)
-        tokens = config.train.batch_size * config.seq_len
         with (
             loop.stop_requests() as should_stop,
             MetricsWriter(
@@ -214,7 +213,7 @@ class _Run:
                 cadence=plan.cadence,
                 checkpoints=self.checkpoints,
                 writer=writer,
-                tokens_per_step=tokens,
+                tokens_per_step=config.train.batch_size * config.seq_len,
                 flops_per_step=training_flops(
                     self.model.config,
                     config.train.batch_size,
@@ -225,17 +224,9 @@ class _Run:
                 should_stop=should_stop,
                 extra=self.identity,
             )
-            if not stopped:
-                hf.save_pretrained(self.folder / "hf", self.model, state.params, self.tokenizer)
-                metrics = _final_record(self.folder, steps)
-                if metrics is None:
-                    metrics = self._final_metrics(state.params, evaluation)
-                    if metrics is None:
-                        stopped = True
-                    else:
-                        writer.write(steps, {**metrics, "finished": 1.0})
+            metrics = None if stopped else self._finish(state.params, evaluation, writer)
         step = int(state.step)
-        if stopped:
+        if metrics is None:
             _say(f"Stopped at step {step} of {steps}; saved. The same command continues from here.")
             return PretrainResult(self.folder, step, False, {})
         _say(f"Finished: {steps} steps. {_summary(metrics)}\nThe model is in {self.folder / 'hf'}.")
@@ -247,7 +238,7 @@ class _Run:
 
         def init_params():
             key = loop.stream_key(self.config.seed, "params", jnp.int32(0))
-            return self.model.init(key, jnp.zeros((1, 8), jnp.int32))["params"]
+            return self.model.init(key, jnp.zeros((1, 1), jnp.int32))["params"]
 
         restored = self.checkpoints.restore(abstract_state(init_params, plan.optimizer, plan.mesh))
         if restored is None:
@@ -276,8 +267,8 @@ class _Run:
             f"{count_parameters(state.params):,} parameters, vocabulary of {len(self.tokenizer)}, "
             f"{jnp.dtype(plan.execution.dtype).name}\n"
             f"{jax.device_count()} x {jax.devices()[0].device_kind} ({split})\n"
-            f"{config.train.batch_size} rows of {config.seq_len} tokens a step: {plan.rows} at "
-            f"once on a device, {plan.accumulation} time(s)\n"
+            f"{config.train.batch_size} rows of {config.seq_len} tokens a step, {plan.rows} on a "
+            f"device at once: {plan.accumulation} microbatch(es)\n"
             f"{self.train_maker.num_rows:,} rows to train on, {heldout:,} held out\n"
             f"Step {start} of {config.train.steps}"
         )
@@ -313,13 +304,21 @@ class _Run:
             config.eval.batch_size,
         )
 
-    def _final_metrics(
-        self, params: Any, evaluation: Callable[[Any], dict[str, float] | None]
+    def _finish(
+        self,
+        params: Any,
+        evaluation: Callable[[Any], dict[str, float] | None],
+        writer: MetricsWriter,
     ) -> dict[str, float] | None:
-        if self.eval_maker is None:
-            return {}
-        metrics = evaluation(params)
-        if metrics is not None and self.config.eval.ngram_baselines:
+        """Exports the model and evaluates it, unless that was done; None if told to stop."""
+        hf.save_pretrained(self.folder / "hf", self.model, params, self.tokenizer)
+        metrics = _final_record(self.folder, self.config.train.steps)
+        if metrics is not None:
+            return metrics
+        metrics = evaluation(params) if self.eval_maker else {}
+        if metrics is None:
+            return None
+        if self.eval_maker and self.config.eval.ngram_baselines:
             found = ngram_perplexities(
                 self.train_maker,
                 self.eval_maker,
@@ -327,6 +326,7 @@ class _Run:
                 max_rows=self.config.eval.max_rows,
             )
             metrics |= {f"{name}_perplexity": value for name, value in found.items()}
+        writer.write(self.config.train.steps, {**metrics, "finished": 1.0})
         return metrics
 
 
