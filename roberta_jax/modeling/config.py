@@ -14,6 +14,8 @@ from typing import Any
 import jax
 import jax.numpy as jnp
 
+from roberta_jax.modeling.attention import RESIDUALS
+
 # Hugging Face's names for activations, as `hidden_act` holds them.
 ACTIVATIONS = ("gelu", "gelu_new", "gelu_pytorch_tanh", "relu", "silu", "swish", "tanh")
 
@@ -218,7 +220,7 @@ class Execution:
     dtype: Any = jnp.float32
     scan_layers: bool = True
     scan_unroll: int = 1
-    remat: str = "none"
+    remat: str = "dots"
 
     def __post_init__(self):
         if not jnp.issubdtype(jnp.dtype(self.dtype), jnp.floating):
@@ -234,6 +236,9 @@ class Execution:
 # What `jax.checkpoint` may keep, for each value of `Execution.remat` but "none".
 REMAT_POLICIES = {
     "none": None,
-    "dots": jax.checkpoint_policies.dots_with_no_batch_dims_saveable,
+    "dots": jax.checkpoint_policies.save_from_both_policies(
+        jax.checkpoint_policies.dots_with_no_batch_dims_saveable,
+        jax.checkpoint_policies.save_only_these_names(RESIDUALS),
+    ),
     "full": jax.checkpoint_policies.nothing_saveable,
 }

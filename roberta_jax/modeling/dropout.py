@@ -49,7 +49,7 @@ def keep_mask(words: jax.Array, shape: tuple[int, ...], rate: float) -> jax.Arra
     Returns:
       bool array of `shape`, True with probability 1 - rate.
     """
-    *rows, _ = shape
+    *rows, columns = shape
     row_shape = (*rows, 1)
     low = jnp.broadcast_to(words[0], row_shape)
     high = jnp.broadcast_to(words[1], row_shape)
@@ -57,8 +57,10 @@ def keep_mask(words: jax.Array, shape: tuple[int, ...], rate: float) -> jax.Arra
         index = jax.lax.broadcasted_iota(jnp.uint32, row_shape, axis)
         low = _mix(low + index * _GOLDEN)
         high = _mix(high ^ (low + words[2]))
-    column = jax.lax.broadcasted_iota(jnp.uint32, shape, len(rows))
-    bits = _mix((column * _GOLDEN + low) ^ words[3])
+    # The random word is mixed into the columns while there are few of them. (It also makes them
+    # differ in each pass of a loop over layers, else XLA keeps them all, broadcast to `shape`.)
+    column = jax.lax.iota(jnp.uint32, columns) * _GOLDEN ^ words[3]
+    bits = _mix(column + low)
     bits = (bits ^ high) * np.uint32(0x2C1B3C6D)
     bits = bits ^ (bits >> 16)
     return bits >= np.uint32(min(round(rate * 2**32), 2**32 - 1))
@@ -67,8 +69,8 @@ def keep_mask(words: jax.Array, shape: tuple[int, ...], rate: float) -> jax.Arra
 @functools.partial(jax.custom_vjp, nondiff_argnums=(2,))
 def dropout(x: jax.Array, words: jax.Array, rate: float) -> jax.Array:
     """Zeroes a share `rate` of x's elements and divides the others by 1 - rate."""
-    scale = jnp.asarray(1 / (1 - rate), x.dtype)
-    return jnp.where(keep_mask(words, x.shape, rate), x * scale, 0)
+    # A product rather than a choice between x and 0: XLA would keep an array of zeros for that.
+    return x * (keep_mask(words, x.shape, rate).astype(x.dtype) * (1 / (1 - rate)))
 
 
 def _dropout_forward(x, words, rate):

@@ -4,6 +4,7 @@ import flax.linen as nn
 import jax
 import jax.numpy as jnp
 
+from roberta_jax.modeling.attention import mask_to_bias
 from roberta_jax.modeling.config import REMAT_POLICIES, Execution, RobertaConfig
 from roberta_jax.modeling.layers import Block, shape_error
 
@@ -16,12 +17,12 @@ class Layers(nn.Module):
     block: type[nn.Module]
 
     @nn.compact
-    def __call__(self, x_BLD, mask, head_masks, *flags):
+    def __call__(self, x_BLD, bias, head_masks, *flags):
         kept = []
         for i in range(self.config.num_hidden_layers):
             head_mask = None if head_masks is None else head_masks[i]
             block = self.block(self.config, self.execution, name=str(i))
-            x_BLD, outputs = block(x_BLD, mask, head_mask, *flags)
+            x_BLD, outputs = block(x_BLD, bias, head_mask, *flags)
             kept.append(outputs)
         hidden_states, attentions = zip(*kept, strict=True)
         return x_BLD, (hidden_states, attentions)
@@ -86,7 +87,12 @@ class Encoder(nn.Module):
         else:
             stack = Layers(config, execution, block, name="layer")
         last, (hidden_states, attentions) = stack(
-            x_BLD, mask, head_mask, deterministic, output_hidden_states, output_attentions
+            x_BLD,
+            mask_to_bias(mask),
+            head_mask,
+            deterministic,
+            output_hidden_states,
+            output_attentions,
         )
         return (
             last,

@@ -12,7 +12,15 @@ import numpy as np
 
 from roberta_jax.modeling.config import Execution, RobertaConfig
 from roberta_jax.modeling.encoder import Encoder
-from roberta_jax.modeling.layers import Dense, Embeddings, LayerNorm, gelu, shape_error
+from roberta_jax.modeling.layers import (
+    Dense,
+    Embeddings,
+    LayerNorm,
+    gelu,
+    replicated,
+    shape_error,
+)
+from roberta_jax.modeling.losses import projected_cross_entropy
 
 
 @flax.struct.dataclass
@@ -198,24 +206,36 @@ class LMHead(nn.Module):
     config: RobertaConfig
     execution: Execution
 
-    @nn.compact
-    def __call__(self, x_BKD: jax.Array, table_VD: jax.Array) -> jax.Array:
+    def setup(self):
         config, dtype = self.config, self.execution.dtype
-        dense = Dense(
-            config.hidden_size, ("embed", "heads"), config.initializer_range, dtype, name="dense"
-        )
-        x_BKD = gelu(dense(x_BKD))
-        x_BKD = LayerNorm(config.layer_norm_eps, dtype, name="layer_norm")(x_BKD)
-        bias_V = self.param(
+        width, spread = config.hidden_size, config.initializer_range
+        self.dense = Dense(width, ("embed", "heads"), spread, dtype)
+        self.layer_norm = LayerNorm(config.layer_norm_eps, dtype)
+        self.bias = self.param(
             "bias",
             nn.with_logical_partitioning(nn.initializers.zeros, ("vocab",)),
             (config.vocab_size,),
             jnp.float32,
         )
-        logits_BKV = jnp.einsum(
-            "bkd,vd->bkv", x_BKD, table_VD.astype(dtype), preferred_element_type=jnp.float32
+
+    def transform(self, x: jax.Array) -> jax.Array:
+        """All but the last product: [..., D] to [..., D]."""
+        return self.layer_norm(gelu(self.dense(x)))
+
+    def __call__(self, x: jax.Array, table_VD: jax.Array) -> jax.Array:
+        """[..., D] to float32 logits [..., V]."""
+        x = self.transform(x)
+        table_VD = replicated(table_VD, x.dtype)
+        return (
+            jnp.einsum("...d,vd->...v", x, table_VD, preferred_element_type=jnp.float32) + self.bias
         )
-        return nn.with_logical_constraint(logits_BKV + bias_V, ("batch", None, "vocab"))
+
+    def loss(self, x: jax.Array, table_VD: jax.Array, labels: jax.Array) -> jax.Array:
+        """[..., D] and labels [...] to the negative log-likelihoods [...], in nats."""
+        x_ND = self.transform(x).reshape(-1, x.shape[-1])
+        table_VD = replicated(table_VD, x_ND.dtype)
+        loss_N = projected_cross_entropy(x_ND, table_VD, self.bias, labels.reshape(-1))
+        return loss_N.reshape(labels.shape)
 
 
 class RobertaForMaskedLM(nn.Module):
@@ -272,14 +292,47 @@ class RobertaForMaskedLM(nn.Module):
             output_hidden_states,
             output_attentions,
         )
-        x_BLD = output.last_hidden_state
-        if masked_positions is not None:
-            if masked_positions.ndim != 2 or masked_positions.shape[0] != x_BLD.shape[0]:
-                raise shape_error("masked_positions", masked_positions.shape, f"({len(x_BLD)}, K)")
-            x_BLD = jnp.take_along_axis(x_BLD, masked_positions[..., None], axis=1)
-            x_BLD = nn.with_logical_constraint(x_BLD, ("batch", None, None))
-        logits = self.lm_head(x_BLD, self.roberta.embeddings.word_embeddings.embedding)
+        x = _at_positions(output.last_hidden_state, masked_positions)
+        logits = self.lm_head(x, self.roberta.embeddings.word_embeddings.embedding)
         return MaskedLMOutput(logits, output.hidden_states, output.attentions)
+
+    def loss(
+        self,
+        *,
+        masked_positions: jax.Array,
+        masked_labels: jax.Array,
+        masked_weights: jax.Array,
+        **inputs,
+    ) -> tuple[jax.Array, jax.Array]:
+        """The training loss, summed, and the number of targets; a batch's arrays are its arguments.
+
+        Equal to `losses.masked_lm_loss` of the logits, but faster and in a fraction of the memory:
+        the logits are never whole (see `losses.projected_cross_entropy`). Use it as
+        `model.apply({"params": params}, **batch, deterministic=False, rngs=..., method="loss")`.
+
+        Args:
+          masked_positions: int [B, K], in [0, L).
+          masked_labels: int [B, K], in [0, V).
+          masked_weights: float [B, K], 1 for a target and 0 for an empty slot.
+          inputs: see `RobertaModel.__call__`.
+
+        Returns:
+          (sum of weight * negative log-likelihood in nats, sum of weights), float32 scalars.
+        """
+        x = _at_positions(self.roberta(**inputs).last_hidden_state, masked_positions)
+        table = self.roberta.embeddings.word_embeddings.embedding
+        weights = masked_weights.astype(jnp.float32)
+        return jnp.sum(self.lm_head.loss(x, table, masked_labels) * weights), jnp.sum(weights)
+
+
+def _at_positions(x_BLD, positions_BK):
+    """The vectors [B, K, D] at these positions, or all of them for None."""
+    if positions_BK is None:
+        return x_BLD
+    if positions_BK.ndim != 2 or positions_BK.shape[0] != x_BLD.shape[0]:
+        raise shape_error("masked_positions", positions_BK.shape, f"({x_BLD.shape[0]}, K)")
+    x_BKD = jnp.take_along_axis(x_BLD, positions_BK[..., None], axis=1)
+    return nn.with_logical_constraint(x_BKD, ("batch", None, None))
 
 
 def _check_inputs(config, *, input_ids, inputs_embeds, **others):

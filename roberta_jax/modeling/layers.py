@@ -14,7 +14,7 @@ import flax.linen as nn
 import jax
 import jax.numpy as jnp
 
-from roberta_jax.modeling.attention import attend
+from roberta_jax.modeling.attention import attend, attention_probabilities
 from roberta_jax.modeling.config import Execution, RobertaConfig
 from roberta_jax.modeling.dropout import Dropout, random_words
 
@@ -141,6 +141,15 @@ class Embedding(nn.Module):
         return lookup(table, ids, self.padding_row)
 
 
+def replicated(table: jax.Array, dtype: jnp.dtype) -> jax.Array:
+    """The table in `dtype`, whole on every device.
+
+    A look-up in a table split over the devices makes the partitioner rematerialise the result on
+    all of them; gathering the table first, and already cast, is the cheap way.
+    """
+    return nn.with_logical_constraint(table.astype(dtype), (None, None))
+
+
 def lookup(table: jax.Array, ids: jax.Array, padding_row: int | None) -> jax.Array:
     """table[ids], with NaN for ids outside the table and no gradient into `padding_row`."""
     return _lookup(table, ids, padding_row)
@@ -220,32 +229,35 @@ class SelfAttention(nn.Module):
     def __call__(
         self,
         x_BLD: jax.Array,
-        mask: jax.Array | None,
+        bias: jax.Array | None,
         head_mask: jax.Array | None,
         deterministic: bool,
         output_attentions: bool,
     ) -> tuple[jax.Array, jax.Array | None]:
         config, dtype = self.config, self.execution.dtype
-
-        def project(name):
-            dense = Dense(
+        projections = [
+            Dense(
                 config.hidden_size, ("embed", "heads"), config.initializer_range, dtype, name=name
             )
-            y_BLD = nn.with_logical_constraint(dense(x_BLD), ("batch", "length", "heads"))
+            for name in ("query", "key", "value")
+        ]
+
+        def split_heads(y_BLD):
+            y_BLD = nn.with_logical_constraint(y_BLD, ("batch", "length", "heads"))
             return y_BLD.reshape(*y_BLD.shape[:-1], config.num_attention_heads, config.head_size)
 
+        q_BLHK, k_BLHK, v_BLHK = (split_heads(project(x_BLD)) for project in projections)
         rate = 0.0 if deterministic else config.attention_probs_dropout_prob
         words = random_words(self.make_rng("dropout")) if rate else None
-        context_BLHK, probabilities = attend(
-            project("query"),
-            project("key"),
-            project("value"),
-            mask,
-            head_mask,
-            words,
-            rate,
-            output_attentions,
-        )
+        context_BLHK = attend(q_BLHK, k_BLHK, v_BLHK, bias, words, rate)
+        probabilities = None
+        if output_attentions:
+            probabilities = attention_probabilities(q_BLHK, k_BLHK, bias, words, rate)
+        if head_mask is not None:
+            # A factor on a head's probabilities is one on its result.
+            context_BLHK = context_BLHK * head_mask[:, None].astype(dtype)
+            if output_attentions:
+                probabilities = probabilities * head_mask[:, None, None]
         context_BLD = context_BLHK.reshape(x_BLD.shape)
         return nn.with_logical_constraint(context_BLD, ("batch", "length", "heads")), probabilities
 
@@ -275,9 +287,9 @@ class Attention(nn.Module):
     execution: Execution
 
     @nn.compact
-    def __call__(self, x_BLD, mask, head_mask, deterministic, output_attentions):
+    def __call__(self, x_BLD, bias, head_mask, deterministic, output_attentions):
         context, probabilities = SelfAttention(self.config, self.execution, name="self")(
-            x_BLD, mask, head_mask, deterministic, output_attentions
+            x_BLD, bias, head_mask, deterministic, output_attentions
         )
         output = Output(self.config, self.execution, "heads", name="output")
         return output(context, x_BLD, deterministic), probabilities
@@ -313,15 +325,19 @@ class Block(nn.Module):
     def __call__(
         self,
         x_BLD: jax.Array,
-        mask: jax.Array | None,
+        bias: jax.Array | None,
         head_mask: jax.Array | None,
         deterministic: bool,
         output_hidden_states: bool,
         output_attentions: bool,
     ) -> tuple[jax.Array, tuple[jax.Array | None, jax.Array | None]]:
         """Carry in and carry out, and what was asked to be kept, in the form that a scan wants."""
+        if bias is not None:
+            # Ties the bias to this block: XLA would else see that its broadcast to all heads is the
+            # same in every iteration, and keep that, many times as large, through the whole loop.
+            bias, x_BLD = jax.lax.optimization_barrier((bias, x_BLD))
         y_BLD, probabilities = Attention(self.config, self.execution, name="attention")(
-            x_BLD, mask, head_mask, deterministic, output_attentions
+            x_BLD, bias, head_mask, deterministic, output_attentions
         )
         h_BLF = Intermediate(self.config, self.execution, name="intermediate")(y_BLD)
         output = Output(self.config, self.execution, "mlp", name="output")
