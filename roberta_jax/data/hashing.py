@@ -14,12 +14,15 @@ the constants of MurmurHash3's finaliser, which SIMD units multiply quickly) for
 which there are many.
 """
 
+import math
+
 import numpy as np
 
 _MASK64 = 2**64 - 1
 _GOLDEN64 = np.uint64(0x9E3779B97F4A7C15)
 _GOLDEN32 = np.uint32(0x9E3779B9)
 _FEISTEL_ROUNDS = 6
+_SMALLEST_BASE = 8  # with smaller digits, six rounds do not reach all orders equally
 _PERMUTATION_STREAM = 0x7065726D  # keeps the row order apart from every other use of a seed
 
 
@@ -87,10 +90,11 @@ def hash32(keys: np.ndarray, counters: np.ndarray) -> np.ndarray:
 def permute(index, n: int, seed: int, epoch) -> np.ndarray:
     """Where `index` goes in a random permutation of range(n), without the permutation in memory.
 
-    An unbalanced Feistel network permutes the smallest power of two that holds n: each round
-    xors one half of the bits with a hash of the other, which is undone by doing it again, so the
-    whole is a bijection whatever the hash. What falls outside range(n) goes through the network
-    again until it is inside ("cycle walking"), fewer than two passes on average.
+    A Feistel network over two digits (Black and Rogaway 2002): write the index as a pair of digits
+    with bases of about sqrt(n), and let each round add to one digit a hash of the other, which
+    subtracting undoes, so that the whole is a bijection whatever the hash. The few indices that
+    land between n and the product of the bases go through the network again until they are inside
+    ("cycle walking").
 
     Args:
       index: integers in [0, n), any shape.
@@ -107,28 +111,29 @@ def permute(index, n: int, seed: int, epoch) -> np.ndarray:
     keys = np.broadcast_to(fold(_PERMUTATION_STREAM, seed, epoch), x.shape)
     offsets = np.arange(1, _FEISTEL_ROUNDS + 1, dtype=np.uint64) * _GOLDEN64
     round_keys = mix64(keys + offsets.reshape(-1, *[1] * x.ndim))
-    bits = max((n - 1).bit_length(), 6)
-    x = _feistel(x.astype(np.uint64), round_keys, bits)
+    high_base = max(math.isqrt(n - 1) + 1, _SMALLEST_BASE)
+    bases = high_base, max(-(-n // high_base), _SMALLEST_BASE)
+    x = _feistel(x.astype(np.uint64), round_keys, bases)
     while (outside := x >= np.uint64(n)).any():
-        x[outside] = _feistel(x[outside], round_keys[:, outside], bits)
+        x[outside] = _feistel(x[outside], round_keys[:, outside], bases)
     return x.astype(np.int64)
 
 
-def _feistel(x: np.ndarray, round_keys: np.ndarray, bits: int) -> np.ndarray:
-    """Permutes the integers below 2^bits; x is uint64 [...], round_keys uint64 [rounds, ...]."""
-    low_bits = bits // 2
-    low, high = x & np.uint64((1 << low_bits) - 1), x >> np.uint64(low_bits)
-    masks = [np.uint64((1 << (bits - low_bits)) - 1), np.uint64((1 << low_bits) - 1)]
-    halves = [high, low]
+def _feistel(x: np.ndarray, round_keys: np.ndarray, bases: tuple[int, int]) -> np.ndarray:
+    """Permutes range(bases[0] * bases[1]); x is uint64 [...], round_keys uint64 [rounds, ...]."""
+    bases = np.array(bases, np.uint64)
+    digits = list(np.divmod(x, bases[1]))
     for i, key in enumerate(round_keys):
         changed, other = i % 2, 1 - i % 2
-        noise = (halves[other] + key) * np.uint64(0xBF58476D1CE4E5B9)
+        noise = (digits[other] + key) * np.uint64(0xBF58476D1CE4E5B9)
         noise ^= noise >> np.uint64(32)
         noise *= np.uint64(0x94D049BB133111EB)
         noise >>= np.uint64(32)  # the product's upper bits are its best
-        noise &= masks[changed]
-        halves[changed] ^= noise
-    return (high << np.uint64(low_bits)) | low
+        noise *= bases[changed]  # from 32 bits to [0, base)
+        noise >>= np.uint64(32)
+        noise += digits[changed]
+        digits[changed] = noise % bases[changed]
+    return digits[0] * bases[1] + digits[1]
 
 
 def _as_uint64(value) -> np.ndarray:

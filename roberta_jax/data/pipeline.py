@@ -20,7 +20,7 @@ from collections.abc import Callable, Iterator
 import numpy as np
 
 from roberta_jax.data import hashing
-from roberta_jax.data.batches import DTYPES, BatchMaker
+from roberta_jax.data.batches import BatchMaker
 from roberta_jax.errors import UsageError
 
 ENGINES = ("auto", "tf", "numpy")
@@ -50,7 +50,7 @@ def train_batches(
       local_rows: int64, which of range(B) to make, in this order; None makes all.
       engine: "tf", "numpy", or "auto" for tf where it is installed.
       prefetch: how many batches may wait, ready or in the making.
-      workers: threads; None takes one a core.
+      workers: threads; None takes half as many as there are cores, at most 8.
 
     Returns:
       An iterator of batches (see `BatchMaker`) with len(local_rows) rows. Closing it or letting
@@ -146,16 +146,21 @@ def _run(
             "data.engine is 'tf', but TensorFlow is not installed: install the extra `data` "
             "(pip install -e '.[data]'), or use data.engine=numpy, which gives the same batches"
         )
-    workers = workers or _num_cores()
+    workers = workers or _default_workers()
     prefetch = max(prefetch, workers)
     if engine == "numpy" or not has_tensorflow:
         return _run_threads(make, start, stop, prefetch, workers)
     return _run_tensorflow(make, start, stop, prefetch, workers)
 
 
-def _num_cores() -> int:
-    """Cores that this process may use, where the system says so (Linux), else all."""
-    return len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count()
+def _default_workers() -> int:
+    """Half the cores, at most 8: the step needs the rest, and one thread makes 10^8 tokens a second
+    where the text is in memory. More than one is for slow disks and for costlier masking; working
+    flat out, they mostly wait for one another at Python's lock.
+    """
+    on_linux = hasattr(os, "sched_getaffinity")
+    cores = len(os.sched_getaffinity(0)) if on_linux else os.cpu_count() or 1
+    return max(1, min(cores // 2, 8))
 
 
 def _run_threads(make, start, stop, prefetch, workers):
@@ -184,27 +189,29 @@ def _run_tensorflow(make, start, stop, prefetch, workers):
         for kind in ("GPU", "TPU"):
             tf.config.set_visible_devices([], kind)
 
+    # tf.data sees the step numbers alone. The batches themselves pass it by: turning each array
+    # into a tensor and back costs half as much again as making it.
+    ready: dict[int, Batch] = {}
     failures = []  # tf.data turns exceptions into its own and loses their type
 
-    def make_arrays(step):
+    def make_ready(step):
         try:
-            batch = make(int(step))
+            ready[int(step)] = make(int(step))
         except Exception as error:
             failures.append(error)
             raise
-        return [batch[name] for name in DTYPES]
-
-    def make_tensors(step):
-        return tf.numpy_function(make_arrays, [step], list(DTYPES.values()), stateful=False)
+        return step
 
     options = tf.data.Options()
     options.deterministic = True
     options.autotune.enabled = False
     options.threading.private_threadpool_size = workers
     steps = tf.data.Dataset.range(start, np.iinfo(np.int64).max if stop is None else stop)
-    batches = steps.map(make_tensors, num_parallel_calls=workers).prefetch(prefetch)
+    made = steps.map(
+        lambda step: tf.numpy_function(make_ready, [step], tf.int64), num_parallel_calls=workers
+    )
     try:
-        for arrays in batches.with_options(options).as_numpy_iterator():
-            yield dict(zip(DTYPES, arrays, strict=True))
+        for step in made.prefetch(prefetch).with_options(options).as_numpy_iterator():
+            yield ready.pop(int(step))
     except tf.errors.OpError as error:
         raise failures[0] if failures else error from None

@@ -1,0 +1,230 @@
+r"""How fast are masked batches made, and how does Hugging Face's collator compare?
+
+    python experiments/benchmarks/batch_pipeline.py [--rows=256 --seq_len=512 --rounds=7]
+        [--return_memory]
+
+Needs the extras `data` and `parity`. Takes about a minute and writes
+experiments/benchmarks/results/batch_pipeline.json.
+
+Ours is the whole pipeline as training uses it, with its default number of threads: order of the rows, gather from the memory-mapped
+store, `<s>`, padding, exact counts of masked tokens, both engines. The peer is
+`transformers.DataCollatorForLanguageModeling` on the same rows, given every advantage: the rows
+lie ready in memory as tensors, with the mask of special tokens that `run_mlm.py` computes
+beforehand; it draws each token independently, so its counts are not exact. It runs as it usually
+does, in the main process, and also in a DataLoader with a worker process a core.
+
+The contenders take turns within each round, so that a busy moment of the machine hits all; the
+figures are medians over the rounds. Beside tokens per second of wall time stand tokens per second
+of a core's time, which other work on the machine disturbs less (not for the DataLoader, whose work
+is done in other processes). Token ids are random: no step's time depends on their values.
+
+The process keeps the memory it frees, as pretraining on a CPU does, which helps the peer too;
+--return_memory measures what happens when it is handed back to the system after each use.
+"""
+
+import argparse
+import json
+import os
+import pathlib
+import platform
+import statistics
+import sys
+import tempfile
+import time
+from collections.abc import Callable, Iterator
+
+import numpy as np
+
+from roberta_jax.data import hashing, packing, pipeline, store_format
+from roberta_jax.data.batches import BatchMaker
+from roberta_jax.data.masking import Masking
+from roberta_jax.data.token_store import TokenStore
+from roberta_jax.training.host_memory import keep_freed_memory
+
+VOCAB, BOS, PAD, EOS, MASK = 50265, 0, 1, 2, 50264
+RESULTS = pathlib.Path(__file__).parent / "results"
+
+
+def make_store(folder: pathlib.Path, num_tokens: int) -> TokenStore:
+    """A store of random ids with English-like lengths: some 25 tokens a sentence."""
+    rng = np.random.default_rng(0)
+    num_documents = num_tokens // (30 * 25)
+    sentences = rng.integers(10, 51, num_documents)
+    lengths = rng.geometric(1 / 25, sentences.sum())
+    ids = rng.integers(4, MASK, lengths.sum()).astype(store_format.token_dtype(VOCAB))
+    arrays = store_format.lay_out(ids, lengths, sentences, EOS)
+    shard = store_format.write_shard(folder, "00000", ids.dtype, [arrays])
+    store_format.write_index(folder, vocab_size=VOCAB, eos_id=EOS, fingerprint="", shards=[shard])
+    return TokenStore.open(folder)
+
+
+def make_collator():
+    """Hugging Face's collator with a tokenizer of RoBERTa's special ids."""
+    import tokenizers
+    import transformers
+
+    vocab = {"<s>": BOS, "<pad>": PAD, "</s>": EOS, "<unk>": 3, "<mask>": MASK}
+    vocab |= {f"token{i}": i for i in range(4, MASK)}
+    tokenizer = transformers.PreTrainedTokenizerFast(
+        tokenizer_object=tokenizers.Tokenizer(tokenizers.models.WordLevel(vocab, "<unk>")),
+        bos_token="<s>",
+        pad_token="<pad>",
+        eos_token="</s>",
+        unk_token="<unk>",
+        mask_token="<mask>",
+    )
+    return transformers.DataCollatorForLanguageModeling(tokenizer, mlm_probability=0.15)
+
+
+def peers(maker: BatchMaker, num_rows: int) -> dict[str, Callable[[], Iterator]]:
+    """The collator in the main process and in a DataLoader, over rows of the same corpus."""
+    import torch
+
+    rows = maker.assemble(np.arange(16 * num_rows) % maker.num_rows)["input_ids"]
+    examples = [
+        {
+            "input_ids": torch.from_numpy(ids.astype(np.int64)),
+            "special_tokens_mask": torch.from_numpy(np.isin(ids, (BOS, PAD, EOS)).astype(np.int64)),
+        }
+        for ids in rows
+    ]
+    collate = make_collator()
+
+    def collator():
+        while True:
+            for start in range(0, len(examples), num_rows):
+                yield collate(examples[start : start + num_rows])
+
+    def loader():
+        while True:
+            yield from torch.utils.data.DataLoader(
+                16 * examples, num_rows, collate_fn=collate, num_workers=os.cpu_count()
+            )
+
+    return {"hf_collator": collator, "hf_dataloader": loader}
+
+
+def stages(maker: BatchMaker, num_rows: int, rounds: int) -> dict[str, float]:
+    """Milliseconds of one thread for the parts of a batch of ours."""
+    rows = np.arange(num_rows) * 7 % maker.num_rows
+    epochs = np.zeros_like(rows)
+    keys = hashing.fold(0, rows)
+    bits = hashing.hash32(keys, np.arange(maker.seq_len))
+    parts = {
+        "row_order": lambda: hashing.permute(rows, maker.num_rows, 0, epochs),
+        "assemble": lambda: maker.assemble(rows),
+        "assemble_and_mask": lambda: maker(rows, epochs),
+        "of_masking_hash": lambda: hashing.hash32(keys, np.arange(maker.seq_len)),
+        "of_masking_partition": lambda: np.partition(bits, maker.num_slots - 1, axis=1),
+    }
+    return {
+        name: round(1000 * statistics.median(seconds(part) for _ in range(10 * rounds)), 3)
+        for name, part in parts.items()
+    }
+
+
+def seconds(call: Callable) -> float:
+    start = time.perf_counter()
+    call()
+    return time.perf_counter() - start
+
+
+def measure(batches: Iterator, num_batches: int) -> tuple[float, float]:
+    """(batches per second, batches per second of a core) after a warm-up that fills the buffers."""
+    for _ in range(12):
+        next(batches)
+    cpu_start = time.process_time()
+    elapsed = seconds(lambda: [next(batches) for _ in range(num_batches)])
+    cpu = time.process_time() - cpu_start
+    batches.close()
+    return num_batches / elapsed, num_batches / cpu
+
+
+def main():
+    parser = argparse.ArgumentParser(description=__doc__.split("\n")[0])
+    parser.add_argument("--rows", type=int, default=256)
+    parser.add_argument("--seq_len", type=int, default=512)
+    parser.add_argument("--rounds", type=int, default=7)
+    parser.add_argument("--return_memory", action="store_true")
+    args = parser.parse_args()
+    if not args.return_memory:
+        keep_freed_memory()
+
+    with tempfile.TemporaryDirectory() as folder:
+        store = make_store(pathlib.Path(folder), 20_000_000)
+        packing_seconds = seconds(
+            lambda: packing.load_or_pack(store, "full_sentences", args.seq_len)
+        )
+        packed = packing.load_or_pack(store, "full_sentences", args.seq_len)
+        maker = BatchMaker(
+            store,
+            packed,
+            Masking(),
+            0,
+            vocab_size=VOCAB,
+            bos_id=BOS,
+            pad_id=PAD,
+            mask_id=MASK,
+            special_ids=(BOS, PAD, EOS, 3, MASK),
+        )
+
+        def run(engine):
+            return pipeline.train_batches(
+                maker, batch_size=args.rows, seed=0, start_step=0, engine=engine
+            )
+
+        contenders = {"tf": lambda: run("tf"), "numpy": lambda: run("numpy")}
+        contenders |= peers(maker, args.rows)
+        measured = {name: [] for name in contenders}
+        for _ in range(args.rounds):
+            for name, start in contenders.items():
+                measured[name].append(measure(start(), 12 if name.startswith("hf") else 300))
+        mtok = args.rows * args.seq_len / 1e6
+        wall = {name: sorted(mtok * x for x, _ in values) for name, values in measured.items()}
+        core = {name: [mtok * x for _, x in values] for name, values in measured.items()}
+        del core["hf_dataloader"]
+        median = {name: statistics.median(values) for name, values in wall.items()}
+        report = {
+            "command": " ".join(["python experiments/benchmarks/batch_pipeline.py", *sys.argv[1:]]),
+            "shape": [args.rows, args.seq_len],
+            "Mtok_per_s": {name: round(value, 2) for name, value in median.items()},
+            "Mtok_per_s_worst_and_best": {
+                name: [round(values[0], 2), round(values[-1], 2)] for name, values in wall.items()
+            },
+            "Mtok_per_core_s": {
+                name: round(statistics.median(values), 2) for name, values in core.items()
+            },
+            "times_as_fast": {
+                f"{ours}/{peer}": round(median[ours] / median[peer], 1)
+                for ours in ("tf", "numpy")
+                for peer in ("hf_collator", "hf_dataloader")
+            },
+            "one_thread_ms": stages(maker, args.rows, args.rounds),
+            "packing": {
+                "tokens": store.num_tokens,
+                "seconds": round(packing_seconds, 3),
+                "padding_share": round(packed.padding_share, 4),
+            },
+            "machine": {
+                "cores": os.cpu_count(),
+                "load_average": os.getloadavg(),
+                "platform": platform.platform(),
+            },
+            "versions": versions(),
+        }
+    text = json.dumps(report, indent=1)
+    print(text)
+    RESULTS.mkdir(exist_ok=True)
+    name = "batch_pipeline_return_memory" if args.return_memory else "batch_pipeline"
+    (RESULTS / f"{name}.json").write_text(text + "\n")
+
+
+def versions() -> dict[str, str]:
+    import importlib.metadata as metadata
+
+    packages = ("numpy", "tensorflow-cpu", "torch", "transformers")
+    return {"python": platform.python_version()} | {p: metadata.version(p) for p in packages}
+
+
+if __name__ == "__main__":
+    main()
