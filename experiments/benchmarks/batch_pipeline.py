@@ -6,12 +6,13 @@ r"""How fast are masked batches made, and how does Hugging Face's collator compa
 Needs the extras `data` and `parity`. Takes about a minute and writes
 experiments/benchmarks/results/batch_pipeline.json.
 
-Ours is the whole pipeline as training uses it, with its default number of threads: order of the rows, gather from the memory-mapped
-store, `<s>`, padding, exact counts of masked tokens, both engines. The peer is
-`transformers.DataCollatorForLanguageModeling` on the same rows, given every advantage: the rows
-lie ready in memory as tensors, with the mask of special tokens that `run_mlm.py` computes
-beforehand; it draws each token independently, so its counts are not exact. It runs as it usually
-does, in the main process, and also in a DataLoader with a worker process a core.
+Ours is the whole pipeline as training uses it, with its default number of threads: order of the
+rows, gather from the memory-mapped store, `<s>`, padding, exact counts of masked tokens; both
+engines. The peer is `transformers.DataCollatorForLanguageModeling` on the same rows, given every
+advantage: the rows lie ready in memory as tensors, with the mask of special tokens that
+`run_mlm.py` computes beforehand; it draws each token independently, so its counts are not exact.
+It runs as it usually does, in the main process, and also in a DataLoader with a worker process a
+core.
 
 The contenders take turns within each round, so that a busy moment of the machine hits all; the
 figures are medians over the rounds. Beside tokens per second of wall time stand tokens per second
