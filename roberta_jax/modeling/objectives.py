@@ -11,7 +11,6 @@ import jax.numpy as jnp
 
 from roberta_jax.modeling.config import RobertaConfig
 from roberta_jax.modeling.heads import RobertaForMaskedLM
-from roberta_jax.modeling.losses import masked_lm_loss
 
 Batch = Mapping[str, jax.Array]
 
@@ -35,16 +34,18 @@ def masked_lm_objective(
     """
 
     def loss_fn(params: Any, batch: Batch, dropout_key: jax.Array | None) -> dict[str, jax.Array]:
-        output = model.apply(
+        total, _ = model.apply(
             {"params": params},
-            batch["input_ids"],
+            input_ids=batch["input_ids"],
             attention_mask=batch["segment_ids"],
             position_ids=batch["position_ids"],
             masked_positions=batch["masked_positions"],
+            masked_labels=batch["masked_labels"],
+            masked_weights=batch["masked_weights"],
             deterministic=dropout_key is None,
             rngs=None if dropout_key is None else {"dropout": dropout_key},
+            method="loss",
         )
-        total, _ = masked_lm_loss(output.logits, batch["masked_labels"], batch["masked_weights"])
         return {"masked_lm": total}
 
     def count_fn(batch: Batch) -> dict[str, jax.Array]:

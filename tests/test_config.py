@@ -1,0 +1,142 @@
+"""RobertaConfig and Execution."""
+
+import dataclasses
+import json
+
+import jax
+import jax.numpy as jnp
+import pytest
+
+from roberta_jax.modeling import layers
+from roberta_jax.modeling.config import ACTIVATIONS, Execution, RobertaConfig
+from roberta_jax.modeling.heads import RobertaForMaskedLM, RobertaModel
+
+
+def count(model) -> int:
+    ids = jnp.zeros((1, 4), jnp.int32)
+    shapes = jax.eval_shape(lambda: model.init(jax.random.key(0), ids))["params"]
+    return sum(leaf.size for leaf in jax.tree.leaves(shapes))
+
+
+@pytest.mark.parametrize("scan_layers", [True, False])
+@pytest.mark.parametrize(
+    ("config", "masked_lm", "encoder", "with_pooler"),
+    [
+        (RobertaConfig.base(), 124_697_433, 124_055_040, 124_645_632),
+        (RobertaConfig.large(), 355_412_057, 354_310_144, 355_359_744),
+    ],
+)
+def test_parameter_counts_are_the_released_models(
+    config, masked_lm, encoder, with_pooler, scan_layers
+):
+    execution = Execution(scan_layers=scan_layers)
+    assert count(RobertaForMaskedLM(config, execution)) == masked_lm
+    assert count(RobertaModel(config, execution)) == encoder
+    assert count(RobertaModel(config, execution, add_pooling_layer=True)) == with_pooler
+
+
+def test_defaults_are_hugging_faces_not_the_released_models():
+    config = RobertaConfig()
+    assert (config.max_position_embeddings, config.type_vocab_size) == (512, 2)
+    assert config.layer_norm_eps == 1e-12
+    base = RobertaConfig.base()
+    assert (base.max_position_embeddings, base.type_vocab_size) == (514, 1)
+    assert base.layer_norm_eps == 1e-5
+    assert base.max_length == 512
+
+
+@pytest.mark.parametrize(
+    ("field", "value", "message"),
+    [
+        ("hidden_size", 100, "multiple of num_attention_heads"),
+        ("num_attention_heads", 0, "positive integer"),
+        ("num_hidden_layers", 1.5, "positive integer"),
+        ("vocab_size", True, "positive integer"),
+        ("hidden_act", "geglu", "known: gelu, gelu_new"),
+        ("hidden_dropout_prob", 1.0, "below 1"),
+        ("attention_probs_dropout_prob", -0.1, "at least 0"),
+        ("layer_norm_eps", 0.0, "positive"),
+        ("initializer_range", -1.0, "negative"),
+        ("pad_token_id", 50265, "below vocab_size"),
+        ("eos_token_id", -1, "below vocab_size"),
+        ("max_position_embeddings", 2, "use at least 3"),
+        ("position_embedding_type", "relative_key", "only position_embedding_type='absolute'"),
+        ("is_decoder", True, "not supported"),
+        ("add_cross_attention", True, "not supported"),
+        ("tie_word_embeddings", False, "not supported"),
+    ],
+)
+def test_refuses_what_it_cannot_build(field, value, message):
+    with pytest.raises(ValueError, match=message):
+        RobertaConfig(**{field: value})
+    with pytest.raises(ValueError, match=message):
+        RobertaConfig.from_dict({field: value})
+
+
+def test_round_trip_through_json(tmp_path):
+    config = RobertaConfig.large(vocab_size=60000, classifier_dropout=0.3, hidden_act="relu")
+    path = tmp_path / "config.json"
+    path.write_text(json.dumps(config.to_dict()))
+    assert RobertaConfig.from_json_file(path) == config
+    assert json.loads(path.read_text())["architectures"] == ["RobertaForMaskedLM"]
+
+
+def test_reads_public_config_files():
+    """The published roberta-base config: housekeeping keys passed over, absent ones defaulted."""
+    published = {
+        "architectures": ["RobertaForMaskedLM"],
+        "attention_probs_dropout_prob": 0.1,
+        "bos_token_id": 0,
+        "eos_token_id": 2,
+        "hidden_act": "gelu",
+        "hidden_dropout_prob": 0.1,
+        "hidden_size": 768,
+        "initializer_range": 0.02,
+        "intermediate_size": 3072,
+        "layer_norm_eps": 1e-05,
+        "max_position_embeddings": 514,
+        "model_type": "roberta",
+        "num_attention_heads": 12,
+        "num_hidden_layers": 12,
+        "pad_token_id": 1,
+        "type_vocab_size": 1,
+        "vocab_size": 50265,
+        "transformers_version": "4.57.6",
+        "id2label": {"0": "LABEL_0"},
+    }
+    assert RobertaConfig.from_dict(published) == RobertaConfig.base()
+
+
+def test_refuses_other_architectures_and_other_files(tmp_path):
+    with pytest.raises(ValueError, match="'bert' model, not a RoBERTa"):
+        RobertaConfig.from_dict({"model_type": "bert"})
+    with pytest.raises(FileNotFoundError):
+        RobertaConfig.from_json_file(tmp_path / "config.json")
+    for text, message in (("{", "not valid JSON"), ("[]", "no JSON object")):
+        (tmp_path / "config.json").write_text(text)
+        with pytest.raises(ValueError, match=message):
+            RobertaConfig.from_json_file(tmp_path / "config.json")
+
+
+def test_configs_are_values():
+    assert RobertaConfig.base().replace(hidden_size=24) == RobertaConfig.base(hidden_size=24)
+    assert hash(RobertaConfig.base()) == hash(RobertaConfig.base())
+    with pytest.raises(dataclasses.FrozenInstanceError):
+        RobertaConfig().hidden_size = 3
+
+
+def test_every_activation_is_built():
+    assert set(layers.ACTIVATION_FUNCTIONS) == set(ACTIVATIONS)
+
+
+@pytest.mark.parametrize(
+    ("field", "value", "message"),
+    [
+        ("dtype", jnp.int32, "floating-point"),
+        ("scan_unroll", 0, "at least 1"),
+        ("remat", "some", "known: dots, full, none"),
+    ],
+)
+def test_refuses_unknown_ways_to_compute(field, value, message):
+    with pytest.raises(ValueError, match=message):
+        Execution(**{field: value})
