@@ -170,11 +170,11 @@ SIZES = {
         "optimizer": {"learning_rate": 2e-3},
         "schedule": {"warmup_steps": 500},
         "train": {
-            "steps": 12_000,
+            "steps": 10_000,
             "batch_size": 32,
             "rows_per_device": None,
             "log_every": 100,
-            "eval_every": 3000,
+            "eval_every": 2500,
             "checkpoint_every": 1000,
             "keep_checkpoints": 2,
         },
