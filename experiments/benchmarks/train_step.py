@@ -1,0 +1,234 @@
+"""How fast one training step is, and how much memory it takes, against PyTorch on the same machine.
+
+    python experiments/benchmarks/train_step.py            # all shapes; or --shapes=small,base-128
+
+Three sides take the same step: forward, backward and AdamW in float32 with dropout 0.1, 15% of the
+tokens masked, vocabulary 50265.
+
+    ours    the step that `roberta_jax.pretrain` runs: stacked layers, K slots a row, own dropout
+    shipped Hugging Face's RobertaForMaskedLM with labels: logits at every position
+    honest  Hugging Face's encoder, its head on the masked tokens alone: what a careful user of
+            PyTorch would write, and all that is left to compare is the framework
+
+PyTorch attends with SDPA and updates with the fused AdamW, the fastest of its three here. Each side
+is a process of its own, so that peak memory is its own too; they take turns, a few steps each, so
+that a busy machine slows all alike. A ratio is the median over the rounds of (their step / ours).
+"""
+
+import argparse
+import json
+import os
+import platform
+import statistics
+import subprocess
+import sys
+import time
+from collections.abc import Callable
+
+import numpy as np
+
+# Rows, tokens a row, and the model where it is not base's.
+SMALL = {
+    "num_hidden_layers": 4,
+    "hidden_size": 256,
+    "num_attention_heads": 4,
+    "intermediate_size": 1024,
+}
+SHAPES = {"small": (16, 128, SMALL), "base-128": (4, 128, {}), "base-512": (2, 512, {})}
+SIDES = ("ours", "shipped", "honest")
+RATE = 0.15
+
+
+def main() -> None:
+    parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
+    parser.add_argument("--shapes", default=",".join(SHAPES))
+    parser.add_argument("--rounds", type=int, default=7)
+    parser.add_argument("--steps", type=int, default=4, help="of each side in a round")
+    parser.add_argument("--side", choices=SIDES, help=argparse.SUPPRESS)  # what a child runs
+    arguments = parser.parse_args()
+    if arguments.side:
+        _serve(arguments.side, arguments.shapes, arguments.steps)
+        return
+    print(json.dumps(_about()))
+    for shape in arguments.shapes.split(","):
+        print(json.dumps(_compare(shape, arguments.rounds, arguments.steps)), flush=True)
+
+
+def _compare(shape: str, rounds: int, steps: int) -> dict:
+    """Runs all sides in turn; seconds a step, ratios and peak memory."""
+    children = {side: _Child(side, shape, steps) for side in SIDES}
+    seconds = {side: [] for side in SIDES}
+    for _ in range(rounds):
+        for side, child in children.items():
+            seconds[side].append(child.ask()["seconds"])
+    peaks = {side: child.ask("stop")["peak_mb"] for side, child in children.items()}
+    result = {"shape": shape}
+    for side in SIDES:
+        result[f"{side}_ms"] = round(1e3 * statistics.median(seconds[side]), 1)
+    for side in SIDES[1:]:
+        ratios = [
+            theirs / ours for theirs, ours in zip(seconds[side], seconds["ours"], strict=True)
+        ]
+        result[f"times_{side}"] = round(statistics.median(ratios), 2)
+        result[f"times_{side}_range"] = [round(min(ratios), 2), round(max(ratios), 2)]
+    result |= {f"{side}_peak_mb": round(peaks[side]) for side in SIDES}
+    result["memory_of_honest"] = round(peaks["ours"] / peaks["honest"], 2)
+    return result
+
+
+class _Child:
+    """A process that runs one side when asked."""
+
+    def __init__(self, side: str, shape: str, steps: int):
+        command = [sys.executable, __file__, f"--side={side}", f"--shapes={shape}"]
+        self._process = subprocess.Popen(
+            [*command, f"--steps={steps}"], stdin=subprocess.PIPE, stdout=subprocess.PIPE, text=True
+        )
+        self._answer()  # compiled and warm
+
+    def ask(self, what: str = "go") -> dict:
+        self._process.stdin.write(what + "\n")
+        self._process.stdin.flush()
+        return self._answer()
+
+    def _answer(self) -> dict:
+        line = self._process.stdout.readline()
+        if not line:
+            sys.exit(f"a side ended with status {self._process.wait()}")
+        return json.loads(line)
+
+
+def _serve(side: str, shape: str, steps: int) -> None:
+    step = _ours(shape) if side == "ours" else _torch(shape, shipped=side == "shipped")
+    for _ in range(3):
+        step()
+    print(json.dumps({}), flush=True)
+    for line in sys.stdin:
+        if line.strip() == "stop":
+            break
+        times = []
+        for _ in range(steps):
+            start = time.perf_counter()
+            step()
+            times.append(time.perf_counter() - start)
+        print(json.dumps({"seconds": statistics.median(times)}), flush=True)
+    with open("/proc/self/status") as file:
+        peak = next(line for line in file if line.startswith("VmHWM")).split()[1]
+    print(json.dumps({"peak_mb": int(peak) / 1024}), flush=True)
+
+
+def _rows(shape: str) -> tuple[np.ndarray, list[np.ndarray]]:
+    """Token ids [B, L] and each row's masked positions, fairseq's count of them."""
+    rows, length, _ = SHAPES[shape]
+    rng = np.random.default_rng(0)
+    ids = rng.integers(4, 50000, (rows, length))
+    counts = (RATE * length + rng.random(rows)).astype(int)
+    return ids, [np.sort(rng.permutation(length)[:count]) for count in counts]
+
+
+def _ours(shape: str) -> Callable[[], float]:
+    import jax
+    import jax.numpy as jnp
+
+    from roberta_jax.data.masking import num_slots
+    from roberta_jax.modeling.config import RobertaConfig
+    from roberta_jax.modeling.heads import RobertaForMaskedLM
+    from roberta_jax.modeling.objectives import masked_lm_objective
+    from roberta_jax.training.host_memory import keep_freed_memory
+    from roberta_jax.training.loop import make_train_step
+    from roberta_jax.training.optimizer import adamw
+    from roberta_jax.training.partitioning import create_mesh, to_global
+    from roberta_jax.training.state import create_state
+
+    keep_freed_memory()
+    rows, length, changes = SHAPES[shape]
+    model = RobertaForMaskedLM(RobertaConfig.base(**changes))
+    ids, masked = _rows(shape)
+    slots = num_slots(length, RATE, max_inputs=1)
+    positions = np.zeros((rows, slots), np.int32)
+    weights = np.zeros((rows, slots), np.float32)
+    for row, chosen in enumerate(masked):
+        positions[row, : len(chosen)] = chosen
+        weights[row, : len(chosen)] = 1
+    mesh = create_mesh()
+    batch = {
+        "input_ids": ids.astype(np.int32),
+        "segment_ids": np.ones((rows, length), np.int32),
+        "position_ids": np.tile(np.arange(2, length + 2, dtype=np.int32), (rows, 1)),
+        "masked_positions": positions,
+        "masked_labels": np.take_along_axis(ids, positions, axis=1).astype(np.int32),
+        "masked_weights": weights,
+    }
+    batch = to_global(batch, mesh, rows, np.arange(rows))
+
+    def schedule(step):
+        return jnp.float32(1e-4)
+
+    def init():
+        return model.init(jax.random.key(0), jnp.zeros((1, 8), jnp.int32))["params"]
+
+    optimizer = adamw(schedule)
+    state = create_state(init, optimizer, mesh)
+    update = make_train_step(*masked_lm_objective(model), optimizer, schedule, mesh, seed=0)
+
+    def step() -> float:
+        nonlocal state
+        state, metrics = update(state, batch)
+        return float(metrics["loss"])
+
+    return step
+
+
+def _torch(shape: str, shipped: bool) -> Callable[[], float]:
+    os.environ["USE_TF"] = "0"  # else transformers imports TensorFlow where it is installed
+    import torch
+    from transformers import RobertaConfig, RobertaForMaskedLM
+
+    _, _, changes = SHAPES[shape]
+    config = RobertaConfig(
+        max_position_embeddings=514,
+        type_vocab_size=1,
+        layer_norm_eps=1e-5,
+        attn_implementation="sdpa",
+        **changes,
+    )
+    model = RobertaForMaskedLM(config).train()
+    ids, masked = _rows(shape)
+    labels = np.full_like(ids, -100)
+    for row, chosen in enumerate(masked):
+        labels[row, chosen] = ids[row, chosen]
+    ids, labels = torch.from_numpy(ids), torch.from_numpy(labels)
+    attend = torch.ones_like(ids)
+    optimizer = torch.optim.AdamW(
+        model.parameters(), lr=1e-4, betas=(0.9, 0.98), eps=1e-6, weight_decay=0.01, fused=True
+    )
+
+    def step() -> float:
+        optimizer.zero_grad(set_to_none=True)
+        if shipped:
+            loss = model(ids, attention_mask=attend, labels=labels).loss
+        else:
+            chosen = labels >= 0
+            hidden = model.roberta(ids, attention_mask=attend)[0][chosen]
+            loss = torch.nn.functional.cross_entropy(model.lm_head(hidden), labels[chosen])
+        loss.backward()
+        optimizer.step()
+        return loss.item()
+
+    return step
+
+
+def _about() -> dict:
+    from importlib.metadata import version
+
+    packages = ("jax", "jaxlib", "flax", "numpy", "torch", "transformers")
+    return {
+        "python": platform.python_version(),
+        "cores": os.cpu_count(),
+        "load": round(os.getloadavg()[0], 1),
+        **{package: version(package) for package in packages},
+    }
+
+
+if __name__ == "__main__":
+    main()
