@@ -80,11 +80,9 @@ def complete(backend: Tokenizer, *, add_prefix_space: bool) -> Tokenizer:
             f"the {len(known)} tokens do not have the ids 0 to {len(known) - 1}: ids must be "
             "unique and without gaps, as an embedding table has one row for each"
         )
+    # By position: versions of the library call the second argument `cls` or `cls_token`.
     backend.post_processor = processors.RobertaProcessing(
-        sep=(EOS, known[EOS]),
-        cls=(BOS, known[BOS]),
-        trim_offsets=True,
-        add_prefix_space=add_prefix_space,
+        (EOS, known[EOS]), (BOS, known[BOS]), trim_offsets=True, add_prefix_space=add_prefix_space
     )
     return backend
 
