@@ -170,7 +170,7 @@ SIZES = {
         "optimizer": {"learning_rate": 2e-3},
         "schedule": {"warmup_steps": 500},
         "train": {
-            "steps": 10_000,
+            "steps": 7_000,
             "batch_size": 32,
             "rows_per_device": None,
             "log_every": 100,
