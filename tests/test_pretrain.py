@@ -200,10 +200,19 @@ def test_bert_style_settings_run(place):
         "train.deterministic": True,
         "execution.remat": "full",
         "execution.scan_layers": False,
-        "execution.dtype": "bfloat16",
         "train.steps": 5,
     }
     assert pretrain(config_of(place, **changes), place / "bert").finished
+
+
+@pytest.mark.skipif(
+    jax.__version_info__ < (0, 8), reason="jaxlib 0.7 has no bfloat16 matrix products on the CPU"
+)
+def test_bfloat16_computes_and_float32_is_kept(place):
+    changes = {"execution.dtype": "bfloat16", "train.steps": 5}
+    assert pretrain(config_of(place, **changes), place / "half").finished
+    _, params = hf.from_pretrained(place / "half")
+    assert {leaf.dtype for leaf in jax.tree.leaves(params)} == {jnp.dtype("float32")}
 
 
 def test_flops_by_formula():
