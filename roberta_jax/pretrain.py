@@ -37,7 +37,7 @@ from roberta_jax.plan import Plan
 from roberta_jax.prepare import Prepared, prepare
 from roberta_jax.training import loop
 from roberta_jax.training.checkpoints import Checkpoints
-from roberta_jax.training.host_memory import keep_freed_memory
+from roberta_jax.training.host_memory import keep_freed_memory, restart_with_huge_pages
 from roberta_jax.training.metrics import MetricsWriter, read_metrics
 from roberta_jax.training.partitioning import (
     join_processes,
@@ -395,4 +395,5 @@ def _flags(values: flags.FlagValues) -> None:
 
 
 if __name__ == "__main__":
+    restart_with_huge_pages()
     command.run_config_job(main, _flags)

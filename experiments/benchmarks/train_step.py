@@ -27,6 +27,8 @@ from collections.abc import Callable
 
 import numpy as np
 
+from roberta_jax.training.host_memory import huge_page_environment
+
 # Rows, tokens a row, and the model where it is not base's.
 SMALL = {
     "num_hidden_layers": 4,
@@ -81,8 +83,14 @@ class _Child:
 
     def __init__(self, side: str, shape: str, steps: int):
         command = [sys.executable, __file__, f"--side={side}", f"--shapes={shape}"]
+        # As `roberta_jax.pretrain` starts itself.
+        added = huge_page_environment() if side == "ours" else {}
         self._process = subprocess.Popen(
-            [*command, f"--steps={steps}"], stdin=subprocess.PIPE, stdout=subprocess.PIPE, text=True
+            [*command, f"--steps={steps}"],
+            stdin=subprocess.PIPE,
+            stdout=subprocess.PIPE,
+            text=True,
+            env=os.environ | added,
         )
         self._answer()  # compiled and warm
 
