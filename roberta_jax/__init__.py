@@ -11,6 +11,7 @@ _HOMES = {
     "RobertaForMaskedLM": "roberta_jax.modeling.heads",
     "RobertaModel": "roberta_jax.modeling.heads",
     "RobertaTokenizer": "roberta_jax.tokenizer",
+    "RobertaTokenizerFast": "roberta_jax.tokenizer",
     "from_pretrained": "roberta_jax.interchange.hf",
     "save_pretrained": "roberta_jax.interchange.hf",
 }

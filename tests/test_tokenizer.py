@@ -220,9 +220,9 @@ def test_truncation_keeps_prefixes_and_special_tokens(tokenizer, data):
     cuttable = {"only_first": len(a), "only_second": len(b)}.get(how, excess + 1)
     if room and excess and cuttable <= excess:
         with pytest.raises(ValueError, match="max_length"):
-            tokenizer.encode(*texts, truncation=how, max_length=limit)
+            tokenizer([texts], truncation=how, max_length=limit)
         return
-    ids = tokenizer.encode(*texts, truncation=how, max_length=limit)
+    [ids] = tokenizer([texts], truncation=how, max_length=limit)["input_ids"]
     separator = next(i for i in range(len(ids)) if ids[i : i + 2] == [2, 2])
     kept_a, kept_b = ids[1:separator], ids[separator + 2 : -1]
     assert (ids[0], ids[-1]) == (0, 2)
@@ -571,8 +571,7 @@ def test_calls_equal_transformers(tokenizer, theirs):
             "pad_to_multiple_of": rng.choice([None, 8]),
         }
         if rng.random() < 0.3:
-            # (For one text, theirs takes an empty second text for none; ours does as in a batch.)
-            texts, pairs = texts[0], (pairs and pairs[0]) or None
+            texts, pairs = texts[0], pairs and pairs[0]
         try:
             expected = theirs(texts, pairs, **options)
         except Exception:

@@ -3,32 +3,46 @@
 Text is cut by GPT-2's regular expression, each piece's UTF-8 bytes are written in an alphabet of
 256 printable characters ("Ġ" is the space), byte pairs are merged in the order they were learned,
 and `<s> A </s>` or `<s> A </s></s> B </s>` is put around the result. Every file format, and a
-freshly trained vocabulary, ends up here.
+freshly trained vocabulary, ends up here; `siblings` has the pipelines of other kinds.
 """
 
 import json
 from collections.abc import Mapping, Sequence
 
-from tokenizers import AddedToken, Tokenizer, decoders, models, pre_tokenizers, processors
+from tokenizers import AddedToken, Tokenizer, decoders, models, pre_tokenizers
+
+from roberta_jax.tokenizer import templates
 
 BOS, PAD, EOS, UNK, MASK = "<s>", "<pad>", "</s>", "<unk>", "<mask>"
 # In the order of HF's `all_special_tokens`, in which missing ones are added as well.
 SPECIAL_TOKENS = (BOS, EOS, UNK, PAD, MASK)
+# Purpose to token, in HF's order.
+ROBERTAS_TOKENS: Mapping[str, str | AddedToken] = {
+    "bos_token": BOS,
+    "eos_token": EOS,
+    "unk_token": UNK,
+    "sep_token": EOS,
+    "pad_token": PAD,
+    "cls_token": BOS,
+    "mask_token": MASK,
+}
 # fairseq rounds its dictionary up to a multiple of 8 with entries of this name.
 FILLER_PREFIX = "madeupword"
 
 
 class BackendError(ValueError):
-    """The vocabulary, the merges or a `tokenizer.json` make no RoBERTa tokenizer."""
+    """The vocabulary, the merges or a `tokenizer.json` make no tokenizer of this family."""
 
 
-def build(
-    vocab: Mapping[str, int], merges: Sequence[tuple[str, str]], *, add_prefix_space: bool
-) -> Tokenizer:
-    """Makes the pipeline from a vocabulary (token to id) and the merges, most urgent first.
+def bpe(vocab: Mapping[str, int], merges: Sequence[tuple[str, str]]) -> Tokenizer:
+    """A pipeline of a BPE model alone.
+
+    Args:
+      vocab: token to id.
+      merges: pairs of tokens, most urgent first.
 
     Raises:
-      BackendError: a merge names a token that the vocabulary lacks, or ids are not 0 to n - 1.
+      BackendError: a merge names a token that the vocabulary lacks.
     """
     for left, right in merges:
         for token in (left, right, left + right):
@@ -37,18 +51,51 @@ def build(
                     f"the merge {left!r} {right!r} needs the token {token!r}, which is not in the "
                     "vocabulary: the two files do not belong together"
                 )
-    return complete(
-        Tokenizer(models.BPE(vocab=dict(vocab), merges=list(merges))),
-        add_prefix_space=add_prefix_space,
+    return Tokenizer(models.BPE(vocab=dict(vocab), merges=list(merges)))
+
+
+def build(
+    vocab: Mapping[str, int], merges: Sequence[tuple[str, str]], *, add_prefix_space: bool
+) -> Tokenizer:
+    """Makes RoBERTa's pipeline from a vocabulary (token to id) and merges, most urgent first.
+
+    Raises:
+      BackendError: a merge names a token that the vocabulary lacks, or ids are not 0 to n - 1.
+    """
+    return complete(bpe(vocab, merges), add_prefix_space=add_prefix_space)
+
+
+def is_robertas(backend: Tokenizer) -> bool:
+    """Whether a pipeline is a completed one of RoBERTa's kind: byte-level BPE in its template."""
+    return (
+        isinstance(backend.model, models.BPE)
+        and isinstance(backend.pre_tokenizer, pre_tokenizers.ByteLevel)
+        and backend.pre_tokenizer.use_regex
+        and templates.cls_and_sep(backend) is not None
     )
 
 
-def complete(backend: Tokenizer, *, add_prefix_space: bool) -> Tokenizer:
+def complete(
+    backend: Tokenizer,
+    *,
+    add_prefix_space: bool,
+    trim_offsets: bool = True,
+    single_separator: bool | None = None,
+    tokens: Mapping[str, str | AddedToken] = ROBERTAS_TOKENS,
+) -> Tokenizer:
     """Puts RoBERTa's steps around a BPE model, in place, and returns it.
 
-    Special tokens that the vocabulary lacks get the next free ids, as in HF's class. They behave as
-    in RoBERTa whatever the file said, since some versions of transformers write it wrong: `<mask>`
-    takes the space on its left ("a <mask> b" is "a", "<mask>", "Ġb"), the others take none.
+    Special tokens that the vocabulary lacks get the next free ids, as in HF's class. RoBERTa's own
+    behave as in RoBERTa whatever the file said, since some versions of transformers write it wrong:
+    `<mask>` takes the space on its left ("a <mask> b" is "a", "<mask>", "Ġb"), the others none. An
+    `AddedToken` in `tokens` behaves as it says.
+
+    Args:
+      backend: a BPE model, with or without the other steps.
+      add_prefix_space: encode a text as if it began with a space.
+      trim_offsets: leave the space before a word out of its token's offsets.
+      single_separator: write pairs `<s> A </s> B </s>`, as fairseq can; None as `backend` does.
+      tokens: purpose to special token.
 
     Raises:
       BackendError: the model is not BPE, the pre-tokenizer is not byte-level, or ids have gaps.
@@ -56,7 +103,7 @@ def complete(backend: Tokenizer, *, add_prefix_space: bool) -> Tokenizer:
     if not isinstance(backend.model, models.BPE):
         raise BackendError(
             f"the model is {type(backend.model).__name__}, not BPE: RoBERTa's tokenizer is "
-            "byte-level BPE; XLM-R, CamemBERT and the like have another kind"
+            "byte-level BPE"
         )
     if not isinstance(backend.pre_tokenizer, pre_tokenizers.ByteLevel | None):
         raise BackendError(
@@ -70,21 +117,41 @@ def complete(backend: Tokenizer, *, add_prefix_space: bool) -> Tokenizer:
     backend.no_truncation()
     backend.no_padding()
 
-    backend.add_special_tokens(
-        [AddedToken(token, normalized=True) for token in SPECIAL_TOKENS if token != MASK]
-        + [AddedToken(MASK, lstrip=True, normalized=False)]
-    )
+    add_robertas_special_tokens(backend, tokens)
     known = backend.get_vocab(with_added_tokens=True)
     if sorted(known.values()) != list(range(len(known))):
         raise BackendError(
             f"the {len(known)} tokens do not have the ids 0 to {len(known) - 1}: ids must be "
             "unique and without gaps, as an embedding table has one row for each"
         )
-    # By position: versions of the library call the second argument `cls` or `cls_token`.
-    backend.post_processor = processors.RobertaProcessing(
-        (EOS, known[EOS]), (BOS, known[BOS]), trim_offsets=True, add_prefix_space=add_prefix_space
+    cls, sep, single = templates.cls_and_sep(backend) or (None, None, False)
+    if cls not in known or sep not in known:
+        cls, sep = str(tokens["cls_token"]), str(tokens["sep_token"])
+    backend.post_processor = templates.robertas(
+        (cls, known[cls]),
+        (sep, known[sep]),
+        trim_offsets=trim_offsets,
+        add_prefix_space=add_prefix_space,
+        single_separator=single if single_separator is None else single_separator,
     )
     return backend
+
+
+def add_robertas_special_tokens(backend: Tokenizer, tokens: Mapping[str, str | AddedToken]) -> None:
+    """Adds special tokens by purpose; those that RoBERTa does not have keep what the file says."""
+    in_file = {token.content for token in backend.get_added_tokens_decoder().values()}
+    wanted = {}
+    for role, token in tokens.items():
+        content = str(token)
+        if isinstance(token, str):
+            if content in in_file and content not in SPECIAL_TOKENS:
+                continue
+            if role == "mask_token" or content == MASK:
+                token = AddedToken(content, lstrip=True, normalized=False)
+            else:
+                token = AddedToken(content, normalized=True)
+        wanted.setdefault(content, token)
+    backend.add_special_tokens(list(wanted.values()))
 
 
 def replace_surrogates(text: str) -> str:
@@ -110,3 +177,16 @@ def byte_alphabet() -> dict[str, int]:
     printable = [*range(0x21, 0x7F), *range(0xA1, 0xAD), *range(0xAE, 0x100)]
     others = [byte for byte in range(256) if byte not in printable]
     return {chr(b): b for b in printable} | {chr(256 + n): b for n, b in enumerate(others)}
+
+
+def set_prefix_space(backend: Tokenizer, add_prefix_space: bool, trim_offsets: bool) -> None:
+    """Switches `add_prefix_space` of a completed pipeline of RoBERTa's kind, in place."""
+    cls, sep, single_separator = templates.cls_and_sep(backend)
+    backend.pre_tokenizer = pre_tokenizers.ByteLevel(add_prefix_space=add_prefix_space)
+    backend.post_processor = templates.robertas(
+        (cls, backend.token_to_id(cls)),
+        (sep, backend.token_to_id(sep)),
+        trim_offsets=trim_offsets,
+        add_prefix_space=add_prefix_space,
+        single_separator=single_separator,
+    )

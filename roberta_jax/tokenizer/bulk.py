@@ -148,8 +148,9 @@ class BulkEncoder:
         return self._merges.ids[np.delete(ranks, ends)], lengths
 
     def _encode_slowly(self, lines: list[str]):
-        rows = self._tokenizer(lines, add_special_tokens=False, split_special_tokens=True)
-        rows = rows["input_ids"]
+        rows = self._tokenizer(
+            lines, add_special_tokens=False, split_special_tokens=True, verbose=False
+        )["input_ids"]
         lengths = np.fromiter(map(len, rows), np.int64, len(rows))
         tokens = np.fromiter((i for row in rows for i in row), np.uint32, int(lengths.sum()))
         return tokens, lengths
@@ -180,7 +181,9 @@ class _Merges:
 
     @classmethod
     def of(cls, backend: Tokenizer) -> "_Merges | None":
-        """None if the pipeline does more than plain byte-level BPE, or two rules make one token."""
+        """None unless the pipeline is plain byte-level BPE, or if two rules make one token."""
+        if not backends.is_robertas(backend):
+            return None
         model = backend.model
         alphabet = backends.byte_alphabet()
         vocab, merges = backends.vocab_and_merges(backend)

@@ -7,22 +7,26 @@ Three sets of files hold the same tokenizer; the first one found in a folder is 
 - `encoder.json`, `vocab.bpe` and `dict.txt`, as fairseq releases them: GPT-2's vocabulary, and the
   dictionary that renumbers it by frequency.
 
-`tokenizer_config.json`, where present, adds the options. Every file is written under a temporary
-name and then renamed, so a reader never sees half of one.
+RoBERTa's relatives are read from `tokenizer.json` alone. `tokenizer_config.json`, where present,
+adds the options; files written before it listed the added tokens have them, and which special token
+serves what purpose, in `added_tokens.json` and `special_tokens_map.json`. Every file is written
+under a temporary name and then renamed, so a reader never sees half of one.
 """
 
 import json
 from collections.abc import Mapping
 
 from etils import epath
-from tokenizers import AddedToken, Tokenizer, pre_tokenizers
+from tokenizers import AddedToken, Tokenizer
 
 from roberta_jax.tokenizer import backend as backends
 from roberta_jax.tokenizer.backend import BOS, EOS, MASK, PAD, UNK
+from roberta_jax.tokenizer.special_tokens import ADDITIONAL, ROLES
 
 TOKENIZER_FILE = "tokenizer.json"
 CONFIG_FILE = "tokenizer_config.json"
 SPECIAL_TOKENS_FILE = "special_tokens_map.json"
+ADDED_TOKENS_FILE = "added_tokens.json"
 HF_FILES = ("vocab.json", "merges.txt")
 FAIRSEQ_FILES = ("encoder.json", "vocab.bpe", "dict.txt")
 MERGES_HEADER = "#version: 0.2"
@@ -30,16 +34,15 @@ MERGES_HEADER = "#version: 0.2"
 _FAIRSEQ_DICT = "https://dl.fbaipublicfiles.com/fairseq/gpt2_bpe/dict.txt"
 
 
-def load(path, *, add_prefix_space: bool | None = None) -> tuple[Tokenizer, dict]:
+def load(path) -> tuple[Tokenizer, dict, epath.Path]:
     """Reads a folder.
 
     Args:
       path: a local folder, or one that `etils.epath` reads (gs://…).
-      add_prefix_space: overrides what the files say; None follows `tokenizer_config.json`, then
-        `tokenizer.json`, then RoBERTa's own False.
 
     Returns:
-      The pipeline, and the contents of `tokenizer_config.json` ({} without one).
+      The pipeline as the files have it, without RoBERTa's steps where they have none; the options
+      (see `read_options`); and the file or folder to name in errors.
 
     Raises:
       FileNotFoundError: no folder, or no complete set of files; lists what is there.
@@ -51,15 +54,13 @@ def load(path, *, add_prefix_space: bool | None = None) -> tuple[Tokenizer, dict
             f"no tokenizer at {str(path)!r}: it is not a folder. To use a tokenizer from the "
             f"Hugging Face hub, download it first: hf download {path} --local-dir FOLDER"
         )
-    options = _read_json(folder / CONFIG_FILE) if (folder / CONFIG_FILE).exists() else {}
-    if add_prefix_space is None:
-        add_prefix_space = options.get("add_prefix_space")
+    options = read_options(folder)
 
     def has(names):
         return all((folder / name).exists() for name in names)
 
     if has([TOKENIZER_FILE]):
-        return _load_tokenizer_json(folder / TOKENIZER_FILE, add_prefix_space), options
+        return read_pipeline(folder / TOKENIZER_FILE), options, folder / TOKENIZER_FILE
     if has(HF_FILES):
         vocab, merges = read_vocab(folder / "vocab.json"), read_merges(folder / "merges.txt")
     elif has(FAIRSEQ_FILES):
@@ -67,10 +68,64 @@ def load(path, *, add_prefix_space: bool | None = None) -> tuple[Tokenizer, dict
     else:
         raise FileNotFoundError(_nothing_found(folder))
     try:
-        backend = backends.build(vocab, merges, add_prefix_space=bool(add_prefix_space))
+        return backends.bpe(vocab, merges), options, folder
     except backends.BackendError as error:
         raise ValueError(f"the tokenizer files in {str(path)!r} cannot be used: {error}") from error
-    return backend, options
+
+
+def read_options(folder: epath.Path) -> dict:
+    """What the JSON files beside the vocabulary say, as the tokenizer's constructor takes it.
+
+    Special tokens are strings or `AddedToken`s; "added_tokens_decoder" maps ids to `AddedToken`s.
+    """
+    path = folder / CONFIG_FILE
+    options = _tokens_made(_read_json(path), path) if path.exists() else {}
+    if "added_tokens_decoder" not in options:
+        path = folder / SPECIAL_TOKENS_FILE
+        if path.exists():
+            found = _tokens_made(_read_json(path), path)
+            options |= {k: v for k, v in found.items() if k in (*ROLES, ADDITIONAL)}
+        path = folder / ADDED_TOKENS_FILE
+        special = {str(options[role]) for role in ROLES if options.get(role)}
+        special |= set(map(str, options.get(ADDITIONAL) or ()))
+        if path.exists():
+            options["added_tokens_decoder"] = {
+                i: AddedToken(token, normalized=token not in special, special=token in special)
+                for token, i in read_vocab(path).items()
+            }
+    return options
+
+
+def _tokens_made(value, path: epath.Path):
+    """A JSON value with the objects that describe tokens made `AddedToken`s."""
+    if isinstance(value, list):
+        return [_tokens_made(item, path) for item in value]
+    if not isinstance(value, dict):
+        return value
+    if "content" in value:
+        try:
+            return AddedToken(**{k: v for k, v in value.items() if k != "__type"})
+        except TypeError as error:
+            raise ValueError(f"{path} is corrupt: {value} describes no token") from error
+    made = {k: _tokens_made(v, path) for k, v in value.items()}
+    if "added_tokens_decoder" in made:
+        decoder = made["added_tokens_decoder"]
+        if not isinstance(decoder, dict) or not all(k.isdecimal() for k in decoder):
+            raise ValueError(f"{path} is corrupt: added_tokens_decoder must map ids to tokens")
+        made["added_tokens_decoder"] = {int(k): v for k, v in decoder.items()}
+    return made
+
+
+def read_pipeline(path: epath.Path) -> Tokenizer:
+    """Reads a `tokenizer.json`."""
+    text = _read_text(path)
+    try:
+        return Tokenizer.from_str(text)
+    except Exception as error:  # the library raises no narrower class
+        raise ValueError(
+            f"{path} is not a readable tokenizer.json ({error}): copy it again, or remove it to "
+            "use vocab.json and merges.txt instead"
+        ) from error
 
 
 def read_vocab(path: epath.Path) -> dict[str, int]:
@@ -121,55 +176,70 @@ def read_fairseq(folder: epath.Path) -> dict[str, int]:
     return vocab
 
 
-def save(folder, backend: Tokenizer, options: Mapping) -> None:
-    """Writes `vocab.json`, `merges.txt`, `tokenizer.json` and the two files of options.
+def save(
+    folder,
+    backend: Tokenizer,
+    config: Mapping,
+    special_tokens: Mapping,
+    *,
+    vocabulary: bool,
+    pipeline: bool,
+    prefix: str | None = None,
+) -> list[str]:
+    """Writes a tokenizer's files.
 
     Args:
       folder: made if it does not exist.
       backend: the pipeline.
-      options: entries of `tokenizer_config.json` beside those that follow from the pipeline.
+      config: contents of `tokenizer_config.json` beside the added tokens.
+      special_tokens: contents of `special_tokens_map.json`.
+      vocabulary: write `vocab.json` and `merges.txt`.
+      pipeline: write `tokenizer.json`.
+      prefix: put before each name, with a hyphen.
+
+    Returns:
+      The files' paths.
     """
     folder = epath.Path(folder)
     folder.mkdir(parents=True, exist_ok=True)
-    vocab, merges = backends.vocab_and_merges(backend)
+    written = write_vocabulary(folder, backend, prefix) if vocabulary else []
     added = {str(i): _attributes(t) for i, t in backend.get_added_tokens_decoder().items()}
-    names = {"bos_token": BOS, "eos_token": EOS, "unk_token": UNK, "sep_token": EOS}
-    names |= {"pad_token": PAD, "cls_token": BOS}
-    mask = dict(added[str(backend.token_to_id(MASK))])
-    del mask["special"]
-    config = {
-        "added_tokens_decoder": added,
-        "add_prefix_space": backend.pre_tokenizer.add_prefix_space,
-        "errors": "replace",
-        "tokenizer_class": "RobertaTokenizer",
-        "trim_offsets": True,
-        **names,
-        "mask_token": MASK,
-        **options,
-    }
+    contents = {TOKENIZER_FILE: backend.to_str(pretty=True)} if pipeline else {}
+    contents[SPECIAL_TOKENS_FILE] = _as_json(special_tokens, typed=False)
+    contents[CONFIG_FILE] = _as_json({"added_tokens_decoder": added, **config}, typed=True)
+    for name, text in contents.items():
+        written.append(_write(folder / _prefixed(name, prefix), text))
+    return written
+
+
+def write_vocabulary(folder, backend: Tokenizer, prefix: str | None = None) -> list[str]:
+    """Writes `vocab.json` and `merges.txt` of a BPE model; returns their paths."""
+    vocab, merges = backends.vocab_and_merges(backend)
     lines = [MERGES_HEADER, *(" ".join(pair) for pair in merges)]
-    _write(folder / "vocab.json", json.dumps(vocab, ensure_ascii=False))
-    _write(folder / "merges.txt", "\n".join(lines) + "\n")
-    _write(folder / TOKENIZER_FILE, backend.to_str(pretty=True))
-    _write(folder / SPECIAL_TOKENS_FILE, json.dumps({**names, "mask_token": mask}, indent=2))
-    _write(folder / CONFIG_FILE, json.dumps(config, indent=2, sort_keys=True))
+    folder = epath.Path(folder)
+    return [
+        _write(folder / _prefixed("vocab.json", prefix), json.dumps(vocab, ensure_ascii=False)),
+        _write(folder / _prefixed("merges.txt", prefix), "\n".join(lines) + "\n"),
+    ]
 
 
-def _load_tokenizer_json(path: epath.Path, add_prefix_space: bool | None) -> Tokenizer:
-    text = _read_text(path)
-    try:
-        backend = Tokenizer.from_str(text)
-    except Exception as error:  # the library raises no narrower class
-        raise ValueError(
-            f"{path} is not a readable tokenizer.json ({error}): copy it again, or remove it to "
-            "use vocab.json and merges.txt instead"
-        ) from error
-    if add_prefix_space is None and isinstance(backend.pre_tokenizer, pre_tokenizers.ByteLevel):
-        add_prefix_space = backend.pre_tokenizer.add_prefix_space
-    try:
-        return backends.complete(backend, add_prefix_space=bool(add_prefix_space))
-    except backends.BackendError as error:
-        raise ValueError(f"{path} cannot be used: {error}") from error
+def _prefixed(name: str, prefix: str | None) -> str:
+    return f"{prefix}-{name}" if prefix else name
+
+
+def _as_json(value, *, typed: bool) -> str:
+    """JSON of a value with `AddedToken`s in it; `typed` marks them as HF's config file does."""
+
+    def described(token):
+        if not isinstance(token, AddedToken):
+            raise TypeError(f"{token!r} cannot be kept in a JSON file")
+        found = _attributes(token)
+        if typed:
+            return {"__type": "AddedToken", **found}
+        del found["special"]
+        return found
+
+    return json.dumps(value, indent=2, sort_keys=True, ensure_ascii=False, default=described)
 
 
 def _attributes(token: AddedToken) -> dict:
@@ -207,7 +277,8 @@ def _read_json(path: epath.Path) -> dict:
     return value
 
 
-def _write(path: epath.Path, text: str) -> None:
+def _write(path: epath.Path, text: str) -> str:
     temporary = path.parent / f".{path.name}.tmp"
     temporary.write_bytes(text.encode("utf-8"))
     temporary.replace(path)
+    return str(path)

@@ -1,26 +1,25 @@
 """RobertaTokenizer: text to ids and back, called as Hugging Face's RobertaTokenizerFast is.
 
 The class keeps one `tokenizers` pipeline. A call turns its arguments into a `Plan` (what to
-truncate and pad to), sets the pipeline up for it, and reads ids and masks off the encodings.
+truncate and pad to), sets the pipeline up for it, and reads the columns off the encodings. What it
+knows of its vocabulary, of its special tokens, and of rows made from ids rather than text stands in
+`vocabulary`, `special_tokens` and `assembly`; how it is made and kept in `keeping`.
 """
 
 import contextlib
-import hashlib
-import json
-import threading
+import logging
 from collections.abc import Iterable, Sequence
 
 import numpy as np
-from tokenizers import Encoding, Tokenizer
+from tokenizers import Encoding
 
 from roberta_jax.tokenizer import backend as backends
-from roberta_jax.tokenizer import files, training
-from roberta_jax.tokenizer.backend import BOS, EOS, MASK, PAD, SPECIAL_TOKENS, UNK
-from roberta_jax.tokenizer.calls import NOTHING, Plan, Text, as_array, as_batch, checked
-
-DEFAULT_MAX_LENGTH = 512
-# transformers writes int(1e30) for "not known"; its own threshold for that is 1e20.
-_UNKNOWN_MAX_LENGTH = 10**20
+from roberta_jax.tokenizer.assembly import Assembly
+from roberta_jax.tokenizer.calls import NOTHING, Plan, Text, as_batch, checked
+from roberta_jax.tokenizer.encoding import BatchEncoding, converter
+from roberta_jax.tokenizer.keeping import Keeping
+from roberta_jax.tokenizer.special_tokens import SpecialTokens
+from roberta_jax.tokenizer.vocabulary import Vocabulary
 
 # What decode's clean_up_tokenization_spaces undoes, in HF's order.
 _CLEAN_UPS = (
@@ -28,280 +27,187 @@ _CLEAN_UPS = (
     (" 'm", "'m"), (" 's", "'s"), (" 've", "'ve"), (" 're", "'re"),
 )  # fmt: skip
 
+_log = logging.getLogger("roberta_jax.tokenizer")
 
-class RobertaTokenizer:
-    """Byte-level BPE with RoBERTa's special tokens.
 
-    Made by `from_pretrained` or `train`. Pickles, and may be used from several threads.
+class RobertaTokenizer(Keeping, SpecialTokens, Vocabulary, Assembly):
+    """Byte-level BPE with RoBERTa's special tokens, or the pipeline of a relative of RoBERTa.
+
+    Made by `from_pretrained` or `train`, or from files as HF's class is. Pickles, and may be used
+    from several threads.
 
     Attributes:
+      backend: the `tokenizers` pipeline, also called `backend_tokenizer`.
+      is_byte_level: whether it is RoBERTa's own kind; False for XLM-R, CamemBERT and the like.
       model_max_length: what truncation and padding to "max_length" mean without a `max_length`.
       clean_up_tokenization_spaces: the default of `decode`.
+      padding_side, truncation_side: "right" or "left", where ids are added and taken off.
+      split_special_tokens: the default of a call.
+      model_input_names: the columns that a call returns unless told otherwise.
     """
-
-    bos_token = cls_token = BOS
-    eos_token = sep_token = EOS
-    pad_token, unk_token, mask_token = PAD, UNK, MASK
-
-    def __init__(
-        self,
-        backend: Tokenizer,
-        *,
-        model_max_length: int = DEFAULT_MAX_LENGTH,
-        clean_up_tokenization_spaces: bool = False,
-    ):
-        """Wraps a pipeline made by `roberta_jax.tokenizer.backend`, which must not change later."""
-        self.backend = backend
-        self.model_max_length = model_max_length
-        self.clean_up_tokenization_spaces = clean_up_tokenization_spaces
-        self._num_ids = backend.get_vocab_size(with_added_tokens=True)  # the library counts anew
-        self._lock = threading.Lock()
-
-    # Making and keeping
-
-    @classmethod
-    def from_pretrained(
-        cls, path, *, add_prefix_space: bool | None = None, model_max_length: int | None = None
-    ) -> "RobertaTokenizer":
-        """Loads a folder.
-
-        Args:
-          path: a folder with `tokenizer.json`, or `vocab.json` + `merges.txt`, or fairseq's
-            `encoder.json` + `vocab.bpe` + `dict.txt`; looked for in this order.
-          add_prefix_space: whether a text's first word is encoded as if a space came before it;
-            None follows the files, and is False where they say nothing.
-          model_max_length: None follows `tokenizer_config.json`, and is 512 where it says nothing.
-
-        Raises:
-          FileNotFoundError: no such folder, or no complete set of files in it.
-          ValueError: a file is corrupt, or holds another kind of tokenizer.
-        """
-        backend, options = files.load(path, add_prefix_space=add_prefix_space)
-        if model_max_length is None:
-            model_max_length = options.get("model_max_length") or DEFAULT_MAX_LENGTH
-            if model_max_length > _UNKNOWN_MAX_LENGTH:
-                model_max_length = DEFAULT_MAX_LENGTH
-        return cls(
-            backend,
-            model_max_length=int(model_max_length),
-            clean_up_tokenization_spaces=bool(options.get("clean_up_tokenization_spaces", False)),
-        )
-
-    @classmethod
-    def train(
-        cls,
-        texts: Iterable[str],
-        vocab_size: int = 50265,
-        min_frequency: int = 2,
-        progress: bool = False,
-    ) -> "RobertaTokenizer":
-        """Learns a vocabulary of exactly `vocab_size` ids from at most the first GB of `texts`.
-
-        Special tokens get RoBERTa's ids: `<s>` 0, `<pad>` 1, `</s>` 2, `<unk>` 3, `<mask>` last.
-        The same texts give the same tokenizer.
-
-        Raises:
-          ValueError: fewer than 261 ids wanted, or the text cannot fill that many.
-        """
-        return cls(
-            training.train(
-                texts, vocab_size=vocab_size, min_frequency=min_frequency, progress=progress
-            )
-        )
-
-    def save_pretrained(self, folder) -> None:
-        """Writes `tokenizer.json`, `vocab.json`, `merges.txt`, `tokenizer_config.json` and
-        `special_tokens_map.json`, which transformers loads too. Each file is replaced whole."""
-        options = {
-            "model_max_length": self.model_max_length,
-            "clean_up_tokenization_spaces": self.clean_up_tokenization_spaces,
-        }
-        files.save(folder, self.backend, options)
-
-    def __reduce__(self):
-        state = (self.backend.to_str(), self.model_max_length, self.clean_up_tokenization_spaces)
-        return _unpickle, (type(self), *state)
-
-    def __repr__(self) -> str:
-        return (
-            f"{type(self).__name__}({len(self)} ids, model_max_length={self.model_max_length}, "
-            f"add_prefix_space={self.add_prefix_space})"
-        )
-
-    # The vocabulary
-
-    def __len__(self) -> int:
-        """The number of ids, which is the model's `vocab_size`."""
-        return self._num_ids
-
-    @property
-    def vocab_size(self) -> int:
-        """The number of ids in the BPE model itself, without tokens added to it later."""
-        return self.backend.get_vocab_size(with_added_tokens=False)
-
-    def get_vocab(self) -> dict[str, int]:
-        """Token to id, added tokens included. Tokens are written in the byte alphabet ("Ġthe")."""
-        return self.backend.get_vocab(with_added_tokens=True)
-
-    @property
-    def add_prefix_space(self) -> bool:
-        return self.backend.pre_tokenizer.add_prefix_space
-
-    @property
-    def bos_token_id(self) -> int:
-        return self.backend.token_to_id(BOS)
-
-    @property
-    def pad_token_id(self) -> int:
-        return self.backend.token_to_id(PAD)
-
-    @property
-    def eos_token_id(self) -> int:
-        return self.backend.token_to_id(EOS)
-
-    @property
-    def unk_token_id(self) -> int:
-        return self.backend.token_to_id(UNK)
-
-    @property
-    def mask_token_id(self) -> int:
-        return self.backend.token_to_id(MASK)
-
-    cls_token_id = bos_token_id
-    sep_token_id = eos_token_id
-
-    @property
-    def all_special_tokens(self) -> list[str]:
-        return list(SPECIAL_TOKENS)
-
-    @property
-    def all_special_ids(self) -> list[int]:
-        """Ids of `all_special_tokens`: `<s>`, `</s>`, `<unk>`, `<pad>`, `<mask>`, in HF's order."""
-        return [self.backend.token_to_id(token) for token in SPECIAL_TOKENS]
-
-    def convert_tokens_to_ids(self, tokens: str | Sequence[str]) -> int | list[int]:
-        """Ids of tokens as `tokenize` writes them; `unk_token_id` for unknown ones."""
-        if isinstance(tokens, str):
-            i = self.backend.token_to_id(tokens)
-            return self.unk_token_id if i is None else i
-        return [self.convert_tokens_to_ids(token) for token in tokens]
-
-    def convert_ids_to_tokens(
-        self, ids: int | Iterable[int], skip_special_tokens: bool = False
-    ) -> str | list[str]:
-        """Tokens of ids, or the one token of one id."""
-        if isinstance(ids, int | np.integer):
-            return self.backend.id_to_token(int(ids))
-        skipped = set(self.all_special_ids) if skip_special_tokens else ()
-        return [self.backend.id_to_token(int(i)) for i in ids if int(i) not in skipped]
-
-    def fingerprint(self) -> str:
-        """A hash, 64 hex digits, of everything that decides which ids a text gets.
-
-        The same for every set of files that holds the same tokenizer, and for every version of the
-        `tokenizers` library; it does not depend on `model_max_length`.
-        """
-        pipeline = json.loads(self.backend.to_str())
-        vocab, merges = backends.vocab_and_merges(self.backend)
-        # Versions of the library differ in which settings they write at their default.
-        settings = {k: v for k, v in pipeline["model"].items() if v}
-        deciding = {
-            "model": settings | {"vocab": vocab, "merges": merges},
-            "added_tokens": pipeline["added_tokens"],
-            "normalizer": pipeline["normalizer"],
-            "add_prefix_space": self.add_prefix_space,
-        }
-        return hashlib.sha256(json.dumps(deciding, sort_keys=True).encode()).hexdigest()
-
-    def word_start_table(self) -> np.ndarray:
-        """Which ids begin a word, for masking whole words after fairseq's rule: bool [len(self)].
-
-        A token does if its text begins with a space; special tokens and fairseq's "madeupword"
-        fillers count as words of their own. (A sentence's first word has no space; its position
-        says that it begins one.)
-        """
-        table = np.zeros(len(self), bool)
-        for token, i in self.get_vocab().items():
-            table[i] = token.startswith(("Ġ", backends.FILLER_PREFIX))
-        table[list(self.backend.get_added_tokens_decoder())] = True
-        return table
 
     # Text to ids
 
     def tokenize(
-        self,
-        text: str,
-        pair: str | None = None,
-        add_special_tokens: bool = False,
-        split_special_tokens: bool = False,
+        self, text: str, pair: str | None = None, add_special_tokens: bool = False, **options
     ) -> list[str]:
-        """The tokens of a text in the byte alphabet: "Hello world" is ["Hello", "Ġworld"]."""
-        encoding = self._encodings(
-            [text if pair is None else (text, pair)], add_special_tokens, split_special_tokens
-        )[0]
-        return self.convert_ids_to_tokens(encoding.ids)
+        """The tokens of a text in the byte alphabet: "Hello world" is ["Hello", "Ġworld"].
+
+        Takes the options of `__call__`. Tokens are as the vocabulary has them; where the text has
+        spaces that belong to an added token, `__call__(...).tokens()` has them too (" <mask>").
+        """
+        encoded = self.encode_plus(text, pair, add_special_tokens=add_special_tokens, **options)
+        return self.convert_ids_to_tokens(encoded["input_ids"])
 
     def encode(self, text: str, text_pair: str | None = None, **options) -> list[int]:
-        """The ids of one text or pair; takes the options of `__call__` but `return_tensors`."""
-        return self(text, text_pair, **options)["input_ids"]
+        """The ids of one text or pair; takes the options of `__call__`."""
+        return self.encode_plus(text, text_pair, **options)["input_ids"]
+
+    def encode_plus(self, text: str, text_pair: str | None = None, **options) -> BatchEncoding:
+        """`__call__` for one text or pair, of which a list of two texts is one too."""
+        split = options.get("is_split_into_words", False)
+        if not split and isinstance(text, list | tuple):
+            if len(text) != 2 or text_pair is not None:
+                raise TypeError("text must be one string: for a batch, call the tokenizer itself")
+            text, text_pair = text
+        return self(text, text_pair, **options)
+
+    def batch_encode_plus(
+        self, batch_text_or_text_pairs: Sequence[Text], **options
+    ) -> BatchEncoding:
+        """`__call__` for a list of texts or of pairs."""
+        if not isinstance(batch_text_or_text_pairs, list | tuple):
+            raise TypeError(f"a list is needed, not {type(batch_text_or_text_pairs).__name__}")
+        return self(batch_text_or_text_pairs, **options)
 
     def __call__(
         self,
-        text: str | Sequence[Text],
+        text: str | Sequence[Text] | None = None,
         text_pair: str | Sequence[str] | None = None,
+        text_target: str | Sequence[Text] | None = None,
+        text_pair_target: str | Sequence[str] | None = None,
         *,
         add_special_tokens: bool = True,
         padding: bool | str = False,
         truncation: bool | str | None = None,
         max_length: int | None = None,
+        stride: int = 0,
+        is_split_into_words: bool = False,
         pad_to_multiple_of: int | None = None,
-        split_special_tokens: bool = False,
+        padding_side: str | None = None,
         return_tensors: str | None = None,
-    ) -> dict:
+        return_token_type_ids: bool | None = None,
+        return_attention_mask: bool | None = None,
+        return_overflowing_tokens: bool = False,
+        return_special_tokens_mask: bool = False,
+        return_offsets_mapping: bool = False,
+        return_length: bool = False,
+        verbose: bool = True,
+        split_special_tokens: bool | None = None,
+        add_prefix_space: bool | None = None,
+    ) -> BatchEncoding:
         """Encodes a text, a pair of texts, or a batch of either.
 
         Args:
           text: a string; or a list of strings or of pairs, for a batch.
-          text_pair: the second text, or a list of them as long as `text`.
+          text_pair: the second text, or a list of them as long as `text`. Beside one text, an empty
+            one counts as none (as in HF); in a batch, it makes a pair.
+          text_target, text_pair_target: texts whose ids become "labels"; without `text`, the same
+            as `text`.
           add_special_tokens: `<s> A </s>`, or `<s> A </s></s> B </s>`.
-          padding: True or "longest" pads on the right to the batch's longest, "max_length" to
-            `max_length`, False not at all.
+          padding: True or "longest" pads to the batch's longest, "max_length" to `max_length`,
+            False or "do_not_pad" not at all.
           truncation: True or "longest_first" cuts ids off the longer of a pair until both fit,
-            "only_first" and "only_second" off that one, False not at all. None is False, unless
-            `max_length` is given without padding (as in HF).
+            "only_first" and "only_second" off that one, False or "do_not_truncate" not at all.
+            None is False, unless `max_length` is given without padding (as in HF).
           max_length: in ids, special ones included; None is `model_max_length`.
+          stride: how many ids a row of overflow has in common with the row before it.
+          is_split_into_words: texts are lists of words, each encoded with a space before it; needs
+            `add_prefix_space`. Offsets then count from each word's own start.
           pad_to_multiple_of: pads on to a multiple of this.
+          padding_side: "right" or "left"; None is the attribute.
+          return_tensors: "np" for int64 arrays [batch, length], "jax" for int32 ones, also for one
+            text; None for lists.
+          return_token_type_ids, return_attention_mask: whether to return these columns; None does
+            if they are in `model_input_names`.
+          return_overflowing_tokens: return what truncation cuts off as further rows, and
+            "overflow_to_sample_mapping", the input that each row is from.
+          return_special_tokens_mask: return 1 for special tokens and padding, 0 for the others.
+          return_offsets_mapping: return "offset_mapping": (start, end) of each token in its text,
+            in characters; (0, 0) for special tokens.
+          return_length: return each row's number of ids.
+          verbose: warn, once, of rows longer than the model takes and of options without effect.
           split_special_tokens: encode "<mask>" and the like, where a text spells them out, as plain
-            text.
-          return_tensors: "np" for int64 arrays [batch, length], also for one text; None for lists.
+            text; None is the attribute.
+          add_prefix_space: encode each text as if it began with a space; None as the tokenizer was
+            made.
 
         Lone surrogates, which no UTF-8 text holds, are encoded as U+FFFD.
 
         Returns:
-          "input_ids" and "attention_mask" (1 on tokens, 0 on padding), lists of ints or arrays.
+          "input_ids" and "attention_mask" (1 on tokens, 0 on padding), and the columns asked for:
+          lists of ints, or arrays. Overflow makes a batch of one text, too.
 
         Raises:
           TypeError: a text is not a string.
-          ValueError: an unknown option, rows of unequal length for "np", or nothing left to cut.
+          ValueError: an unknown option, rows of unequal length for arrays, or nothing left to cut.
         """
-        single, inputs = as_batch(text, text_pair)
-        plan = Plan.of(padding, truncation, max_length, pad_to_multiple_of, self.model_max_length)
+        if text_target is not None:
+            options = {k: v for k, v in locals().items() if k not in _NOT_OPTIONS}
+            targets = self(text_target, text_pair_target, **options)
+            if text is None:
+                return targets
+            encoded = self(text, text_pair, **options)
+            encoded["labels"] = targets["input_ids"]
+            return encoded
+        if text is None:
+            raise ValueError("there is nothing to encode: text is None")
+        single, inputs = as_batch(text, text_pair, is_split_into_words)
+        plan = self._plan(
+            padding, truncation, max_length, stride, pad_to_multiple_of, padding_side, verbose
+        )
         if plan.truncate:
-            specials = self.backend.num_special_tokens_to_add(any(type(t) is tuple for t in inputs))
-            if plan.max_length < specials * add_special_tokens:  # the library would cut nothing
-                raise ValueError(
-                    f"max_length={plan.max_length} has no room for the {specials} special tokens"
-                )
-        if return_tensors not in (None, "np"):
-            raise ValueError(f"return_tensors must be None or 'np', not {return_tensors!r}")
-        encodings = self._encodings(inputs, add_special_tokens, split_special_tokens, plan)
-        columns = {
-            "input_ids": [encoding.ids for encoding in encodings],
-            "attention_mask": [encoding.attention_mask for encoding in encodings],
-        }
-        if return_tensors == "np":
-            return {name: as_array(rows) for name, rows in columns.items()}
-        return {name: rows[0] for name, rows in columns.items()} if single else columns
+            pairs = any(type(item) is tuple for item in inputs)
+            specials = self.backend.num_special_tokens_to_add(pairs) * add_special_tokens
+            plan.check_room(specials)
+        convert = None if return_tensors is None else converter(return_tensors)
+        if split_special_tokens is None:
+            split_special_tokens = self.split_special_tokens
+        if add_prefix_space is None or not self.is_byte_level:
+            add_prefix_space = self.add_prefix_space
+        if is_split_into_words and self.is_byte_level and not add_prefix_space:
+            raise ValueError(
+                "words can only be encoded with a space before each: load the tokenizer with "
+                "add_prefix_space=True, or pass it here"
+            )
+        encodings = self._encodings(
+            inputs, add_special_tokens, split_special_tokens, plan, is_split_into_words,
+            add_prefix_space,
+        )  # fmt: skip
+        if return_overflowing_tokens:
+            rows = [(i, row) for i, e in enumerate(encodings) for row in (e, *e.overflowing)]
+            samples, encodings = [i for i, _ in rows], [row for _, row in rows]
+
+        columns = {"input_ids": [row.ids for row in encodings]}
+        if max_length is None and verbose:
+            self._warn_if_too_long(columns["input_ids"])
+        if self._wanted(return_token_type_ids, "token_type_ids"):
+            columns["token_type_ids"] = [row.type_ids for row in encodings]
+        if self._wanted(return_attention_mask, "attention_mask"):
+            columns["attention_mask"] = [row.attention_mask for row in encodings]
+        if return_special_tokens_mask:
+            columns["special_tokens_mask"] = [row.special_tokens_mask for row in encodings]
+        if return_offsets_mapping:
+            columns["offset_mapping"] = [row.offsets for row in encodings]
+        if return_length:
+            columns["length"] = [len(row) for row in encodings]
+        if return_overflowing_tokens:
+            columns["overflow_to_sample_mapping"] = samples
+        if convert is not None:
+            columns = {name: convert(column) for name, column in columns.items()}
+        elif single and not return_overflowing_tokens:
+            columns = {k: v[0] if type(v[0]) is list else v for k, v in columns.items()}
+        return BatchEncoding(columns, encodings)
 
     # Ids to text
 
@@ -320,44 +226,95 @@ class RobertaTokenizer:
             contractions; None follows the attribute, which is False unless the files say otherwise.
 
         Raises:
-          ValueError: an id that the tokenizer does not have (HF leaves those out silently).
+          ValueError: an id that the tokenizer does not have (HF leaves those out silently), or more
+            than one row.
         """
-        ids = np.atleast_1d(np.asarray(token_ids, dtype=np.int64)).tolist()
+        ids = np.atleast_1d(np.asarray(token_ids, dtype=np.int64))
+        if ids.ndim > 1:
+            raise ValueError(f"decode takes one row, not {ids.shape}: use batch_decode")
+        ids = ids.tolist()
         if ids and not 0 <= min(ids) <= max(ids) < len(self):
-            raise ValueError(
-                f"ids must be in 0 to {len(self) - 1} to be decoded, but there is "
-                f"{min(ids) if min(ids) < 0 else max(ids)}"
-            )
+            unknown = [i for i in ids if i < 0 or self.backend.id_to_token(i) is None]
+            if unknown:
+                raise ValueError(
+                    f"ids must be in 0 to {len(self) - 1} to be decoded, but there is {unknown[0]}"
+                )
         text = self.backend.decode(ids, skip_special_tokens=skip_special_tokens)
         if clean_up_tokenization_spaces is None:
             clean_up_tokenization_spaces = self.clean_up_tokenization_spaces
-        if clean_up_tokenization_spaces:
-            for spaced, tight in _CLEAN_UPS:
-                text = text.replace(spaced, tight)
-        return text
+        return self.clean_up_tokenization(text) if clean_up_tokenization_spaces else text
 
-    def batch_decode(self, sequences: Iterable, **options) -> list[str]:
+    def batch_decode(self, sequences: Iterable, *args, **options) -> list[str]:
         """`decode` of each row; takes its options."""
-        return [self.decode(ids, **options) for ids in sequences]
+        return [self.decode(ids, *args, **options) for ids in sequences]
+
+    @staticmethod
+    def clean_up_tokenization(out_string: str) -> str:
+        """A text without the spaces before punctuation and English contractions."""
+        for spaced, tight in _CLEAN_UPS:
+            out_string = out_string.replace(spaced, tight)
+        return out_string
 
     # How a call is carried out
 
+    def _plan(
+        self, padding, truncation, max_length, stride, pad_to_multiple_of, padding_side, verbose
+    ) -> Plan:
+        plan = Plan.of(
+            padding,
+            truncation,
+            max_length,
+            pad_to_multiple_of,
+            self.model_max_length,
+            stride=stride,
+            padding_side=padding_side or self.padding_side,
+            truncation_side=self.truncation_side,
+            warn=self._warn if verbose else lambda message: None,
+        )
+        if plan.pad and self.pad_token is None:
+            raise ValueError(
+                "there is no padding token: set tokenizer.pad_token, or add one with "
+                "tokenizer.add_special_tokens({'pad_token': '<pad>'})"
+            )
+        return plan
+
+    def _wanted(self, answer: bool | None, column: str) -> bool:
+        return column in self.model_input_names if answer is None else answer
+
+    def _warn(self, message: str) -> None:
+        if message not in self._warned:
+            self._warned.add(message)
+            _log.warning(message)
+
+    def _warn_if_too_long(self, rows: Sequence[Sequence[int]]) -> None:
+        if max(map(len, rows), default=0) > self.model_max_length:
+            self._warn(
+                f"a row is longer than the {self.model_max_length} ids that the model takes "
+                "(model_max_length): pass truncation=True, or cut the text"
+            )
+
     def _encodings(
         self,
-        inputs: Sequence[Text],
+        inputs: Sequence,
         add_special_tokens: bool,
         split_special_tokens: bool,
         plan: Plan = NOTHING,
+        is_split_into_words: bool = False,
+        add_prefix_space: bool = False,
     ) -> list[Encoding]:
-        with self._configured(plan, split_special_tokens):
+        options = {
+            "add_special_tokens": add_special_tokens,
+            "is_pretokenized": is_split_into_words,
+        }
+        with self._configured(plan, split_special_tokens, add_prefix_space):
             try:
-                return self._run(inputs, add_special_tokens)
+                return self._run(inputs, options)
             except TypeError:  # a lone surrogate, or something that is not text
-                return self._run([checked(item) for item in inputs], add_special_tokens)
+                return self._run([checked(x, is_split_into_words) for x in inputs], options)
 
-    def _run(self, inputs: Sequence[Text], add_special_tokens: bool) -> list[Encoding]:
+    def _run(self, inputs: Sequence, options: dict) -> list[Encoding]:
         try:
-            return self.backend.encode_batch_fast(inputs, add_special_tokens=add_special_tokens)
+            return self.backend.encode_batch(inputs, **options)
         except TypeError:
             raise
         except Exception as error:  # the library raises no narrower class
@@ -367,19 +324,36 @@ class RobertaTokenizer:
                 "cannot truncate to max_length: the text that the chosen truncation may cut is too "
                 "short for that. Raise max_length, or use truncation='longest_first'"
             ) from error
+        except BaseException as error:  # its own failed assertions are no `Exception`
+            if type(error).__name__ != "PanicException" or "stride" not in str(error):
+                raise
+            raise ValueError(
+                "stride must be less than the ids that truncation leaves of the text it cuts: "
+                "lower stride, or raise max_length"
+            ) from error
 
     @contextlib.contextmanager
-    def _configured(self, plan: Plan, split_special_tokens: bool):
+    def _configured(self, plan: Plan, split_special_tokens: bool, add_prefix_space: bool):
         """Sets the pipeline up for one call; the lock keeps other threads' calls out."""
         with self._lock:
+            own_prefix = self.add_prefix_space
             try:
                 self.backend.encode_special_tokens = split_special_tokens
+                if self.is_byte_level and add_prefix_space != own_prefix:
+                    backends.set_prefix_space(self.backend, add_prefix_space, self.trim_offsets)
                 if plan.truncate:
-                    self.backend.enable_truncation(plan.max_length, strategy=plan.truncate)
+                    self.backend.enable_truncation(
+                        plan.max_length,
+                        stride=plan.stride,
+                        strategy=plan.truncate,
+                        direction=plan.truncation_side,
+                    )
                 if plan.pad:
                     self.backend.enable_padding(
+                        direction=plan.padding_side,
                         pad_id=self.pad_token_id,
-                        pad_token=PAD,
+                        pad_type_id=self.pad_token_type_id,
+                        pad_token=self.pad_token,
                         length=plan.max_length if plan.pad == "max_length" else None,
                         pad_to_multiple_of=plan.pad_to_multiple_of,
                     )
@@ -388,11 +362,10 @@ class RobertaTokenizer:
                 self.backend.encode_special_tokens = False
                 self.backend.no_truncation()
                 self.backend.no_padding()
+                if self.is_byte_level and add_prefix_space != own_prefix:
+                    backends.set_prefix_space(self.backend, own_prefix, self.trim_offsets)
 
 
-def _unpickle(cls, serialized: str, model_max_length: int, clean_up: bool) -> RobertaTokenizer:
-    return cls(
-        Tokenizer.from_str(serialized),
-        model_max_length=model_max_length,
-        clean_up_tokenization_spaces=clean_up,
-    )
+RobertaTokenizerFast = RobertaTokenizer
+
+_NOT_OPTIONS = {"self", "text", "text_pair", "text_target", "text_pair_target"}
