@@ -52,7 +52,7 @@ def test_defaults_are_hugging_faces_not_the_released_models():
         ("num_attention_heads", 0, "positive integer"),
         ("num_hidden_layers", 1.5, "positive integer"),
         ("vocab_size", True, "positive integer"),
-        ("hidden_act", "geglu", "known: gelu, gelu_new"),
+        ("hidden_act", "geglu", "known: gelu, gelu_10"),
         ("hidden_dropout_prob", 1.0, "below 1"),
         ("attention_probs_dropout_prob", -0.1, "at least 0"),
         ("layer_norm_eps", 0.0, "positive"),
@@ -60,10 +60,11 @@ def test_defaults_are_hugging_faces_not_the_released_models():
         ("pad_token_id", 50265, "below vocab_size"),
         ("eos_token_id", -1, "below vocab_size"),
         ("max_position_embeddings", 2, "use at least 3"),
-        ("position_embedding_type", "relative_key", "only position_embedding_type='absolute'"),
-        ("is_decoder", True, "not supported"),
-        ("add_cross_attention", True, "not supported"),
-        ("tie_word_embeddings", False, "not supported"),
+        ("position_embedding_type", "rotary", "known: absolute, relative_key"),
+        ("problem_type", "ranking", "known: regression, single_label_classification"),
+        ("classifier_dropout", 1.5, "below 1"),
+        ("num_labels", 0, "positive integer"),
+        ("add_cross_attention", True, "needs is_decoder=True"),
     ],
 )
 def test_refuses_what_it_cannot_build(field, value, message):
@@ -102,7 +103,6 @@ def test_reads_public_config_files():
         "type_vocab_size": 1,
         "vocab_size": 50265,
         "transformers_version": "4.57.6",
-        "id2label": {"0": "LABEL_0"},
     }
     assert RobertaConfig.from_dict(published) == RobertaConfig.base()
 
@@ -116,6 +116,19 @@ def test_refuses_other_architectures_and_other_files(tmp_path):
         (tmp_path / "config.json").write_text(text)
         with pytest.raises(ValueError, match=message):
             RobertaConfig.from_json_file(tmp_path / "config.json")
+
+
+def test_labels_are_named_and_counted():
+    config = RobertaConfig(num_labels=3)
+    assert config.id2label == {0: "LABEL_0", 1: "LABEL_1", 2: "LABEL_2"}
+    assert config.label2id["LABEL_2"] == 2
+    named = RobertaConfig.from_dict({"id2label": {"0": "no", "1": "so", "2": "yes"}})
+    assert (named.num_labels, named.label2id) == (3, {"no": 0, "so": 1, "yes": 2})
+    assert RobertaConfig.from_dict(json.loads(json.dumps(named.to_dict()))) == named
+    assert named.replace(num_labels=2) == RobertaConfig()
+    assert named.replace(hidden_size=24).id2label == named.id2label
+    with pytest.raises(ValueError, match="num_labels is 3, but id2label names 1"):
+        RobertaConfig(num_labels=3, id2label={0: "no"})
 
 
 def test_configs_are_values():

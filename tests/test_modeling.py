@@ -12,7 +12,8 @@ from golden import masked_lm
 from roberta_jax.modeling import attention, losses
 from roberta_jax.modeling.config import Execution, RobertaConfig
 from roberta_jax.modeling.dropout import random_words
-from roberta_jax.modeling.heads import RobertaForMaskedLM, RobertaModel, positions_from_ids
+from roberta_jax.modeling.heads import RobertaForMaskedLM, RobertaModel
+from roberta_jax.modeling.inputs import positions_from_ids
 
 TINY = masked_lm.config(
     vocab_size=97, hidden_size=16, num_attention_heads=2, intermediate_size=24, num_hidden_layers=2

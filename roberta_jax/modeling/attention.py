@@ -4,8 +4,7 @@ The gradient is written out: the forward pass keeps the queries, keys, values an
 two numbers a query, never the [B, H, Q, S] probabilities; the backward pass computes those again,
 with the same dropout bits.
 
-Array names carry their shape: B inputs, Q queries and S keys an input (both L tokens), H heads,
-K head width.
+Array names carry their shape: B inputs, Q queries and S keys an input, H heads, K head width.
 """
 
 import functools
@@ -44,6 +43,50 @@ def attention_probabilities(
 ) -> jax.Array:
     """The probabilities themselves, float32 [B, H, Q, S], after dropout; see `attend`."""
     return _drop(jax.nn.softmax(_scores(q_BQHK, k_BSHK, bias), axis=-1), words, rate)
+
+
+def relative_bias(q_BQHK: jax.Array, k_BSHK: jax.Array | None, vectors_QSK: jax.Array) -> jax.Array:
+    """What relative positions add to the scores: float32 [B, H, Q, S].
+
+    The query's product with the vector of its distance to the key (Shaw et al. 2018, equation 5)
+    and, where keys are given, the key's product with it (Huang et al. 2020, method 4).
+    """
+    scale = q_BQHK.shape[-1] ** -0.5
+
+    def product(spec, x):
+        return jnp.einsum(spec, x * scale, vectors_QSK, preferred_element_type=jnp.float32)
+
+    added = product("bqhk,qsk->bhqs", q_BQHK)
+    return added if k_BSHK is None else added + product("bshk,qsk->bhqs", k_BSHK)
+
+
+def relative_attention(
+    q_BQHK: jax.Array,
+    k_BSHK: jax.Array,
+    v_BSHK: jax.Array,
+    added: jax.Array,
+    bias: jax.Array | None,
+    words: jax.Array | None,
+    rate: float,
+) -> tuple[jax.Array, jax.Array]:
+    """`attend` with a term of the scores that has a gradient, by JAX's own differentiation.
+
+    Args:
+      added: float32 [B, H, Q, S], from `relative_bias`.
+      others: see `attend`.
+
+    Returns:
+      ([B, Q, H, K] in v's dtype, the probabilities [B, H, Q, S] after dropout).
+    """
+    added = added if bias is None else added + bias
+    probabilities = attention_probabilities(q_BQHK, k_BSHK, added, words, rate)
+    context = jnp.einsum(
+        "bhqs,bshk->bqhk",
+        probabilities.astype(v_BSHK.dtype),
+        v_BSHK,
+        preferred_element_type=jnp.float32,
+    )
+    return context.astype(v_BSHK.dtype), probabilities
 
 
 @functools.partial(jax.custom_vjp, nondiff_argnums=(5,))

@@ -9,6 +9,7 @@ import dataclasses
 import json
 import os
 import pathlib
+from collections.abc import Mapping
 from typing import Any
 
 import jax
@@ -17,18 +18,17 @@ import jax.numpy as jnp
 from roberta_jax.modeling.attention import RESIDUALS
 
 # Hugging Face's names for activations, as `hidden_act` holds them.
-ACTIVATIONS = ("gelu", "gelu_new", "gelu_pytorch_tanh", "relu", "silu", "swish", "tanh")
+ACTIVATIONS = (
+    "gelu", "gelu_10", "gelu_accurate", "gelu_fast", "gelu_new", "gelu_python", "gelu_python_tanh",
+    "gelu_pytorch_tanh", "laplace", "leaky_relu", "linear", "mish", "quick_gelu", "relu", "relu2",
+    "relu6", "sigmoid", "silu", "swish", "tanh",
+)  # fmt: skip
+
+POSITION_EMBEDDING_TYPES = ("absolute", "relative_key", "relative_key_query")
+PROBLEM_TYPES = ("regression", "single_label_classification", "multi_label_classification")
 
 # Architectures that are RoBERTa's under another name.
 _MODEL_TYPES = ("roberta", "xlm-roberta", "camembert")
-
-# Settings that Hugging Face's RoBERTa has and this one does not: only these values are accepted.
-_ONLY = {
-    "position_embedding_type": "absolute",
-    "is_decoder": False,
-    "add_cross_attention": False,
-    "tie_word_embeddings": True,
-}
 
 
 @dataclasses.dataclass(frozen=True)
@@ -54,13 +54,22 @@ class RobertaConfig:
       initializer_range: standard deviation of initial weights.
       layer_norm_eps: LayerNorm's epsilon.
       pad_token_id, bos_token_id, eos_token_id: ids of `<pad>`, `<s>`, `</s>`.
-      position_embedding_type, is_decoder, add_cross_attention, tie_word_embeddings: only
-        absolute positions, an encoder without cross-attention and tied embeddings are built.
-      use_cache, classifier_dropout: no part of the encoder or the masked-LM head reads them; they
-        are kept so that a `config.json` survives being loaded and saved.
+      position_embedding_type: "absolute" adds a vector for each position to the embeddings;
+        "relative_key" (Shaw et al. 2018) adds to each attention score the query's product with a
+        vector for the distance to the key; "relative_key_query" (Huang et al. 2020) the key's too.
+      use_cache: whether the drop-in classes keep keys and values while they generate.
+      classifier_dropout: dropout before a classifier; None is `hidden_dropout_prob`.
+      is_decoder: each token sees only itself and those before it.
+      add_cross_attention: a second attention in each block, to another model's hidden states;
+        needs `is_decoder`.
+      tie_word_embeddings: whether the masked and causal LM heads' decoder is the word table.
+      num_labels: classes of the classification heads; 2 if None and not told by `id2label`.
+      id2label, label2id: the classes' names, {0: "LABEL_0", …} unless given.
+      problem_type: the loss of sequence classification, one of `PROBLEM_TYPES`; None decides by
+        the labels, as in Hugging Face's classes.
 
     Raises:
-      ValueError: a value is out of range, or asks for something that is not built.
+      ValueError: a value is out of range, or two do not fit each other.
     """
 
     vocab_size: int = 50265
@@ -84,8 +93,13 @@ class RobertaConfig:
     is_decoder: bool = False
     add_cross_attention: bool = False
     tie_word_embeddings: bool = True
+    num_labels: int | None = None
+    id2label: Mapping[int, str] | None = dataclasses.field(default=None, hash=False)
+    label2id: Mapping[str, int] | None = dataclasses.field(default=None, hash=False)
+    problem_type: str | None = None
 
     def __post_init__(self):
+        self._name_labels()
         for name in (
             "vocab_size",
             "hidden_size",
@@ -94,6 +108,7 @@ class RobertaConfig:
             "intermediate_size",
             "max_position_embeddings",
             "type_vocab_size",
+            "num_labels",
         ):
             value = getattr(self, name)
             if not isinstance(value, int) or isinstance(value, bool) or value < 1:
@@ -103,12 +118,18 @@ class RobertaConfig:
                 f"hidden_size {self.hidden_size} does not divide into {self.num_attention_heads} "
                 "heads; make it a multiple of num_attention_heads"
             )
-        if self.hidden_act not in ACTIVATIONS:
-            raise ValueError(
-                f"unknown hidden_act {self.hidden_act!r}; known: {', '.join(ACTIVATIONS)}"
-            )
-        for name in ("hidden_dropout_prob", "attention_probs_dropout_prob"):
+        for name, known in (
+            ("hidden_act", ACTIVATIONS),
+            ("position_embedding_type", POSITION_EMBEDDING_TYPES),
+            ("problem_type", (None, *PROBLEM_TYPES)),
+        ):
+            if getattr(self, name) not in known:
+                choices = ", ".join(choice for choice in known if choice)
+                raise ValueError(f"unknown {name} {getattr(self, name)!r}; known: {choices}")
+        for name in ("hidden_dropout_prob", "attention_probs_dropout_prob", "classifier_dropout"):
             rate = getattr(self, name)
+            if rate is None and name == "classifier_dropout":
+                continue
             if not 0 <= rate < 1:
                 raise ValueError(f"{name} must be at least 0 and below 1, not {rate!r}")
         if not self.layer_norm_eps > 0:
@@ -127,13 +148,36 @@ class RobertaConfig:
                 f"start at pad_token_id + 1 = {self.pad_token_id + 1}; use at least "
                 f"{self.pad_token_id + 2}"
             )
-        for name, only in _ONLY.items():
-            value = getattr(self, name)
-            if value != only:
-                raise ValueError(
-                    f"{name}={value!r} is not supported, only {name}={only!r}; "
-                    "such a model cannot be loaded or trained here"
-                )
+        if self.add_cross_attention and not self.is_decoder:
+            raise ValueError("add_cross_attention=True needs is_decoder=True")
+
+    def _name_labels(self):
+        """Makes num_labels, id2label and label2id agree; JSON knows string keys only."""
+        id2label = self.id2label
+        if id2label is None:
+            count = 2 if self.num_labels is None else self.num_labels
+            # A wrong count is reported with the other fields.
+            id2label = {i: f"LABEL_{i}" for i in range(count if isinstance(count, int) else 0)}
+        else:
+            count = len(id2label) if self.num_labels is None else self.num_labels
+            id2label = {int(i): name for i, name in id2label.items()}
+        if isinstance(count, int) and len(id2label) != count:
+            raise ValueError(
+                f"num_labels is {count}, but id2label names {len(id2label)} labels; give either "
+                "num_labels or id2label, or make them agree"
+            )
+        label2id = self.label2id
+        if label2id is None or len(label2id) != len(id2label):
+            label2id = {name: i for i, name in id2label.items()}
+        object.__setattr__(self, "num_labels", count)
+        object.__setattr__(self, "id2label", id2label)
+        object.__setattr__(self, "label2id", dict(label2id))
+
+    @property
+    def classifier_dropout_prob(self) -> float:
+        """Dropout before a classifier."""
+        rate = self.classifier_dropout
+        return self.hidden_dropout_prob if rate is None else rate
 
     @property
     def head_size(self) -> int:
@@ -166,8 +210,8 @@ class RobertaConfig:
     def from_dict(cls, values: dict[str, Any]) -> "RobertaConfig":
         """The config that a parsed `config.json` describes.
 
-        Keys that no model here reads (`architectures`, `transformers_version`, `id2label`, …) are
-        passed over, and absent keys take Hugging Face's defaults.
+        Keys that no model here reads (`architectures`, `transformers_version`, …) are passed
+        over, and absent keys take Hugging Face's defaults.
 
         Raises:
           ValueError: `model_type` is another architecture's, or a value is refused (see the class).
@@ -179,7 +223,10 @@ class RobertaConfig:
                 f"(model_type one of {', '.join(_MODEL_TYPES)})"
             )
         names = {field.name for field in dataclasses.fields(cls)}
-        return cls(**{name: value for name, value in values.items() if name in names})
+        known = {name: value for name, value in values.items() if name in names}
+        if known.get("id2label") is not None:
+            known.pop("num_labels", None)  # the names decide, as in Hugging Face's class
+        return cls(**known)
 
     @classmethod
     def from_json_file(cls, path: str | os.PathLike) -> "RobertaConfig":
@@ -195,10 +242,16 @@ class RobertaConfig:
     def to_dict(self, architecture: str = "RobertaForMaskedLM") -> dict[str, Any]:
         """The contents of a `config.json` that transformers loads as this model."""
         header = {"architectures": [architecture], "model_type": "roberta"}
-        return header | dataclasses.asdict(self)
+        fields = dataclasses.asdict(self)
+        if self.id2label == RobertaConfig().id2label:
+            del fields["id2label"], fields["label2id"]
+        del fields["num_labels"]  # the names' number
+        return header | fields
 
     def replace(self, **changes) -> "RobertaConfig":
-        """This config with some fields changed."""
+        """This config with some fields changed; a new `num_labels` or `id2label` renames labels."""
+        if {"num_labels", "id2label"} & set(changes):
+            changes = {"num_labels": None, "id2label": None, "label2id": None} | changes
         return dataclasses.replace(self, **changes)
 
 

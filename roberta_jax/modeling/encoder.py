@@ -5,8 +5,10 @@ import jax
 import jax.numpy as jnp
 
 from roberta_jax.modeling.attention import mask_to_bias
+from roberta_jax.modeling.block import Block
 from roberta_jax.modeling.config import REMAT_POLICIES, Execution, RobertaConfig
-from roberta_jax.modeling.layers import Block, shape_error
+from roberta_jax.modeling.inputs import shape_error
+from roberta_jax.modeling.outputs import ModelOutput
 
 
 class Layers(nn.Module):
@@ -17,15 +19,14 @@ class Layers(nn.Module):
     block: type[nn.Module]
 
     @nn.compact
-    def __call__(self, x_BLD, bias, head_masks, *flags):
+    def __call__(self, x_BLD, bias, head_masks, *others):
         kept = []
         for i in range(self.config.num_hidden_layers):
             head_mask = None if head_masks is None else head_masks[i]
             block = self.block(self.config, self.execution, name=str(i))
-            x_BLD, outputs = block(x_BLD, bias, head_mask, *flags)
+            x_BLD, outputs = block(x_BLD, bias, head_mask, *others)
             kept.append(outputs)
-        hidden_states, attentions = zip(*kept, strict=True)
-        return x_BLD, (hidden_states, attentions)
+        return x_BLD, tuple(zip(*kept, strict=True))
 
 
 class Encoder(nn.Module):
@@ -40,22 +41,25 @@ class Encoder(nn.Module):
         x_BLD: jax.Array,
         mask: jax.Array | None,
         head_mask: jax.Array | None,
+        memory_BSD: jax.Array | None,
+        memory_mask: jax.Array | None,
         deterministic: bool,
+        init_cache: bool,
         output_hidden_states: bool,
         output_attentions: bool,
-    ) -> tuple[jax.Array, tuple[jax.Array, ...] | None, tuple[jax.Array, ...] | None]:
+    ) -> ModelOutput:
         """Runs the blocks.
 
         Args:
           x_BLD: embedded tokens.
           mask: bool, broadcastable to [B, H, L, L], True where a query may see a key; or None.
           head_mask: [H], or [layers, H]: factors on each head's attention probabilities; or None.
+          memory_BSD: another model's hidden states for the cross-attention, or None.
+          memory_mask: bool, broadcastable to [B, H, L, S], which of them may be seen; or None.
           deterministic: no dropout.
+          init_cache: make the cache, as long as this input.
           output_hidden_states: keep the input and every block's output, layers + 1 arrays.
           output_attentions: keep every block's [B, H, L, L] attention probabilities.
-
-        Returns:
-          (last hidden state, hidden states or None, attentions or None).
         """
         config, execution = self.config, self.execution
         layers, heads = config.num_hidden_layers, config.num_attention_heads
@@ -72,30 +76,36 @@ class Encoder(nn.Module):
                 Block,
                 prevent_cse=not execution.scan_layers,
                 policy=REMAT_POLICIES[execution.remat],
-                static_argnums=(4, 5, 6),  # the flags; self is 0
+                static_argnums=(6, 7, 8, 9),  # the flags; self is 0
             )
         if execution.scan_layers:
             stack = nn.scan(
                 block,
-                variable_axes={"params": 0},
+                variable_axes={"params": 0, "cache": 0},
                 split_rngs={"params": True, "dropout": True},
-                in_axes=(nn.broadcast, 0, nn.broadcast, nn.broadcast, nn.broadcast),
+                in_axes=(nn.broadcast, 0, *6 * [nn.broadcast]),
                 length=layers,
                 unroll=execution.scan_unroll,
                 metadata_params={nn.PARTITION_NAME: "layers"},
             )(config, execution, name="layer")
         else:
             stack = Layers(config, execution, block, name="layer")
-        last, (hidden_states, attentions) = stack(
+        last, (hidden_states, attentions, crossed) = stack(
             x_BLD,
             mask_to_bias(mask),
             head_mask,
+            memory_BSD,
+            mask_to_bias(memory_mask),
             deterministic,
+            init_cache,
             output_hidden_states,
             output_attentions,
         )
-        return (
+        has_memory = config.add_cross_attention and memory_BSD is not None
+        return ModelOutput(
             last,
+            None,
             (x_BLD, *hidden_states) if output_hidden_states else None,
             tuple(attentions) if output_attentions else None,
+            tuple(crossed) if output_attentions and has_memory else None,
         )

@@ -1,22 +1,19 @@
-"""The parts of RoBERTa: embeddings, attention, feed-forward, and the block they make.
+"""The layers that the blocks and heads are built of, and the embeddings.
 
 Parameter names and shapes are those of Hugging Face's Flax classes; kernels are [in, out]. Every
 parameter carries logical axis names, and every activation that a mesh could split is constrained
 by name, so that one table of rules (see `training/partitioning.py`) decides how all of it is laid
 out; without a mesh the names mean nothing.
 
-Array names carry their shape: B inputs, L tokens an input, D hidden width, H heads, K head width.
+Array names carry their shape: B inputs, L tokens an input, D hidden width.
 """
-
-from collections.abc import Sequence
 
 import flax.linen as nn
 import jax
 import jax.numpy as jnp
 
-from roberta_jax.modeling.attention import attend, attention_probabilities
 from roberta_jax.modeling.config import Execution, RobertaConfig
-from roberta_jax.modeling.dropout import Dropout, random_words
+from roberta_jax.modeling.dropout import Dropout
 
 
 def gelu(x: jax.Array) -> jax.Array:
@@ -28,11 +25,29 @@ def _tanh_gelu(x):
     return jax.nn.gelu(x, approximate=True)
 
 
+def _laplace(x):
+    # Mean 1/sqrt(2), deviation 1/sqrt(4 pi) (Ma et al. 2022, Mega), to the digits that HF has.
+    return 0.5 * (1 + jax.lax.erf((x - 0.707107) / (0.282095 * 2**0.5)))
+
+
 ACTIVATION_FUNCTIONS = {
     "gelu": gelu,
+    "gelu_10": lambda x: jnp.clip(gelu(x), -10, 10),
+    "gelu_accurate": _tanh_gelu,
+    "gelu_fast": _tanh_gelu,
     "gelu_new": _tanh_gelu,
+    "gelu_python": gelu,
+    "gelu_python_tanh": _tanh_gelu,
     "gelu_pytorch_tanh": _tanh_gelu,
+    "laplace": _laplace,
+    "leaky_relu": jax.nn.leaky_relu,
+    "linear": lambda x: x,
+    "mish": jax.nn.mish,
+    "quick_gelu": lambda x: x * jax.nn.sigmoid(1.702 * x),
     "relu": jax.nn.relu,
+    "relu2": lambda x: jnp.square(jax.nn.relu(x)),
+    "relu6": jax.nn.relu6,
+    "sigmoid": jax.nn.sigmoid,
     "silu": jax.nn.silu,
     "swish": jax.nn.silu,
     "tanh": jnp.tanh,
@@ -134,11 +149,7 @@ class Embedding(nn.Module):
         )
 
     def __call__(self, ids: jax.Array) -> jax.Array:
-        # A look-up in a table split over the devices makes the partitioner rematerialise it whole,
-        # batch and all; gathering the (already cast) table first is the cheap way.
-        table = jnp.asarray(self.embedding, self.dtype)
-        table = nn.with_logical_constraint(table, (None, None))
-        return lookup(table, ids, self.padding_row)
+        return lookup(replicated(self.embedding, self.dtype), ids, self.padding_row)
 
 
 def replicated(table: jax.Array, dtype: jnp.dtype) -> jax.Array:
@@ -147,7 +158,7 @@ def replicated(table: jax.Array, dtype: jnp.dtype) -> jax.Array:
     A look-up in a table split over the devices makes the partitioner rematerialise the result on
     all of them; gathering the table first, and already cast, is the cheap way.
     """
-    return nn.with_logical_constraint(table.astype(dtype), (None, None))
+    return nn.with_logical_constraint(jnp.asarray(table, dtype), (None, None))
 
 
 def lookup(table: jax.Array, ids: jax.Array, padding_row: int | None) -> jax.Array:
@@ -214,137 +225,9 @@ class Embeddings(nn.Module):
         if token_type_ids is None:
             token_type_ids = jnp.zeros((1, 1), jnp.int32)
         x_BLD = x_BLD + self.token_type_embeddings(token_type_ids)
-        x_BLD = x_BLD + self.position_embeddings(position_ids)
+        if self.config.position_embedding_type == "absolute":
+            x_BLD = x_BLD + self.position_embeddings(position_ids)
+        else:  # the table is there all the same, in Hugging Face's files, too
+            self.position_embeddings(position_ids[:, :1])
         x_BLD = self.dropout(self.LayerNorm(x_BLD), deterministic)
         return nn.with_logical_constraint(x_BLD, ("batch", "length", None))
-
-
-class SelfAttention(nn.Module):
-    """Projects to queries, keys and values, and attends."""
-
-    config: RobertaConfig
-    execution: Execution
-
-    @nn.compact
-    def __call__(
-        self,
-        x_BLD: jax.Array,
-        bias: jax.Array | None,
-        head_mask: jax.Array | None,
-        deterministic: bool,
-        output_attentions: bool,
-    ) -> tuple[jax.Array, jax.Array | None]:
-        config, dtype = self.config, self.execution.dtype
-        projections = [
-            Dense(
-                config.hidden_size, ("embed", "heads"), config.initializer_range, dtype, name=name
-            )
-            for name in ("query", "key", "value")
-        ]
-
-        def split_heads(y_BLD):
-            y_BLD = nn.with_logical_constraint(y_BLD, ("batch", "length", "heads"))
-            return y_BLD.reshape(*y_BLD.shape[:-1], config.num_attention_heads, config.head_size)
-
-        q_BLHK, k_BLHK, v_BLHK = (split_heads(project(x_BLD)) for project in projections)
-        rate = 0.0 if deterministic else config.attention_probs_dropout_prob
-        words = random_words(self.make_rng("dropout")) if rate else None
-        context_BLHK = attend(q_BLHK, k_BLHK, v_BLHK, bias, words, rate)
-        probabilities = None
-        if output_attentions:
-            probabilities = attention_probabilities(q_BLHK, k_BLHK, bias, words, rate)
-        if head_mask is not None:
-            # A factor on a head's probabilities is one on its result.
-            context_BLHK = context_BLHK * head_mask[:, None].astype(dtype)
-            if output_attentions:
-                probabilities = probabilities * head_mask[:, None, None]
-        context_BLD = context_BLHK.reshape(x_BLD.shape)
-        return nn.with_logical_constraint(context_BLD, ("batch", "length", "heads")), probabilities
-
-
-class Output(nn.Module):
-    """The end of a sub-layer: LayerNorm(residual + dropout(dense(x)))."""
-
-    config: RobertaConfig
-    execution: Execution
-    input_axis: str
-
-    @nn.compact
-    def __call__(self, x: jax.Array, residual: jax.Array, deterministic: bool) -> jax.Array:
-        config, dtype = self.config, self.execution.dtype
-        axes = (self.input_axis, "embed")
-        x = Dense(config.hidden_size, axes, config.initializer_range, dtype, name="dense")(x)
-        x = nn.with_logical_constraint(x, ("batch", "length", None))
-        x = residual + Dropout(config.hidden_dropout_prob)(x, deterministic)
-        x = LayerNorm(config.layer_norm_eps, dtype, name="LayerNorm")(x)
-        return nn.with_logical_constraint(x, ("batch", "length", None))
-
-
-class Attention(nn.Module):
-    """The attention sub-layer."""
-
-    config: RobertaConfig
-    execution: Execution
-
-    @nn.compact
-    def __call__(self, x_BLD, bias, head_mask, deterministic, output_attentions):
-        context, probabilities = SelfAttention(self.config, self.execution, name="self")(
-            x_BLD, bias, head_mask, deterministic, output_attentions
-        )
-        output = Output(self.config, self.execution, "heads", name="output")
-        return output(context, x_BLD, deterministic), probabilities
-
-
-class Intermediate(nn.Module):
-    """The first half of the feed-forward sub-layer: activation(dense(x))."""
-
-    config: RobertaConfig
-    execution: Execution
-
-    @nn.compact
-    def __call__(self, x_BLD: jax.Array) -> jax.Array:
-        config = self.config
-        h_BLF = Dense(
-            config.intermediate_size,
-            ("embed", "mlp"),
-            config.initializer_range,
-            self.execution.dtype,
-            name="dense",
-        )(x_BLD)
-        h_BLF = nn.with_logical_constraint(h_BLF, ("batch", "length", "mlp"))
-        return ACTIVATION_FUNCTIONS[config.hidden_act](h_BLF)
-
-
-class Block(nn.Module):
-    """One transformer block, LayerNorm after each sub-layer (post-LN)."""
-
-    config: RobertaConfig
-    execution: Execution
-
-    @nn.compact
-    def __call__(
-        self,
-        x_BLD: jax.Array,
-        bias: jax.Array | None,
-        head_mask: jax.Array | None,
-        deterministic: bool,
-        output_hidden_states: bool,
-        output_attentions: bool,
-    ) -> tuple[jax.Array, tuple[jax.Array | None, jax.Array | None]]:
-        """Carry in and carry out, and what was asked to be kept, in the form that a scan wants."""
-        if bias is not None:
-            # Ties the bias to this block: XLA would else see that its broadcast to all heads is the
-            # same in every iteration, and keep that, many times as large, through the whole loop.
-            bias, x_BLD = jax.lax.optimization_barrier((bias, x_BLD))
-        y_BLD, probabilities = Attention(self.config, self.execution, name="attention")(
-            x_BLD, bias, head_mask, deterministic, output_attentions
-        )
-        h_BLF = Intermediate(self.config, self.execution, name="intermediate")(y_BLD)
-        output = Output(self.config, self.execution, "mlp", name="output")
-        y_BLD = output(h_BLF, y_BLD, deterministic)
-        return y_BLD, (y_BLD if output_hidden_states else None, probabilities)
-
-
-def shape_error(name: str, got: Sequence[int], wanted: str) -> ValueError:
-    """The error for an argument of the wrong shape."""
-    return ValueError(f"{name} has shape {tuple(got)}; it must be {wanted}")

@@ -4,7 +4,7 @@ A mean of per-device or per-microbatch means is wrong wherever the counts differ
 divides: the caller adds up sums and counts over everything it covers and divides once.
 
 Array names carry their shape: B inputs, K prediction slots an input, N targets, D hidden width,
-V vocabulary, C a chunk of the vocabulary.
+V vocabulary, C classes or a chunk of the vocabulary.
 """
 
 import flax.linen as nn
@@ -14,6 +14,9 @@ import jax.numpy as jnp
 # Words a step of `projected_cross_entropy` covers, at most: few enough that the chunk's logits stay
 # in a CPU's cache, enough for an accelerator's matrix units.
 CHUNK = 4096
+
+# The label of what is no target, as in PyTorch and Hugging Face's classes.
+IGNORE_INDEX = -100
 
 _NEVER = -1e30  # a logit whose probability is 0
 
@@ -74,6 +77,76 @@ def masked_lm_hits(logits: jax.Array, labels: jax.Array, weights: jax.Array) -> 
     """Summed weight of the targets whose label has the greatest logit; shapes as above."""
     hit = jnp.argmax(logits, axis=-1) == labels
     return jnp.sum(jnp.where(hit, weights.astype(jnp.float32), 0))
+
+
+def label_loss(logits: jax.Array, labels: jax.Array) -> tuple[jax.Array, jax.Array]:
+    """Summed cross-entropy of the targets, and their number.
+
+    Args:
+      logits: [..., C].
+      labels: int [...], in [0, C), or -100 for no target.
+
+    Returns:
+      (sum of negative log-likelihoods in nats, number of targets), float32 scalars.
+    """
+    weights = (labels != IGNORE_INDEX).astype(jnp.float32)
+    losses = cross_entropy(logits, jnp.where(weights > 0, labels, 0))
+    return jnp.sum(losses * weights), jnp.sum(weights)
+
+
+def span_loss(logits_BL: jax.Array, positions_B: jax.Array) -> tuple[jax.Array, jax.Array]:
+    """Summed cross-entropy of positions in an input, and the number of those inside it.
+
+    As Hugging Face's question answering: negative positions count as 0, those past the end are no
+    targets. (Its clamp to [0, L], with L ignored.)
+    """
+    length = logits_BL.shape[-1]
+    positions_B = jnp.clip(positions_B.reshape(-1), 0, length)
+    return label_loss(logits_BL, jnp.where(positions_B < length, positions_B, IGNORE_INDEX))
+
+
+def classification_loss(
+    logits_BC: jax.Array, labels: jax.Array, problem_type: str | None = None
+) -> tuple[jax.Array, jax.Array]:
+    """The loss of sequence classification, summed, and what to divide it by.
+
+    * "regression": squared error; divided by all numbers. [B] or [B, C].
+    * "single_label_classification": cross-entropy in nats; divided by the targets. int [B], -100
+      for none.
+    * "multi_label_classification": binary cross-entropy in nats; divided by all B * C. [B, C].
+
+    Args:
+      logits_BC: float32.
+      labels: see above.
+      problem_type: one of the three; None takes regression where C is 1, and decides by the labels
+        elsewhere: classes where they are integers, else several labels each. So do Hugging Face's
+        classes.
+
+    Raises:
+      ValueError: labels of the wrong shape or type.
+    """
+    if problem_type is None:
+        integers = jnp.issubdtype(labels.dtype, jnp.integer)
+        kinds = ("multi_label_classification", "single_label_classification")
+        problem_type = "regression" if logits_BC.shape[-1] == 1 else kinds[integers]
+    if problem_type == "single_label_classification":
+        if labels.size != logits_BC.shape[0] or not jnp.issubdtype(labels.dtype, jnp.integer):
+            raise ValueError(
+                f"single-label classification needs integer labels ({logits_BC.shape[0]},), not "
+                f"{labels.dtype} {tuple(labels.shape)}"
+            )
+        return label_loss(logits_BC, labels.reshape(-1))
+    if labels.size != logits_BC.size:
+        raise ValueError(
+            f"{problem_type.replace('_', ' ')} needs labels {tuple(logits_BC.shape)}, not "
+            f"{tuple(labels.shape)}"
+        )
+    labels_BC = labels.reshape(logits_BC.shape).astype(jnp.float32)
+    if problem_type == "regression":
+        loss = jnp.square(logits_BC - labels_BC)
+    else:
+        loss = jax.nn.softplus(logits_BC) - labels_BC * logits_BC
+    return jnp.sum(loss), jnp.float32(logits_BC.size)
 
 
 @jax.custom_vjp

@@ -1,0 +1,224 @@
+"""The heads that classify: sequences, choices, tokens, and the ends of an answer.
+
+Their logits and losses are float32. Each `loss` gives sums and counts, like all losses here (see
+`losses`). `classifier_dropout` comes before the last layer, `hidden_dropout_prob` where it is None.
+
+Array names carry their shape: B inputs, L tokens an input, C classes, N choices.
+"""
+
+from typing import Any
+
+import flax.linen as nn
+import jax
+import jax.numpy as jnp
+
+from roberta_jax.modeling import losses
+from roberta_jax.modeling.config import Execution, RobertaConfig
+from roberta_jax.modeling.dropout import Dropout
+from roberta_jax.modeling.inputs import shape_error
+from roberta_jax.modeling.layers import Dense
+from roberta_jax.modeling.model import RobertaModel
+from roberta_jax.modeling.outputs import LogitsOutput, QuestionAnsweringOutput
+
+
+class ClassificationHead(nn.Module):
+    """dropout -> dense -> tanh -> dropout -> out_proj, on the first token."""
+
+    config: RobertaConfig
+    execution: Execution
+
+    @nn.compact
+    def __call__(self, x_BLD: jax.Array, deterministic: bool) -> jax.Array:
+        config, spread = self.config, self.config.initializer_range
+        drop = Dropout(config.classifier_dropout_prob)
+        dense = Dense(
+            config.hidden_size, ("embed", "heads"), spread, self.execution.dtype, name="dense"
+        )
+        x_BD = drop(jnp.tanh(dense(drop(x_BLD[:, 0], deterministic))), deterministic)
+        out_proj = Dense(config.num_labels, ("embed", None), spread, jnp.float32, name="out_proj")
+        return out_proj(x_BD)
+
+
+def _last_layer(config: RobertaConfig, features: int) -> Dense:
+    return Dense(features, ("embed", None), config.initializer_range, jnp.float32)
+
+
+class RobertaForSequenceClassification(nn.Module):
+    """A class, several, or a number for each input.
+
+    Attributes:
+      config: the model's shape; `num_labels` classes.
+      execution: how to compute it.
+    """
+
+    config: RobertaConfig
+    execution: Execution = Execution()
+
+    def setup(self):
+        self.roberta = RobertaModel(self.config, self.execution)
+        self.classifier = ClassificationHead(self.config, self.execution)
+
+    def __call__(self, *args: Any, deterministic: bool = True, **inputs: Any) -> LogitsOutput:
+        """Logits [B, C]; the arguments are `RobertaModel`'s."""
+        output = self.roberta(*args, deterministic=deterministic, **inputs)
+        logits = self.classifier(output.last_hidden_state, deterministic)
+        return LogitsOutput(logits, output.hidden_states, output.attentions)
+
+    def loss(self, *, labels: jax.Array, **inputs: Any) -> tuple[jax.Array, jax.Array]:
+        """The loss, summed, and what to divide it by; see `losses.classification_loss`.
+
+        Args:
+          labels: int [B] for one class each, float [B, C] of 0 and 1 for several, float [B] or
+            [B, C] for numbers. `config.problem_type` says which; None decides by the number of
+            labels and their type.
+          inputs: see `RobertaModel.__call__`.
+        """
+        return losses.classification_loss(self(**inputs).logits, labels, self.config.problem_type)
+
+
+class RobertaForTokenClassification(nn.Module):
+    """A class for each token.
+
+    Attributes:
+      config: the model's shape; `num_labels` classes.
+      execution: how to compute it.
+    """
+
+    config: RobertaConfig
+    execution: Execution = Execution()
+
+    def setup(self):
+        self.roberta = RobertaModel(self.config, self.execution)
+        self.dropout = Dropout(self.config.classifier_dropout_prob)
+        self.classifier = _last_layer(self.config, self.config.num_labels)
+
+    def __call__(self, *args: Any, deterministic: bool = True, **inputs: Any) -> LogitsOutput:
+        """Logits [B, L, C]; the arguments are `RobertaModel`'s."""
+        output = self.roberta(*args, deterministic=deterministic, **inputs)
+        logits = self.classifier(self.dropout(output.last_hidden_state, deterministic))
+        return LogitsOutput(logits, output.hidden_states, output.attentions)
+
+    def loss(self, *, labels: jax.Array, **inputs: Any) -> tuple[jax.Array, jax.Array]:
+        """The summed cross-entropy in nats and the number of targets.
+
+        Args:
+          labels: int [B, L], -100 for no target.
+          inputs: see `RobertaModel.__call__`.
+        """
+        return losses.label_loss(self(**inputs).logits, labels)
+
+
+class RobertaForMultipleChoice(nn.Module):
+    """Which of several inputs is the right one.
+
+    Attributes:
+      config: the model's shape.
+      execution: how to compute it.
+    """
+
+    config: RobertaConfig
+    execution: Execution = Execution()
+
+    def setup(self):
+        self.roberta = RobertaModel(self.config, self.execution, add_pooling_layer=True)
+        self.dropout = Dropout(self.config.hidden_dropout_prob)
+        self.classifier = _last_layer(self.config, 1)
+
+    def __call__(
+        self,
+        input_ids: jax.Array | None = None,
+        attention_mask: jax.Array | None = None,
+        token_type_ids: jax.Array | None = None,
+        position_ids: jax.Array | None = None,
+        segment_ids: jax.Array | None = None,
+        inputs_embeds: jax.Array | None = None,
+        *,
+        deterministic: bool = True,
+        **inputs: Any,
+    ) -> LogitsOutput:
+        """Logits [B, N], of inputs [B, N, L]: question i with its N choices in rows [i, 0..N).
+
+        Args:
+          input_ids, attention_mask, token_type_ids, position_ids, segment_ids: [B, N, L].
+          inputs_embeds: [B, N, L, D].
+          inputs: see `RobertaModel.__call__`; hidden states and attentions are returned for B * N
+            inputs.
+
+        Raises:
+          ValueError: an input without an axis of choices, or as `RobertaModel.__call__`.
+        """
+        given = inputs_embeds if input_ids is None else input_ids
+        if given is not None and given.ndim != (3 if input_ids is not None else 4):
+            name = "input_ids" if input_ids is not None else "inputs_embeds"
+            raise shape_error(name, given.shape, "(batch, choices, length, …)")
+
+        def flat(x):
+            return None if x is None else x.reshape(-1, *x.shape[2:])
+
+        output = self.roberta(
+            flat(input_ids),
+            flat(attention_mask),
+            flat(token_type_ids),
+            flat(position_ids),
+            flat(segment_ids),
+            flat(inputs_embeds),
+            deterministic=deterministic,
+            **inputs,
+        )
+        scores = self.classifier(self.dropout(output.pooler_output, deterministic))
+        return LogitsOutput(
+            scores.reshape(-1, given.shape[1]), output.hidden_states, output.attentions
+        )
+
+    def loss(self, *, labels: jax.Array, **inputs: Any) -> tuple[jax.Array, jax.Array]:
+        """The summed cross-entropy in nats and the number of targets.
+
+        Args:
+          labels: int [B], the right choice, -100 for none.
+          inputs: see `__call__`.
+        """
+        return losses.label_loss(self(**inputs).logits, labels)
+
+
+class RobertaForQuestionAnswering(nn.Module):
+    """Where in an input an answer starts and ends.
+
+    Attributes:
+      config: the model's shape.
+      execution: how to compute it.
+    """
+
+    config: RobertaConfig
+    execution: Execution = Execution()
+
+    def setup(self):
+        self.roberta = RobertaModel(self.config, self.execution)
+        self.qa_outputs = _last_layer(self.config, 2)
+
+    def __call__(self, *args: Any, **inputs: Any) -> QuestionAnsweringOutput:
+        """Start and end logits [B, L]; the arguments are `RobertaModel`'s."""
+        output = self.roberta(*args, **inputs)
+        logits_BL2 = self.qa_outputs(output.last_hidden_state)
+        return QuestionAnsweringOutput(
+            logits_BL2[..., 0], logits_BL2[..., 1], output.hidden_states, output.attentions
+        )
+
+    def loss(
+        self, *, start_positions: jax.Array, end_positions: jax.Array, **inputs: Any
+    ) -> tuple[jax.Array, jax.Array]:
+        """The losses of starts and ends, float32 [2], each with its own count [2].
+
+        The loss is the mean of the two quotients. A position outside the input is no target: that
+        is how windows without the answer are marked.
+
+        Args:
+          start_positions, end_positions: int [B].
+          inputs: see `RobertaModel.__call__`.
+        """
+        output = self(**inputs)
+        found = [
+            losses.span_loss(output.start_logits, start_positions),
+            losses.span_loss(output.end_logits, end_positions),
+        ]
+        totals, counts = zip(*found, strict=True)
+        return jnp.stack(totals), jnp.stack(counts)
