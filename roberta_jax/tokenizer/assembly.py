@@ -254,7 +254,13 @@ class Assembly:
             raise ValueError(f"{main} has {len(rows)} rows, but {', '.join(uneven)} has not")
         if plan.pad == "longest":
             plan = self._plan(
-                "max_length", False, max(map(len, rows)), 0, pad_to_multiple_of, padding_side
+                "max_length",
+                False,
+                max(map(len, rows)),
+                0,
+                pad_to_multiple_of,
+                padding_side,
+                verbose,
             )
         padded = []
         for i in range(len(rows)):

@@ -218,7 +218,10 @@ def write_vocabulary(folder, backend: Tokenizer, prefix: str | None = None) -> l
     lines = [MERGES_HEADER, *(" ".join(pair) for pair in merges)]
     folder = epath.Path(folder)
     return [
-        _write(folder / _prefixed("vocab.json", prefix), json.dumps(vocab, ensure_ascii=False)),
+        _write(
+            folder / _prefixed("vocab.json", prefix),
+            json.dumps(vocab, indent=2, ensure_ascii=False),
+        ),
         _write(folder / _prefixed("merges.txt", prefix), "\n".join(lines) + "\n"),
     ]
 

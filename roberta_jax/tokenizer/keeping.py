@@ -33,8 +33,16 @@ class Keeping:
         vocab_file=None,
         merges_file=None,
         tokenizer_file=None,
-        *,
-        tokenizer_object: Tokenizer | None = None,
+        errors: str = "replace",
+        bos_token: str | AddedToken | None = None,
+        eos_token: str | AddedToken | None = None,
+        sep_token: str | AddedToken | None = None,
+        cls_token: str | AddedToken | None = None,
+        unk_token: str | AddedToken | None = None,
+        pad_token: str | AddedToken | None = None,
+        mask_token: str | AddedToken | None = None,
+        add_prefix_space: bool | None = None,
+        trim_offsets: bool = True,
         **options,
     ):
         """Makes a tokenizer of files, or of a pipeline.
@@ -43,14 +51,31 @@ class Keeping:
           vocab_file, merges_file: `vocab.json` and `merges.txt`. (Or, as the first argument, a
             pipeline made by `roberta_jax.tokenizer.backend`, which must not change later.)
           tokenizer_file: `tokenizer.json`, instead of the two.
-          tokenizer_object: a pipeline, instead of files; a copy is made.
-          **options: those that `from_pretrained` lists, and "added_tokens_decoder". Others are
-            kept, and written by `save_pretrained`, as in HF.
+          errors: what to do with bytes that are not UTF-8: kept for HF's slower class, as `decode`
+            always replaces them.
+          bos_token, eos_token, sep_token, cls_token, unk_token, pad_token, mask_token,
+          add_prefix_space, trim_offsets: see `from_pretrained`.
+          **options: `tokenizer_object`, a pipeline instead of files, of which a copy is made; what
+            else `from_pretrained` lists; and `added_tokens_decoder`. Others are kept, and written
+            by `save_pretrained`, as in HF.
 
         Raises:
           TypeError: no files and no pipeline.
           ValueError: they hold another kind of tokenizer, or an option is wrong.
         """
+        options |= {
+            "errors": errors,
+            "bos_token": bos_token,
+            "eos_token": eos_token,
+            "sep_token": sep_token,
+            "cls_token": cls_token,
+            "unk_token": unk_token,
+            "pad_token": pad_token,
+            "mask_token": mask_token,
+            "add_prefix_space": add_prefix_space,
+            "trim_offsets": trim_offsets,
+        }
+        tokenizer_object = options.pop("tokenizer_object", None)
         if isinstance(vocab_file, Tokenizer):
             backend = vocab_file
         elif tokenizer_object is not None:
@@ -143,6 +168,7 @@ class Keeping:
         for role, token in (*named.items(), *((ADDITIONAL, token) for token in additional)):
             if not isinstance(token, str | AddedToken):
                 raise TypeError(f"{role} must be a string or an AddedToken, not {token!r}")
+        self.init_inputs = ()
         self._saved_class = options.pop("tokenizer_class", None)
         listed = options.pop("added_tokens_decoder", {})
         single_separator = options.pop("single_separator_pairs", None)
@@ -151,7 +177,7 @@ class Keeping:
         _add_listed(backend, listed, {*map(str, named.values()), *map(str, additional)})
         self.is_byte_level = not siblings.is_sibling(backend)
         if self.is_byte_level:
-            self._special_tokens = {**backends.ROBERTAS_TOKENS, **named}
+            self._special_tokens_map = {**backends.ROBERTAS_TOKENS, **named}
             add_prefix_space = options.pop("add_prefix_space", None)
             if add_prefix_space is None:
                 add_prefix_space = getattr(backend.pre_tokenizer, "add_prefix_space", False)
@@ -160,7 +186,7 @@ class Keeping:
                 add_prefix_space=add_prefix_space,
                 trim_offsets=self.trim_offsets,
                 single_separator=single_separator,
-                tokens=self._special_tokens,
+                tokens=self._special_tokens_map,
             )
         else:
             if single_separator:
@@ -168,7 +194,7 @@ class Keeping:
                     "single_separator_pairs is for RoBERTa's own kind of tokenizer: this one "
                     "writes pairs as its tokenizer.json says"
                 )
-            self._special_tokens = siblings.special_tokens(backend, named)
+            self._special_tokens_map = siblings.special_tokens(backend, named)
             if isinstance(backend.pre_tokenizer, pre_tokenizers.ByteLevel):
                 prefix = options.get("add_prefix_space", backend.pre_tokenizer.add_prefix_space)
                 backend.pre_tokenizer.add_prefix_space = prefix
@@ -184,7 +210,7 @@ class Keeping:
         for name in options:
             if callable(getattr(type(self), name, None)):
                 raise AttributeError(f"the option {name!r} conflicts with the method {name}")
-        self.init_kwargs = options
+        self._other_options = options
         self.backend = backend
         self._num_ids = backend.get_vocab_size(with_added_tokens=True)  # the library counts anew
         self._warned: set[str] = set()
@@ -197,11 +223,27 @@ class Keeping:
         return self.backend
 
     @property
+    def init_kwargs(self) -> dict:
+        """The options that would make this tokenizer of the same vocabulary."""
+        return {
+            "errors": "replace",
+            "trim_offsets": self.trim_offsets,
+            "model_max_length": self.model_max_length,
+            "clean_up_tokenization_spaces": self.clean_up_tokenization_spaces,
+            "padding_side": self.padding_side,
+            "truncation_side": self.truncation_side,
+            **self._other_options,
+            **self._special_tokens_map,
+            ADDITIONAL: self._additional or [],
+            "add_prefix_space": self.add_prefix_space,
+        }
+
+    @property
     def add_prefix_space(self) -> bool:
         """Whether a text's first word is encoded as if a space came before it."""
         if isinstance(self.backend.pre_tokenizer, pre_tokenizers.ByteLevel):
             return self.backend.pre_tokenizer.add_prefix_space
-        return bool(self.init_kwargs.get("add_prefix_space", False))
+        return bool(self._other_options.get("add_prefix_space", False))
 
     @property
     def single_separator_pairs(self) -> bool:
@@ -254,7 +296,7 @@ class Keeping:
         if legacy_format and not self.is_byte_level:
             raise ValueError(_NO_VOCABULARY_FILES)
         config = {
-            **self.init_kwargs,
+            **self._other_options,
             **self.special_tokens_map,
             "model_max_length": self.model_max_length,
             "clean_up_tokenization_spaces": self.clean_up_tokenization_spaces,
@@ -263,7 +305,7 @@ class Keeping:
         if self.is_byte_level:
             config |= {
                 "add_prefix_space": self.add_prefix_space,
-                "errors": "replace",
+                "errors": self._other_options.get("errors", "replace"),
                 "tokenizer_class": "RobertaTokenizer",
                 "trim_offsets": self.trim_offsets,
             }

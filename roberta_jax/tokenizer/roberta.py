@@ -66,6 +66,8 @@ class RobertaTokenizer(Keeping, SpecialTokens, Vocabulary, Assembly):
     def encode_plus(self, text: str, text_pair: str | None = None, **options) -> BatchEncoding:
         """`__call__` for one text or pair, of which a list of two texts is one too."""
         split = options.get("is_split_into_words", False)
+        if text is None:
+            raise TypeError("there is nothing to encode: text is None")
         if not split and isinstance(text, list | tuple):
             if len(text) != 2 or text_pair is not None:
                 raise TypeError("text must be one string: for a batch, call the tokenizer itself")
@@ -216,6 +218,7 @@ class RobertaTokenizer(Keeping, SpecialTokens, Vocabulary, Assembly):
         token_ids: int | Iterable[int],
         skip_special_tokens: bool = False,
         clean_up_tokenization_spaces: bool | None = None,
+        **ignored,
     ) -> str:
         """The text of ids; bytes that are not UTF-8 become U+FFFD.
 
@@ -224,6 +227,7 @@ class RobertaTokenizer(Keeping, SpecialTokens, Vocabulary, Assembly):
           skip_special_tokens: leave out `<s>`, `<pad>`, `</s>`, `<unk>` and `<mask>`.
           clean_up_tokenization_spaces: take out spaces before punctuation and English
             contractions; None follows the attribute, which is False unless the files say otherwise.
+          **ignored: options of other kinds of tokenizers, without effect, as in HF.
 
         Raises:
           ValueError: an id that the tokenizer does not have (HF leaves those out silently), or more

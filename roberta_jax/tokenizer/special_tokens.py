@@ -15,6 +15,10 @@ ROLES = (
 ADDITIONAL = "additional_special_tokens"
 
 
+class TokenError(ValueError, AssertionError):
+    """What was given as a special token is none. (HF raises the one here and the other there.)"""
+
+
 class _Token:
     """The attribute `x_token`: a string, or None."""
 
@@ -24,13 +28,13 @@ class _Token:
     def __get__(self, tokenizer, owner=None):
         if tokenizer is None:
             return self
-        token = tokenizer._special_tokens[self.role]
+        token = tokenizer._special_tokens_map[self.role]
         return None if token is None else str(token)
 
     def __set__(self, tokenizer, token):
         if not isinstance(token, str | AddedToken | None):
             raise ValueError(f"{self.role} must be a string or an AddedToken, not {token!r}")
-        tokenizer._special_tokens[self.role] = token
+        tokenizer._special_tokens_map[self.role] = token
 
 
 class _TokenId:
@@ -60,8 +64,8 @@ class SpecialTokens:
     SPECIAL_TOKENS_ATTRIBUTES = (*ROLES, ADDITIONAL)
 
     backend: Tokenizer
-    _special_tokens: dict[str, str | AddedToken | None]
-    _additional: list[str | AddedToken]
+    _special_tokens_map: dict[str, str | AddedToken | None]
+    _additional: list[str | AddedToken] | None
     _num_ids: int
 
     bos_token, bos_token_id = _Token(), _TokenId()
@@ -74,26 +78,28 @@ class SpecialTokens:
     pad_token_type_id = 0
 
     @property
-    def additional_special_tokens(self) -> list[str]:
-        """Special tokens that serve none of the seven purposes."""
-        return [str(token) for token in self._additional]
+    def additional_special_tokens(self) -> list[str] | None:
+        """Special tokens that serve none of the seven purposes; None if set to None."""
+        return None if self._additional is None else [str(token) for token in self._additional]
 
     @additional_special_tokens.setter
     def additional_special_tokens(self, tokens: Sequence[str | AddedToken] | None):
-        self._additional = _checked(tokens or ())
+        self._additional = None if tokens is None else _checked(tokens)
 
     @property
     def additional_special_tokens_ids(self) -> list[int]:
-        return self.convert_tokens_to_ids(self.additional_special_tokens)
+        return self.convert_tokens_to_ids(self.additional_special_tokens or ())
 
     @additional_special_tokens_ids.setter
-    def additional_special_tokens_ids(self, ids: Sequence[int] | None):
-        self._additional = self.convert_ids_to_tokens(ids or [])
+    def additional_special_tokens_ids(self, ids: Sequence[int]):
+        self._additional = self.convert_ids_to_tokens(ids)
 
     @property
     def special_tokens_map_extended(self) -> dict:
         """Purpose to token, without purposes that have none; `AddedToken`s where such were set."""
-        found = {role: token for role, token in self._special_tokens.items() if token is not None}
+        found = {
+            role: token for role, token in self._special_tokens_map.items() if token is not None
+        }
         return found | ({ADDITIONAL: list(self._additional)} if self._additional else {})
 
     @property
@@ -108,7 +114,7 @@ class SpecialTokens:
     def all_special_tokens_extended(self) -> list[str | AddedToken]:
         """`all_special_tokens`, as `AddedToken`s where such were set."""
         found = {}
-        for token in [*self._special_tokens.values(), *self._additional]:
+        for token in [*self._special_tokens_map.values(), *(self._additional or ())]:
             if token is not None:
                 found.setdefault(str(token), token)
         return list(found.values())
@@ -166,7 +172,7 @@ class SpecialTokens:
           How many were added to the vocabulary.
 
         Raises:
-          ValueError: no such purpose, or not a token.
+          TokenError: no such purpose, or not a token.
         """
         tokens = []
         for role, value in special_tokens_dict.items():
@@ -175,16 +181,16 @@ class SpecialTokens:
                 if replace_additional_special_tokens:
                     self._additional = list(given) or self._additional
                 else:
-                    known = self.additional_special_tokens
+                    known = self.additional_special_tokens or []
                     given = [token for token in given if str(token) not in known]
-                    self._additional = [*self._additional, *given]
+                    self._additional = [*(self._additional or ()), *given]
                 tokens += given
             elif role in ROLES:
                 [token] = _checked([value])
                 setattr(self, role, _special(token))
                 tokens.append(_special(token))
             else:
-                raise ValueError(
+                raise TokenError(
                     f"{role!r} is no special token: there are {', '.join((*ROLES, ADDITIONAL))}"
                 )
         return self.add_tokens(tokens, special_tokens=True)
@@ -192,10 +198,10 @@ class SpecialTokens:
 
 def _checked(tokens) -> list[str | AddedToken]:
     if not isinstance(tokens, list | tuple):
-        raise ValueError(f"a list of tokens is needed, not {tokens!r}")
+        raise TokenError(f"a list of tokens is needed, not {tokens!r}")
     for token in tokens:
         if not isinstance(token, str | AddedToken):
-            raise ValueError(f"a token must be a string or an AddedToken, not {token!r}")
+            raise TokenError(f"a token must be a string or an AddedToken, not {token!r}")
     return list(tokens)
 
 
