@@ -1,18 +1,21 @@
-"""Folders as Hugging Face's `transformers` writes and reads them, without `torch`.
+"""Models as Hugging Face's `transformers` and fairseq keep them: loaded, without PyTorch.
 
-A folder is `config.json`, the weights as `model.safetensors` (or shards of it) and the tokenizer's
-files. Names and layouts are those of HF's PyTorch classes; `layouts` translates. The decoder of
-the masked-LM head is the word table, so that it is left out of the file; its bias is
-`lm_head.bias`.
+A model is a folder or a hub id: `config.json`, the weights in one of the formats of
+`weight_files` and the tokenizer's files; or a checkpoint of fairseq's, which needs no config.
+`saving` writes them.
 
 Weights never load in part: a tensor that is missing, left over or of another shape is an error
-that lists it.
+that lists it. Only where it is asked for does a head begin with random numbers.
 """
 
+import concurrent.futures
+import dataclasses
+import inspect
 import json
+import logging
 import os
 import pathlib
-from collections.abc import Iterable, Iterator
+from collections.abc import Mapping
 from typing import Any
 
 import jax
@@ -21,41 +24,53 @@ import numpy as np
 from etils import epath
 from flax import linen as nn
 from flax import traverse_util
-from jax.experimental import multihost_utils
 
 from roberta_jax.errors import UsageError
-from roberta_jax.interchange.folders import on_local_disk, written_whole
-from roberta_jax.interchange.layouts import Leaf, Params, canonical, leaves
+from roberta_jax.interchange import fairseq, hub
+from roberta_jax.interchange.folders import on_local_disk
+from roberta_jax.interchange.hub import tokenizer_folder as tokenizer_folder
+from roberta_jax.interchange.layouts import Leaf, canonical, leaves
 from roberta_jax.interchange.layouts import stack_layers as stack_layers
 from roberta_jax.interchange.layouts import unstack_layers as unstack_layers
+from roberta_jax.interchange.matching import Tensors, listed
+from roberta_jax.interchange.saving import CONFIG as CONFIG
+from roberta_jax.interchange.saving import parameter_shapes, parameter_values
+from roberta_jax.interchange.saving import save_pretrained as save_pretrained
+from roberta_jax.interchange.stored import StoredTensor
 from roberta_jax.interchange.weight_files import (
     WEIGHTS,
-    TensorSpec,
-    WeightFiles,
-    weights_exist,
-    write_safetensors,
+    StoredWeights,
+    open_weights,
+    weights_in,
 )
 from roberta_jax.modeling.config import Execution, RobertaConfig
-from roberta_jax.modeling.heads import RobertaForMaskedLM, RobertaModel
+from roberta_jax.modeling.heads import MODEL_CLASSES
 
-CONFIG = "config.json"
-_CLASSES = {cls.__name__: cls for cls in (RobertaForMaskedLM, RobertaModel)}
-_TOKENIZER_FILES = (
-    "merges.txt",
-    "special_tokens_map.json",
-    "tokenizer.json",
-    "tokenizer_config.json",
-    "vocab.json",
-)
+logger = logging.getLogger(__name__)
 
-# Parts that some classes have and others lack: where the class that is loaded lacks one, its
-# tensors are passed over. (roberta-base's own file, a masked LM, has a pooler.)
-_OPTIONAL_PARTS = ("pooler", "lm_head", "classifier", "qa_outputs")
+_ENDINGS = (".json", ".safetensors", ".bin", ".msgpack", ".pt")
+_THREADS = 4  # reading and transposing; more gain nothing, and each holds some megabytes
 
-# Second names of other tensors, and buffers that hold no parameter.
-_WORDS = "embeddings.word_embeddings.weight"
-_ALIASES = {"lm_head.decoder.weight": _WORDS, "lm_head.decoder.bias": "lm_head.bias"}
-_BUFFERS = ("embeddings.position_ids", "embeddings.token_type_ids")
+
+@dataclasses.dataclass(frozen=True)
+class Loaded:
+    """A model, its parameters, and how they came out of their files.
+
+    Attributes:
+      model: The module.
+      params: A nested dictionary of NumPy arrays.
+      new: The PyTorch names of parameters that no file held and that are random.
+      unused: The file's names of tensors that the model has no place for.
+      weights: The files, with every tensor's shape and type.
+      folder: Where they are.
+    """
+
+    model: nn.Module
+    params: dict[str, Any]
+    new: tuple[str, ...]
+    unused: tuple[str, ...]
+    weights: StoredWeights
+    folder: pathlib.Path
 
 
 def from_pretrained(
@@ -64,18 +79,35 @@ def from_pretrained(
     execution: Execution | None = None,
     *,
     param_dtype: Any = "float32",
+    new_head: bool = False,
+    seed: int = 0,
+    revision: str | None = None,
+    token: str | bool | None = None,
+    **config_changes: Any,
 ) -> tuple[nn.Module, dict[str, Any]]:
     """Loads a model and its parameters, which go to JAX's default device.
 
+        model, params = from_pretrained(
+            "roberta-base", RobertaForSequenceClassification, new_head=True, num_labels=3
+        )
+
     Args:
-      path: A folder in Hugging Face's format, or the workdir of a finished training run.
-      model_class: `RobertaForMaskedLM` or `RobertaModel`. Default: what `config.json` names under
+      path: A folder in Hugging Face's format, a weight file in one, fairseq's `model.pt` or its
+        folder, the workdir of a finished training run, or a hub id.
+      model_class: One of `modeling.heads.MODEL_CLASSES`. Default: what `config.json` names under
         `architectures`, or where it names nothing, what the tensors are. A `RobertaModel` gets
         its pooler if the file has one.
       execution: How the model computes. `execution.scan_layers` also decides whether the
         parameters come stacked (the default) or a layer each.
       param_dtype: The type of the parameters, whatever the file's; the file's bits are kept where
-        it is the same.
+        it is the same. None keeps the file's types.
+      new_head: Whether parameters outside the encoder (and its cross-attention) may begin as
+        random numbers where the file lacks them, or has them for another number of labels. What
+        fits is loaded all the same. A warning lists those that are new.
+      seed: Of those random numbers.
+      revision: A branch, a tag or a commit of a hub id.
+      token: A token of the hub; None takes `HF_TOKEN` or the stored one, False none.
+      config_changes: Fields of the config to change, such as `num_labels=3`.
 
     Returns:
       `(model, params)`, to be called as `model.apply({"params": params}, input_ids, …)`. `params`
@@ -84,108 +116,98 @@ def from_pretrained(
     Raises:
       UsageError: There is no such model, a file is damaged, or the tensors are not the model's.
     """
-    model, params = read_pretrained(path, model_class, execution, param_dtype=param_dtype)
-    return model, jax.device_put(params)
+    model, params = read_pretrained(
+        path,
+        model_class,
+        execution,
+        param_dtype=param_dtype,
+        new_head=new_head,
+        seed=seed,
+        revision=revision,
+        token=token,
+        **config_changes,
+    )
+    flat = traverse_util.flatten_dict(params)
+    del params
+    for place in list(flat):  # one after the other, so that the host's copy of each goes at once
+        flat[place] = jax.device_put(flat.pop(place))
+    return model, traverse_util.unflatten_dict(flat)
 
 
 def read_pretrained(
     path: str | os.PathLike,
     model_class: type[nn.Module] | None = None,
     execution: Execution | None = None,
-    *,
-    param_dtype: Any = "float32",
+    **options: Any,
 ) -> tuple[nn.Module, dict[str, Any]]:
     """`from_pretrained` with NumPy arrays on the host, for a caller that places them itself."""
-    with (
-        on_local_disk(model_folder(path), (".json", ".safetensors")) as folder,
-        WeightFiles(folder) as files,
-    ):
-        settings = _read_settings(folder)
+    loaded = load(path, model_class, execution, **options)
+    return loaded.model, loaded.params
+
+
+def load(
+    path: str | os.PathLike,
+    model_class: type[nn.Module] | None = None,
+    execution: Execution | None = None,
+    *,
+    param_dtype: Any = "float32",
+    new_head: bool = False,
+    seed: int = 0,
+    revision: str | None = None,
+    token: str | bool | None = None,
+    **config_changes: Any,
+) -> Loaded:
+    """`read_pretrained` with an account of which tensors were used; see `from_pretrained`."""
+    with on_local_disk(model_folder(path, revision=revision, token=token), _ENDINGS) as folder:
+        weights = open_weights(folder)
+        settings = _read_settings(folder, weights)
         try:
-            config = RobertaConfig.from_dict(settings)
-        except ValueError as error:
-            raise UsageError(f"cannot use {folder / CONFIG}: {error}") from None
-        tensors = _Tensors(files)
+            config = RobertaConfig.from_dict(settings).replace(**config_changes)
+        except (ValueError, TypeError) as error:
+            place = _config_path(folder) if weights.settings is None else folder
+            raise UsageError(f"cannot use {place}: {error}") from None
+        tensors = Tensors(weights.tensors)
         model_class = model_class or _default_class(settings, tensors, folder)
         model = _build(model_class, config, execution or Execution(), tensors)
-        wanted = leaves(_parameter_shapes(model))
-        tensors.check(wanted, folder, model_class)
-        flat = {leaf.path: _read_leaf(leaf, tensors, param_dtype) for leaf in wanted}
-        return model, traverse_util.unflatten_dict(flat)
+        wanted = leaves(parameter_shapes(model))
+        new = tensors.check(wanted, folder, model_class, new_head)
+        flat = _read_leaves(wanted, tensors, new, param_dtype)
+    fresh = [leaf for leaf in wanted if new & set(map(canonical, leaf.names))]
+    if fresh:
+        _fill_new(flat, fresh, new, model, seed)
+        logger.warning(
+            "%s lacks %s, which begin as random numbers: train the model before using it",
+            path,
+            ", ".join(name for leaf in fresh for name in leaf.names if canonical(name) in new),
+        )
+    return Loaded(
+        model,
+        traverse_util.unflatten_dict(flat),
+        tuple(name for leaf in fresh for name in leaf.names if canonical(name) in new),
+        tuple(tensors.unused(wanted)),
+        weights,
+        folder,
+    )
 
 
-def save_pretrained(
-    path: str | os.PathLike, model: nn.Module, params: Params, tokenizer: Any = None
-) -> None:
-    """Writes a folder that `transformers` and `from_pretrained` load.
-
-    The folder appears whole or not at all: it is written beside its place and renamed. A folder
-    that is there already is replaced if it holds nothing but such files, and keeps its tokenizer
-    where none is given. On an object store (`gs://…`) there is no rename: `config.json`, without
-    which no folder counts as a model, is removed first and written last.
-
-    With several processes all must call it, since each holds a part of the parameters; the first
-    writes.
-
-    Args:
-      path: The folder to write.
-      model: The module whose parameters these are; its config is written.
-      params: The parameters, stacked or a layer each, of any floating type, which is kept.
-      tokenizer: An object with `save_pretrained(folder)`; its files are put beside the model's.
-
-    Raises:
-      UsageError: The parameters are not the model's, the folder holds other files, or it cannot be
-        written. Nothing that was there has changed then.
-    """
-    target = epath.Path(path)
-    # Tensors that a wider type aligns come first in the file.
-    ours = sorted(leaves(params), key=lambda leaf: -np.dtype(leaf.value.dtype).itemsize)
-    _check_params(ours, model)
-    if jax.process_index() == 0:
-        _check_replaceable(target)
-    specs = [
-        TensorSpec(name, leaf.tensor_shape, np.dtype(leaf.value.dtype))
-        for leaf in ours
-        for name in leaf.names
-    ]
-    settings = model.config.to_dict(type(model).__name__) | {"dtype": specs[0].dtype.name}
-
-    if jax.process_index() == 0:
-        try:
-            with written_whole(target, last=CONFIG) as folder:
-                write_safetensors(folder / WEIGHTS, specs, _host_tensors(ours))
-                if tokenizer is not None:
-                    tokenizer.save_pretrained(folder)
-                else:
-                    _copy_tokenizer(target, folder)
-                text = json.dumps(settings, indent=2, sort_keys=True) + "\n"
-                (folder / CONFIG).write_text(text, encoding="utf-8")
-        except OSError as error:
-            raise UsageError(
-                f"cannot write {target}: {error.strerror or error}; what was there before is "
-                "unchanged. Make room or choose another folder"
-            ) from error
-    else:
-        for _ in _host_tensors(ours):
-            pass
-    if jax.process_count() > 1:
-        multihost_utils.sync_global_devices(f"save_pretrained {target}")
-
-
-def model_folder(path: str | os.PathLike) -> epath.Path:
-    """Returns the folder that holds the model: `path` itself, or a workdir's `hf/`.
+def model_folder(
+    path: str | os.PathLike, *, revision: str | None = None, token: str | bool | None = None
+) -> epath.Path:
+    """Returns what holds the model: `path` itself, a workdir's `hf/`, or what the hub gave.
 
     Raises:
       UsageError: There is no model; the message says what was looked for.
     """
-    path = epath.Path(path)
+    named = path
+    path = hub.fetch(path, hub.MODEL_FILES, hub.WEIGHT_FILES, revision=revision, token=token)
     if not path.exists():
         raise UsageError(
             f"no folder {str(path)!r} (looked for {path / CONFIG} with {path / WEIGHTS}, and for "
             f"{path / 'hf' / CONFIG}, as training leaves it)"
         )
     for folder in (path / "hf", path):
-        if (folder / CONFIG).exists() and weights_exist(folder):
+        names = weights_in(folder)
+        if names and (_config_path(folder).exists() or names[0].endswith(".pt")):
             return folder
     if (path / "checkpoints").exists() or (path / "metrics.jsonl").exists():
         raise UsageError(
@@ -195,10 +217,11 @@ def model_folder(path: str | os.PathLike) -> epath.Path:
         )
     names = sorted(child.name for child in path.iterdir()) if path.is_dir() else ["no folder"]
     message = (
-        f"{path} holds no model: looked for {CONFIG} with {WEIGHTS} (or {WEIGHTS}.index.json and "
-        f"its shards), there and in {path / 'hf'}; found {_listed(names)}"
+        f"{named} holds no model: looked for {CONFIG} with {WEIGHTS}, pytorch_model.bin or "
+        f"flax_model.msgpack (each also as shards with their index), or for fairseq's "
+        f"{' or '.join(fairseq.CHECKPOINTS)}, there and in {path / 'hf'}; found {listed(names)}"
     )
-    if any(name.endswith((".bin", ".msgpack", ".h5")) for name in names):
+    if any(name.endswith((".h5", ".ckpt", ".onnx")) for name in names):
         message += (
             ". Weights in other formats become safetensors by loading them with transformers and "
             "calling save_pretrained"
@@ -206,172 +229,103 @@ def model_folder(path: str | os.PathLike) -> epath.Path:
     raise UsageError(message)
 
 
-class _Tensors:
-    """A file's tensors under the names that every class shares."""
-
-    def __init__(self, files: WeightFiles):
-        self.files = files
-        self.names = {canonical(name): name for name in files.shapes}
-        # Files made by hand may hold the output layer's bias under its second name alone.
-        for alias, name in _ALIASES.items():
-            if alias in self.names and name not in self.names:
-                self.names[name] = self.names.pop(alias)
-
-    def has(self, part: str) -> bool:
-        return any(name.startswith(f"{part}.") for name in self.names)
-
-    def read(self, name: str) -> np.ndarray:
-        return self.files.read(self.names[canonical(name)])
-
-    def check(self, wanted: list[Leaf], folder: pathlib.Path, model_class: type) -> None:
-        """Raises a UsageError that lists every tensor that does not fit."""
-        shapes = {canonical(name): leaf.tensor_shape for leaf in wanted for name in leaf.names}
-        present = [name for name in shapes if name in self.names]
-        if not present:
-            raise UsageError(
-                f"no tensor in {folder} is a {model_class.__name__}'s: it holds "
-                f"{_listed(sorted(self.files.shapes))}, and not {_listed(sorted(shapes))}"
-            )
-        missing = [name for name in shapes if name not in self.names]
-        if (
-            missing
-            and all(name.startswith("lm_head.") for name in missing)
-            and (not self.has("lm_head"))
-        ):
-            raise UsageError(
-                f"{folder} has no masked-LM head (no lm_head.* tensors): it cannot be loaded as "
-                f"{model_class.__name__}. Load its encoder with model_class=RobertaModel"
-            )
-        wrong = []
-        for name in present:
-            original = self.names[name]
-            shape, kind = self.files.shapes[original], self.files.types[original]
-            if shape != shapes[name]:
-                wrong.append(f"{original} (file {list(shape)}, config {list(shapes[name])})")
-            elif kind not in ("F64", "F32", "F16", "BF16"):
-                wrong.append(f"{original} (of type {kind}; only floating types are read)")
-        left = [self.names[name] for name in self.names if self._is_left_over(name, shapes)]
-        problems = []
-        for title, names in (("missing", missing), ("left over", left), ("unfit", wrong)):
-            if names:
-                problems.append(f"  {title} ({len(names)}): {_listed(sorted(names))}")
-        if problems:
-            raise UsageError(
-                f"the tensors in {folder} are not those of {model_class.__name__} as "
-                f"{CONFIG} describes it:\n" + "\n".join(problems)
-            )
-
-    def _is_left_over(self, name: str, wanted: dict[str, tuple[int, ...]]) -> bool:
-        if name in wanted or name in _BUFFERS:
-            return False
-        if name in _ALIASES and _ALIASES[name] in wanted:
-            # Equal to the tensor that it repeats, or the model is another one (an untied decoder).
-            return not np.array_equal(self.read(name), self.read(_ALIASES[name]))
-        part = name.split(".")[0]
-        return part not in _OPTIONAL_PARTS or any(key.startswith(f"{part}.") for key in wanted)
+def _config_path(folder: os.PathLike) -> os.PathLike:
+    return (folder.parent if folder.is_file() else folder) / CONFIG
 
 
-def _read_settings(folder: pathlib.Path) -> dict[str, Any]:
+def _read_settings(folder: pathlib.Path, weights: StoredWeights) -> Mapping[str, Any]:
+    if weights.settings is not None:
+        return weights.settings
+    path = _config_path(folder)
     try:
-        settings = json.loads((folder / CONFIG).read_text(encoding="utf-8"))
+        settings = json.loads(path.read_text(encoding="utf-8"))
         if not isinstance(settings, dict):
             raise ValueError("no JSON object")
     except ValueError as error:
-        raise UsageError(f"{folder / CONFIG} is no model's config ({error})") from None
+        raise UsageError(f"{path} is no model's config ({error})") from None
     return settings
 
 
-def _default_class(settings: dict[str, Any], tensors: _Tensors, folder: pathlib.Path) -> type:
-    names = settings.get("architectures") or []
-    if not names:
-        return RobertaForMaskedLM if tensors.has("lm_head") else RobertaModel
+def _default_class(settings: Mapping[str, Any], tensors: Tensors, folder: pathlib.Path) -> type:
+    names = settings.get("architectures") or [_class_of(tensors)]
     # XLM-R and CamemBERT are RoBERTa under another class name.
     name = names[0].replace("XLMRoberta", "Roberta").replace("Camembert", "Roberta")
-    if name not in _CLASSES:
+    if name not in MODEL_CLASSES:
         raise UsageError(
             f"{folder} holds a {names[0]}, which cannot be loaded; these can: "
-            f"{', '.join(_CLASSES)}. Pass model_class=RobertaModel to load its encoder alone"
+            f"{', '.join(MODEL_CLASSES)}. Pass model_class=RobertaModel to load its encoder alone"
         )
-    return _CLASSES[name]
+    return MODEL_CLASSES[name]
 
 
-def _build(model_class, config, execution, tensors: _Tensors) -> nn.Module:
-    if model_class is RobertaModel:
-        return RobertaModel(config, execution, add_pooling_layer=tensors.has("pooler"))
+def _class_of(tensors: Tensors) -> str:
+    """The class that has these tensors."""
+    if tensors.has("classifier.out_proj"):
+        return "RobertaForSequenceClassification"
+    if tensors.has("classifier"):
+        single = "classifier.weight" in tensors.names and (
+            tensors.find("classifier.weight").shape[0] == 1
+        )
+        return f"RobertaFor{'MultipleChoice' if single else 'TokenClassification'}"
+    if tensors.has("qa_outputs"):
+        return "RobertaForQuestionAnswering"
+    return "RobertaForMaskedLM" if tensors.has("lm_head") else "RobertaModel"
+
+
+def _build(model_class, config, execution, tensors: Tensors) -> nn.Module:
+    if "add_pooling_layer" in inspect.signature(model_class).parameters:
+        return model_class(config, execution, add_pooling_layer=tensors.has("pooler"))
     return model_class(config, execution)
 
 
-def _parameter_shapes(model: nn.Module) -> dict[str, Any]:
-    shapes = jax.eval_shape(model.init, jax.random.key(0), jnp.zeros((1, 1), jnp.int32))
-    return nn.meta.unbox(shapes["params"])
+def _read_leaves(
+    wanted: list[Leaf], tensors: Tensors, new: set[str], dtype: Any
+) -> dict[tuple[str, ...], np.ndarray]:
+    """Reads all tensors, each straight into its place, several at a time."""
+    flat, work = {}, []
+    for leaf in wanted:
+        stored = [None if canonical(name) in new else tensors.find(name) for name in leaf.names]
+        found = [np.dtype(tensor.dtype) for tensor in stored if tensor is not None]
+        kind = jnp.dtype(dtype) if dtype is not None else jnp.result_type(*(found or ["float32"]))
+        flat[leaf.path] = array = _empty(leaf.value.shape, kind)
+        for i, tensor in enumerate(stored):
+            if tensor is not None:
+                work.append((tensor, leaf.transposed, array[i] if leaf.stacked else array))
+    with concurrent.futures.ThreadPoolExecutor(_THREADS) as pool:
+        list(pool.map(lambda job: _read_tensor(*job), work))
+    return flat
 
 
-def _read_leaf(leaf: Leaf, tensors: _Tensors, dtype: Any) -> np.ndarray:
-    """Reads one leaf's tensors, each straight into its place."""
-    array = np.empty(leaf.value.shape, jnp.dtype(dtype))
-    for i, name in enumerate(leaf.names):
-        tensor = tensors.read(name)
-        array[i if leaf.stacked else ...] = tensor.T if leaf.transposed else tensor
-    return array
+def _read_tensor(tensor: StoredTensor, transposed: bool, place: np.ndarray) -> None:
+    tensor.read_into(place.T if transposed else place)
 
 
-def _host_tensors(ours: Iterable[Leaf]) -> Iterator[np.ndarray]:
-    """Yields every PyTorch tensor; one leaf at a time is fetched from the devices."""
-    for leaf in ours:
-        value = leaf.value
-        if isinstance(value, jax.Array) and not (
-            value.is_fully_addressable or value.is_fully_replicated
-        ):
-            value = multihost_utils.process_allgather(value, tiled=True)
-        value = np.asarray(value)
-        for tensor in value if leaf.stacked else [value]:
-            yield tensor.T if leaf.transposed else tensor
+def _empty(shape: tuple[int, ...], dtype: np.dtype) -> np.ndarray:
+    """An array that JAX takes over on a CPU without a copy, which needs this alignment."""
+    count = int(np.prod(shape)) * dtype.itemsize
+    buffer = np.empty(count + 64, np.uint8)
+    start = -buffer.ctypes.data % 64
+    return buffer[start : start + count].view(dtype).reshape(shape)
 
 
-def _check_params(ours: list[Leaf], model: nn.Module) -> None:
-    wanted = {
-        name: leaf.tensor_shape for leaf in leaves(_parameter_shapes(model)) for name in leaf.names
-    }
-    given = {name: leaf.tensor_shape for leaf in ours for name in leaf.names}
-    problems = [f"{name} is missing" for name in wanted if name not in given]
-    problems += [f"{name} is not the model's" for name in given if name not in wanted]
-    problems += [
-        f"{name} has shape {list(given[name])}, not {list(wanted[name])}"
-        for name in wanted
-        if name in given and given[name] != wanted[name]
-    ]
-    problems += [
-        f"{leaf.names[0]} is of type {leaf.value.dtype}"
-        for leaf in ours
-        if not jnp.issubdtype(leaf.value.dtype, jnp.floating)
-    ]
-    if problems:
-        raise UsageError(
-            f"these are not the parameters of this {type(model).__name__} (pass the tree under "
-            f"'params', and the model that it was made with): {_listed(problems)}"
-        )
+def _fill_new(
+    flat: dict[tuple[str, ...], np.ndarray],
+    fresh: list[Leaf],
+    new: set[str],
+    model: nn.Module,
+    seed: int,
+) -> None:
+    """Draws the parameters that no file holds; of the others not one is computed."""
+    places = [leaf.path for leaf in fresh]
 
+    @jax.jit
+    def draw(key):
+        values = traverse_util.flatten_dict(parameter_values(model, key))
+        return [values[place] for place in places]
 
-def _check_replaceable(target: epath.Path) -> None:
-    if not target.exists():
-        return
-    if not target.is_dir():
-        raise UsageError(f"{target} is a file; choose another name for the model's folder")
-    ours = {CONFIG, WEIGHTS, *_TOKENIZER_FILES}
-    foreign = sorted(child.name for child in target.iterdir() if child.name not in ours)
-    if foreign:
-        raise UsageError(
-            f"{target} holds other files ({_listed(foreign)}) and would be replaced whole; choose "
-            "another folder or move them"
-        )
-
-
-def _copy_tokenizer(source: epath.Path, folder: pathlib.Path) -> None:
-    for name in _TOKENIZER_FILES:
-        if (source / name).exists():
-            (source / name).copy(folder / name)
-
-
-def _listed(names: list[str], most: int = 8) -> str:
-    rest = f" and {len(names) - most} more" if len(names) > most else ""
-    return ", ".join(names[:most]) + rest
+    for leaf, value in zip(fresh, draw(jax.random.key(seed)), strict=True):
+        array = flat[leaf.path]
+        for i, name in enumerate(leaf.names):
+            if canonical(name) in new:
+                place = array[i] if leaf.stacked else array
+                place[...] = value[i] if leaf.stacked else value

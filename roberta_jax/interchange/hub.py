@@ -79,10 +79,12 @@ def fetch(
     from huggingface_hub import constants, errors
 
     name = f"{path}" + (f" (revision {revision})" if revision else "")
+    # Read here, since `huggingface_hub` reads it once, when it is imported.
+    endpoint = os.environ.get("HF_ENDPOINT") or constants.ENDPOINT
     if constants.HF_HUB_OFFLINE:
         return _cached(path, revision, f"{name}: HF_HUB_OFFLINE is set and it")
     try:
-        info = huggingface_hub.HfApi().model_info(path, revision=revision, token=token)
+        info = huggingface_hub.HfApi(endpoint).model_info(path, revision=revision, token=token)
         present = [sibling.rfilename for sibling in info.siblings or ()]
         chosen = _matching(present, files)
         for group in alternatives:
@@ -91,28 +93,52 @@ def fetch(
                 break
         # Without a match an empty list would mean "all files".
         folder = huggingface_hub.snapshot_download(
-            path, revision=revision, token=token, allow_patterns=chosen or ["config.json"]
+            path,
+            revision=revision,
+            token=token,
+            endpoint=endpoint,
+            allow_patterns=chosen or ["config.json"],
         )
     except errors.GatedRepoError:
         raise UsageError(
-            f"{name} is gated: ask for access at {constants.ENDPOINT}/{path}, then log in with `hf "
+            f"{name} is gated: ask for access at {endpoint}/{path}, then log in with `hf "
             "auth login` or set HF_TOKEN"
         ) from None
     except errors.RevisionNotFoundError:
         raise UsageError(f"{path} on the hub has no revision {revision!r}") from None
     except errors.RepositoryNotFoundError:
         raise UsageError(
-            f"no folder {path!r}, and no such model on the hub ({constants.ENDPOINT}/{path}). "
+            f"no folder {path!r}, and no such model on the hub ({endpoint}/{path}). "
             "Check the name; if the model is private, log in with `hf auth login` or set HF_TOKEN"
         ) from None
     except Exception as error:
         status = getattr(getattr(error, "response", None), "status_code", None)
         if status is not None and status < 500:
-            raise UsageError(f"the hub refused {name} ({error})") from error
+            raise UsageError(f"the hub refused {name}: {error}") from error
         if not _is_network(error):
             raise
-        return _cached(path, revision, f"{name}: the hub cannot be reached ({error}), and it")
+        reason = " ".join(str(error).split())
+        return _cached(path, revision, f"{name}: the hub cannot be reached ({reason}), and it")
     return epath.Path(folder)
+
+
+def tokenizer_folder(
+    path: str | os.PathLike, *, revision: str | None = None, token: str | bool | None = None
+) -> epath.Path:
+    """Returns the folder that holds a model's tokenizer, or a tokenizer alone.
+
+    Args:
+      path: A folder, a file in one, a workdir, whose `hf/` is taken, or a hub id. It is not checked
+        to hold a tokenizer.
+      revision, token: As for `fetch`.
+
+    Raises:
+      UsageError: As `fetch`.
+    """
+    path = fetch(path, TOKENIZER_FILES, revision=revision, token=token)
+    if path.is_file():
+        return path.parent
+    return path / "hf" if (path / "hf").exists() else path
 
 
 def _matching(names: Sequence[str], patterns: Sequence[str]) -> list[str]:

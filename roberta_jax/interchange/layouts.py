@@ -111,7 +111,7 @@ def leaves(params: Params) -> list[Leaf]:
     found = []
     for path, value in traverse_util.flatten_dict(nn.meta.unbox(dict(params))).items():
         *parents, last = path
-        names = [".".join([*parents, _TO_TORCH.get(last, last)])]
+        names = [torch_name(path)]
         depth = path.index(_LAYER) + 1 if _LAYER in path else len(path)
         stacked = depth < len(path) and not path[depth].isdecimal()
         if stacked:
@@ -119,6 +119,11 @@ def leaves(params: Params) -> list[Leaf]:
             names = [".".join([*head, str(i), *tail]) for i in range(value.shape[0])]
         found.append(Leaf(path, value, tuple(names), stacked, last == "kernel"))
     return found
+
+
+def torch_name(path: tuple[str, ...]) -> str:
+    """The PyTorch name of a leaf of a tree with a layer each."""
+    return ".".join([*path[:-1], _TO_TORCH.get(path[-1], path[-1])])
 
 
 def canonical(name: str) -> str:

@@ -1,29 +1,158 @@
-"""Reading and writing `model.safetensors`, one tensor in memory at a time.
+"""A folder's weights, whichever of the formats they are in.
+
+In order of preference: `model.safetensors`, `pytorch_model.bin`, `flax_model.msgpack`, each whole
+or in shards that an index lists, and fairseq's checkpoints. What is found is a description of each
+tensor under Hugging Face's PyTorch name; numbers are read later, one tensor at a time.
 
 A safetensors file is the length of a JSON header (8 bytes, little-endian), the header with each
-tensor's type, shape and place, then the tensors' bytes. Reading goes through the safetensors
-library; its writer wants all tensors on the host at once, which this one avoids.
+tensor's type, shape and place, then the tensors' bytes.
 """
 
-import contextlib
+import dataclasses
 import json
 import math
 import os
 import pathlib
 import struct
-from collections.abc import Iterable, Sequence
-from typing import NamedTuple
+from collections.abc import Callable, Iterable, Mapping, Sequence
+from typing import Any, NamedTuple
 
-import ml_dtypes  # noqa: F401  (teaches NumPy the name "bfloat16", which safetensors looks up)
 import numpy as np
 import safetensors
 
 from roberta_jax.errors import UsageError
+from roberta_jax.interchange import fairseq, flax_files, torch_files
+from roberta_jax.interchange.layouts import torch_name
+from roberta_jax.interchange.stored import Extent, StoredTensor
 
 WEIGHTS = "model.safetensors"
-INDEX = "model.safetensors.index.json"
+_DTYPES = {
+    "F64": "float64",
+    "F32": "float32",
+    "F16": "float16",
+    "BF16": "bfloat16",
+    "I64": "int64",
+    "I32": "int32",
+    "I16": "int16",
+    "I8": "int8",
+    "U64": "uint64",
+    "U32": "uint32",
+    "U16": "uint16",
+    "U8": "uint8",
+    "BOOL": "bool",
+    "F8_E4M3": "float8_e4m3fn",
+    "F8_E5M2": "float8_e5m2",
+}
+_NAMES = {dtype: name for name, dtype in _DTYPES.items()}
 
-_TYPES = {"float64": "F64", "float32": "F32", "float16": "F16", "bfloat16": "BF16"}
+
+@dataclasses.dataclass(frozen=True)
+class StoredWeights:
+    """What a folder's weight files hold.
+
+    Attributes:
+      format: "safetensors", "bin", "msgpack" or "fairseq".
+      files: Those that were opened.
+      tensors: {PyTorch name: tensor}.
+      settings: What the files themselves say of the config, where they do (fairseq).
+    """
+
+    format: str
+    files: tuple[pathlib.Path, ...]
+    tensors: dict[str, StoredTensor]
+    settings: Mapping[str, Any] | None = None
+
+
+def weights_in(folder: os.PathLike) -> list[str]:
+    """The names of the weight files (or their indices) in a folder, the preferred one first.
+
+    Args:
+      folder: A folder, or one of the weight files in it.
+    """
+    if folder.is_file():
+        return [folder.name] if _format_of(folder.name) else []
+    wanted = [name + ending for name in _READERS for ending in ("", ".index.json")]
+    return [name for name in [*wanted, *fairseq.CHECKPOINTS] if (folder / name).exists()]
+
+
+def open_weights(path: pathlib.Path) -> StoredWeights:
+    """Finds every tensor of a folder, or of one file.
+
+    Raises:
+      UsageError: A file is missing, cut short, of another kind, or holds more than tensors.
+    """
+    name = weights_in(path)[0]
+    folder = path.parent if path.is_file() else path
+    kind = _format_of(name)
+    if kind == "fairseq":
+        tensors, settings = fairseq.read(folder / name)
+        return StoredWeights(kind, (folder / name,), tensors, settings)
+    shards = _shards(folder / name) if name.endswith(".index.json") else [folder / name]
+    tensors = {}
+    for shard in shards:
+        for key, tensor in _READER_OF[kind](shard).items():
+            if key in tensors:
+                raise UsageError(f"{shard} repeats {key} of another shard; fetch the files again")
+            tensors[key] = tensor
+    return StoredWeights(kind, tuple(shards), tensors)
+
+
+def _read_safetensors(path: pathlib.Path) -> dict[str, StoredTensor]:
+    try:
+        with safetensors.safe_open(path, framework="np"):  # checks the header against the file
+            pass
+        with path.open("rb") as file:
+            length = struct.unpack("<Q", file.read(8))[0]
+            header = json.loads(file.read(length))
+    except (safetensors.SafetensorError, ValueError, struct.error) as error:
+        raise UsageError(
+            f"{path} ({path.stat().st_size:,} bytes) is cut short or no safetensors file "
+            f"({error}); fetch or write it again"
+        ) from None
+    except OSError as error:
+        raise UsageError(f"cannot read {path}: {error.strerror or error}") from error
+    tensors = {}
+    for name, entry in header.items():
+        if name != "__metadata__":
+            start, end = entry["data_offsets"]
+            dtype = _DTYPES.get(entry["dtype"], entry["dtype"])
+            extent = Extent(8 + length + start, end - start)
+            tensors[name] = StoredTensor(tuple(entry["shape"]), dtype, path, (extent,))
+    return tensors
+
+
+def _read_msgpack(path: pathlib.Path) -> dict[str, StoredTensor]:
+    return {
+        torch_name(place): tensor.T if place[-1] == "kernel" else tensor
+        for place, tensor in flax_files.read(path).items()
+    }
+
+
+_READERS: dict[str, tuple[str, Callable]] = {
+    WEIGHTS: ("safetensors", _read_safetensors),
+    "pytorch_model.bin": ("bin", torch_files.state_dict),
+    flax_files.WEIGHTS: ("msgpack", _read_msgpack),
+}
+_READER_OF = dict(_READERS.values())
+_ENDINGS = {".safetensors": "safetensors", ".bin": "bin", ".msgpack": "msgpack", ".pt": "fairseq"}
+
+
+def _format_of(name: str) -> str | None:
+    return _ENDINGS.get(os.path.splitext(name.removesuffix(".index.json"))[1])
+
+
+def _shards(index: pathlib.Path) -> list[pathlib.Path]:
+    try:
+        shards = sorted(set(json.loads(index.read_text(encoding="utf-8"))["weight_map"].values()))
+        paths = [index.parent / os.path.basename(name) for name in shards]
+    except (json.JSONDecodeError, UnicodeDecodeError, KeyError, TypeError, AttributeError):
+        raise UsageError(f"{index} is no index of weights; fetch the file again") from None
+    absent = [path.name for path in paths if not path.exists()]
+    if absent:
+        raise UsageError(
+            f"{index} names files that are not there: {', '.join(absent)}; fetch them, too"
+        )
+    return paths
 
 
 class TensorSpec(NamedTuple):
@@ -31,71 +160,9 @@ class TensorSpec(NamedTuple):
     shape: tuple[int, ...]
     dtype: np.dtype
 
-
-class WeightFiles(contextlib.AbstractContextManager):
-    """The tensors of a folder: of its `model.safetensors`, or of the shards that its index names.
-
-    Attributes:
-      shapes: {name: shape} of every tensor.
-      types: {name: safetensors' type name, such as "F32"}.
-
-    Raises:
-      UsageError: A file is missing, cut short or no safetensors file.
-    """
-
-    def __init__(self, folder: pathlib.Path):
-        self.shapes: dict[str, tuple[int, ...]] = {}
-        self.types: dict[str, str] = {}
-        self._files = {}
-        with contextlib.ExitStack() as stack:
-            for path in _weight_paths(folder):
-                file = stack.enter_context(_open(path))
-                for name in file.keys():  # noqa: SIM118  (no mapping: it has no __iter__)
-                    tensor = file.get_slice(name)
-                    self.shapes[name] = tuple(tensor.get_shape())
-                    self.types[name] = tensor.get_dtype()
-                    self._files[name] = file
-            self._stack = stack.pop_all()
-
-    def read(self, name: str) -> np.ndarray:
-        """Returns a tensor in the file's own type."""
-        return self._files[name].get_tensor(name)
-
-    def __exit__(self, *exception):
-        self._files.clear()
-        self._stack.close()
-
-
-def weights_exist(folder: pathlib.Path) -> bool:
-    """Whether the folder has weights that `WeightFiles` reads."""
-    return (folder / WEIGHTS).exists() or (folder / INDEX).exists()
-
-
-def _weight_paths(folder: pathlib.Path) -> list[pathlib.Path]:
-    if (folder / WEIGHTS).exists():
-        return [folder / WEIGHTS]
-    index = folder / INDEX
-    try:
-        shards = sorted(set(json.loads(index.read_text(encoding="utf-8"))["weight_map"].values()))
-    except (json.JSONDecodeError, UnicodeDecodeError, KeyError, TypeError, AttributeError):
-        raise UsageError(f"{index} is no index of weights; fetch the file again") from None
-    absent = [name for name in shards if not (folder / os.path.basename(name)).exists()]
-    if absent:
-        raise UsageError(
-            f"{index} names files that are not there: {', '.join(absent)}; fetch them, too"
-        )
-    return [folder / os.path.basename(name) for name in shards]
-
-
-def _open(path: pathlib.Path):
-    try:
-        return safetensors.safe_open(path, framework="np")
-    except safetensors.SafetensorError as error:
-        size = path.stat().st_size
-        raise UsageError(
-            f"{path} ({size:,} bytes) is cut short or no safetensors file ({error}); "
-            "fetch or write it again"
-        ) from None
+    @property
+    def nbytes(self) -> int:
+        return math.prod(self.shape) * self.dtype.itemsize
 
 
 def write_safetensors(
@@ -111,11 +178,11 @@ def write_safetensors(
     """
     header: dict = {"__metadata__": {"format": "pt"}}
     end = 0
-    for name, shape, dtype in specs:
-        start, end = end, end + math.prod(shape) * dtype.itemsize
-        header[name] = {
-            "dtype": _TYPES[dtype.name],
-            "shape": list(shape),
+    for spec in specs:
+        start, end = end, end + spec.nbytes
+        header[spec.name] = {
+            "dtype": _NAMES[spec.dtype.name],
+            "shape": list(spec.shape),
             "data_offsets": [start, end],
         }
     text = json.dumps(header).encode()

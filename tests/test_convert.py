@@ -1,0 +1,268 @@
+"""`python -m roberta_jax.convert`: every format into every other, its report and its errors."""
+
+import json
+import os
+import pathlib
+import shutil
+import subprocess
+import sys
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+import pytest
+
+from roberta_jax import RobertaTokenizer, convert
+from roberta_jax.errors import UsageError
+from roberta_jax.interchange import fairseq_dictionary, hf
+from roberta_jax.interchange.saving import parameter_shapes
+from roberta_jax.modeling.config import RobertaConfig
+from roberta_jax.modeling.heads import MODEL_CLASSES
+
+TEXTS = ["the cat sat on the mat, or so they say", "naïve 猫 🐈  <mask>"]
+FILES = {"hf": "model.safetensors", "flax": "flax_model.msgpack", "fairseq": "model.pt"}
+
+
+@pytest.fixture(scope="module")
+def tokenizer():
+    return RobertaTokenizer.train(["the cat sat on the mat, or so they say"] * 5, vocab_size=270)
+
+
+def built(name, tokenizer, dtype=np.float32, **changes):
+    config = RobertaConfig.base(
+        vocab_size=len(tokenizer),
+        hidden_size=32,
+        num_hidden_layers=2,
+        num_attention_heads=4,
+        intermediate_size=48,
+        max_position_embeddings=42,
+    ).replace(**changes)
+    model = MODEL_CLASSES[name](config)
+    draw = np.random.default_rng(0).normal
+    shapes = parameter_shapes(model)
+    return model, jax.tree.map(lambda x: draw(0, 0.2, x.shape).astype(dtype), shapes)
+
+
+@pytest.fixture(scope="module")
+def source(tokenizer, tmp_path_factory):
+    """A masked LM without token types, so that no format loses anything."""
+    model, params = built("RobertaForMaskedLM", tokenizer)
+    params["roberta"]["embeddings"]["token_type_embeddings"]["embedding"][...] = 0
+    folder = tmp_path_factory.mktemp("source") / "model"
+    hf.save_pretrained(folder, model, params, tokenizer)
+    return folder
+
+
+def test_every_format_becomes_every_other_and_the_first_again(source, tokenizer, tmp_path):
+    expected = hf.read_pretrained(source)[1]
+    at = source
+    for to in ("flax", "fairseq", "hf", "fairseq", "flax", "hf"):
+        target = tmp_path / f"{len(list(tmp_path.iterdir()))} {to}"
+        report = convert.convert(at, target, to)
+        assert report.difference == 0
+        assert FILES[to] in report.files
+        assert not report.notes
+        assert not report.unused
+        found = hf.read_pretrained(target)[1]
+        jax.tree.map(lambda a, b: np.testing.assert_array_equal(a, b, strict=True), found, expected)
+        again = RobertaTokenizer.from_pretrained(target)
+        for text in TEXTS:
+            assert again.encode(text) == tokenizer.encode(text)
+        at = target
+    # The weights came through all of them and are, byte for byte, the first file's.
+    assert (at / FILES["hf"]).read_bytes() == (source / FILES["hf"]).read_bytes()
+
+
+def test_the_report_counts_what_was_mapped(source, tmp_path):
+    report = convert.convert(source, tmp_path / "out", "flax")
+    names = {name: (tensors, count) for name, tensors, count in report.parts}
+    assert list(names) == ["embeddings", "encoder", "lm_head", "all"]
+    params = hf.read_pretrained(source)[1]
+    assert names["all"][1] == sum(leaf.size for leaf in jax.tree.leaves(params))
+    assert names["encoder"][0] == 2 * 16
+    text = convert.table(report)
+    assert "RobertaForMaskedLM, read from safetensors (float32)" in text
+    assert f"{names['all'][1]:,}" in text
+    assert "before and after: 0 (of values up to" in text
+
+
+@pytest.mark.parametrize("to", ["hf", "flax", "fairseq"])
+@pytest.mark.parametrize("dtype", ["float16", "bfloat16"])
+def test_a_type_can_be_chosen_and_is_kept(dtype, to, source, tmp_path):
+    report = convert.convert(source, tmp_path / "half", to, dtype=dtype)
+    assert 0 <= report.difference < 0.1 * report.largest
+    params = hf.read_pretrained(tmp_path / "half", param_dtype=None)[1]
+    embeddings = params["roberta"]["embeddings"]
+    assert embeddings["word_embeddings"]["embedding"].dtype == jnp.dtype(dtype)
+    kept = convert.convert(tmp_path / "half", tmp_path / "kept", "hf")
+    assert kept.difference == 0
+    params = hf.read_pretrained(tmp_path / "kept", param_dtype=None)[1]
+    assert params["lm_head"]["bias"].dtype == jnp.dtype(dtype)
+
+
+@pytest.mark.parametrize("name", sorted(MODEL_CLASSES))
+def test_every_class_converts(name, tokenizer, tmp_path):
+    hf.save_pretrained(tmp_path / "a", *built(name, tokenizer))
+    report = convert.convert(tmp_path / "a", tmp_path / "b", "flax")
+    assert (report.model, report.difference) == (name, 0)
+    assert report.notes == ["no tokenizer: the source has none"]
+    report = convert.convert(tmp_path / "b", tmp_path / "c", "hf")
+    assert (tmp_path / "c" / "config.json").read_text() == (
+        tmp_path / "a" / "config.json"
+    ).read_text()
+
+
+def test_token_types_are_noted_and_folded(tokenizer, tmp_path):
+    hf.save_pretrained(tmp_path / "a", *built("RobertaForMaskedLM", tokenizer, type_vocab_size=2))
+    report = convert.convert(tmp_path / "a", tmp_path / "b", "fairseq")
+    assert "row 0 was added to each position's row" in report.notes[1]
+    assert "rows 1 to 1 were left out" in report.notes[2]
+    assert 0 < report.difference < 1e-4 * report.largest
+
+
+def test_a_class_can_be_chosen(source, tmp_path):
+    report = convert.convert(source, tmp_path / "out", "hf", model_class="RobertaModel")
+    assert [name for name, _, _ in report.parts] == ["embeddings", "encoder", "all"]
+    assert "lm_head.bias" in report.unused
+    assert "passed over (5): lm_head." in convert.table(report)
+    with pytest.raises(UsageError, match="no class 'Roberta': use one of RobertaModel"):
+        convert.convert(source, tmp_path / "out", "hf", model_class="Roberta")
+
+
+def test_a_model_that_came_out_differently_is_told(source, tmp_path, monkeypatch):
+    real = hf.save_pretrained
+
+    def spoiled(target, model, params, *rest, **options):
+        params = jax.tree.map(lambda x: x.copy(), params)
+        params["lm_head"]["bias"][0] += 1
+        real(target, model, params, *rest, **options)
+
+    monkeypatch.setattr(hf, "save_pretrained", spoiled)
+    with pytest.raises(UsageError, match="does not compute what .* outputs differ by 1, "):
+        convert.convert(source, tmp_path / "out", "flax")
+
+
+def test_what_is_read_is_never_replaced(source, tmp_path):
+    shutil.copytree(source, tmp_path / "model")
+    for target in (tmp_path / "model", str(tmp_path / "x" / ".." / "model")):
+        with pytest.raises(UsageError, match="is what would be read"):
+            convert.convert(tmp_path / "model", target, "flax")
+    shutil.copytree(source, tmp_path / "run" / "hf")
+    with pytest.raises(UsageError, match="is what would be read"):
+        convert.convert(tmp_path / "run", tmp_path / "run" / "hf", "flax")
+    (tmp_path / "thesis").mkdir()
+    (tmp_path / "thesis" / "thesis.tex").write_text("years")
+    with pytest.raises(UsageError, match=r"thesis\.tex"):
+        convert.convert(source, tmp_path / "thesis", "flax")
+
+
+# The command
+
+
+def run(*arguments):
+    return subprocess.run(
+        [sys.executable, "-m", "roberta_jax.convert", *map(str, arguments)],
+        capture_output=True,
+        text=True,
+    )
+
+
+def test_the_command_prints_the_report(source, tmp_path):
+    done = run(source, tmp_path / "out", "--to=fairseq")
+    assert done.returncode == 0, done.stderr
+    assert "written: dict.txt, encoder.json, model.pt, vocab.bpe" in done.stdout
+    assert "before and after: 0 " in done.stdout
+
+
+def bad_config(change):
+    def spoil(folder):
+        settings = json.loads((folder / "config.json").read_text())
+        (folder / "config.json").write_text(json.dumps(settings | change))
+
+    return spoil
+
+
+def truncated(folder):
+    data = (folder / "model.safetensors").read_bytes()
+    (folder / "model.safetensors").write_bytes(data[: len(data) // 2])
+
+
+def evil(folder):
+    (folder / "model.safetensors").unlink()
+    import zipfile
+
+    with zipfile.ZipFile(folder / "pytorch_model.bin", "w") as file:
+        file.writestr("x/data.pkl", f"cos\nsystem\n(S'touch {folder}/ran'\ntR.")
+
+
+@pytest.mark.parametrize(
+    ("spoil", "said"),
+    [
+        (truncated, "cut short"),
+        (evil, "it names os.system"),
+        (bad_config({"hidden_act": "swoosh"}), "unknown hidden_act 'swoosh'"),
+        (bad_config({"model_type": "bert"}), "'bert' model, not a RoBERTa"),
+        (bad_config({"vocab_size": 300}), "vocab_size in config.json must be the rows"),
+        (bad_config({"architectures": ["RobertaForQuestionAnswering"]}), "no qa_outputs"),
+    ],
+)
+def test_bad_sources_are_one_screen_and_status_2(spoil, said, source, tmp_path, capsys):
+    folder = shutil.copytree(source, tmp_path / "bad")
+    spoil(folder)
+    with pytest.raises(SystemExit) as exit:
+        convert.main([str(folder), str(tmp_path / "out"), "--to", "flax"])
+    assert exit.value.code == 2
+    printed = capsys.readouterr().err
+    assert said in printed
+    assert len(printed.splitlines()) < 20
+    assert not (tmp_path / "out").exists()
+    assert not (folder / "ran").exists()
+
+
+def test_wrong_arguments_are_status_2(source, tmp_path):
+    done = run(source, tmp_path / "out", "--to=tf")
+    assert done.returncode == 2
+    assert "choose from" in done.stderr
+    assert "--to" in run("--help").stdout
+
+
+# fairseq's dictionary
+
+
+def test_a_vocabulary_in_another_order_has_no_dictionary(tokenizer, tmp_path):
+    vocab = tokenizer.get_vocab()
+    for change, said in (
+        ({"extra": len(vocab) + 3}, "leave gaps"),
+        ({"extra": len(vocab)}, "<mask> last"),
+    ):
+        with pytest.raises(UsageError, match=said):
+            fairseq_dictionary.write(tmp_path, vocab | change, [])
+    del vocab["a"]
+    with pytest.raises(UsageError, match="each byte"):
+        fairseq_dictionary.write(tmp_path, vocab, [])
+
+
+def test_gpt2s_files_come_out_as_released(tmp_path):
+    """From RoBERTa's vocabulary and merges, all three files but the counts of dict.txt."""
+    if "ROBERTA_JAX_DATA" not in os.environ:
+        pytest.skip("ROBERTA_JAX_DATA names no folder with GPT-2's files")
+    data = pathlib.Path(os.environ["ROBERTA_JAX_DATA"]) / "bpe_gpt2"
+    for name in ("encoder.json", "vocab.bpe", "dict.txt"):
+        shutil.copy(data / name, tmp_path)
+    released = {
+        name: (tmp_path / name).read_text(encoding="utf-8")
+        for name in ("encoder.json", "vocab.bpe", "dict.txt")
+    }
+    tokenizer = RobertaTokenizer.from_pretrained(tmp_path)
+    (tmp_path / "hf").mkdir()
+    tokenizer.save_vocabulary(str(tmp_path / "hf"))
+    lines = (tmp_path / "hf" / "merges.txt").read_text(encoding="utf-8").splitlines()[1:]
+    merges = [tuple(line.split(" ")) for line in lines]
+    vocab = json.loads((tmp_path / "hf" / "vocab.json").read_text(encoding="utf-8"))
+    fairseq_dictionary.write(tmp_path, vocab, merges)
+    assert json.loads((tmp_path / "encoder.json").read_text()) == json.loads(
+        released["encoder.json"]
+    )
+    assert (tmp_path / "vocab.bpe").read_text(encoding="utf-8") == released["vocab.bpe"]
+    rows = [line.split()[0] for line in (tmp_path / "dict.txt").read_text().splitlines()]
+    assert rows == [line.split()[0] for line in released["dict.txt"].splitlines()]
