@@ -1,7 +1,7 @@
 """Fills the masks of texts: `python -m roberta_jax.fill_mask FOLDER "text with <mask>"`.
 
-FOLDER is the workdir of a finished training run, or a folder in Hugging Face's format. Without
-texts, the lines of standard input are filled.
+FOLDER is the workdir of a finished training run, a folder in Hugging Face's format, or a model of
+the hub, such as roberta-base. Without texts, the lines of standard input are filled.
 """
 
 import argparse
@@ -32,7 +32,7 @@ def fill_mask(
 
     model, params = hf.from_pretrained(folder, RobertaForMaskedLM)
     try:
-        tokenizer = RobertaTokenizer.from_pretrained(hf.model_folder(folder))
+        tokenizer = RobertaTokenizer.from_pretrained(hf.tokenizer_folder(folder))
     except (FileNotFoundError, ValueError) as error:
         raise UsageError(f"cannot load the model's tokenizer: {error}") from error
     return FillMask(model, params, tokenizer).predictions(texts, top_k)
@@ -56,7 +56,9 @@ def table(text: str, masks: Sequence[Sequence[dict[str, Any]]]) -> str:
 def main(argv: Sequence[str] | None = None) -> None:
     """The command; wrong input is printed without a traceback, with exit status 2."""
     parser = argparse.ArgumentParser(prog="python -m roberta_jax.fill_mask", description=__doc__)
-    parser.add_argument("folder", help="a finished run's workdir, or a folder in HF's format")
+    parser.add_argument(
+        "folder", help="a finished run's workdir, a folder in HF's format or a hub id"
+    )
     parser.add_argument("texts", nargs="*", help="texts with <mask>; none: one a line from stdin")
     parser.add_argument("--top_k", type=int, default=5, help="choices a mask (default: 5)")
     arguments = parser.parse_args(argv)

@@ -26,7 +26,6 @@ from collections.abc import Iterator
 from typing import Any
 
 from absl import flags
-from etils import epath
 from ml_collections import ConfigDict
 
 from roberta_jax import command
@@ -36,6 +35,7 @@ from roberta_jax.data.sentences import check_splitting, split_sentences
 from roberta_jax.data.store_format import VERSION, temporary_name
 from roberta_jax.data.token_store import TokenStore
 from roberta_jax.errors import UsageError
+from roberta_jax.interchange.hub import tokenizer_folder
 from roberta_jax.tokenizer import RobertaTokenizer
 
 # More text than this would hardly change a vocabulary, and counting it takes memory and minutes.
@@ -163,12 +163,11 @@ def _identity(recipe: Recipe) -> dict[str, Any]:
 def _tokenizer(
     config: ConfigDict, corpus: Corpus, recipe: Recipe, cache: pathlib.Path, progress: bool
 ) -> RobertaTokenizer:
+    # Folders, workdirs and hub ids alike; a model has its tokenizer beside its weights.
     if config.tokenizer:
-        return _load("config.tokenizer", config.tokenizer)
+        return _load("config.tokenizer", tokenizer_folder(config.tokenizer))
     if config.init_from:
-        # A workdir has its tokenizer beside the weights, in the folder that it exports.
-        exported = epath.Path(config.init_from) / "hf"
-        return _load("config.init_from", exported if exported.exists() else config.init_from)
+        return _load("config.init_from", tokenizer_folder(config.init_from))
 
     name = _hash(
         source=corpus.identity(),
