@@ -110,7 +110,8 @@ def _tokens_made(value, path: epath.Path):
     made = {k: _tokens_made(v, path) for k, v in value.items()}
     if "added_tokens_decoder" in made:
         decoder = made["added_tokens_decoder"]
-        if not isinstance(decoder, dict) or not all(k.isdecimal() for k in decoder):
+        tokens = decoder.items() if isinstance(decoder, dict) else [("", None)]
+        if not all(k.isdecimal() and isinstance(token, AddedToken) for k, token in tokens):
             raise ValueError(f"{path} is corrupt: added_tokens_decoder must map ids to tokens")
         made["added_tokens_decoder"] = {int(k): v for k, v in decoder.items()}
     return made

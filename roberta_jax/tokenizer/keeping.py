@@ -265,7 +265,8 @@ class Keeping:
         )
 
     def __getstate__(self) -> dict:
-        return self.__dict__ | {"backend": self.backend.to_str(), "_lock": None}
+        with self._lock:  # a call in another thread sets the pipeline up for itself
+            return self.__dict__ | {"backend": self.backend.to_str(), "_lock": None}
 
     def __setstate__(self, state: dict) -> None:
         self.__dict__ |= state
@@ -324,8 +325,8 @@ class Keeping:
             role: token if isinstance(token, list) else _described(flags.get(token), token)
             for role, token in self.special_tokens_map.items()
         }
-        return tuple(
-            files.save(
+        with self._lock:
+            written = files.save(
                 folder,
                 self.backend,
                 config,
@@ -334,7 +335,7 @@ class Keeping:
                 pipeline=not legacy_format,
                 prefix=filename_prefix,
             )
-        )
+        return tuple(written)
 
     def save_vocabulary(
         self, save_directory, filename_prefix: str | None = None

@@ -175,13 +175,6 @@ class RobertaTokenizer(Keeping, SpecialTokens, Vocabulary, Assembly):
         convert = None if return_tensors is None else converter(return_tensors)
         if split_special_tokens is None:
             split_special_tokens = self.split_special_tokens
-        if add_prefix_space is None or not self.is_byte_level:
-            add_prefix_space = self.add_prefix_space
-        if is_split_into_words and self.is_byte_level and not add_prefix_space:
-            raise ValueError(
-                "words can only be encoded with a space before each: load the tokenizer with "
-                "add_prefix_space=True, or pass it here"
-            )
         encodings = self._encodings(
             inputs, add_special_tokens, split_special_tokens, plan, is_split_into_words,
             add_prefix_space,
@@ -304,13 +297,18 @@ class RobertaTokenizer(Keeping, SpecialTokens, Vocabulary, Assembly):
         split_special_tokens: bool,
         plan: Plan = NOTHING,
         is_split_into_words: bool = False,
-        add_prefix_space: bool = False,
+        add_prefix_space: bool | None = None,
     ) -> list[Encoding]:
         options = {
             "add_special_tokens": add_special_tokens,
             "is_pretokenized": is_split_into_words,
         }
         with self._configured(plan, split_special_tokens, add_prefix_space):
+            if is_split_into_words and self.is_byte_level and not self.add_prefix_space:
+                raise ValueError(
+                    "words can only be encoded with a space before each: load the tokenizer with "
+                    "add_prefix_space=True, or pass it to the call"
+                )
             try:
                 return self._run(inputs, options)
             except TypeError:  # a lone surrogate, or something that is not text
@@ -337,13 +335,14 @@ class RobertaTokenizer(Keeping, SpecialTokens, Vocabulary, Assembly):
             ) from error
 
     @contextlib.contextmanager
-    def _configured(self, plan: Plan, split_special_tokens: bool, add_prefix_space: bool):
+    def _configured(self, plan: Plan, split_special_tokens: bool, add_prefix_space: bool | None):
         """Sets the pipeline up for one call; the lock keeps other threads' calls out."""
         with self._lock:
             own_prefix = self.add_prefix_space
+            switched = self.is_byte_level and add_prefix_space not in (None, own_prefix)
             try:
                 self.backend.encode_special_tokens = split_special_tokens
-                if self.is_byte_level and add_prefix_space != own_prefix:
+                if switched:
                     backends.set_prefix_space(self.backend, add_prefix_space, self.trim_offsets)
                 if plan.truncate:
                     self.backend.enable_truncation(
@@ -366,7 +365,7 @@ class RobertaTokenizer(Keeping, SpecialTokens, Vocabulary, Assembly):
                 self.backend.encode_special_tokens = False
                 self.backend.no_truncation()
                 self.backend.no_padding()
-                if self.is_byte_level and add_prefix_space != own_prefix:
+                if switched:
                     backends.set_prefix_space(self.backend, own_prefix, self.trim_offsets)
 
 
