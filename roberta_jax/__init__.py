@@ -7,6 +7,15 @@ import importlib
 
 _HOMES = {
     "FillMask": "roberta_jax.inference.fill_mask",
+    "FlaxRobertaConfig": "roberta_jax.interchange.flax_config",
+    "FlaxRobertaForCausalLM": "roberta_jax.interchange.flax_classes",
+    "FlaxRobertaForMaskedLM": "roberta_jax.interchange.flax_classes",
+    "FlaxRobertaForMultipleChoice": "roberta_jax.interchange.flax_classes",
+    "FlaxRobertaForQuestionAnswering": "roberta_jax.interchange.flax_classes",
+    "FlaxRobertaForSequenceClassification": "roberta_jax.interchange.flax_classes",
+    "FlaxRobertaForTokenClassification": "roberta_jax.interchange.flax_classes",
+    "FlaxRobertaModel": "roberta_jax.interchange.flax_classes",
+    "FlaxRobertaPreTrainedModel": "roberta_jax.interchange.flax_classes",
     "RobertaConfig": "roberta_jax.modeling.config",
     "RobertaForMaskedLM": "roberta_jax.modeling.heads",
     "RobertaModel": "roberta_jax.modeling.heads",
