@@ -162,8 +162,13 @@ def _copy(target: np.ndarray, source: np.ndarray) -> None:
     if source.ndim != 2 or target.flags.c_contiguous == source.flags.c_contiguous:
         target[...] = source
         return
+    # Each tile goes through a small buffer: of a width that is a power of two, a column's entries
+    # would all fall on the same few lines of the cache.
+    buffer = np.empty((_TILE, _TILE + 16), source.dtype)
     rows, columns = source.shape
     for i in range(0, rows, _TILE):
         for j in range(0, columns, _TILE):
-            tile = np.s_[i : i + _TILE, j : j + _TILE]
-            target[tile] = source[tile]
+            tile = source[i : i + _TILE, j : j + _TILE]
+            part = buffer[: tile.shape[0], : tile.shape[1]]
+            part[...] = tile
+            target[i : i + _TILE, j : j + _TILE] = part
