@@ -53,9 +53,9 @@ def _defaults() -> ConfigDict:
     config = ConfigDict()
     config.seed = 0
     config.seq_len = 512  # tokens a row, <s> and </s> included
-    # A folder with a tokenizer; none trains one on the corpus, with new_tokenizer's settings.
+    # A folder with a tokenizer, or a hub id; none trains one on the corpus, with new_tokenizer's settings.
     config.tokenizer = placeholder(str)
-    # Weights to go on from, with their shape and tokenizer: a workdir or a folder in HF's format.
+    # Weights to go on from, with their shape and tokenizer: a workdir, a folder or a hub id.
     # Of `model` only the dropouts are used then.
     config.init_from = placeholder(str)
 
@@ -102,7 +102,8 @@ def _defaults() -> ConfigDict:
     config.execution.dtype = "auto"  # "float32", "bfloat16", or bfloat16 except on a CPU
     config.execution.scan_layers = True
     config.execution.scan_unroll = 1
-    config.execution.remat = "none"  # "dots" and "full" trade time for memory
+    # What the backward pass computes again: "dots", all but matrix products; "full"; "none".
+    config.execution.remat = "dots"
 
     config.optimizer = ConfigDict()
     config.optimizer.name = "adamw"

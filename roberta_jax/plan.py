@@ -122,10 +122,23 @@ def _execution(settings: ConfigDict) -> Execution:
         "bfloat16": jnp.bfloat16,
     }
     _one_of("execution.dtype", settings.dtype, kinds)
+    _check_computable(kinds[settings.dtype])
     try:
         return Execution(**{**settings, "dtype": kinds[settings.dtype]})
     except ValueError as error:
         raise UsageError(f"config.execution: {error}") from error
+
+
+def _check_computable(dtype: jnp.dtype) -> None:
+    """Tries a product of matrices: jaxlib 0.7 has none in bfloat16 on a CPU."""
+    try:
+        jax.block_until_ready(jax.jit(jnp.matmul)(*2 * [jnp.ones((16, 16), dtype)]))
+    except jax.errors.JaxRuntimeError as error:
+        raise UsageError(
+            f"execution.dtype={jnp.dtype(dtype).name}: this jaxlib cannot multiply such matrices on "
+            f"this machine's {jax.default_backend().upper()}. Use --config.execution.dtype=float32, "
+            "or a newer jax."
+        ) from error
 
 
 def _check_tokenizer(tokenizer: RobertaTokenizer, model: RobertaConfig) -> None:

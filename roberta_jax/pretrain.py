@@ -311,6 +311,7 @@ class _Run:
         writer: MetricsWriter,
     ) -> dict[str, float] | None:
         """Exports the model and evaluates it, unless that was done; None if told to stop."""
+        self.tokenizer.model_max_length = self.model.config.max_length
         hf.save_pretrained(self.folder / "hf", self.model, params, self.tokenizer)
         metrics = _final_record(self.folder, self.config.train.steps)
         if metrics is not None:

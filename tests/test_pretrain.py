@@ -76,6 +76,7 @@ def test_the_export_is_the_trained_model(run):
     folder, _ = run
     model, params = hf.from_pretrained(folder)
     tokenizer = RobertaTokenizer.from_pretrained(folder / "hf")
+    assert tokenizer.model_max_length == model.config.max_length == 16
     config = model.config
     assert config.vocab_size == len(tokenizer) == 320
     assert config.max_position_embeddings == 18
@@ -213,6 +214,12 @@ def test_bfloat16_computes_and_float32_is_kept(place):
     assert pretrain(config_of(place, **changes), place / "half").finished
     _, params = hf.from_pretrained(place / "half")
     assert {leaf.dtype for leaf in jax.tree.leaves(params)} == {jnp.dtype("float32")}
+
+
+@pytest.mark.skipif(jax.__version_info__ >= (0, 8), reason="newer ones compute it")
+def test_bfloat16_that_the_cpu_cannot_multiply_is_told_at_once(place):
+    with pytest.raises(UsageError, match="cannot multiply such matrices on this machine's CPU"):
+        pretrain(config_of(place, **{"execution.dtype": "bfloat16"}), place / "half")
 
 
 def test_flops_by_formula():
