@@ -53,7 +53,8 @@ def _defaults() -> ConfigDict:
     config = ConfigDict()
     config.seed = 0
     config.seq_len = 512  # tokens a row, <s> and </s> included
-    # A folder with a tokenizer, or a hub id; none trains one on the corpus, with new_tokenizer's settings.
+    # A folder with a tokenizer, or a hub id; none trains one on the corpus, with new_tokenizer's
+    # settings.
     config.tokenizer = placeholder(str)
     # Weights to go on from, with their shape and tokenizer: a workdir, a folder or a hub id.
     # Of `model` only the dropouts are used then.

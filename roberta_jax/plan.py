@@ -135,9 +135,9 @@ def _check_computable(dtype: jnp.dtype) -> None:
         jax.block_until_ready(jax.jit(jnp.matmul)(*2 * [jnp.ones((16, 16), dtype)]))
     except jax.errors.JaxRuntimeError as error:
         raise UsageError(
-            f"execution.dtype={jnp.dtype(dtype).name}: this jaxlib cannot multiply such matrices on "
-            f"this machine's {jax.default_backend().upper()}. Use --config.execution.dtype=float32, "
-            "or a newer jax."
+            f"execution.dtype={jnp.dtype(dtype).name}: this jaxlib cannot multiply such matrices "
+            f"on this machine's {jax.default_backend().upper()}. Use "
+            "--config.execution.dtype=float32, or a newer jax."
         ) from error
 
 

@@ -201,7 +201,7 @@ def _exported(model: nn.Module, params: Any, platforms: Sequence[str]) -> export
 def _readable_by_tensorflow(program: export.Exported) -> bytes:
     """The program in the StableHLO of 12 weeks ago, composite operations made into plain calls.
 
-    `jax2tf` writes what JAX writes, for readers of 4 weeks ago. TensorFlow, even the newest, is older
+    `jax2tf` writes what JAX writes, for readers of 4 weeks ago. The newest TensorFlow may be older
     than that, and does not see through a composite (erf is one) of unknown shape.
     """
     from jax.interpreters import mlir
