@@ -504,6 +504,9 @@ def test_bad_checkpoints_are_errors(tmp_path):
     said("normalises before", tensors | {final: np.zeros(32, np.float32)})
     said("left over.*bias_k", tensors | {"decoder.bias_k": np.zeros(3, np.float32)})
     said("no RoBERTa of fairseq's: it holds linear", {"linear": np.zeros(3, np.float32)})
+    head = "classification_heads.a.out_proj.weight"
+    relu = {"model": ARGUMENTS | {"pooler_activation_fn": "relu"}}
+    said("pooler_activation_fn='relu'", tensors | {head: np.zeros((3, 32), np.float32)}, cfg=relu)
     gone = dict(tensors)
     gone.pop("decoder.sentence_encoder.layers.1.fc2.bias")
     said(r"missing \(1\): encoder\.layer\.1\.output\.dense\.bias", gone)

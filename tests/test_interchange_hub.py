@@ -11,11 +11,14 @@ import numpy as np
 import pytest
 from huggingface_hub import constants
 
+from configs.pretrain import get_config
+from roberta_jax import RobertaTokenizer, convert, fill_mask, prepare
 from roberta_jax.errors import UsageError
 from roberta_jax.interchange import hf, hub
 from roberta_jax.interchange.saving import parameter_shapes
 from roberta_jax.modeling.config import RobertaConfig
 from roberta_jax.modeling.heads import RobertaForMaskedLM
+from roberta_jax.plan import Plan
 
 CONFIG = RobertaConfig.base(
     vocab_size=60,
@@ -249,6 +252,39 @@ def test_a_repository_without_weights_says_what_it_has(server, models, tmp_path)
     server.repos["someone/empty"] = {COMMIT: tmp_path / "repo"}
     with pytest.raises(UsageError, match=r"someone/empty holds no model: .*found config\.json"):
         hf.read_pretrained("someone/empty")
+
+
+def test_jobs_take_hub_ids(server, tmp_path):
+    tokenizer = RobertaTokenizer.train(["the cat sat on the mat"] * 5, vocab_size=265)
+    model = RobertaForMaskedLM(CONFIG.replace(vocab_size=265, max_position_embeddings=66))
+    zeros = jax.tree.map(lambda x: np.zeros(x.shape, np.float32), parameter_shapes(model))
+    hf.save_pretrained(tmp_path / "model", model, zeros, tokenizer)
+    server.repos["someone/model"] = {COMMIT: tmp_path / "model"}
+
+    [[choices]] = fill_mask.fill_mask("someone/model", ["the cat<mask>"], top_k=2)
+    assert len(choices) == 2
+
+    report = convert.convert("someone/model", tmp_path / "out", "flax")
+    assert "tokenizer.json" in report.files
+    assert not report.notes
+
+    config = get_config("tiny")
+    config.seq_len = 64
+    config.init_from = "someone/model"
+    config.data.cache_dir = str(tmp_path / "cache of data")
+    (tmp_path / "text.txt").write_text("The cat sat. The mat was red.\n\n" * 50)
+    config.data.source = "files"
+    config.data.files = str(tmp_path / "text.txt")
+    jax.tree.map(np.testing.assert_array_equal, Plan(config).initial[1], zeros)
+    prepared = prepare.prepare(config, progress=False)
+    assert prepared.tokenizer.fingerprint() == tokenizer.fingerprint()
+    config.init_from = None
+    config.tokenizer = "someone/model"
+    prepared = prepare.prepare(config, progress=False)
+    assert prepared.tokenizer.fingerprint() == tokenizer.fingerprint()
+    config.tokenizer = "someone/nothing"
+    with pytest.raises(UsageError, match="no such model on the hub"):
+        prepare.prepare(config, progress=False)
 
 
 @pytest.mark.parametrize(

@@ -3,8 +3,9 @@
 A checkpoint is a dictionary in PyTorch's format: `model`, the tensors, beside `args` (releases
 before 0.10, an `argparse.Namespace`) or `cfg`, what the run was started with. Names are those of
 `fairseq/models/roberta/model.py`; its releases differ in prefixes, in whether the attention's three
-projections are one tensor, and in a few names, and all of these are read. What is written is the
-form of the released files, with separate projections, which every release since 0.9 reads.
+projections are one tensor, and in a few names, and all of these are read. What is written has the
+names of the released files, with separate projections, and its settings in `cfg`, plain values
+alone: `args` is an object, which `torch.load(weights_only=True)` refuses.
 """
 
 import pathlib
@@ -187,6 +188,9 @@ def _settings(
         "tie_word_embeddings": _tied(tensors),
     }
     if "classifier.out_proj.weight" in tensors:
+        pooler = arguments.get("pooler_activation_fn") or "tanh"
+        if pooler != "tanh":
+            raise UsageError(f"{path} has a head with pooler_activation_fn={pooler!r}, not 'tanh'")
         labels = tensors["classifier.out_proj.weight"].shape[0]
         settings["id2label"] = {str(i): f"LABEL_{i}" for i in range(labels)}
         settings["label2id"] = {f"LABEL_{i}": i for i in range(labels)}
@@ -260,7 +264,15 @@ def write(
         "args": None,
         "cfg": _cfg(settings),
         "model": model,
-        "optimizer_history": [],
+        # fairseq looks at the last entry when it opens a file.
+        "optimizer_history": [
+            {
+                "criterion_name": "MaskedLmLoss",
+                "optimizer_name": "FairseqAdam",
+                "lr_scheduler_state": {},
+                "num_updates": 0,
+            }
+        ],
         "extra_state": {"train_iterator": {"epoch": 1, "iterations_in_epoch": 0}},
         "last_optimizer_state": None,
     }
