@@ -9,7 +9,9 @@ positions follows from `seq_len`; neither is a key.
     python -m roberta_jax.pretrain --config=configs/pretrain.py:tiny --workdir=runs/tiny
 
   Needs nothing: the text is Python's own documentation. It compares its held-out perplexity with
-  those of a unigram and a bigram model, which a model that has learned to read must beat.
+  those of a unigram and a bigram model, which a model that has learned to read must beat. On 2
+  cores: 5 to 6 minutes of training (19k to 24k tokens/s); perplexity 40.0, unigram 713.6, bigram
+  109.3.
 
 `small`: a small model on real text of yours, on a CPU or a single GPU.
 
