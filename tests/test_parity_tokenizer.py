@@ -499,6 +499,17 @@ def test_adding_tokens(files):
             assert ours.batch_decode(ids, skip) == theirs.batch_decode(ids, skip)
 
 
+def test_training_anew(files):
+    ours, theirs = make_pair(files, add_prefix_space=True, model_max_length=77)
+    corpus = [list(pydoc_data.topics.topics.values())[i : i + 3] for i in range(0, 12, 3)]
+    options = {"vocab_size": 500, "new_special_tokens": ["<new>"], "show_progress": False}
+    options["special_tokens_map"] = {"<mask>": "<hidden>", "</s>": "<end>"}
+    assert_same_tokenizers(
+        ours.train_new_from_iterator(corpus, **options),
+        theirs.train_new_from_iterator(corpus, **options),
+    )
+
+
 # Files
 
 

@@ -232,8 +232,44 @@ def test_a_model_that_knows_no_words(tmp_path):
     backend.pre_tokenizer = pre_tokenizers.Whitespace()
     tokenizer = RobertaTokenizer(tokenizer_object=backend)
     assert tokenizer.encode("a b") == [4, 3]  # no template, so nothing around it
-    with pytest.raises(ValueError, match="WordLevel.*whole words"):
+    with pytest.raises(ValueError, match="WordLevel model do not show"):
         tokenizer.word_start_table()
+
+
+def test_byte_level_bpe_in_a_template_of_its_own(tmp_path):
+    """Taken as it is, as far as ids go; its tokens show words as RoBERTa's do."""
+    own = RobertaTokenizer.train(SENTENCES, vocab_size=600)
+    backend = Tokenizer.from_str(own.backend.to_str())
+    backend.post_processor = processors.TemplateProcessing(
+        single="<s> $A", pair="<s> $A <s> $B", special_tokens=[("<s>", 0)]
+    )
+    backend.save(str(tmp_path / "tokenizer.json"))
+    tokenizer = RobertaTokenizer.from_pretrained(tmp_path)
+    ids = own.encode("The class", add_special_tokens=False)
+    assert tokenizer.encode("The class") == [0, *ids]
+    assert tokenizer.encode("The class", "The class") == [0, *ids, 0, *ids]
+    assert tokenizer.build_inputs_with_special_tokens(ids, ids) == [0, *ids, 0, *ids]
+    np.testing.assert_array_equal(tokenizer.word_start_table(), own.word_start_table())
+
+
+def test_training_anew(tokenizer, name):
+    other = tokenizer.train_new_from_iterator(
+        [SENTENCES[:80], SENTENCES[80:160]],
+        vocab_size=150,
+        new_special_tokens=["<new>"],
+        special_tokens_map={tokenizer.mask_token: "<hidden>"},
+        show_progress=False,
+    )
+    assert other.get_vocab().keys() != tokenizer.get_vocab().keys()
+    assert other.mask_token == "<hidden>"
+    assert other.additional_special_tokens[-1] == "<new>"
+    ids = other.encode("class <hidden><new>", add_special_tokens=False)
+    assert ids[-2:] == [other.mask_token_id, other.convert_tokens_to_ids("<new>")]
+    whole = other.encode("class <hidden><new>")
+    assert whole == [other.cls_token_id, *ids, other.sep_token_id]
+    assert len(other.encode("a", "b")) == len(tokenizer.encode("a", "b"))
+    assert other.padding_side == tokenizer.padding_side
+    assert tokenizer.mask_token != "<hidden>"
 
 
 def test_special_tokens_by_name_alone(folders, tmp_path):

@@ -25,7 +25,7 @@ _TRUNCATIONS = {
     "only_second": "only_second",
     "do_not_truncate": None,
 }
-_SIDES = ("right", "left")
+SIDES = ("right", "left")
 
 
 @dataclasses.dataclass(frozen=True)
@@ -70,7 +70,7 @@ class Plan:
                 f"{padding!r}"
             )
         for name, side in (("padding_side", padding_side), ("truncation_side", truncation_side)):
-            if side not in _SIDES:
+            if side not in SIDES:
                 raise ValueError(f"{name} must be 'right' or 'left', not {side!r}")
         if stride < 0:
             raise ValueError(f"stride must be 0 or more, not {stride}")

@@ -3,7 +3,7 @@
 The class keeps one `tokenizers` pipeline. A call turns its arguments into a `Plan` (what to
 truncate and pad to), sets the pipeline up for it, and reads the columns off the encodings. What it
 knows of its vocabulary, of its special tokens, and of rows made from ids rather than text stands in
-`vocabulary`, `special_tokens` and `assembly`; how it is made and kept in `keeping`.
+`vocabulary`, `special_tokens` and `assembly`; how it is made and kept in `making` and `keeping`.
 """
 
 import contextlib
@@ -18,6 +18,7 @@ from roberta_jax.tokenizer.assembly import Assembly
 from roberta_jax.tokenizer.calls import NOTHING, Plan, Text, as_batch, checked
 from roberta_jax.tokenizer.encoding import BatchEncoding, converter
 from roberta_jax.tokenizer.keeping import Keeping
+from roberta_jax.tokenizer.making import Making
 from roberta_jax.tokenizer.special_tokens import SpecialTokens
 from roberta_jax.tokenizer.vocabulary import Vocabulary
 
@@ -30,7 +31,7 @@ _CLEAN_UPS = (
 _log = logging.getLogger("roberta_jax.tokenizer")
 
 
-class RobertaTokenizer(Keeping, SpecialTokens, Vocabulary, Assembly):
+class RobertaTokenizer(Making, Keeping, SpecialTokens, Vocabulary, Assembly):
     """Byte-level BPE with RoBERTa's special tokens, or the pipeline of a relative of RoBERTa.
 
     Made by `from_pretrained` or `train`, or from files as HF's class is. Pickles, and may be used

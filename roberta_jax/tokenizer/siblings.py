@@ -85,9 +85,11 @@ def word_start_prefixes(backend: Tokenizer) -> tuple[str, bool]:
     """
     if isinstance(backend.model, models.WordPiece):
         return backend.model.continuing_subword_prefix, False
-    if isinstance(backend.model, models.Unigram):
-        return "▁", True
+    steps = b"" if backend.pre_tokenizer is None else backend.pre_tokenizer.__getstate__()
+    for step, prefix in ((b'"ByteLevel"', "Ġ"), (b'"Metaspace"', "▁")):
+        if step in steps:
+            return prefix, True
     raise ValueError(
-        f"tokens of a {type(backend.model).__name__} model with another pre-tokenizer do not show "
-        "which of them begin a word: whole words cannot be masked with this tokenizer"
+        f"tokens of this {type(backend.model).__name__} model do not show which of them begin a "
+        "word: whole words cannot be masked with this tokenizer"
     )
