@@ -63,7 +63,8 @@ def handler_for(hub_: Hub):
                 return self.refuse(503, "", "down")
             if path.startswith("api/models/"):
                 name, _, revision = path.removeprefix("api/models/").partition("/revision/")
-                return self.model(name, revision or "main")
+                name, _, tree = name.partition("/tree/")  # which newer clients list files by
+                return self.tree(name, tree) if tree else self.model(name, revision or "main")
             name, _, rest = path.partition("/resolve/")
             revision, _, file = rest.partition("/")
             return self.file(name, revision, file)
@@ -107,6 +108,19 @@ def handler_for(hub_: Hub):
                     }
                 ).encode()
                 self.send(body, {"Content-Type": "application/json"})
+
+        def tree(self, name, revision):
+            if found := self.folder(name, revision):
+                files = [
+                    {
+                        "type": "file",
+                        "path": path.name,
+                        "size": path.stat().st_size,
+                        "oid": "0" * 40,
+                    }
+                    for path in sorted(found[1].iterdir())
+                ]
+                self.send(json.dumps(files).encode(), {"Content-Type": "application/json"})
 
         def file(self, name, revision, file):
             if found := self.folder(name, revision):

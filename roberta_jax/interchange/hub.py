@@ -79,10 +79,11 @@ def fetch(
     from huggingface_hub import constants, errors
 
     name = f"{path}" + (f" (revision {revision})" if revision else "")
+    wanted = [*files, *(name for group in alternatives for name in group)]
     # Read here, since `huggingface_hub` reads it once, when it is imported.
     endpoint = os.environ.get("HF_ENDPOINT") or constants.ENDPOINT
     if constants.HF_HUB_OFFLINE:
-        return _cached(path, revision, f"{name}: HF_HUB_OFFLINE is set and it")
+        return _cached(path, revision, wanted, f"{name}: HF_HUB_OFFLINE is set and it")
     try:
         info = huggingface_hub.HfApi(endpoint).model_info(path, revision=revision, token=token)
         present = [sibling.rfilename for sibling in info.siblings or ()]
@@ -118,7 +119,8 @@ def fetch(
         if not _is_network(error):
             raise
         reason = " ".join(str(error).split())
-        return _cached(path, revision, f"{name}: the hub cannot be reached ({reason}), and it")
+        trouble = f"{name}: the hub cannot be reached ({reason}), and it"
+        return _cached(path, revision, wanted, trouble)
     return epath.Path(folder)
 
 
@@ -147,19 +149,18 @@ def _matching(names: Sequence[str], patterns: Sequence[str]) -> list[str]:
 
 def _is_network(error: Exception) -> bool:
     """Whether an error is one of the connection: of `requests` or, newer, of `httpx`."""
-    return isinstance(error, OSError) or type(error).__module__.split(".")[0] == "httpx"
+    return isinstance(error, OSError) or type(error).__module__.startswith("httpx")
 
 
-def _cached(path: str, revision: str | None, trouble: str) -> epath.Path:
+def _cached(path: str, revision: str | None, names: Sequence[str], trouble: str) -> epath.Path:
+    """The folder of the cache that holds one of these files."""
     import huggingface_hub
-    from huggingface_hub import errors
 
-    try:
-        return epath.Path(
-            huggingface_hub.snapshot_download(path, revision=revision, local_files_only=True)
-        )
-    except (errors.LocalEntryNotFoundError, FileNotFoundError):
-        raise UsageError(
-            f"{trouble} is not in the cache, and there is no folder {path!r}. Fetch it once with a "
-            f"connection (hf download {path}), or give the path of a local folder"
-        ) from None
+    for name in names:
+        found = huggingface_hub.try_to_load_from_cache(path, name, revision=revision)
+        if isinstance(found, str):
+            return epath.Path(found).parent
+    raise UsageError(
+        f"{trouble} is not in the cache, and there is no folder {path!r}. Fetch it once with a "
+        f"connection (hf download {path}), or give the path of a local folder"
+    )
