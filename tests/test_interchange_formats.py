@@ -10,6 +10,7 @@ import jax.numpy as jnp
 import numpy as np
 import pytest
 from flax import traverse_util
+from safetensors.numpy import load_file, save_file
 
 from roberta_jax.errors import UsageError
 from roberta_jax.interchange import fairseq, flax_files, hf, torch_files
@@ -242,6 +243,21 @@ def test_a_wrong_vocabulary_size_says_so(pretrained):
     assert "vocab_size in config.json must be the rows" in str(error.value)
 
 
+def test_parameters_are_of_a_floating_type(pretrained):
+    with pytest.raises(UsageError, match="param_dtype='int8'"):
+        hf.load(pretrained[0], param_dtype="int8")
+
+
+def test_a_tensor_under_two_names_is_an_error(pretrained):
+    folder, _ = pretrained
+    tensors = load_file(folder / "model.safetensors")
+    name = "roberta.embeddings.LayerNorm.weight"
+    tensors[name.replace("weight", "gamma")] = tensors[name] + 1
+    save_file(tensors, folder / "model.safetensors")
+    with pytest.raises(UsageError, match=r"two names each: roberta\.embeddings\.LayerNorm\."):
+        hf.load(folder)
+
+
 def test_unknown_config_fields_are_errors(pretrained):
     with pytest.raises(UsageError, match="num_lables"):
         hf.load(pretrained[0], num_lables=3)
@@ -431,6 +447,20 @@ def test_a_classification_head_tells_the_class(tmp_path):
     assert (loaded.config.num_labels, loaded.config.classifier_dropout) == (3, 0.4)
     assert_trees_equal(found, params)
     assert type(hf.read_pretrained(tmp_path, RobertaModel)[0]) is RobertaModel
+
+
+def test_several_classification_heads_cannot_be_told_apart(tmp_path):
+    _, params = built("RobertaForSequenceClassification")
+    tensors = fairseq_model(params)
+    tensors |= {
+        name.replace("sentence_classification_head", "other"): tensor
+        for name, tensor in tensors.items()
+        if "sentence_classification_head" in name
+    }
+    write_checkpoint(tmp_path / "model.pt", tensors, cfg={"model": ARGUMENTS})
+    assert type(hf.read_pretrained(tmp_path)[0]) is RobertaModel
+    with pytest.raises(UsageError, match="heads other, sentence_classification_head cannot"):
+        hf.read_pretrained(tmp_path, RobertaForSequenceClassification)
 
 
 def test_without_arguments_the_shapes_tell_the_config(tmp_path):

@@ -158,6 +158,8 @@ def load(
     **config_changes: Any,
 ) -> Loaded:
     """`read_pretrained` with an account of which tensors were used; see `from_pretrained`."""
+    if param_dtype is not None and not jnp.issubdtype(jnp.dtype(param_dtype), jnp.floating):
+        raise UsageError(f"param_dtype={param_dtype!r}: parameters are of a floating type, or None")
     with on_local_disk(model_folder(path, revision=revision, token=token), _ENDINGS) as folder:
         weights = open_weights(folder)
         settings = _read_settings(folder, weights)

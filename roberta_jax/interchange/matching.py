@@ -11,7 +11,8 @@ from roberta_jax.interchange.stored import FLOATING, StoredTensor
 
 # Parts that some classes have and others lack: where the class that is loaded lacks one, its
 # tensors are passed over. (roberta-base's own file, a masked LM, has a pooler.)
-HEADS = ("pooler", "lm_head", "classifier", "qa_outputs", "classification_heads")
+_OTHER_HEADS = "classification_heads."  # of a checkpoint of fairseq's that has several
+HEADS = ("pooler", "lm_head", "classifier", "qa_outputs", _OTHER_HEADS[:-1])
 
 # Second names of other tensors, and buffers that hold no parameter.
 _WORDS = "embeddings.word_embeddings.weight"
@@ -30,6 +31,9 @@ class Tensors:
     def __init__(self, stored: dict[str, StoredTensor]):
         self.stored = stored
         self.names = {canonical(name): name for name in stored}
+        if len(self.names) < len(stored):
+            twice = sorted(set(stored) - set(self.names.values()))
+            raise UsageError(f"the file holds tensors under two names each: {listed(twice)}")
         # Files made by hand may hold the output layer's bias under its second name alone.
         bias = "lm_head.decoder.bias"
         if bias in self.names and _ALIASES[bias] not in self.names:
@@ -81,7 +85,12 @@ class Tensors:
         if new_head:
             new = {name for name in [*missing, *wrong] if _may_be_new(name, self)}
         elif missing and not wrong and all(_may_be_new(name, self) for name in missing):
-            raise UsageError(_lacks_a_head(missing, folder, model_class))
+            message = _lacks_a_head(missing, folder, model_class)
+            several = {name.split(".")[1] for name in self.names if name.startswith(_OTHER_HEADS)}
+            if several:
+                names = ", ".join(sorted(several))
+                message += f". Its heads {names} cannot be told apart: keep one of them"
+            raise UsageError(message)
         missing = [name for name in missing if name not in new]
         left = [
             original
