@@ -372,6 +372,8 @@ def test_constructors(folder, tokenizer):
         RobertaTokenizer(vocab, merges, padding_side="top")
     with pytest.raises(TypeError, match="pad_token"):
         RobertaTokenizer(vocab, merges, pad_token=1)
+    with pytest.raises(TypeError, match="must be a list"):
+        RobertaTokenizer(vocab, merges, additional_special_tokens="<a>")
     with pytest.raises(AttributeError, match="conflicts with the method"):
         RobertaTokenizer(vocab, merges, get_vocab=1)
     spaced = RobertaTokenizer(vocab, merges, add_prefix_space=True, trim_offsets=False)
@@ -422,6 +424,14 @@ def test_everything_is_kept(folder, tmp_path):
             assert other(texts, texts, **options) == first(texts, texts, **options)
 
 
+def test_what_is_said_of_a_download_is_not_kept(folder, tmp_path):
+    said = {"token": "secret", "revision": "main", "cache_dir": "/secret", "use_fast": True}
+    loaded = RobertaTokenizer.from_pretrained(folder.parent, subfolder=folder.name, **said)
+    loaded.save_pretrained(tmp_path)
+    assert "secret" not in (tmp_path / "tokenizer_config.json").read_text()
+    assert not set(said) & set(loaded.init_kwargs)
+
+
 def test_names_with_a_prefix(tokenizer, tmp_path):
     names = tokenizer.save_pretrained(tmp_path, filename_prefix="my")
     assert sorted(names) == sorted(str(p) for p in tmp_path.iterdir())
@@ -463,6 +473,7 @@ def test_fairseqs_single_separator(folder, tokenizer, tmp_path):
         ({"tokenizer_config.json": '{"added_tokens_decoder": {"a": 1}}'}, "must map ids to tokens"),
         ({"tokenizer_config.json": '{"added_tokens_decoder": {"9": 1}}'}, "must map ids to tokens"),
         ({"tokenizer_config.json": '{"padding_side": "up"}'}, "padding_side"),
+        ({"tokenizer_config.json": '{"model_max_length": "512"}'}, "must be a number, not '512'"),
         ({"special_tokens_map.json": "[]"}, "special_tokens_map.json is corrupt"),
         ({"added_tokens.json": '{"x": "y"}'}, "added_tokens.json is corrupt"),
     ],

@@ -13,8 +13,12 @@ from roberta_jax.tokenizer.special_tokens import ADDITIONAL, ROLES
 
 DEFAULT_MAX_LENGTH = 512
 INPUT_NAMES = ("input_ids", "attention_mask")
-# In a tokenizer_config.json, but no option of a tokenizer.
-_NOT_KEPT = ("tokenizer_file", "vocab_file", "merges_file", "special_tokens_map_file", "use_fast")
+# Said of where the files are or of how to get them, not of the tokenizer: never written again.
+_NOT_KEPT = (
+    "tokenizer_file", "vocab_file", "merges_file", "special_tokens_map_file", "use_fast",
+    "cache_dir", "force_download", "local_files_only", "proxies", "resume_download", "revision",
+    "token", "trust_remote_code", "use_auth_token",
+)  # fmt: skip
 
 
 class Making:
@@ -85,12 +89,13 @@ class Making:
         self._set_up(backend, options)
 
     @classmethod
-    def from_pretrained(cls, path, **options) -> Self:
+    def from_pretrained(cls, path, *, subfolder: str = "", **options) -> Self:
         """Loads a folder.
 
         Args:
           path: a folder with `tokenizer.json`, or `vocab.json` + `merges.txt`, or fairseq's
             `encoder.json` + `vocab.bpe` + `dict.txt`; looked for in this order.
+          subfolder: the folder in that folder to read.
           add_prefix_space: whether a text's first word is encoded as if a space came before it;
             None follows the files, and is False where they say nothing.
           model_max_length: None follows `tokenizer_config.json`, and is 512 where it says nothing.
@@ -103,12 +108,16 @@ class Making:
           padding_side, truncation_side, clean_up_tokenization_spaces, split_special_tokens,
           model_input_names: see the attributes.
 
+        What transformers takes to download files (`revision`, `token`, …) has no effect here.
+
         Raises:
           FileNotFoundError: no such folder, or no complete set of files in it.
           ValueError: a file is corrupt, or holds another kind of tokenizer.
         """
-        backend, found, source = files.load(path)
-        length = found.get("model_max_length") or found.get("max_len")
+        backend, found, source = files.load(files.epath.Path(path) / subfolder)
+        length = found.pop("model_max_length", found.pop("max_len", None))
+        if not isinstance(length, int | float | None):
+            raise ValueError(f"{str(path)!r}: model_max_length must be a number, not {length!r}")
         found["model_max_length"] = None if not length or length > UNKNOWN_LENGTH else int(length)
         found |= {name: value for name, value in options.items() if value is not None}
         tokenizer = cls.__new__(cls)
@@ -197,7 +206,10 @@ class Making:
         self.clean_up_tokenization_spaces = bool(options.pop("clean_up_tokenization_spaces", False))
         self.split_special_tokens = bool(options.pop("split_special_tokens", False))
         named = {role: options.pop(role) for role in ROLES if role in options}
-        additional = list(options.pop(ADDITIONAL, ()))
+        additional = options.pop(ADDITIONAL, [])
+        if not isinstance(additional, list | tuple):
+            raise TypeError(f"{ADDITIONAL} must be a list, not {additional!r}")
+        additional = list(additional)
         for role, token in (*named.items(), *((ADDITIONAL, token) for token in additional)):
             if not isinstance(token, str | AddedToken):
                 raise TypeError(f"{role} must be a string or an AddedToken, not {token!r}")
