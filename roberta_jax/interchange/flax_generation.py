@@ -147,7 +147,7 @@ def options_of(
                 f"the prompt has {prompt_length} tokens and max_length is {total}, which leaves "
                 "none to generate; pass max_new_tokens"
             )
-    least = max(told.get("min_new_tokens", 0), told.get("min_length", 0) - prompt_length + 1)
+    least = max(0, told.get("min_new_tokens", 0), told.get("min_length", 0) - prompt_length + 1)
     return GenerateOptions(
         new,
         least,
