@@ -136,7 +136,8 @@ def _tokenizer(
     source: str | os.PathLike, revision: str | None, to: str, place: pathlib.Path, notes: list[str]
 ) -> _Files | None:
     """Makes the tokenizer's files for a format; a note says why there are none."""
-    from roberta_jax.interchange import fairseq_dictionary, hub, saving
+    from roberta_jax import hub
+    from roberta_jax.interchange import fairseq_dictionary, saving
     from roberta_jax.tokenizer import RobertaTokenizer
     from roberta_jax.tokenizer.files import HF_FILES, TOKENIZER_FILE, read_merges, read_vocab
 

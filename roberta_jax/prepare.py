@@ -35,7 +35,7 @@ from roberta_jax.data.sentences import check_splitting, split_sentences
 from roberta_jax.data.store_format import VERSION, temporary_name
 from roberta_jax.data.token_store import TokenStore
 from roberta_jax.errors import UsageError
-from roberta_jax.interchange.hub import tokenizer_folder
+from roberta_jax.hub import tokenizer_folder
 from roberta_jax.tokenizer import RobertaTokenizer
 
 # More text than this would hardly change a vocabulary, and counting it takes memory and minutes.

@@ -14,8 +14,8 @@ from typing import Any
 
 from etils import epath
 
+from roberta_jax import hub
 from roberta_jax.errors import UsageError
-from roberta_jax.interchange import hub
 from roberta_jax.interchange.saving import CONFIG
 from roberta_jax.modeling.config import RobertaConfig
 

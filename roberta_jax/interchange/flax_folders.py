@@ -21,8 +21,9 @@ import numpy as np
 from etils import epath
 from flax import traverse_util
 
+from roberta_jax import hub
 from roberta_jax.errors import UsageError
-from roberta_jax.interchange import flax_files, hub
+from roberta_jax.interchange import flax_files
 from roberta_jax.interchange.flax_config import read_settings, to_json
 from roberta_jax.interchange.folders import on_local_disk
 from roberta_jax.interchange.layouts import canonical, leaves, torch_name

@@ -10,8 +10,9 @@ import jax
 import jax.numpy as jnp
 from flax import traverse_util
 
+from roberta_jax import hub
 from roberta_jax.errors import UsageError
-from roberta_jax.interchange import flax_folders, hub
+from roberta_jax.interchange import flax_folders
 from roberta_jax.interchange.flax_config import FlaxRobertaConfig, read_settings
 from roberta_jax.interchange.matching import listed
 from roberta_jax.interchange.saving import CONFIG

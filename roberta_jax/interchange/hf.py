@@ -25,10 +25,11 @@ from etils import epath
 from flax import linen as nn
 from flax import traverse_util
 
+from roberta_jax import hub
 from roberta_jax.errors import UsageError
-from roberta_jax.interchange import fairseq, hub
+from roberta_jax.hub import tokenizer_folder as tokenizer_folder
+from roberta_jax.interchange import fairseq
 from roberta_jax.interchange.folders import on_local_disk
-from roberta_jax.interchange.hub import tokenizer_folder as tokenizer_folder
 from roberta_jax.interchange.layouts import Leaf, canonical, leaves
 from roberta_jax.interchange.layouts import stack_layers as stack_layers
 from roberta_jax.interchange.layouts import unstack_layers as unstack_layers

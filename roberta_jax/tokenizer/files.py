@@ -51,8 +51,8 @@ def load(path) -> tuple[Tokenizer, dict, epath.Path]:
     folder = epath.Path(path)
     if not folder.is_dir():
         raise FileNotFoundError(
-            f"no tokenizer at {str(path)!r}: it is not a folder. To use a tokenizer from the "
-            f"Hugging Face hub, download it first: hf download {path} --local-dir FOLDER"
+            f"no tokenizer at {str(path)!r}: it is not a folder (nor a hub id, such as "
+            "'roberta-base')"
         )
     options = read_options(folder)
 

@@ -6,6 +6,7 @@ from typing import Any, Self
 
 from tokenizers import AddedToken, Tokenizer, pre_tokenizers
 
+from roberta_jax import hub
 from roberta_jax.tokenizer import backend as backends
 from roberta_jax.tokenizer import files, retraining, siblings, training
 from roberta_jax.tokenizer.calls import SIDES, UNKNOWN_LENGTH
@@ -89,13 +90,24 @@ class Making:
         self._set_up(backend, options)
 
     @classmethod
-    def from_pretrained(cls, path, *, subfolder: str = "", **options) -> Self:
-        """Loads a folder.
+    def from_pretrained(
+        cls,
+        path,
+        *,
+        subfolder: str = "",
+        revision: str | None = None,
+        token: str | bool | None = None,
+        **options,
+    ) -> Self:
+        """Loads a folder, or a hub id's files.
 
         Args:
-          path: a folder with `tokenizer.json`, or `vocab.json` + `merges.txt`, or fairseq's
-            `encoder.json` + `vocab.bpe` + `dict.txt`; looked for in this order.
-          subfolder: the folder in that folder to read.
+          path: a hub id such as "roberta-base", or a folder with `tokenizer.json`, or `vocab.json`
+            + `merges.txt`, or fairseq's `encoder.json` + `vocab.bpe` + `dict.txt`; looked for in
+            this order.
+          subfolder: the folder in that folder to read; of local folders alone.
+          revision: a branch, a tag or a commit of a hub id.
+          token: of the hub; None takes `HF_TOKEN` or the stored one, False none.
           add_prefix_space: whether a text's first word is encoded as if a space came before it;
             None follows the files, and is False where they say nothing.
           model_max_length: None follows `tokenizer_config.json`, and is 512 where it says nothing.
@@ -108,12 +120,15 @@ class Making:
           padding_side, truncation_side, clean_up_tokenization_spaces, split_special_tokens,
           model_input_names: see the attributes.
 
-        What transformers takes to download files (`revision`, `token`, …) has no effect here.
+        What transformers takes besides to download files (`cache_dir`, …) has no effect here.
 
         Raises:
           FileNotFoundError: no such folder, or no complete set of files in it.
-          ValueError: a file is corrupt, or holds another kind of tokenizer.
+          ValueError: a file is corrupt, or holds another kind of tokenizer; or the hub does not
+            give that of a hub id.
         """
+        if hub.is_hub_id(path):
+            path = hub.fetch(path, hub.TOKENIZER_FILES, revision=revision, token=token)
         backend, found, source = files.load(files.epath.Path(path) / subfolder)
         length = found.pop("model_max_length", found.pop("max_len", None))
         if not isinstance(length, int | float | None):

@@ -12,9 +12,9 @@ import pytest
 from huggingface_hub import constants
 
 from configs.pretrain import get_config
-from roberta_jax import RobertaTokenizer, convert, fill_mask, prepare
+from roberta_jax import RobertaTokenizer, convert, fill_mask, hub, prepare
 from roberta_jax.errors import UsageError
-from roberta_jax.interchange import hf, hub
+from roberta_jax.interchange import hf
 from roberta_jax.interchange.saving import parameter_shapes
 from roberta_jax.modeling.config import RobertaConfig
 from roberta_jax.modeling.heads import RobertaForMaskedLM
@@ -293,6 +293,10 @@ def test_jobs_take_hub_ids(server, tmp_path):
     prepared = prepare.prepare(config, progress=False)
     assert prepared.tokenizer.fingerprint() == tokenizer.fingerprint()
     config.init_from = None
+    named = RobertaTokenizer.from_pretrained("someone/model", model_max_length=7)
+    assert (named.fingerprint(), named.model_max_length) == (tokenizer.fingerprint(), 7)
+    with pytest.raises(UsageError, match="no such model on the hub"):
+        RobertaTokenizer.from_pretrained("someone/nothing")
     config.tokenizer = "someone/model"
     prepared = prepare.prepare(config, progress=False)
     assert prepared.tokenizer.fingerprint() == tokenizer.fingerprint()
