@@ -16,9 +16,8 @@ from etils import epath
 from flax.traverse_util import flatten_dict, unflatten_dict
 
 import roberta_jax
-from roberta_jax import hub
 from roberta_jax.errors import UsageError
-from roberta_jax.interchange import hf
+from roberta_jax.interchange import flax_folders, hf
 from roberta_jax.interchange.flax_config import FlaxRobertaConfig
 from roberta_jax.modeling.config import Execution
 
@@ -224,7 +223,7 @@ def test_where_a_model_is_looked_for(masked, tmp_path, monkeypatch):
         asked.append((path, list(files), revision, token, alternatives[0]))
         return epath.Path(tmp_path / "repo")
 
-    monkeypatch.setattr(hub, "fetch", fetch)
+    monkeypatch.setattr(flax_folders.hub, "fetch", fetch)
     found.append(cls.from_pretrained("user/name", subfolder="inner", revision="v1", token="t"))
     assert asked == [
         (
