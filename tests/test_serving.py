@@ -18,10 +18,11 @@ from roberta_jax.interchange.serving import export_saved_model, export_stablehlo
 # What a server does that has JAX, flax and safetensors, but not this package.
 SERVER = """
 import sys
-import flax, jax, numpy as np, safetensors.numpy
+import flax, numpy as np, safetensors.numpy
+from jax import export
 flat = safetensors.numpy.load_file("params.safetensors")
 params = flax.traverse_util.unflatten_dict(flat, sep="/")
-program = jax.export.deserialize(bytearray(open("model.stablehlo", "rb").read()))
+program = export.deserialize(bytearray(open("model.stablehlo", "rb").read()))
 ids = np.arange(4, 14, dtype=np.int32).reshape(2, 5)
 outputs = program.call(params, {"input_ids": ids, "attention_mask": np.ones_like(ids)})
 np.save("served.npy", outputs["logits"])

@@ -3,6 +3,8 @@
 Two forms. **StableHLO** (`jax.export`): `model.stablehlo` is the program, `params.safetensors` its
 weights, `signature.json` what goes in and comes out; any JAX runs it:
 
+    import flax, jax.export, safetensors.numpy
+
     flat = safetensors.numpy.load_file("params.safetensors")
     params = flax.traverse_util.unflatten_dict(flat, sep="/")
     program = jax.export.deserialize(bytearray(open("model.stablehlo", "rb").read()))
