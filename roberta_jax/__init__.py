@@ -17,11 +17,18 @@ _HOMES = {
     "FlaxRobertaModel": "roberta_jax.interchange.flax_classes",
     "FlaxRobertaPreTrainedModel": "roberta_jax.interchange.flax_classes",
     "RobertaConfig": "roberta_jax.modeling.config",
+    "RobertaForCausalLM": "roberta_jax.modeling.heads",
     "RobertaForMaskedLM": "roberta_jax.modeling.heads",
+    "RobertaForMultipleChoice": "roberta_jax.modeling.heads",
+    "RobertaForQuestionAnswering": "roberta_jax.modeling.heads",
+    "RobertaForSequenceClassification": "roberta_jax.modeling.heads",
+    "RobertaForTokenClassification": "roberta_jax.modeling.heads",
     "RobertaModel": "roberta_jax.modeling.heads",
     "RobertaTokenizer": "roberta_jax.tokenizer",
     "RobertaTokenizerFast": "roberta_jax.tokenizer",
+    "Sampling": "roberta_jax.modeling.generation",
     "from_pretrained": "roberta_jax.interchange.hf",
+    "generate": "roberta_jax.modeling.generation",
     "save_pretrained": "roberta_jax.interchange.hf",
 }
 
