@@ -19,8 +19,8 @@ positions follows from `seq_len`; neither is a key.
         '--config.data.files=text/*.jsonl.gz'
 
   Needs some 100 MB of text or more (plain text with blank lines between documents, or JSON lines).
-  On 2 cores: 4k tokens/s; after 8 million tokens of Wikipedia and books perplexity 126, unigram 1085,
-  bigram 121 (experiments/results/small.md).
+  On 2 cores: 4k tokens/s; after 8 million tokens of Wikipedia and books perplexity 126, unigram
+  1085, bigram 121 (experiments/results/small.md).
 
 `base`, `large`: the paper's models with the paper's recipe (Liu et al. 2019, Table 9): 8192 rows of
 512 tokens a step, for 500k steps.
