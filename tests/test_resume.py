@@ -180,9 +180,13 @@ def test_killed_at_random_moments(place, straight):
 
 @pytest.mark.slow
 def test_killed_during_saves(place, straight):
-    """SIGKILL as soon as a save has begun: its temporary folder is there, its step is not."""
-    workdir, caught = place / "killed_saving", 0
-    for _ in range(4):
+    """SIGKILL as soon as a save has begun: its temporary folder is there, its step is not.
+
+    A busy machine may let the save end before the signal comes, so some tries may be in vain.
+    """
+    workdir, caught, tries = place / "killed_saving", 0, 0
+    while caught < 2 and tries < 9:
+        tries += 1
         process = start(place, workdir)
         before = set(steps_on_disk(workdir))
 
@@ -197,7 +201,7 @@ def test_killed_during_saves(place, straight):
         process.kill()
         process.communicate()
         caught += any("tmp" in p.name for p in (workdir / "checkpoints").iterdir())
-    assert caught >= 2
+    assert caught == 2
     finish(start(place, workdir))
     assert model_bytes(workdir) == model_bytes(straight)
     assert deterministic_part(workdir) == deterministic_part(straight)
