@@ -32,7 +32,6 @@ WEIGHT_FILES = (
 )
 TOKENIZER_FILES = (
     "added_tokens.json",
-    "config.json",
     "dict.txt",
     "encoder.json",
     "merges.txt",
@@ -137,7 +136,7 @@ def tokenizer_folder(
     Raises:
       UsageError: As `fetch`.
     """
-    path = fetch(path, TOKENIZER_FILES, revision=revision, token=token)
+    path = fetch(path, MODEL_FILES + TOKENIZER_FILES, revision=revision, token=token)
     if path.is_file():
         return path.parent
     return path / "hf" if (path / "hf").exists() else path

@@ -91,3 +91,9 @@ def loss_of(model, params, inputs: Inputs) -> jax.Array:
         }
     sums, counts = model.apply({"params": params}, **inputs.given, **labels, method="loss")
     return jnp.mean(sums / counts)
+
+
+def assert_close(ours, theirs, name=""):
+    """Within 1e-5, or 1e-5 of the largest entry where entries exceed 1."""
+    scale = max(1.0, float(np.abs(theirs).max()))
+    np.testing.assert_allclose(ours, theirs, rtol=0, atol=1e-5 * scale, err_msg=name)

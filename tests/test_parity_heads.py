@@ -7,6 +7,7 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 import pytest
+from heads import assert_close
 
 torch = pytest.importorskip("torch")
 transformers = pytest.importorskip("transformers")
@@ -41,12 +42,6 @@ CASES = {
 def _exact_products():
     with jax.default_matmul_precision("highest"):
         yield
-
-
-def assert_close(ours, theirs, name=""):
-    """Within 1e-5, or 1e-5 of the largest entry where entries exceed 1."""
-    scale = max(1.0, float(np.abs(theirs).max()))
-    np.testing.assert_allclose(ours, theirs, rtol=0, atol=1e-5 * scale, err_msg=name)
 
 
 def torch_model(name, config, params):

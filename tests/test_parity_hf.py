@@ -12,6 +12,7 @@ transformers = pytest.importorskip("transformers")
 
 from golden import masked_lm  # noqa: E402
 from golden.make_masked_lm import as_torch, logits_loss_and_gradients, torch_model  # noqa: E402
+from heads import assert_close  # noqa: E402
 
 from roberta_jax.modeling.config import Execution, RobertaConfig  # noqa: E402
 from roberta_jax.modeling.heads import RobertaForMaskedLM, RobertaModel  # noqa: E402
@@ -70,12 +71,6 @@ CASES = {
 def _exact_products():
     with jax.default_matmul_precision("highest"):
         yield
-
-
-def assert_close(ours, theirs, name=""):
-    """Within 1e-5, or 1e-5 of the largest entry where entries exceed 1."""
-    scale = max(1.0, float(np.abs(theirs).max()))
-    np.testing.assert_allclose(ours, theirs, rtol=0, atol=1e-5 * scale, err_msg=name)
 
 
 @functools.lru_cache(maxsize=1)

@@ -7,7 +7,6 @@ transformers' own serves as well: any object whose `to_dict()` is such a config'
 """
 
 import dataclasses
-import json
 import os
 from collections.abc import Mapping
 from typing import Any
@@ -15,8 +14,8 @@ from typing import Any
 from etils import epath
 
 from roberta_jax import hub
-from roberta_jax.errors import UsageError
 from roberta_jax.interchange.saving import CONFIG
+from roberta_jax.interchange.settings import read_settings, to_json
 from roberta_jax.modeling.config import RobertaConfig
 
 # What transformers' config has besides the shape and the classes here or users' scripts read.
@@ -144,21 +143,3 @@ def shape_of(config: Any) -> RobertaConfig:
       ValueError: The config describes no RoBERTa.
     """
     return RobertaConfig.from_dict(config.to_dict())
-
-
-def read_settings(file: epath.Path) -> dict[str, Any]:
-    """A parsed `config.json`."""
-    try:
-        settings = json.loads(file.read_text())
-        if not isinstance(settings, dict):
-            raise ValueError("no JSON object")
-    except FileNotFoundError:
-        raise UsageError(f"no {file}; give the folder of a model, or pass config=…") from None
-    except ValueError as error:
-        raise UsageError(f"{file} is no model's config ({error})") from None
-    return settings
-
-
-def to_json(values: Mapping[str, Any]) -> str:
-    """Text as transformers writes its JSON files."""
-    return json.dumps(values, indent=2, sort_keys=True) + "\n"

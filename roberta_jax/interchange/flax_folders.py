@@ -5,7 +5,6 @@ rely on: of several weight files `flax_model.msgpack` is read first, parameters 
 the caller says how to go on, and files are put into a folder beside whatever else is there.
 """
 
-import concurrent.futures
 import contextlib
 import dataclasses
 import logging
@@ -24,13 +23,14 @@ from flax import traverse_util
 from roberta_jax import hub
 from roberta_jax.errors import UsageError
 from roberta_jax.interchange import flax_files
-from roberta_jax.interchange.flax_config import read_settings, to_json
 from roberta_jax.interchange.folders import on_local_disk
 from roberta_jax.interchange.layouts import canonical, leaves, torch_name
 from roberta_jax.interchange.matching import HEADS, Tensors, listed
 from roberta_jax.interchange.saving import CONFIG
-from roberta_jax.interchange.stored import FLOATING, StoredTensor
+from roberta_jax.interchange.settings import read_settings, to_json
+from roberta_jax.interchange.stored import FLOATING, StoredTensor, read_all
 from roberta_jax.interchange.weight_files import (
+    FILE_ENDINGS,
     WEIGHTS,
     TensorSpec,
     open_weights,
@@ -42,8 +42,6 @@ logger = logging.getLogger(__name__)
 
 GENERATION = "generation_config.json"
 _FLAX_FIRST = ((flax_files.WEIGHTS,), (f"{flax_files.WEIGHTS}.index.json", "flax_model-*.msgpack"))
-_ENDINGS = (".json", ".safetensors", ".bin", ".msgpack", ".pt")
-_THREADS = 4
 # Tensors of PyTorch's files that repeat another one or hold no parameter.
 _NO_PARAMETERS = (
     "embeddings.position_ids",
@@ -115,7 +113,7 @@ def model_files(
     if not folder.exists():
         raise UsageError(f"no folder {str(folder)!r}; give a folder of a model or a hub id")
     workdir = not folder.is_file() and not weights_in(folder) and (folder / "hf").exists()
-    with on_local_disk(folder / "hf" if workdir else folder, _ENDINGS) as local:
+    with on_local_disk(folder / "hf" if workdir else folder, FILE_ENDINGS) as local:
         if not weights_in(local):
             raise UsageError(
                 f"{folder} holds no weights: looked for {flax_files.WEIGHTS}, {WEIGHTS} or "
@@ -167,8 +165,7 @@ def read_weights(place: pathlib.Path, shapes: Mapping[str, Any]) -> FlaxWeights:
         raise UsageError(
             f"no tensor in {place} is this model's: it holds {listed(sorted(tensors.stored))}"
         )
-    with concurrent.futures.ThreadPoolExecutor(_THREADS) as pool:
-        list(pool.map(lambda job: job[0].read_into(job[1]), work))
+    read_all(work)
     unused = [name for name in tensors.unused(wanted) if canonical(name) not in _NO_PARAMETERS]
     return FlaxWeights(values, tuple(missing), mismatched, tuple(unused))
 

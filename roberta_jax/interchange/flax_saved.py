@@ -13,9 +13,10 @@ from flax import traverse_util
 from roberta_jax import hub
 from roberta_jax.errors import UsageError
 from roberta_jax.interchange import flax_folders
-from roberta_jax.interchange.flax_config import FlaxRobertaConfig, read_settings
+from roberta_jax.interchange.flax_config import FlaxRobertaConfig
 from roberta_jax.interchange.matching import listed
 from roberta_jax.interchange.saving import CONFIG
+from roberta_jax.interchange.settings import read_settings
 
 logger = logging.getLogger(__name__)
 

@@ -5,9 +5,12 @@ import os
 import pathlib
 import shutil
 import tempfile
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 
 from etils import epath
+
+from roberta_jax.errors import UsageError
+from roberta_jax.interchange.matching import listed
 
 
 @contextlib.contextmanager
@@ -46,6 +49,25 @@ def written_whole(target: epath.Path, last: str) -> Iterator[pathlib.Path]:
         _tidy_up(place, folder, old)
         raise
     shutil.rmtree(old, ignore_errors=True)
+
+
+def check_free(target: epath.Path, is_ours: Callable[[str], bool]) -> None:
+    """Raises a UsageError where writing a folder whole would lose a file.
+
+    Args:
+      target: The folder to be written.
+      is_ours: Tells by its name whether a file in it may be replaced.
+    """
+    if not target.exists():
+        return
+    if not target.is_dir():
+        raise UsageError(f"{target} is a file; choose another name for the model's folder")
+    foreign = sorted(child.name for child in target.iterdir() if not is_ours(child.name))
+    if foreign:
+        raise UsageError(
+            f"{target} holds other files ({listed(foreign)}) and would be replaced whole; choose "
+            "another folder or move them"
+        )
 
 
 def _tidy_up(place: pathlib.Path, folder: pathlib.Path, old: pathlib.Path) -> None:

@@ -8,10 +8,8 @@ Weights never load in part: a tensor that is missing, left over or of another sh
 that lists it. Only where it is asked for does a head begin with random numbers.
 """
 
-import concurrent.futures
 import dataclasses
 import inspect
-import json
 import logging
 import os
 import pathlib
@@ -37,8 +35,10 @@ from roberta_jax.interchange.matching import Tensors, listed
 from roberta_jax.interchange.saving import CONFIG as CONFIG
 from roberta_jax.interchange.saving import parameter_shapes, parameter_values
 from roberta_jax.interchange.saving import save_pretrained as save_pretrained
-from roberta_jax.interchange.stored import StoredTensor
+from roberta_jax.interchange.settings import read_settings
+from roberta_jax.interchange.stored import read_all
 from roberta_jax.interchange.weight_files import (
+    FILE_ENDINGS,
     WEIGHTS,
     StoredWeights,
     open_weights,
@@ -48,9 +48,6 @@ from roberta_jax.modeling.config import Execution, RobertaConfig
 from roberta_jax.modeling.heads import MODEL_CLASSES
 
 logger = logging.getLogger(__name__)
-
-_ENDINGS = (".json", ".safetensors", ".bin", ".msgpack", ".pt")
-_THREADS = 4  # reading and transposing; more gain nothing, and each holds some megabytes
 
 
 @dataclasses.dataclass(frozen=True)
@@ -161,7 +158,7 @@ def load(
     """`read_pretrained` with an account of which tensors were used; see `from_pretrained`."""
     if param_dtype is not None and not jnp.issubdtype(jnp.dtype(param_dtype), jnp.floating):
         raise UsageError(f"param_dtype={param_dtype!r}: parameters are of a floating type, or None")
-    with on_local_disk(model_folder(path, revision=revision, token=token), _ENDINGS) as folder:
+    with on_local_disk(model_folder(path, revision=revision, token=token), FILE_ENDINGS) as folder:
         weights = open_weights(folder)
         settings = _read_settings(folder, weights)
         try:
@@ -239,14 +236,7 @@ def _config_path(folder: os.PathLike) -> os.PathLike:
 def _read_settings(folder: pathlib.Path, weights: StoredWeights) -> Mapping[str, Any]:
     if weights.settings is not None:
         return weights.settings
-    path = _config_path(folder)
-    try:
-        settings = json.loads(path.read_text(encoding="utf-8"))
-        if not isinstance(settings, dict):
-            raise ValueError("no JSON object")
-    except ValueError as error:
-        raise UsageError(f"{path} is no model's config ({error})") from None
-    return settings
+    return read_settings(_config_path(folder))
 
 
 def _default_class(settings: Mapping[str, Any], tensors: Tensors, folder: pathlib.Path) -> type:
@@ -293,14 +283,10 @@ def _read_leaves(
         flat[leaf.path] = array = _empty(leaf.value.shape, kind)
         for i, tensor in enumerate(stored):
             if tensor is not None:
-                work.append((tensor, leaf.transposed, array[i] if leaf.stacked else array))
-    with concurrent.futures.ThreadPoolExecutor(_THREADS) as pool:
-        list(pool.map(lambda job: _read_tensor(*job), work))
+                place = array[i] if leaf.stacked else array
+                work.append((tensor, place.T if leaf.transposed else place))
+    read_all(work)
     return flat
-
-
-def _read_tensor(tensor: StoredTensor, transposed: bool, place: np.ndarray) -> None:
-    tensor.read_into(place.T if transposed else place)
 
 
 def _empty(shape: tuple[int, ...], dtype: np.dtype) -> np.ndarray:

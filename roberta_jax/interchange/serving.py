@@ -1,4 +1,4 @@
-"""Models as compiled programs, for servers that have neither this package nor flax.
+"""Models as compiled programs, for servers that do not have this package.
 
 Two forms. **StableHLO** (`jax.export`): `model.stablehlo` is the program, `params.safetensors` its
 weights, `signature.json` what goes in and comes out; any JAX runs it:
@@ -32,7 +32,7 @@ from flax import traverse_util
 from jax import export
 
 from roberta_jax.errors import UsageError
-from roberta_jax.interchange.folders import written_whole
+from roberta_jax.interchange.folders import check_free, written_whole
 from roberta_jax.interchange.weight_files import TensorSpec, write_safetensors
 
 PROGRAM = "model.stablehlo"
@@ -91,7 +91,8 @@ def export_stablehlo(
         raise UsageError(
             f"unknown platform {', '.join(unknown) or 'list'}: use some of {', '.join(PLATFORMS)}"
         )
-    target = _free(path, {PROGRAM, PARAMS, SIGNATURE})
+    target = epath.Path(path)
+    check_free(target, (PROGRAM, PARAMS, SIGNATURE).__contains__)
     program = _exported(model, params, platforms)
     outputs = jax.tree.unflatten(program.out_tree, program.out_avals)
     signature = {
@@ -153,7 +154,8 @@ def export_saved_model(path: str | os.PathLike, model: nn.Module, params: Any) -
     Raises:
       UsageError: TensorFlow is not installed, or the folder holds other files.
     """
-    target = _free(path, {"assets", "fingerprint.pb", "saved_model.pb", "variables"})
+    target = epath.Path(path)
+    check_free(target, ("assets", "fingerprint.pb", "saved_model.pb", "variables").__contains__)
     os.environ.setdefault("TF_CPP_MIN_LOG_LEVEL", "2")
     try:
         import tensorflow as tf
@@ -239,16 +241,3 @@ def _readable_by_tensorflow(program: export.Exported) -> bytes:
 
 def _known_sizes(shape: Sequence[Any]) -> list[int | None]:
     return [size if isinstance(size, int) else None for size in shape]
-
-
-def _free(path: str | os.PathLike, own: set[str]) -> epath.Path:
-    """The folder, if it can be written without loss."""
-    target = epath.Path(path)
-    if target.exists():
-        names = {child.name for child in target.iterdir()} if target.is_dir() else {target.name}
-        if not target.is_dir() or names - own:
-            raise UsageError(
-                f"{target} holds other files ({', '.join(sorted(names - own)) or 'no folder'}) and "
-                "would be replaced whole; choose another folder"
-            )
-    return target

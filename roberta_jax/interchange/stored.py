@@ -4,9 +4,11 @@ Every format that is read here keeps a tensor as plain numbers, so that one desc
 all of them: where the bytes are, and how the numbers follow each other.
 """
 
+import concurrent.futures
 import dataclasses
 import math
 import pathlib
+from collections.abc import Iterable
 from typing import NamedTuple
 
 import ml_dtypes  # noqa: F401  (teaches NumPy the names "bfloat16" and "float8_…")
@@ -20,6 +22,7 @@ FLOATING = ("float64", "float32", "float16", "bfloat16")
 _CHUNK_BYTES = 1 << 24
 # Rows and columns of the squares that a transpose goes by; both then stay in a core's cache.
 _TILE = 128
+_THREADS = 4  # reading and transposing; more gain nothing, and each holds some megabytes
 
 
 class Extent(NamedTuple):
@@ -143,6 +146,12 @@ class StoredTensor:
                         "or write it again"
                     )
                 view, wanted = view[read:], wanted - read
+
+
+def read_all(work: Iterable[tuple[StoredTensor, np.ndarray]]) -> None:
+    """Reads tensors, each into its place, several at a time."""
+    with concurrent.futures.ThreadPoolExecutor(_THREADS) as pool:
+        list(pool.map(lambda job: job[0].read_into(job[1]), work))
 
 
 def row_major(shape: tuple[int, ...]) -> tuple[int, ...]:

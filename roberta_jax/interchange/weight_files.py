@@ -134,11 +134,12 @@ _READERS: dict[str, tuple[str, Callable]] = {
     flax_files.WEIGHTS: ("msgpack", _read_msgpack),
 }
 _READER_OF = dict(_READERS.values())
-_ENDINGS = {".safetensors": "safetensors", ".bin": "bin", ".msgpack": "msgpack", ".pt": "fairseq"}
+_FORMATS = {".safetensors": "safetensors", ".bin": "bin", ".msgpack": "msgpack", ".pt": "fairseq"}
+FILE_ENDINGS = (".json", *_FORMATS)  # of all that is read of a model's folder
 
 
 def _format_of(name: str) -> str | None:
-    return _ENDINGS.get(os.path.splitext(name.removesuffix(".index.json"))[1])
+    return _FORMATS.get(os.path.splitext(name.removesuffix(".index.json"))[1])
 
 
 def _shards(index: pathlib.Path) -> list[pathlib.Path]:

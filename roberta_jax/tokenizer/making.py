@@ -128,7 +128,7 @@ class Making:
             give that of a hub id.
         """
         if hub.is_hub_id(path):
-            path = hub.fetch(path, hub.TOKENIZER_FILES, revision=revision, token=token)
+            path = hub.tokenizer_folder(path, revision=revision, token=token)
         backend, found, source = files.load(files.epath.Path(path) / subfolder)
         length = found.pop("model_max_length", found.pop("max_len", None))
         if not isinstance(length, int | float | None):
