@@ -1,11 +1,31 @@
+"""Schedules and optimizers, against their definitions, their originals and optax.
+
+A stacked and an unstacked model, and a model on a mesh and on one device, take equal steps.
+"""
+
+import flax.linen as nn
 import jax
 import jax.numpy as jnp
 import numpy as np
 import optax
+import processes
 import pytest
+from golden import masked_lm
+from jax.sharding import PartitionSpec
 
 from roberta_jax.errors import UsageError
-from roberta_jax.training.optimizer import adamw, bert_decay_mask, polynomial_schedule
+from roberta_jax.interchange.layouts import stack_layers, unstack_layers
+from roberta_jax.modeling.config import Execution
+from roberta_jax.modeling.heads import RobertaForMaskedLM
+from roberta_jax.training.optimizer import (
+    OPTIMIZERS,
+    adamw,
+    bert_decay_mask,
+    lamb,
+    polynomial_schedule,
+)
+from roberta_jax.training.partitioning import create_mesh
+from roberta_jax.training.state import abstract_state, create_state
 
 PARAMS = {
     "encoder": {
@@ -15,8 +35,26 @@ PARAMS = {
         }
     },
     "lm_head": {"layer_norm": {"scale": np.ones(3)}, "bias": np.ones(4)},
+    "next_sentence": {
+        "pooler": {"kernel": np.ones((3, 3)), "bias": np.ones(3)},
+        "classifier": {"kernel": np.ones((3, 2)), "bias": np.ones(2)},
+    },
     "word_embeddings": {"embedding": np.ones((4, 3))},
 }
+CONFIG = masked_lm.config(vocab_size=64, hidden_size=16, intermediate_size=32, num_hidden_layers=2)
+
+
+def named(tree):
+    """{path: leaf}"""
+    return {
+        jax.tree_util.keystr(path, simple=True, separator="/"): leaf
+        for path, leaf in jax.tree_util.tree_leaves_with_path(tree)
+    }
+
+
+def assert_close(found, expected, **tolerance):
+    tolerance = {"rtol": 1e-6, "atol": 1e-7} | tolerance
+    jax.tree.map(lambda a, b: np.testing.assert_allclose(a, b, **tolerance), found, expected)
 
 
 def random_like(tree, seed, scale=1.0):
@@ -118,10 +156,7 @@ def test_fairseq_decays_everything_and_bert_goes_by_name():
     every = run(adamw(lambda _: 0.5, weight_decay=0.1, decay="all"), ones, [zero])
     assert all(np.allclose(leaf, 0.95) for leaf in jax.tree.leaves(every))
     some = run(adamw(lambda _: 0.5, weight_decay=0.1, decay="bert"), ones, [zero])
-    decayed = {
-        jax.tree_util.keystr(path, simple=True, separator="/"): bool(np.allclose(leaf, 0.95))
-        for path, leaf in jax.tree_util.tree_leaves_with_path(some)
-    }
+    decayed = {name: bool(np.allclose(leaf, 0.95)) for name, leaf in named(some).items()}
     assert decayed == {
         "encoder/layer/LayerNorm/bias": False,
         "encoder/layer/LayerNorm/scale": False,
@@ -129,25 +164,135 @@ def test_fairseq_decays_everything_and_bert_goes_by_name():
         "encoder/layer/attention/query/kernel": True,
         "lm_head/bias": False,
         "lm_head/layer_norm/scale": False,
+        "next_sentence/classifier/bias": False,
+        "next_sentence/classifier/kernel": True,
+        "next_sentence/pooler/bias": False,
+        "next_sentence/pooler/kernel": True,
         "word_embeddings/embedding": True,
     }
 
 
+def numpy_lamb(p, gradients, rate, beta1, beta2, eps, decay, correct, adapts):
+    """One tensor's updates in float64: algorithm 2 of You et al., line by line."""
+    p, m, v = np.float64(p), 0.0, 0.0
+    for n, g in enumerate(gradients, start=1):
+        g = np.float64(g)
+        m = beta1 * m + (1 - beta1) * g
+        v = beta2 * v + (1 - beta2) * g**2
+        m_hat = m / (1 - beta1**n) if correct else m
+        v_hat = v / (1 - beta2**n) if correct else v
+        r = m_hat / (np.sqrt(v_hat) + eps)
+        if not adapts:
+            p = p - rate(n - 1) * r
+            continue
+        r = r + decay * p
+        p_norm, r_norm = np.sqrt((p**2).sum()), np.sqrt((r**2).sum())
+        ratio = p_norm / r_norm if p_norm and r_norm else 1.0
+        p = p - rate(n - 1) * ratio * r
+    return p
+
+
+@pytest.mark.parametrize("scale", [1.0, 1e-6])
+@pytest.mark.parametrize("correct", [True, False])
+@pytest.mark.parametrize("decay", ["all", "bert"])
+def test_lamb_is_its_algorithm(scale, correct, decay):
+    """On every layer of the stacked leaves alone; some tensors start at 0, as biases do."""
+    schedule = polynomial_schedule(0.1, warmup_steps=3, decay_steps=20)
+    params = random_like(PARAMS, 0)
+    params["lm_head"]["bias"] *= 0
+    params["encoder"]["layer"]["attention"]["query"]["bias"][1] = 0
+    gradients = [random_like(PARAMS, 1 + n, scale) for n in range(8)]
+    tx = lamb(schedule, eps=1e-6, weight_decay=0.1, decay=decay, bias_correction=correct)
+    found = named(unstack_layers(jax.tree.map(np.asarray, run(tx, params, gradients))))
+    steps = [named(unstack_layers(grads)) for grads in gradients]
+    for name, p in named(unstack_layers(params)).items():
+        adapts = decay == "all" or name.endswith(("kernel", "embedding"))
+        expected = numpy_lamb(
+            p,
+            [grads[name] for grads in steps],
+            lambda n: float(schedule(n)),
+            *(0.9, 0.999, 1e-6, 0.1, correct, adapts),
+        )
+        np.testing.assert_allclose(found[name], expected, rtol=2e-5, atol=2e-6, err_msg=name)
+
+
+@pytest.mark.parametrize("scale", [1.0, 1e-6])
+def test_lamb_is_optaxs_where_nothing_is_stacked(scale):
+    params = unstack_layers(random_like(PARAMS, 0))
+    gradients = [unstack_layers(random_like(PARAMS, 1 + n, scale)) for n in range(8)]
+    found = run(lamb(lambda _: 0.1, eps=1e-6, weight_decay=0.1, decay="all"), params, gradients)
+    theirs = run(optax.lamb(0.1, b2=0.999, eps=1e-6, weight_decay=0.1), params, gradients)
+    assert_close(found, theirs, rtol=1e-5, atol=1e-6)
+
+
+def test_lamb_moves_each_layer_by_the_rate_times_its_norm():
+    params = random_like(PARAMS, 0)
+    kernel = params["encoder"]["layer"]["attention"]["query"]["kernel"]
+    kernel[1] *= 100
+    after = run(lamb(lambda _: 0.01), params, [random_like(PARAMS, 1)])
+    moved = after["encoder"]["layer"]["attention"]["query"]["kernel"] - kernel
+    for layer in range(2):
+        share = np.linalg.norm(moved[layer]) / np.linalg.norm(kernel[layer])
+        assert share == pytest.approx(0.01, rel=1e-4)
+
+
+def test_lamb_stands_still_without_gradient_and_decay():
+    params = random_like(PARAMS, 0)
+    zero = jax.tree.map(np.zeros_like, params)
+    after = run(lamb(lambda _: 0.1, weight_decay=0.0), params, [zero, zero])
+    jax.tree.map(np.testing.assert_array_equal, after, params)
+
+
+def init_params(scan_layers):
+    model = RobertaForMaskedLM(CONFIG, Execution(scan_layers=scan_layers))
+    return lambda: model.init(jax.random.key(0), jnp.zeros((1, 2), jnp.int32))["params"]
+
+
+@pytest.fixture(scope="module")
+def shapes():
+    """The parameters' shapes: stacked, a layer each."""
+    return [nn.unbox(jax.eval_shape(init_params(scan_layers))) for scan_layers in (True, False)]
+
+
 @pytest.mark.parametrize("clip_norm", [0.0, 0.1])
-def test_stacked_and_unstacked_layers_take_equal_steps(clip_norm):
-    """One array of two layers, or two arrays: the leading axis must change nothing."""
+@pytest.mark.parametrize("decay", ["all", "bert"])
+@pytest.mark.parametrize("name", OPTIMIZERS)
+def test_stacked_and_unstacked_models_take_equal_steps(shapes, name, decay, clip_norm):
+    """One array of all layers, or an array a layer: the leading axis must change nothing."""
+    params = random_like(shapes[1], 0, scale=0.1)
+    stacked = stack_layers(params)
+    assert [jax.tree.structure(tree) for tree in (stacked, params)] == [
+        jax.tree.structure(tree) for tree in shapes
+    ]
+    gradients = [random_like(params, 1 + n, scale=0.01) for n in range(4)]
+    tx = OPTIMIZERS[name](lambda _: 0.05, weight_decay=0.1, decay=decay, clip_norm=clip_norm)
+    together = run(tx, stacked, [stack_layers(grads) for grads in gradients])
+    assert_close(unstack_layers(together), run(tx, params, gradients))
 
-    def unstack(tree):
-        parts = [jax.tree.map(lambda x, i=i: x[i], tree["encoder"]["layer"]) for i in range(2)]
-        return {**tree, "encoder": {"layer": {str(i): part for i, part in enumerate(parts)}}}
 
-    tx = adamw(lambda _: 0.1, weight_decay=0.1, decay="bert", clip_norm=clip_norm)
-    params, gradients = random_like(PARAMS, 0), [random_like(PARAMS, n) for n in (1, 2)]
-    stacked = unstack(run(tx, params, gradients))
-    unstacked = run(tx, unstack(params), [unstack(g) for g in gradients])
-    jax.tree.map(
-        lambda a, b: np.testing.assert_allclose(a, b, rtol=1e-6, atol=1e-7), stacked, unstacked
-    )
+def on_four_devices():
+    """Runs in a process of its own: LAMB from a state that was created on a mesh."""
+    mesh, init = create_mesh(data=1, fsdp=2, tensor=2), init_params(scan_layers=True)
+    for decay in ("all", "bert"):
+        tx = lamb(lambda _: 0.05, decay=decay, clip_norm=1.0)
+        abstract, state = abstract_state(init, tx, mesh), create_state(init, tx, mesh)
+        shardings = jax.tree.map(lambda leaf: leaf.sharding, abstract)
+        assert shardings == jax.tree.map(lambda leaf: leaf.sharding, state)
+        split = [leaf.sharding.spec for leaf in jax.tree.leaves(state.opt_state)]
+        assert PartitionSpec(None, "fsdp", "tensor") in split  # the moments of stacked kernels
+
+        params, opt_state, before = state.params, state.opt_state, jax.device_get(state.params)
+        gradients = [random_like(before, n) for n in range(3)]
+        update = jax.jit(tx.update, out_shardings=(shardings.params, shardings.opt_state))
+        for grads in gradients:
+            updates, opt_state = update(grads, opt_state, params)
+            params = optax.apply_updates(params, updates)
+        assert_close(jax.device_get(params), run(tx, before, gradients), rtol=1e-5, atol=1e-6)
+    print("equal")
+
+
+def test_lamb_on_a_mesh_is_lamb_on_one_device():
+    assert processes.run("test_optimizer", "on_four_devices", devices=4) == "equal\n"
 
 
 def test_clipping_bounds_the_global_norm_and_none_is_none():
@@ -179,6 +324,8 @@ def test_mask_sees_names_not_ranks():
         (lambda: adamw(lambda _: 1, eps=0), "eps"),
         (lambda: adamw(lambda _: 1, clip_norm=-1), "clip_norm"),
         (lambda: adamw(lambda _: 1, decay="some"), "all, bert"),
+        (lambda: lamb(lambda _: 1, beta1=-0.1), "beta1"),
+        (lambda: lamb(lambda _: 1, weight_decay=-1), "weight_decay"),
         (lambda: polynomial_schedule(1e-3, warmup_steps=9, decay_steps=9), "warmup_steps=9"),
         (lambda: polynomial_schedule(1e-3, warmup_steps=0, decay_steps=9, end=1), "end_learning"),
     ],

@@ -1,4 +1,4 @@
-"""AdamW, its schedule and its rules, as fairseq or as BERT has them.
+"""AdamW as fairseq or as BERT has it, LAMB, their schedule and their rules.
 
 The recipe of the paper (Table 9) is fairseq's Adam with decoupled weight decay. One update of a
 parameter p with gradient g, n updates having been made before this one:
@@ -12,6 +12,14 @@ which makes it up to seven times smaller in the first updates (beta2 = 0.98); el
 BERT's optimizer is the same with c = 1, the gradient clipped to a global norm of 1, and no decay
 on biases and layer norms; fairseq decays every parameter.
 
+LAMB (You et al. 2020, algorithm 2), for large batches, goes on from the same moments. It adds eps
+where torch and optax do, and makes each tensor's step as long as the tensor times the rate:
+
+    r = (m / (1 - beta1^(n+1))) / (sqrt(v / (1 - beta2^(n+1))) + eps) + weight_decay p
+    p = p - lr(n) * (|p| / |r|) * r         with 1 for |p| / |r| where either norm is 0
+
+A tensor is one layer's: a leaf that stacks the encoder's layers has a norm for each of them.
+
 Rules that treat parameters differently go by name, never by rank: the layers of a stacked model
 share one array with a leading axis, which lifts its biases to rank 2.
 """
@@ -23,6 +31,8 @@ import jax.numpy as jnp
 import optax
 
 from roberta_jax.errors import UsageError
+
+_LAYERS = ("encoder", "layer")  # the path under which the encoder's layers lie, stacked or not
 
 
 def polynomial_schedule(
@@ -75,9 +85,17 @@ class AdamState(NamedTuple):
 
 
 def scale_by_adam(
-    beta1: float, beta2: float, eps: float, *, bias_correction: bool = True
+    beta1: float,
+    beta2: float,
+    eps: float,
+    *,
+    bias_correction: bool = True,
+    eps_after_correction: bool = False,
 ) -> optax.GradientTransformation:
-    """The quotient c m / (sqrt(v) + eps) of the module's docstring, as an optax transformation."""
+    """The quotient c m / (sqrt(v) + eps) of the module's docstring, as an optax transformation.
+
+    With `eps_after_correction` it is LAMB's: eps is added to the corrected root.
+    """
 
     def init(params):
         zeros = jax.tree.map(lambda p: jnp.zeros_like(p, dtype=jnp.float32), params)
@@ -88,24 +106,62 @@ def scale_by_adam(
         count = state.count + 1
         mu = jax.tree.map(lambda m, g: beta1 * m + (1 - beta1) * g, state.mu, grads)
         nu = jax.tree.map(lambda v, g: beta2 * v + (1 - beta2) * jnp.square(g), state.nu, grads)
-        c = jnp.float32(1.0)
+        c, added = jnp.float32(1.0), eps
         if bias_correction:
             n = count.astype(jnp.float32)
-            c = jnp.sqrt(1 - beta2**n) / (1 - beta1**n)
-        updates = jax.tree.map(lambda m, v: c * m / (jnp.sqrt(v) + eps), mu, nu)
+            root = jnp.sqrt(1 - beta2**n)
+            c = root / (1 - beta1**n)
+            if eps_after_correction:
+                added = eps * root
+        updates = jax.tree.map(lambda m, v: c * m / (jnp.sqrt(v) + added), mu, nu)
         return updates, AdamState(count, mu, nu)
 
     return optax.GradientTransformation(init, update)
 
 
+def scale_by_trust_ratio() -> optax.GradientTransformation:
+    """LAMB's |p| / |r|, a ratio for each tensor and for each layer of stacked ones."""
+
+    def update(updates, state, params):
+        def scale(path, r, p):
+            first = 1 if _is_stacked(path) else 0
+            p_norm, r_norm = (_norm(x, axes=tuple(range(first, x.ndim))) for x in (p, r))
+            usable = (p_norm > 0) & (r_norm > 0)
+            return r * jnp.where(usable, p_norm / jnp.where(usable, r_norm, 1.0), 1.0)
+
+        return jax.tree_util.tree_map_with_path(scale, updates, params), state
+
+    return optax.GradientTransformation(lambda _: optax.EmptyState(), update)
+
+
+def _is_stacked(path: jax.tree_util.KeyPath) -> bool:
+    """Whether a leaf holds all layers: it lies in `encoder/layer`, but not under a number."""
+    names = _name(path).split("/")
+    below = [c for a, b, c in zip(names, names[1:], names[2:], strict=False) if (a, b) == _LAYERS]
+    return any(not name.isdecimal() for name in below)
+
+
+def _norm(x: jax.Array, axes: tuple[int, ...]) -> jax.Array:
+    return jnp.sqrt(jnp.sum(jnp.square(x.astype(jnp.float32)), axes, keepdims=True))
+
+
+def _name(path: jax.tree_util.KeyPath) -> str:
+    return jax.tree_util.keystr(path, simple=True, separator="/")
+
+
 def bert_decay_mask(params: Any) -> Any:
-    """Marks what BERT decays: True but for biases and layer norms (BERT `optimization.py`)."""
+    """Marks what BERT decays: True but for biases and layer norms (BERT `optimization.py`).
+
+    LAMB's authors leave out the same parameters, of the decay and of the trust ratio.
+    """
 
     def decays(path, _) -> bool:
-        name = jax.tree_util.keystr(path, simple=True, separator="/")
-        return not any(word in name for word in ("LayerNorm", "layer_norm", "bias"))
+        return not any(word in _name(path) for word in ("LayerNorm", "layer_norm", "bias"))
 
     return jax.tree_util.tree_map_with_path(decays, params)
+
+
+_MASKS = {"all": None, "bert": bert_decay_mask}
 
 
 def adamw(
@@ -132,6 +188,61 @@ def adamw(
     Raises:
       UsageError: a value that is not in its range.
     """
+    _check(beta1, beta2, eps, weight_decay, decay, clip_norm)
+    return optax.chain(
+        *_clipping(clip_norm),
+        scale_by_adam(beta1, beta2, eps, bias_correction=bias_correction),
+        *_weight_decay(weight_decay, decay),
+        optax.scale_by_learning_rate(schedule),
+    )
+
+
+def lamb(
+    schedule: optax.Schedule,
+    *,
+    beta1: float = 0.9,
+    beta2: float = 0.999,
+    eps: float = 1e-6,
+    weight_decay: float = 0.01,
+    decay: str = "bert",
+    bias_correction: bool = True,
+    clip_norm: float = 0.0,
+) -> optax.GradientTransformation:
+    """Builds LAMB as the module's docstring has it; the defaults are its authors'.
+
+    Args:
+      schedule: updates made before -> learning rate: the share of its own norm that a tensor
+        moves by, so useful rates are larger than AdamW's.
+      beta1, beta2, eps: Adam's.
+      weight_decay: times the parameter, a part of the step before the trust ratio.
+      decay: "all" decays and adapts every parameter, "bert" leaves out biases and layer norms of
+        both: they take Adam's plain steps.
+      bias_correction: False leaves the moments as they are.
+      clip_norm: the largest global norm of the gradient; 0 does not clip.
+
+    Raises:
+      UsageError: a value that is not in its range.
+    """
+    _check(beta1, beta2, eps, weight_decay, decay, clip_norm)
+    ratio, mask = scale_by_trust_ratio(), _MASKS[decay]
+    return optax.chain(
+        *_clipping(clip_norm),
+        scale_by_adam(
+            beta1, beta2, eps, bias_correction=bias_correction, eps_after_correction=True
+        ),
+        *_weight_decay(weight_decay, decay),
+        ratio if mask is None else optax.masked(ratio, mask),
+        optax.scale_by_learning_rate(schedule),
+    )
+
+
+OPTIMIZERS = {"adamw": adamw, "lamb": lamb}
+"""By name; all take the same arguments."""
+
+
+def _check(
+    beta1: float, beta2: float, eps: float, weight_decay: float, decay: str, clip_norm: float
+) -> None:
     for name, beta in (("beta1", beta1), ("beta2", beta2)):
         if not 0 <= beta < 1:
             raise UsageError(f"optimizer.{name}={beta} must be at least 0 and below 1.")
@@ -140,12 +251,13 @@ def adamw(
             raise UsageError(f"optimizer.{name}={value} must not be negative; 0 turns it off.")
     if eps <= 0:
         raise UsageError(f"optimizer.eps={eps} must be positive.")
-    masks = {"all": None, "bert": bert_decay_mask}
-    if decay not in masks:
-        raise UsageError(f"optimizer.decay={decay!r} is unknown: use one of {', '.join(masks)}.")
-    steps = [optax.clip_by_global_norm(clip_norm)] if clip_norm else []
-    steps.append(scale_by_adam(beta1, beta2, eps, bias_correction=bias_correction))
-    if weight_decay:
-        steps.append(optax.add_decayed_weights(weight_decay, mask=masks[decay]))
-    steps.append(optax.scale_by_learning_rate(schedule))
-    return optax.chain(*steps)
+    if decay not in _MASKS:
+        raise UsageError(f"optimizer.decay={decay!r} is unknown: use one of {', '.join(_MASKS)}.")
+
+
+def _clipping(clip_norm: float) -> list[optax.GradientTransformation]:
+    return [optax.clip_by_global_norm(clip_norm)] if clip_norm else []
+
+
+def _weight_decay(weight_decay: float, decay: str) -> list[optax.GradientTransformation]:
+    return [optax.add_decayed_weights(weight_decay, mask=_MASKS[decay])] if weight_decay else []
