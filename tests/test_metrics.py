@@ -1,5 +1,7 @@
 import json
 import struct
+import subprocess
+import sys
 
 from tensorboardX.proto import event_pb2
 
@@ -97,17 +99,30 @@ def test_meter_leaves_out_the_first_step_and_pauses(monkeypatch):
     monkeypatch.setattr(metrics.time, "perf_counter", lambda: next(clock))
     meter = Meter(tokens_per_step=10)
     for loss in (4.0, 3.0, 2.0):
-        meter.add(loss)
+        meter.add({"loss": loss, "masked_lm_loss": loss / 2})
     meter.pause()
     for loss in (1.0, 0.0):
-        meter.add(loss)
+        meter.add({"loss": loss, "masked_lm_loss": loss / 2})
     values, seconds = meter.take()
-    assert values == {"loss": 2.0, "tokens_per_second": 10.0}
+    assert values == {"loss": 2.0, "masked_lm_loss": 1.0, "tokens_per_second": 10.0}
     assert seconds == 1.0
+
+
+def test_no_pytorch_is_imported(tmp_path):
+    """Wherever it is installed; and it can still be imported afterwards."""
+    program = (
+        "import sys\n"
+        "from roberta_jax.training.metrics import MetricsWriter\n"
+        "with MetricsWriter(sys.argv[1], step=0, steps=1) as writer:\n"
+        "    writer.write(1, {'loss': 1.0})\n"
+        "assert 'torch' not in sys.modules\n"
+    )
+    subprocess.run([sys.executable, "-c", program, str(tmp_path)], check=True)
+    assert list((tmp_path / "tensorboard").iterdir())
 
 
 def test_meter_without_a_timed_step():
     meter = Meter(tokens_per_step=10)
-    meter.add(4.0)
+    meter.add({"loss": 4.0})
     assert meter.take() == ({"loss": 4.0}, None)
     assert meter.tokens_per_second is None

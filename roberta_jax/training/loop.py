@@ -92,16 +92,18 @@ def make_train_step(
         do not choose among kernels by timing them. (CPU and TPU need no such thing.)
 
     Returns:
-      The step. Its metrics are float32 scalars: `loss`, `gradient_norm` (before clipping) and
-      `learning_rate`.
+      The step. Its metrics are float32 scalars: `loss`, `gradient_norm` (before clipping),
+      `learning_rate` and, where there are several objectives, each one's part of the loss, such as
+      `masked_lm_loss`.
     """
 
     def gradients(params, batch, key, counts):
         def loss_of(params):
             sums = loss_fn(params, batch, key)
-            return sum(sums[name] / counts[name] for name in counts)
+            means = {name: sums[name] / counts[name] for name in counts}
+            return sum(means.values()), means
 
-        return jax.value_and_grad(loss_of)(params)
+        return jax.value_and_grad(loss_of, has_aux=True)(params)
 
     def accumulated(params, batch, key, counts):
         # Row r of a device goes to microbatch r % accumulation: no row changes its device.
@@ -115,7 +117,9 @@ def make_train_step(
             found = gradients(params, rows, jax.random.fold_in(key, index), counts)
             return jax.tree.map(jnp.add, total, found), None
 
-        nothing = (jnp.zeros([], jnp.float32), jax.tree.map(jnp.zeros_like, params))
+        zero = jnp.zeros([], jnp.float32)
+        no_loss = (zero, dict.fromkeys(counts, zero))
+        nothing = (no_loss, jax.tree.map(jnp.zeros_like, params))
         return jax.lax.scan(add, nothing, (jnp.arange(accumulation), parts))[0]
 
     def step(state: TrainState, batch: Batch):
@@ -123,13 +127,15 @@ def make_train_step(
         counts = {name: jnp.maximum(count, 1) for name, count in count_fn(batch).items()}
         key = stream_key(seed, "dropout", state.step)
         work = gradients if accumulation == 1 else accumulated
-        loss, grads = work(state.params, batch, key, counts)
+        (loss, means), grads = work(state.params, batch, key, counts)
         updates, opt_state = optimizer.update(grads, state.opt_state, state.params)
         metrics = {
             "loss": loss,
             "gradient_norm": optax.tree.norm(grads),
             "learning_rate": schedule(state.step),
         }
+        if len(means) > 1:
+            metrics |= {f"{name}_loss": mean for name, mean in means.items()}
         params = optax.apply_updates(state.params, updates)
         return TrainState(state.step + 1, params, opt_state), metrics
 
@@ -301,7 +307,7 @@ def fit(
         values = {name: float(value) for name, value in jax.device_get(pending).items()}
         pending = None
         _check_finite(step, values, checkpoints)
-        meter.add(values["loss"])
+        meter.add({name: value for name, value in values.items() if name.endswith("loss")})
         writer.progress(step, values["loss"], meter.tokens_per_second)
         if step % cadence.log == 0 or step == steps:
             mean, seconds = meter.take()

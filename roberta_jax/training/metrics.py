@@ -58,9 +58,7 @@ class MetricsWriter:
         temporary.write_text("".join(json.dumps(record) + "\n" for record in kept))
         temporary.replace(folder / FILE)
         self._file = (folder / FILE).open("a")
-        from tensorboardX import SummaryWriter  # here, since half a second of imports hangs on it
-
-        self._board = SummaryWriter(str(folder / "tensorboard"), purge_step=step + 1)
+        self._board = _board(folder / "tensorboard", purge_step=step + 1)
         if sys.stderr.isatty():
             self._bar = tqdm(initial=step, total=steps, unit="step", dynamic_ncols=True)
 
@@ -126,12 +124,13 @@ class Meter:
         self._reset()
 
     def _reset(self) -> None:
-        self._losses, self._seconds, self._timed = [], 0.0, 0
+        self._seconds, self._timed = 0.0, 0
+        self._losses: list[Mapping[str, float]] = []
 
-    def add(self, loss: float) -> None:
-        """Notes a finished step."""
+    def add(self, losses: Mapping[str, float]) -> None:
+        """Notes a finished step; all have the same names."""
         now = time.perf_counter()
-        self._losses.append(loss)
+        self._losses.append(losses)
         if self._last is not None:
             spent = now - self._last
             self._seconds += spent
@@ -149,16 +148,36 @@ class Meter:
         return self._tokens / self._speed if self._speed else None
 
     def take(self) -> tuple[dict[str, float], float | None]:
-        """Returns the mean loss and the speed since the last call, and the seconds a step took.
+        """Returns the mean losses and the speed since the last call, and the seconds a step took.
 
         Both speeds are missing (the seconds None) where no step could be timed.
         """
-        values = {"loss": sum(self._losses) / len(self._losses)}
+        values = {
+            name: sum(losses[name] for losses in self._losses) / len(self._losses)
+            for name in self._losses[0]
+        }
         seconds = self._seconds / self._timed if self._timed else None
         if seconds:
             values["tokens_per_second"] = self._tokens / seconds
         self._reset()
         return values, seconds
+
+
+def _board(folder: epath.Path, purge_step: int) -> Any:
+    """tensorboardX's writer, imported here, since half a second of imports hangs on it.
+
+    Where PyTorch is installed it would be imported, too, for seconds and hundreds of megabytes,
+    only to know its tensors' type.
+    """
+    hide = "torch" not in sys.modules
+    if hide:
+        sys.modules["torch"] = None
+    try:
+        from tensorboardX import SummaryWriter
+    finally:
+        if hide:
+            del sys.modules["torch"]
+    return SummaryWriter(str(folder), purge_step=purge_step)
 
 
 def _short(number: float) -> str:
