@@ -5,8 +5,6 @@ language model's head is the word table where the two are tied, so that Hugging 
 it out; its bias is `lm_head.bias`. One leaf at a time is fetched from the devices.
 """
 
-import inspect
-import json
 import os
 import pathlib
 import re
@@ -21,10 +19,14 @@ from flax import linen as nn
 from jax.experimental import multihost_utils
 
 from roberta_jax.errors import UsageError
+from roberta_jax.hub import TOKENIZER_FILES as TOKENIZER_FILES
 from roberta_jax.interchange import fairseq, flax_files
-from roberta_jax.interchange.folders import written_whole
+from roberta_jax.interchange.folders import check_free, written_whole
 from roberta_jax.interchange.layouts import Leaf, Params, canonical, leaves
 from roberta_jax.interchange.matching import listed
+from roberta_jax.interchange.next_sentence import FILE as NEXT_SENTENCE
+from roberta_jax.interchange.next_sentence import head_tensors
+from roberta_jax.interchange.settings import to_json
 from roberta_jax.interchange.weight_files import WEIGHTS, TensorSpec, write_safetensors
 from roberta_jax.modeling.heads import RobertaForMultipleChoice
 
@@ -33,18 +35,14 @@ FORMATS = ("hf", "flax", "fairseq")
 MAX_SHARD_SIZE = 5_000_000_000  # bytes, as transformers cuts them
 
 _FAIRSEQ_WEIGHTS = fairseq.CHECKPOINTS[0]
-TOKENIZER_FILES = (
-    "added_tokens.json",
-    "dict.txt",
-    "encoder.json",
-    "merges.txt",
-    "special_tokens_map.json",
-    "tokenizer.json",
-    "tokenizer_config.json",
-    "vocab.bpe",
-    "vocab.json",
+_OURS = (
+    CONFIG,
+    WEIGHTS,
+    f"{WEIGHTS}.index.json",
+    NEXT_SENTENCE,
+    flax_files.WEIGHTS,
+    _FAIRSEQ_WEIGHTS,
 )
-_OURS = (CONFIG, WEIGHTS, f"{WEIGHTS}.index.json", flax_files.WEIGHTS, _FAIRSEQ_WEIGHTS)
 _SHARD = re.compile(r"model-\d{5}-of-\d{5}\.safetensors")
 
 
@@ -56,6 +54,7 @@ def save_pretrained(
     *,
     format: str = "hf",
     max_shard_size: int = MAX_SHARD_SIZE,
+    next_sentence: Params | None = None,
 ) -> None:
     """Writes a folder that `from_pretrained` and, of each format, its own programs load.
 
@@ -76,6 +75,8 @@ def save_pretrained(
         `flax_model.msgpack` for its Flax classes; "fairseq", `model.pt`, which holds
         the config, too.
       max_shard_size: Bytes above which `model.safetensors` becomes shards with an index.
+      next_sentence: Parameters of a head of next-sentence prediction, which goes into a file of its
+        own; see `interchange.next_sentence`.
 
     Raises:
       UsageError: The parameters are not the model's, the folder holds other files, fairseq has no
@@ -93,19 +94,22 @@ def save_pretrained(
         _check_fairseq(settings, ours)
         # The token types' row goes into the positions' rows, so that it has to come first.
         ours.sort(key=lambda leaf: canonical(leaf.names[0]) != fairseq.TYPES)
+    head = {} if next_sentence is None else head_tensors(jax.tree.map(_on_host, next_sentence))
     if jax.process_index() == 0:
         check_replaceable(target)
         try:
             last = _FAIRSEQ_WEIGHTS if format == "fairseq" else CONFIG
             with written_whole(target, last=last) as folder:
                 _WRITERS[format](folder, ours, settings, max_shard_size)
+                if head:
+                    specs = [TensorSpec(name, x.shape, x.dtype) for name, x in head.items()]
+                    write_safetensors(folder / NEXT_SENTENCE, specs, head.values())
                 if tokenizer is not None:
                     tokenizer.save_pretrained(folder)
                 else:
                     _copy_tokenizer(target, folder)
                 if format != "fairseq":  # whose checkpoint holds its own
-                    text = json.dumps(settings, indent=2, sort_keys=True) + "\n"
-                    (folder / CONFIG).write_text(text, encoding="utf-8")
+                    (folder / CONFIG).write_text(to_json(settings), encoding="utf-8")
         except OSError as error:
             raise UsageError(
                 f"cannot write {target}: {error.strerror or error}; what was there before is "
@@ -121,13 +125,7 @@ def save_pretrained(
 def parameter_values(model: nn.Module, key: jax.Array) -> dict[str, Any]:
     """A model's initial parameters."""
     ids = jnp.zeros((1, 1, 1) if isinstance(model, RobertaForMultipleChoice) else (1, 1), jnp.int32)
-    config, inputs = model.config, {}
-    if config.add_cross_attention:
-        inputs["encoder_hidden_states"] = jnp.zeros((1, 1, config.hidden_size))
-    taken = inspect.signature(type(model).__call__).parameters
-    if not any(p.kind is p.VAR_KEYWORD for p in taken.values()):
-        inputs = {name: value for name, value in inputs.items() if name in taken}
-    return nn.meta.unbox(model.init(key, ids, **inputs)["params"])
+    return nn.meta.unbox(model.init(key, ids)["params"])
 
 
 def parameter_shapes(model: nn.Module) -> dict[str, Any]:
@@ -138,12 +136,15 @@ def parameter_shapes(model: nn.Module) -> dict[str, Any]:
 def _host_leaves(ours: Iterable[Leaf]) -> Iterator[tuple[Leaf, np.ndarray]]:
     """Yields every leaf with its value; one leaf at a time is fetched from the devices."""
     for leaf in ours:
-        value = leaf.value
-        if isinstance(value, jax.Array) and not (
-            value.is_fully_addressable or value.is_fully_replicated
-        ):
-            value = multihost_utils.process_allgather(value, tiled=True)
-        yield leaf, np.asarray(value)
+        yield leaf, _on_host(leaf.value)
+
+
+def _on_host(value: Any) -> np.ndarray:
+    if isinstance(value, jax.Array) and not (
+        value.is_fully_addressable or value.is_fully_replicated
+    ):
+        value = multihost_utils.process_allgather(value, tiled=True)
+    return np.asarray(value)
 
 
 def _host_tensors(ours: Iterable[Leaf]) -> Iterator[tuple[str, np.ndarray]]:
@@ -172,8 +173,7 @@ def _write_safetensors(folder, ours: list[Leaf], settings, max_shard_size: int) 
         files |= dict.fromkeys((spec.name for spec in specs), name)
     total = sum(spec.nbytes for specs in shards for spec in specs)
     index = {"metadata": {"total_size": total}, "weight_map": files}
-    text = json.dumps(index, indent=2, sort_keys=True) + "\n"
-    (folder / f"{WEIGHTS}.index.json").write_text(text, encoding="utf-8")
+    (folder / f"{WEIGHTS}.index.json").write_text(to_json(index), encoding="utf-8")
 
 
 def _write_flax(folder, ours: list[Leaf], settings, max_shard_size: int) -> None:
@@ -247,20 +247,9 @@ def _check_params(ours: list[Leaf], model: nn.Module) -> None:
 
 def check_replaceable(target: epath.Path) -> None:
     """Raises a UsageError if something is there that `save_pretrained` would not have written."""
-    if not target.exists():
-        return
-    if not target.is_dir():
-        raise UsageError(f"{target} is a file; choose another name for the model's folder")
-    foreign = sorted(
-        child.name
-        for child in target.iterdir()
-        if child.name not in (*_OURS, *TOKENIZER_FILES) and not _SHARD.fullmatch(child.name)
+    check_free(
+        target, lambda name: name in (*_OURS, *TOKENIZER_FILES) or bool(_SHARD.fullmatch(name))
     )
-    if foreign:
-        raise UsageError(
-            f"{target} holds other files ({listed(foreign)}) and would be replaced whole; choose "
-            "another folder or move them"
-        )
 
 
 def _copy_tokenizer(source: epath.Path, folder: pathlib.Path) -> None:

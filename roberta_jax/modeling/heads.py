@@ -123,7 +123,7 @@ class RobertaForMaskedLM(nn.Module):
         output = self.roberta(
             input_ids, attention_mask, token_type_ids, position_ids, segment_ids, **inputs
         )
-        x = _at_positions(output.last_hidden_state, masked_positions)
+        x = at_positions(output.last_hidden_state, masked_positions)
         logits = self.lm_head(x, self.roberta.embeddings.word_embeddings.embedding)
         return LogitsOutput(logits, output.hidden_states, output.attentions)
 
@@ -150,7 +150,7 @@ class RobertaForMaskedLM(nn.Module):
         Returns:
           (sum of weight * negative log-likelihood in nats, sum of weights), float32 scalars.
         """
-        x = _at_positions(self.roberta(**inputs).last_hidden_state, masked_positions)
+        x = at_positions(self.roberta(**inputs).last_hidden_state, masked_positions)
         table = self.roberta.embeddings.word_embeddings.embedding
         weights = masked_weights.astype(jnp.float32)
         return jnp.sum(self.lm_head.loss(x, table, masked_labels) * weights), jnp.sum(weights)
@@ -203,7 +203,7 @@ class RobertaForCausalLM(nn.Module):
         return jnp.sum(losses * weights), jnp.sum(weights)
 
 
-def _at_positions(x_BLD, positions_BK):
+def at_positions(x_BLD, positions_BK):
     """The vectors [B, K, D] at these positions, or all of them for None."""
     if positions_BK is None:
         return x_BLD
