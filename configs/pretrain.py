@@ -10,8 +10,8 @@ positions follows from `seq_len`; neither is a key.
 
   Needs nothing: the text is Python's own documentation. It compares its held-out perplexity with
   those of a unigram and a bigram model, which a model that has learned to read must beat. On 2
-  cores: 5 to 6 minutes of training (19k to 24k tokens/s); perplexity 40.0, unigram 713.6, bigram
-  109.3.
+  cores about six minutes of training (19k tokens/s, 24k with AVX-512); perplexity 40.0, unigram
+  713.6, bigram 109.3.
 
 `small`: a small model on real text of yours, on a CPU or a single GPU.
 
@@ -82,14 +82,34 @@ def _defaults() -> ConfigDict:
     config.data.cache_dir = placeholder(str)  # of tokenised text; none: the user's cache folder
     config.data.workers = placeholder(int)  # processes that tokenise; none: one a core
     config.data.engine = "auto"  # "tf" (tf.data), "numpy" (threads), or tf where it is installed
+    # What a row holds (Liu et al. 2019, section 4.2): "full_sentences", "doc_sentences",
+    # "segment_pair", "sentence_pair", or "sentences", each one for itself.
     config.data.format = "full_sentences"
+    config.data.max_tokens = placeholder(int)  # train on the first documents alone, up to so many
+    # Of pairs: how often they are sampled anew (the epochs take the samples in turn), the share of
+    # documents with shorter segments, and the `</s>`s between the two texts.
+    config.data.duplicates = 10
+    config.data.short_seq_prob = 0.1
+    config.data.separators = 2
+    # More corpora beside the one above: dicts of the keys `source` to `tfds_data_dir` and
+    # `max_tokens`, and `weight`: how often their rows are seen for once that one's are, 1 if not
+    # said. What is held out is of the one above. See experiments/studies/table4_data.py.
+    config.data.mixture = ()
+
+    config.objective = ConfigDict()
+    config.objective.next_sentence = False  # predict whether a pair's texts follow each other
 
     config.masking = ConfigDict()
     config.masking.rate = 0.15
     config.masking.mask_share = 0.8
     config.masking.random_share = 0.1
-    config.masking.whole_word = False
     config.masking.specials = True  # <s> and </s> may be masked, as in fairseq
+    config.masking.unit = "token"  # or "word", or "span": some words in a row (SpanBERT)
+    config.masking.span_p = 0.2  # of the spans' geometric lengths
+    config.masking.max_span = 10  # words
+    # How many masks a row has: none is dynamic masking, a new one each epoch; the paper's static
+    # masking is 10.
+    config.masking.copies = placeholder(int)
 
     config.model = ConfigDict()
     config.model.hidden_size = 768
@@ -111,7 +131,7 @@ def _defaults() -> ConfigDict:
     config.execution.remat = "dots"
 
     config.optimizer = ConfigDict()
-    config.optimizer.name = "adamw"
+    config.optimizer.name = "adamw"  # or "lamb"
     config.optimizer.learning_rate = 6e-4
     config.optimizer.beta1 = 0.9
     config.optimizer.beta2 = 0.98
@@ -141,6 +161,7 @@ def _defaults() -> ConfigDict:
     config.eval.batch_size = 256
     config.eval.seed = 0
     config.eval.max_rows = 8192  # none: every held-out row
+    config.eval.short_inputs = False  # score single sentences, too
     config.eval.ngram_baselines = False
 
     config.mesh = ConfigDict()

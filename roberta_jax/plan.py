@@ -4,22 +4,26 @@ Building a `Plan` takes no text and no training, so that a mistake in the config
 hours of preparing text, and not after.
 """
 
-from collections.abc import Collection
+from collections.abc import Collection, Mapping
+from typing import Any
 
 import jax
 import jax.numpy as jnp
+import optax
 from ml_collections import ConfigDict
 
 from roberta_jax.data.masking import Masking
-from roberta_jax.data.packing import FORMATS
+from roberta_jax.data.packing import PAIR_FORMATS, PairOptions, check_packing
 from roberta_jax.data.pipeline import ENGINES
+from roberta_jax.data.sources import list_sources
 from roberta_jax.errors import UsageError
 from roberta_jax.interchange import hf
+from roberta_jax.interchange.next_sentence import read_head
 from roberta_jax.modeling.config import Execution, RobertaConfig
 from roberta_jax.modeling.heads import RobertaForMaskedLM
 from roberta_jax.tokenizer import RobertaTokenizer
 from roberta_jax.training.loop import Cadence
-from roberta_jax.training.optimizer import adamw, polynomial_schedule
+from roberta_jax.training.optimizer import OPTIMIZERS, polynomial_schedule
 from roberta_jax.training.partitioning import create_mesh, rows_and_accumulation
 
 
@@ -27,39 +31,46 @@ class Plan:
     """What a run is made of, as far as the config alone says.
 
     Attributes:
-      masking, cadence, schedule, optimizer, mesh, execution: built from their parts of the config.
+      masking, pairs, cadence, schedule, optimizer, mesh, execution: built from their parts of the
+        config.
       rows: a device works on at once.
       accumulation: microbatches a batch is worked off in.
-      initial: (model, parameters on the host) of `config.init_from`, or None.
+      initial: (model, parameters on the host) of `config.init_from`, or None. The parameters hold
+        "next_sentence" where that is an objective and the folder has such a head.
 
     Raises:
       UsageError: a value is out of its range, or values do not fit each other or the devices.
     """
 
     def __init__(self, config: ConfigDict):
-        train, schedule = config.train, config.schedule
+        train = config.train
         if train.steps < 1:
             raise UsageError(f"train.steps={train.steps}: a run has at least one step.")
-        _one_of("optimizer.name", config.optimizer.name, ["adamw"])
-        _one_of("data.format", config.data.format, FORMATS)
+        _one_of("optimizer.name", config.optimizer.name, OPTIMIZERS)
         _one_of("data.engine", config.data.engine, ENGINES)
-        if config.seq_len < 2:
-            raise UsageError(f"seq_len={config.seq_len}: a row holds <s> and at least one token.")
+        self.pairs = PairOptions(
+            config.data.duplicates,
+            config.data.short_seq_prob,
+            config.data.separators,
+            config.seed,
+        )
+        check_packing(config.data.format, config.seq_len, self.pairs)
+        if config.objective.next_sentence and config.data.format not in PAIR_FORMATS:
+            raise UsageError(
+                f"objective.next_sentence needs pairs of texts, but data.format is "
+                f"{config.data.format!r}: use {' or '.join(PAIR_FORMATS)}, or "
+                "--config.objective.next_sentence=false."
+            )
+        list_sources(config.data)
         self.masking = Masking(**config.masking)
         self.cadence = Cadence(train.log_every, train.eval_every, train.checkpoint_every)
-        self.schedule = polynomial_schedule(
-            config.optimizer.learning_rate,
-            warmup_steps=schedule.warmup_steps,
-            decay_steps=train.steps if schedule.decay_steps is None else schedule.decay_steps,
-            power=schedule.power,
-            end=schedule.end_learning_rate,
-        )
+        self.schedule = _schedule(config, decay_steps(config))
         settings = {
             key: value
             for key, value in config.optimizer.items()
             if key not in ("name", "learning_rate")
         }
-        self.optimizer = adamw(self.schedule, **settings)
+        self.optimizer = OPTIMIZERS[config.optimizer.name](self.schedule, **settings)
         self.mesh = create_mesh(**config.mesh)
         self.rows, self.accumulation = rows_and_accumulation(
             self.mesh, train.batch_size, train.rows_per_device
@@ -68,7 +79,7 @@ class Plan:
         self.execution = _execution(config.execution)
         self.initial = None
         if config.init_from:
-            self.initial = hf.read_pretrained(config.init_from, RobertaForMaskedLM, self.execution)
+            self.initial = _initial(config, self.execution)
         self.model_config(config)  # any vocabulary shows what is wrong with the rest
 
     def model_config(
@@ -96,9 +107,59 @@ class Plan:
         return found
 
 
+def decay_steps(config: Mapping[str, Any]) -> int:
+    """The steps until the learning rate has fallen: as stated, else those of the run."""
+    stated = config["schedule"]["decay_steps"]
+    return config["train"]["steps"] if stated is None else stated
+
+
+def check_schedule_is_stated(config: ConfigDict, started_with: Mapping[str, Any] | None) -> None:
+    """Raises a UsageError where more or fewer steps would change the rate without being told to.
+
+    Args:
+      config: of the run as it is to go on.
+      started_with: the config in its workdir, or None for a new run.
+    """
+    if started_with is None or config.schedule.decay_steps is not None:
+        return
+    try:
+        planned, steps = decay_steps(started_with), config.train.steps
+    except (KeyError, TypeError):
+        return  # of another version; the comparison of the configs will say what differs
+    if planned == steps:
+        return
+    before, after = (float(_schedule(config, n)(planned)) for n in (planned, steps))
+    raise UsageError(
+        f"this run was planned for {planned} steps, over which its learning rate falls; for "
+        f"{steps} steps state how it goes on. --config.schedule.decay_steps={steps}: as if {steps} "
+        f"had been planned from the start; at step {planned} the rate is then {after:.3g}, where "
+        f"it was to be {before:.3g}. --config.schedule.decay_steps={planned}: as planned, and at "
+        "its end from there on."
+    )
+
+
+def _schedule(config: ConfigDict, decay_steps: int) -> optax.Schedule:
+    return polynomial_schedule(
+        config.optimizer.learning_rate,
+        warmup_steps=config.schedule.warmup_steps,
+        decay_steps=decay_steps,
+        power=config.schedule.power,
+        end=config.schedule.end_learning_rate,
+    )
+
+
 def _one_of(key: str, value: str, known: Collection[str]) -> None:
     if value not in known:
         raise UsageError(f"{key}={value!r} is unknown: use one of {', '.join(known)}.")
+
+
+def _initial(config: ConfigDict, execution: Execution) -> tuple[RobertaForMaskedLM, dict]:
+    model, params = hf.read_pretrained(config.init_from, RobertaForMaskedLM, execution)
+    if config.objective.next_sentence:
+        head = read_head(hf.model_folder(config.init_from), model.config.hidden_size)
+        if head is not None:
+            params = {**params, "next_sentence": head}
+    return model, params
 
 
 def _tokenizers_part(config: ConfigDict, tokenizer: RobertaTokenizer | None) -> dict[str, int]:
@@ -122,22 +183,22 @@ def _execution(settings: ConfigDict) -> Execution:
         "bfloat16": jnp.bfloat16,
     }
     _one_of("execution.dtype", settings.dtype, kinds)
-    _check_computable(kinds[settings.dtype])
+    if settings.dtype == "bfloat16" and jax.default_backend() == "cpu":
+        _check_bfloat16()
     try:
         return Execution(**{**settings, "dtype": kinds[settings.dtype]})
     except ValueError as error:
         raise UsageError(f"config.execution: {error}") from error
 
 
-def _check_computable(dtype: jnp.dtype) -> None:
+def _check_bfloat16() -> None:
     """Tries a product of matrices: jaxlib 0.7 has none in bfloat16 on a CPU."""
     try:
-        jax.block_until_ready(jax.jit(jnp.matmul)(*2 * [jnp.ones((16, 16), dtype)]))
+        jax.block_until_ready(jax.jit(jnp.matmul)(*2 * [jnp.ones((16, 16), jnp.bfloat16)]))
     except jax.errors.JaxRuntimeError as error:
         raise UsageError(
-            f"execution.dtype={jnp.dtype(dtype).name}: this jaxlib cannot multiply such matrices "
-            f"on this machine's {jax.default_backend().upper()}. Use "
-            "--config.execution.dtype=float32, or a newer jax."
+            "execution.dtype=bfloat16: this jaxlib cannot multiply such matrices on this machine's "
+            "CPU. Use --config.execution.dtype=float32, or a newer jax."
         ) from error
 
 

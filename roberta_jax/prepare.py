@@ -22,7 +22,7 @@ import os
 import pathlib
 import shutil
 import sys
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from typing import Any
 
 from absl import flags
@@ -32,6 +32,7 @@ from roberta_jax import command
 from roberta_jax.data.corpus import Corpus, Piece, is_heldout, open_corpus
 from roberta_jax.data.encoding import Recipe, build_stores, content_hash, only_process
 from roberta_jax.data.sentences import check_splitting, split_sentences
+from roberta_jax.data.sources import list_sources
 from roberta_jax.data.store_format import VERSION, temporary_name
 from roberta_jax.data.token_store import TokenStore
 from roberta_jax.errors import UsageError
@@ -52,11 +53,13 @@ class Prepared:
       tokenizer: The one named in the config, or trained.
       train: Documents to train on.
       heldout: Documents to evaluate on; empty if `config.data.heldout_share` is 0.
+      more: Documents to train on of each further corpus of `config.data.mixture`.
     """
 
     tokenizer: RobertaTokenizer
     train: TokenStore
     heldout: TokenStore
+    more: tuple[TokenStore, ...] = ()
 
 
 def prepare(config: ConfigDict, progress: bool = True, verify: bool = False) -> Prepared:
@@ -74,36 +77,38 @@ def prepare(config: ConfigDict, progress: bool = True, verify: bool = False) -> 
       UsageError: A setting is wrong, the text cannot be read or holds nothing, the cache cannot be
         written, or something in it is damaged; the message says what to do.
     """
-    data = config.data
-    recipe = _recipe(data)
-    cache = cache_folder(data)
-    corpus = open_corpus(data)
+    cache = cache_folder(config.data)
+    sources = [source.data for source in list_sources(config.data)]
+    corpora = [(open_corpus(data), _recipe(data)) for data in sources]
+    stores = []
     with _writing_below(cache):
-        tokenizer = _tokenizer(config, corpus, recipe, cache, progress)
-        name = _hash(
-            version=VERSION,
-            source=corpus.identity(),
-            recipe=_identity(recipe),
-            tokenizer=tokenizer.fingerprint(),
-        )
-        train, heldout = build_stores(
-            cache / "tokens" / name,
-            corpus,
-            tokenizer,
-            recipe,
-            workers=data.workers,
-            progress=progress,
-        )
-    if not train.num_documents:
-        raise UsageError(
-            f"There is no text to train on: config.data.source={data.source!r} gave "
-            f"{heldout.num_documents} documents, all of them held out "
-            f"(config.data.heldout_share={data.heldout_share}). Name more text."
-        )
-    _report(train.index["counts"])
-    if verify:
-        _verify(corpus, train, heldout)
-    return Prepared(tokenizer, train, heldout)
+        tokenizer = _tokenizer(config, corpora, cache, progress)
+        for data, (corpus, recipe) in zip(sources, corpora, strict=True):
+            name = _hash(
+                version=VERSION,
+                source=corpus.identity(),
+                recipe=_identity(recipe),
+                tokenizer=tokenizer.fingerprint(),
+            )
+            train, heldout = build_stores(
+                cache / "tokens" / name,
+                corpus,
+                tokenizer,
+                recipe,
+                workers=config.data.workers,
+                progress=progress,
+            )
+            if not train.num_documents:
+                raise UsageError(
+                    f"There is no text to train on: config.data.source={data.source!r} gave "
+                    f"{heldout.num_documents} documents, all of them held out "
+                    f"(config.data.heldout_share={data.heldout_share}). Name more text."
+                )
+            _report(train.index["counts"])
+            if verify:
+                _verify(corpus, train, heldout)
+            stores.append((train, heldout))
+    return Prepared(tokenizer, *stores[0], tuple(train for train, _ in stores[1:]))
 
 
 def cache_folder(data: ConfigDict) -> pathlib.Path:
@@ -161,7 +166,10 @@ def _identity(recipe: Recipe) -> dict[str, Any]:
 
 
 def _tokenizer(
-    config: ConfigDict, corpus: Corpus, recipe: Recipe, cache: pathlib.Path, progress: bool
+    config: ConfigDict,
+    corpora: Sequence[tuple[Corpus, Recipe]],
+    cache: pathlib.Path,
+    progress: bool,
 ) -> RobertaTokenizer:
     # Folders, workdirs and hub ids alike; a model has its tokenizer beside its weights.
     if config.tokenizer:
@@ -169,9 +177,9 @@ def _tokenizer(
     if config.init_from:
         return _load("config.init_from", tokenizer_folder(config.init_from))
 
+    about = [{"source": corpus.identity(), "recipe": _identity(r)} for corpus, r in corpora]
     name = _hash(
-        source=corpus.identity(),
-        recipe=_identity(recipe),
+        **(about[0] if len(about) == 1 else {"mixture": about}),
         new_tokenizer=config.new_tokenizer.to_dict(),
         sample=TOKENIZER_SAMPLE_BYTES,
     )
@@ -179,14 +187,18 @@ def _tokenizer(
     if not folder.exists():
         with only_process(folder, progress):
             if not folder.exists():
-                _save_whole(_train(corpus, recipe, config.new_tokenizer, progress), folder)
+                _save_whole(_train(corpora, config.new_tokenizer, progress), folder)
     return _load("The tokenizer trained before", folder)
 
 
 def _train(
-    corpus: Corpus, recipe: Recipe, settings: ConfigDict, progress: bool
+    corpora: Sequence[tuple[Corpus, Recipe]], settings: ConfigDict, progress: bool
 ) -> RobertaTokenizer:
-    sentences = training_sentences(corpus, recipe)
+    # As much of each corpus, so that none is left out for the size of another.
+    share = TOKENIZER_SAMPLE_BYTES // len(corpora)
+    sentences = itertools.chain.from_iterable(
+        training_sentences(corpus, recipe, share) for corpus, recipe in corpora
+    )
     first = next(sentences, None)
     if first is None:
         raise UsageError(
@@ -276,17 +288,19 @@ def main(config: ConfigDict, values: flags.FlagValues) -> None:
 
 def summary(prepared: Prepared) -> str:
     """What was prepared, as lines of text."""
-    train, heldout = prepared.train, prepared.heldout
+    stores = [("training", prepared.train), ("held out", prepared.heldout)]
+    stores += [(f"mixed in {i}", store) for i, store in enumerate(prepared.more, start=1)]
     lines = [f"{'':11}{'documents':>12}{'sentences':>14}{'tokens':>16}{'shards':>8}"]
-    for name, store in (("training", train), ("held out", heldout)):
+    for name, store in stores:
         # A document's closing `</s>` is stored as a sentence of its own.
         sentences = store.num_sentences - store.num_documents
         lines.append(
             f"{name:11}{store.num_documents:>12,}{sentences:>14,}{store.num_tokens:>16,}"
             f"{len(store.shards):>8}"
         )
+    train = prepared.train
     counts = train.index["counts"]
-    tokens = train.num_tokens + heldout.num_tokens
+    tokens = train.num_tokens + prepared.heldout.num_tokens
     lines += [
         f"{counts['characters'] / tokens:.2f} characters per token, vocabulary of "
         f"{len(prepared.tokenizer)}; left out: {counts.get('empty', 0)} empty documents; invalid "

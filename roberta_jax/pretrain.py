@@ -10,47 +10,50 @@ The same command again continues where the run was; on a finished one it says so
 """
 
 import dataclasses
-import math
 import os
 from collections.abc import Callable, Iterator, Mapping
 from typing import Any
 
+import flax.linen as nn
 import jax
 import jax.numpy as jnp
-import numpy as np
 from absl import flags
 from etils import epath
-from jax.sharding import Mesh
 from ml_collections import ConfigDict
 
 from roberta_jax import command
-from roberta_jax.data.batches import BatchMaker
-from roberta_jax.data.ngrams import ngram_perplexities
-from roberta_jax.data.packing import load_or_pack
-from roberta_jax.data.pipeline import eval_batches, train_batches
-from roberta_jax.data.token_store import TokenStore
+from roberta_jax.data.pipeline import train_batches
 from roberta_jax.errors import UsageError
+from roberta_jax.held_out import HeldOut, placed
 from roberta_jax.interchange import hf
 from roberta_jax.modeling.heads import RobertaForMaskedLM
-from roberta_jax.modeling.objectives import masked_lm_objective, training_flops
-from roberta_jax.plan import Plan
+from roberta_jax.modeling.objectives import (
+    masked_lm_objective,
+    pretraining_objective,
+    training_flops,
+)
+from roberta_jax.modeling.pretraining import (
+    NextSentenceHead,
+    RobertaForPreTraining,
+    split_next_sentence,
+)
+from roberta_jax.plan import Plan, check_schedule_is_stated
 from roberta_jax.prepare import Prepared, prepare
+from roberta_jax.rows import held_out_rows, training_rows
 from roberta_jax.training import loop
 from roberta_jax.training.checkpoints import Checkpoints
 from roberta_jax.training.host_memory import keep_freed_memory, restart_with_huge_pages
 from roberta_jax.training.metrics import MetricsWriter, read_metrics
-from roberta_jax.training.partitioning import (
-    join_processes,
-    local_batch_rows,
-    to_global,
-)
+from roberta_jax.training.partitioning import join_processes, local_batch_rows
 from roberta_jax.training.state import TrainState, abstract_state, count_parameters, create_state
-from roberta_jax.training.workdir import open_workdir
+from roberta_jax.training.workdir import open_workdir, read_config
 
-# What a run may change when it goes on: how long, how often, where and in what portions. None of it
-# changes what a step computes, beyond the rounding of another mesh or accumulation.
+# What a run may change when it goes on: how long (and with it the schedule from there on), how
+# often, where and in what portions. None of it changes the steps that were made, beyond the
+# rounding of another mesh or accumulation.
 MAY_CHANGE = (
     "train.steps",
+    "schedule.decay_steps",
     "train.log_every",
     "train.eval_every",
     "train.checkpoint_every",
@@ -100,9 +103,9 @@ def pretrain(config: ConfigDict, workdir: epath.PathLike) -> PretrainResult:
         keep_freed_memory()
     primary = jax.process_index() == 0
     plan = Plan(config)
-    settings = config.to_dict()
-    with open_workdir(workdir, settings, MAY_CHANGE, primary) as folder:
-        done = _finished(folder, config.train.steps)
+    check_schedule_is_stated(config, read_config(workdir))
+    with open_workdir(workdir, config.to_dict(), MAY_CHANGE, primary) as folder:
+        done = finished_metrics(folder, config.train.steps)
         if done is not None:
             _say(
                 f"{folder} is finished: {config.train.steps} steps. {_summary(done)}\n"
@@ -129,49 +132,26 @@ class _Run:
         self.config, self.plan, self.folder, self.checkpoints = config, plan, folder, checkpoints
         self.tokenizer = prepared.tokenizer
         model_config = plan.model_config(config, self.tokenizer)
-        self.model = RobertaForMaskedLM(model_config, plan.execution)
-        self.train_maker = self._maker(prepared.train)
-        self.eval_maker = None
-        if prepared.heldout.num_tokens:
-            self.eval_maker = self._maker(prepared.heldout)
-        elif config.data.heldout_share:
-            raise UsageError(
-                f"data.heldout_share={config.data.heldout_share} holds out none of the "
-                f"{prepared.train.num_documents} documents, so there is nothing to evaluate on. "
-                "Raise it, or set it to 0 to train without evaluation."
-            )
-        self._check_batch_fits()
+        self.masked_lm = RobertaForMaskedLM(model_config, plan.execution)
+        self.model = self.masked_lm
+        if config.objective.next_sentence:
+            self.model = RobertaForPreTraining(model_config, plan.execution)
+        token_types = model_config.type_vocab_size > 1
+        self.train_maker = training_rows(config, prepared, plan.pairs, token_types=token_types)
+        held_out = held_out_rows(config, prepared, plan.pairs, token_types=token_types)
+        self.held_out = HeldOut(config, plan.mesh, self.masked_lm, self.model, held_out)
         # What the run was made from; a checkpoint of other text would go on with other rows.
         self.identity = {
             "tokenizer": self.tokenizer.fingerprint(),
-            "text": prepared.train.index["text_blake2b"],
+            "text": " ".join(s.index["text_blake2b"] for s in (prepared.train, *prepared.more)),
             "rows": self.train_maker.num_rows,
         }
-        self.loss_fn, self.count_fn = masked_lm_objective(self.model)
-
-    def _maker(self, store: TokenStore) -> BatchMaker:
-        config, tokenizer = self.config, self.tokenizer
-        return BatchMaker(
-            store,
-            load_or_pack(store, config.data.format, config.seq_len),
-            self.plan.masking,
-            config.seed,
-            vocab_size=len(tokenizer),
-            bos_id=tokenizer.bos_token_id,
-            pad_id=tokenizer.pad_token_id,
-            mask_id=tokenizer.mask_token_id,
-            special_ids=tokenizer.all_special_ids,
-            word_starts=tokenizer.word_start_table() if config.masking.whole_word else None,
+        objective = masked_lm_objective
+        if config.objective.next_sentence:
+            objective = pretraining_objective
+        self.loss_fn, self.count_fn = objective(
+            self.model, shared_rows=self.train_maker.max_inputs > 1
         )
-
-    def _check_batch_fits(self) -> None:
-        rows, batch_size = self.train_maker.num_rows, self.config.train.batch_size
-        if rows < batch_size:
-            raise UsageError(
-                f"the corpus fills {rows} rows of {self.config.seq_len} tokens, fewer than one "
-                f"batch (train.batch_size={batch_size}). Give it more text, or lower "
-                f"train.batch_size to {rows} or less."
-            )
 
     def train(self) -> PretrainResult:
         config, plan = self.config, self.plan
@@ -189,7 +169,6 @@ class _Run:
             accumulation=plan.accumulation,
             deterministic=config.train.deterministic,
         )
-        eval_step = loop.make_eval_step(self.loss_fn, self.count_fn, plan.mesh)
         with (
             loop.stop_requests() as should_stop,
             MetricsWriter(
@@ -198,12 +177,10 @@ class _Run:
         ):
 
             def evaluation(params: Any) -> dict[str, float] | None:
-                found = loop.evaluate(eval_step, params, self._eval_batches(), should_stop)
-                if found is None:
-                    return None
-                loss = found["masked_lm"]
-                writer.say(f"held-out loss {loss:.4f}, perplexity {math.exp(loss):.2f}")
-                return {"eval_loss": loss, "eval_perplexity": math.exp(loss)}
+                found = self.held_out.score(params, should_stop)
+                if found is not None:
+                    writer.say(f"held-out {_scores(found)}")
+                return found
 
             state, stopped = loop.fit(
                 state,
@@ -220,7 +197,7 @@ class _Run:
                     config.seq_len,
                     self.train_maker.num_slots,
                 ),
-                evaluation=evaluation if self.eval_maker else None,
+                evaluation=evaluation if self.held_out else None,
                 should_stop=should_stop,
                 extra=self.identity,
             )
@@ -242,13 +219,22 @@ class _Run:
 
         restored = self.checkpoints.restore(abstract_state(init_params, plan.optimizer, plan.mesh))
         if restored is None:
-            params = None if plan.initial is None else plan.initial[1]
+            params = None if plan.initial is None else self._with_head(plan.initial[1])
             state = create_state(init_params, plan.optimizer, plan.mesh, params)
         else:
             state, identity = restored
             self._check_identity(identity)
         plan.initial = None  # the host's copy of the weights has done its work
         return state
+
+    def _with_head(self, params: Any) -> Any:
+        """The weights to start from, with a new head for next sentences if they lack it."""
+        if not self.config.objective.next_sentence or "next_sentence" in params:
+            return params
+        head = NextSentenceHead(self.model.config, self.plan.execution)
+        key = loop.stream_key(self.config.seed, "next_sentence", jnp.int32(0))
+        first = jnp.zeros((1, 1, self.model.config.hidden_size))
+        return {**params, "next_sentence": nn.unbox(head.init(key, first)["params"])}
 
     def _check_identity(self, saved: Mapping[str, Any]) -> None:
         changed = [name for name in self.identity if saved.get(name) != self.identity[name]]
@@ -262,20 +248,28 @@ class _Run:
     def _describe(self, state: TrainState, start: int) -> None:
         config, plan, mesh = self.config, self.plan, self.plan.mesh
         split = ", ".join(f"{name} {size}" for name, size in mesh.shape.items())
-        heldout = self.eval_maker.num_rows if self.eval_maker else 0
+        maker = self.train_maker
+        times = len(maker.epoch_ends)
+        sampled = f"; pairs sampled {times} times" if times > 1 else ""
         _say(
             f"{count_parameters(state.params):,} parameters, vocabulary of {len(self.tokenizer)}, "
             f"{jnp.dtype(plan.execution.dtype).name}\n"
             f"{jax.device_count()} x {jax.devices()[0].device_kind} ({split})\n"
             f"{config.train.batch_size} rows of {config.seq_len} tokens a step, {plan.rows} on a "
             f"device at once: {plan.accumulation} microbatch(es)\n"
-            f"{self.train_maker.num_rows:,} rows to train on, {heldout:,} held out\n"
-            f"Step {start} of {config.train.steps}"
+            f"{config.data.format}: {maker.num_rows:,} rows to train on, "
+            f"{self.held_out.num_rows:,} held out; {maker.padding_share:.1%} padding{sampled}\n"
+            f"Step {start} of {config.train.steps}, learning rate {_rates(plan, start, config)}"
         )
+
+    def _epochs(self) -> float:
+        """How often the run sees its text."""
+        maker, train = self.train_maker, self.config.train
+        return train.steps * train.batch_size * len(maker.epoch_ends) / maker.num_rows
 
     def _train_batches(self, step: int) -> Iterator[dict[str, jax.Array]]:
         config = self.config
-        return _placed(
+        return placed(
             train_batches(
                 self.train_maker,
                 batch_size=config.train.batch_size,
@@ -289,21 +283,6 @@ class _Run:
             config.train.batch_size,
         )
 
-    def _eval_batches(self) -> Iterator[dict[str, jax.Array]]:
-        config = self.config
-        return _placed(
-            eval_batches(
-                self.eval_maker,
-                batch_size=config.eval.batch_size,
-                seed=config.eval.seed,
-                max_rows=config.eval.max_rows,
-                local_rows=local_batch_rows(self.plan.mesh, config.eval.batch_size),
-                engine=config.data.engine,
-            ),
-            self.plan.mesh,
-            config.eval.batch_size,
-        )
-
     def _finish(
         self,
         params: Any,
@@ -312,43 +291,41 @@ class _Run:
     ) -> dict[str, float] | None:
         """Exports the model and evaluates it, unless that was done; None if told to stop."""
         self.tokenizer.model_max_length = self.model.config.max_length
-        hf.save_pretrained(self.folder / "hf", self.model, params, self.tokenizer)
+        head = None
+        masked_lm_params = params
+        if self.config.objective.next_sentence:
+            masked_lm_params, head = split_next_sentence(params)
+        hf.save_pretrained(
+            self.folder / "hf",
+            self.masked_lm,
+            masked_lm_params,
+            self.tokenizer,
+            next_sentence=head,
+        )
         metrics = _final_record(self.folder, self.config.train.steps)
         if metrics is not None:
             return metrics
-        metrics = evaluation(params) if self.eval_maker else {}
+        metrics = evaluation(params) if self.held_out else {}
         if metrics is None:
             return None
-        if self.eval_maker and self.config.eval.ngram_baselines:
-            found = ngram_perplexities(
-                self.train_maker,
-                self.eval_maker,
-                seed=self.config.eval.seed,
-                max_rows=self.config.eval.max_rows,
-            )
-            metrics |= {f"{name}_perplexity": value for name, value in found.items()}
+        metrics |= {"padding_share": self.train_maker.padding_share, "epochs": self._epochs()}
+        if self.held_out and self.config.eval.ngram_baselines:
+            metrics |= self.held_out.ngram_perplexities(self.train_maker)
         writer.write(self.config.train.steps, {**metrics, "finished": 1.0})
         return metrics
 
 
-def _placed(
-    batches: Iterator[dict[str, np.ndarray]], mesh: Mesh, batch_size: int
-) -> Iterator[dict[str, jax.Array]]:
-    rows = local_batch_rows(mesh, batch_size)
-    for batch in batches:
-        yield to_global(batch, mesh, batch_size, rows)
+def finished_metrics(folder: epath.PathLike, steps: int) -> dict[str, float] | None:
+    """What a run of so many steps recorded at its end, or None if it has not come to its end."""
+    folder = epath.Path(folder)
+    return _final_record(folder, steps) if (folder / "hf" / hf.CONFIG).exists() else None
 
 
 def _final_record(folder: epath.Path, steps: int) -> dict[str, float] | None:
-    """What a run of so many steps recorded when it had finished, or None if it had not."""
     for record in reversed(read_metrics(folder)):
         if record["step"] == steps and record.get("finished"):
             return {key: value for key, value in record.items() if key not in ("step", "finished")}
     return None
-
-
-def _finished(folder: epath.Path, steps: int) -> dict[str, float] | None:
-    return _final_record(folder, steps) if (folder / "hf" / hf.CONFIG).exists() else None
 
 
 def _check_not_beyond(step: int | None, steps: int) -> None:
@@ -362,13 +339,35 @@ def _check_not_beyond(step: int | None, steps: int) -> None:
 def _summary(metrics: Mapping[str, float]) -> str:
     if "eval_perplexity" not in metrics:
         return "No documents were held out to evaluate on."
-    text = f"Held-out perplexity {metrics['eval_perplexity']:.2f}"
+    text = f"Held-out {_scores(metrics)}"
     others = [
         f"{name} {metrics[f'{name}_perplexity']:.2f}"
         for name in ("unigram", "bigram")
         if f"{name}_perplexity" in metrics
     ]
     return text + (f" ({', '.join(others)})." if others else ".")
+
+
+def _scores(metrics: Mapping[str, float]) -> str:
+    """The scores of held-out text, in words."""
+    text = f"perplexity {metrics['eval_perplexity']:.2f}"
+    if "eval_short_perplexity" in metrics:
+        text += f", of single sentences {metrics['eval_short_perplexity']:.2f}"
+    if "next_sentence_accuracy" in metrics:
+        text += f", pairs told right {metrics['next_sentence_accuracy']:.1%}"
+    return text
+
+
+def _rates(plan: Plan, start: int, config: ConfigDict) -> str:
+    """The schedule from here on: the rates of the next update, of the peak if it is to come, and
+    of the last update."""
+    steps = config.train.steps
+    ahead = [
+        start,
+        *([config.schedule.warmup_steps] if start < config.schedule.warmup_steps < steps else []),
+        steps - 1,
+    ]
+    return " -> ".join(f"{float(plan.schedule(step)):.3g}" for step in ahead)
 
 
 def _say(text: str) -> None:

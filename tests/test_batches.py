@@ -14,6 +14,7 @@ from roberta_jax.data.batches import DTYPES
 from roberta_jax.errors import UsageError
 
 FORMATS = ("one input", "shared")
+SINGLE = {name for name in DTYPES if "token_type" not in name and "next_sentence" not in name}
 
 
 @pytest.fixture(scope="module")
@@ -100,7 +101,7 @@ def test_masked_batches(makers, format):
     maker = makers[format]
     rows = np.arange(maker.num_rows)
     batch, plain = maker(rows, np.zeros_like(rows)), maker.assemble(rows)
-    assert list(batch) == list(DTYPES)
+    assert list(batch) == [name for name in DTYPES if name in SINGLE]
     for name, array in batch.items():
         assert array.dtype == DTYPES[name]
         assert array.shape == (len(rows), maker.num_slots if "masked" in name else maker.seq_len)
@@ -194,3 +195,5 @@ def test_bad_input(store, makers):
             mask_id=99,
             special_ids=[BOS, PAD, EOS, 3, 99],
         )
+    with pytest.raises(UsageError, match=r"objective\.next_sentence needs pairs"):
+        make_maker(store, 32, next_sentence=True)

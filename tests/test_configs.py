@@ -36,8 +36,11 @@ def test_base_and_large_are_the_papers_table_9():
             "rate": 0.15,
             "mask_share": 0.8,
             "random_share": 0.1,
-            "whole_word": False,
             "specials": True,
+            "unit": "token",
+            "span_p": 0.2,
+            "max_span": 10,
+            "copies": None,
         }
         # The model is the released one.
         released = getattr(RobertaConfig, size)()
@@ -78,7 +81,9 @@ def test_all_sizes_have_the_same_keys():
 
 
 def test_every_leaf_is_what_json_can_hold():
-    for value in command.flatten(get_config("large")).values():
+    values = command.flatten(get_config("large"))
+    assert values.pop("data.mixture") == ()
+    for value in values.values():
         assert value is None or type(value) in (bool, int, float, str)
 
 

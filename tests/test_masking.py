@@ -1,4 +1,4 @@
-"""Masking: exact counts, 80/10/10, what may be drawn, whole words, inputs that share a row.
+"""Masking: exact counts, 80/10/10, what may be drawn, inputs that share a row, pinned values.
 
 Letters in array names as in the module: B rows, L positions, M inputs in a row, K slots.
 """
@@ -10,77 +10,26 @@ import numpy as np
 import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
+from masked_rows import MASK_ID, SPECIALS, VOCAB, chosen, layouts, make_masker, make_rows, mask
 
 from roberta_jax.data.hashing import fold
-from roberta_jax.data.masking import Masker, Masking, input_numbers, num_slots
+from roberta_jax.data.masking import UNITS, Masker, Masking, input_numbers, num_slots
 from roberta_jax.errors import UsageError
-
-VOCAB, MASK_ID, SPECIALS = 60, 59, (0, 1, 2, 3, 59)
-# Of the tokens 4 to 58 every third starts a word; specials do too.
-WORD_STARTS = np.isin(np.arange(VOCAB), SPECIALS) | (np.arange(VOCAB) % 3 == 0)
-
-
-def make_masker(seq_len, max_inputs=1, **options):
-    return Masker(
-        Masking(**options),
-        seq_len=seq_len,
-        max_inputs=max_inputs,
-        vocab_size=VOCAB,
-        mask_id=MASK_ID,
-        pad_id=1,
-        special_ids=SPECIALS,
-        word_starts=WORD_STARTS,
-    )
-
-
-def make_rows(rng, lengths_BM, seq_len, end_share=0.1):
-    """Random rows: each input is `<s>`, then tokens from 4 to 58 and some `</s>`."""
-    num_rows = len(lengths_BM)
-    ids_BL = rng.integers(4, MASK_ID, (num_rows, seq_len)).astype(np.int32)
-    ids_BL[rng.random(ids_BL.shape) < end_share] = 2
-    inputs_BL = input_numbers(lengths_BM, seq_len)
-    ids_BL[np.diff(inputs_BL, axis=1, prepend=-1) != 0] = 0
-    ids_BL[inputs_BL == lengths_BM.shape[1]] = 1
-    return ids_BL
-
-
-def mask(masker, ids_BL, lengths_BM, seed=0):
-    """(masked ids, positions, labels, weights); the given ids stay as they are."""
-    masked_BL = ids_BL.copy()
-    keys_B = fold(seed, np.arange(len(ids_BL)))
-    return masked_BL, *masker(keys_B, masked_BL, np.asarray(lengths_BM, np.int64))
-
-
-def chosen(positions_BK, weights_BK, seq_len):
-    """bool [B, L]: which positions are predicted."""
-    chosen_BL = np.zeros((len(positions_BK), seq_len), bool)
-    rows, slots = np.nonzero(weights_BK)
-    chosen_BL[rows, positions_BK[rows, slots]] = True
-    return chosen_BL
-
 
 options = st.fixed_dictionaries(
     {
         "rate": st.sampled_from([0.01, 0.15, 0.5, 0.97]),
-        "whole_word": st.booleans(),
+        "unit": st.sampled_from(UNITS),
         "specials": st.booleans(),
     }
 )
 
 
-@given(st.data(), options, st.integers(1, 5), st.integers(2, 40), st.integers(0, 2**32))
-@settings(max_examples=200, deadline=None)
-def test_whatever_the_options(data, options, max_inputs, seq_len, seed):
-    rng = np.random.default_rng(seed)
-    lengths_BM = np.zeros((7, max_inputs), np.int64)
-    for row in lengths_BM:
-        room = seq_len
-        for i in range(data.draw(st.integers(0, max_inputs))):
-            row[i] = rng.integers(0, room + 1)
-            room -= row[i]
-            if not row[i]:
-                break
-    ids_BL = make_rows(rng, lengths_BM, seq_len)
+@given(options, layouts())
+@settings(max_examples=300, deadline=None)
+def test_whatever_the_options(options, layout):
+    seed, ids_BL, lengths_BM = layout
+    seq_len, max_inputs = ids_BL.shape[1], lengths_BM.shape[1]
     masker = make_masker(seq_len, max_inputs, **options)
     masked_BL, positions_BK, labels_BK, weights_BK = mask(masker, ids_BL, lengths_BM, seed)
 
@@ -102,14 +51,14 @@ def test_whatever_the_options(data, options, max_inputs, seq_len, seed):
     if not options["specials"]:
         assert not np.isin(ids_BL[chosen_BL], SPECIALS).any()
 
-    # Counts are per input: its share rounded down or up, and for whole words no more than that.
+    # Counts are per input: its share rounded down or up, and for words no more than that.
     for number in range(max_inputs):
         mine_BL = inputs_BL == number
         maskable_BL = mine_BL if options["specials"] else mine_BL & ~np.isin(ids_BL, SPECIALS)
         wanted = options["rate"] * maskable_BL.sum(axis=1)
         count = (chosen_BL & mine_BL).sum(axis=1)
         assert (count <= np.floor(wanted + 1e-6) + 1).all()
-        if not options["whole_word"]:
+        if options["unit"] != "word":
             assert (count >= np.floor(wanted - 1e-6)).all()
 
 
@@ -132,10 +81,13 @@ def test_values_are_pinned_for_ever():
     [
         ({}, 1, 3994224612),
         ({"specials": False}, 1, 657750350),
-        ({"whole_word": True}, 1, 2592773618),
+        ({"unit": "word"}, 1, 2592773618),
         ({}, 2, 584335308),
         ({"specials": False}, 2, 952865251),
-        ({"whole_word": True}, 2, 3900443709),
+        ({"unit": "word"}, 2, 3900443709),
+        ({"unit": "span"}, 1, 1464293892),
+        ({"unit": "span", "specials": False}, 1, 2290942718),
+        ({"unit": "span", "span_p": 0.5, "max_span": 3}, 2, 4110385370),
     ],
 )
 def test_checksums_are_pinned_for_ever(options, max_inputs, checksum):
@@ -203,60 +155,24 @@ def test_extreme_shares(mask_share, random_share):
     assert (masked_BL[chosen(positions_BK, weights_BK, 32)] == expected).all()
 
 
-def words_of(ids, length):
-    """Slices of the words of one input that starts at 0, by the rule in plain Python."""
-    starts = [
-        i
-        for i in range(length)
-        if i == 0 or WORD_STARTS[ids[i]] or ids[i] in SPECIALS or ids[i - 1] in SPECIALS
-    ]
-    return [slice(*ends) for ends in zip(starts, [*starts[1:], length], strict=True)]
+@pytest.mark.parametrize("unit", UNITS)
+def test_no_rows_and_rows_of_nothing(unit):
+    masker = make_masker(16, 2, unit=unit)
+    for num_rows in (0, 3):
+        ids_BL, lengths_BM = np.ones((num_rows, 16), np.int32), np.zeros((num_rows, 2), np.int64)
+        masked_BL, positions_BK, _, weights_BK = mask(masker, ids_BL, lengths_BM)
+        assert positions_BK.shape == weights_BK.shape == (num_rows, masker.num_slots)
+        assert weights_BK.sum() == 0
+        assert np.array_equal(masked_BL, ids_BL)
 
 
-@pytest.mark.parametrize("specials", [True, False])
-def test_whole_words(specials):
-    seq_len, num_rows, length = 128, 400, 120
-    rng = np.random.default_rng(1)
-    lengths_BM = np.full((num_rows, 1), length)
-    ids_BL = make_rows(rng, lengths_BM, seq_len)
-    masker = make_masker(seq_len, whole_word=True, specials=specials)
-    masked_BL, positions_BK, _, weights_BK = mask(masker, ids_BL, lengths_BM)
-    chosen_BL = chosen(positions_BK, weights_BK, seq_len)
-    actions = {"mask": 0, "keep": 0, "random": 0}
-    for ids, masked, is_chosen in zip(ids_BL, masked_BL, chosen_BL, strict=True):
-        for word in words_of(ids, length):
-            assert is_chosen[word].all() or not is_chosen[word].any()
-            if is_chosen[word].all() and word.stop - word.start > 1:
-                if (masked[word] == MASK_ID).all():
-                    actions["mask"] += 1
-                elif (masked[word] == ids[word]).all():
-                    actions["keep"] += 1
-                else:
-                    actions["random"] += 1
-    # One action a word: a word is hidden, drawn anew or kept as a whole.
-    total = sum(actions.values())
-    for action, share in [("mask", 0.8), ("keep", 0.1), ("random", 0.1)]:
-        assert abs(actions[action] / total - share) < 6 * np.sqrt(share * (1 - share) / total)
-    # Stopping before the count is exceeded costs about half a word.
-    maskable = length if specials else (~np.isin(ids_BL[:, :length], SPECIALS)).sum() / num_rows
-    assert 0.85 < weights_BK.sum() / (0.15 * maskable * num_rows) <= 1.01
-
-
-def test_an_endless_word_does_not_empty_its_input():
-    """A word longer than the count is never chosen, and others still are."""
-    ids_BL = np.full((200, 64), 4, np.int32)  # 4 starts no word
-    ids_BL[:, 40:] = 6  # 6 does: one word of 40 tokens, 24 of one
-    masker = make_masker(64, whole_word=True)
-    _, positions_BK, _, weights_BK = mask(masker, ids_BL, np.full((200, 1), 64))
-    assert (weights_BK.sum(axis=1) >= 9).all()
-    assert positions_BK[weights_BK > 0].min() == 40
-
-
-def test_an_input_is_masked_alike_wherever_its_row_is_computed():
+@pytest.mark.parametrize("unit", UNITS)
+@pytest.mark.parametrize("lengths_M", [[30], [20, 9]])
+def test_an_input_is_masked_alike_wherever_its_row_is_computed(unit, lengths_M):
     rng = np.random.default_rng(2)
-    lengths_BM = np.full((10, 1), 30)
+    lengths_BM = np.tile(lengths_M, (10, 1))
     ids_BL = make_rows(rng, lengths_BM, 32)
-    masker = make_masker(32)
+    masker = make_masker(32, len(lengths_M), unit=unit)
     whole = mask(masker, ids_BL, lengths_BM)
     for row in range(10):
         alone = ids_BL[row : row + 1].copy()
@@ -294,6 +210,11 @@ def test_overflow_is_an_error():
         ({"mask_share": -0.1}, r"masking\.mask_share is -0\.1"),
         ({"random_share": 1.5}, r"masking\.random_share is 1\.5"),
         ({"mask_share": 0.8, "random_share": 0.3}, r"together they are at most 1"),
+        ({"unit": "phrase"}, r"masking\.unit is 'phrase'.* token, word, span"),
+        ({"span_p": 0}, r"masking\.span_p is 0"),
+        ({"span_p": float("nan")}, r"masking\.span_p is nan"),
+        ({"max_span": 0}, r"masking\.max_span is 0"),
+        ({"copies": 0}, r"masking\.copies is 0"),
     ],
 )
 def test_bad_options(options, message):
@@ -305,6 +226,6 @@ def test_bad_tables():
     common = {"seq_len": 8, "max_inputs": 1, "mask_id": 3, "pad_id": 1, "special_ids": [0, 1, 2]}
     with pytest.raises(UsageError, match="leaves no token to draw"):
         Masker(Masking(), vocab_size=4, **common)
-    for word_starts in (None, np.ones(9, bool)):
-        with pytest.raises(UsageError, match=r"masking\.whole_word needs"):
-            Masker(Masking(whole_word=True), vocab_size=10, word_starts=word_starts, **common)
+    for unit, word_starts in [("word", None), ("span", None), ("word", np.ones(9, bool))]:
+        with pytest.raises(UsageError, match=rf"masking\.unit='{unit}' needs"):
+            Masker(Masking(unit=unit), vocab_size=10, word_starts=word_starts, **common)

@@ -1,48 +1,18 @@
-"""Packing: fairseq's rule in plain Python against ours, and the index on disk."""
+"""Packing: what inputs and rows of each format hold, and the index on disk."""
 
 import concurrent.futures
 import os
-import time
 
 import numpy as np
+import plain_packing
 import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from roberta_jax.data import packing
+from roberta_jax.data import blocks, packing
+from roberta_jax.data.packing import PairOptions
 from roberta_jax.data.token_store import write_store
 from roberta_jax.errors import UsageError
-
-
-def greedy(line_lengths, block):
-    """The rule as one would say it: row lengths, the lines taken one at a time."""
-    rows = []
-    room = 0
-    for length in line_lengths:
-        while length > block:  # a piece that fills a row of its own
-            rows.append(block)
-            room = 0
-            length -= block
-        if length > room:
-            rows.append(0)
-            room = block
-        rows[-1] += length
-        room -= length
-    return rows
-
-
-@given(st.lists(st.integers(1, 40), min_size=1, max_size=80), st.integers(1, 20))
-@settings(max_examples=300, deadline=None)
-def test_full_sentences_is_the_greedy_rule(line_lengths, block):
-    row_ends = packing.full_sentences(np.cumsum(line_lengths), block)
-    assert np.diff(row_ends, prepend=0).tolist() == greedy(line_lengths, block)
-
-
-def test_full_sentences_by_hand():
-    # Lines of 3, 1 (blank), 6, 12 (cut into 8 + 4), 2 and 1 tokens into rows of 8.
-    row_ends = packing.full_sentences(np.cumsum([3, 1, 6, 12, 2, 1]), 8)
-    assert row_ends.tolist() == [4, 10, 18, 25]
-
 
 documents = st.lists(
     st.lists(st.lists(st.integers(4, 99), max_size=30), min_size=1, max_size=6),
@@ -71,7 +41,9 @@ def test_every_token_is_used_once(tmp_path_factory, documents, seq_len, shard_to
     row_lengths = [
         length
         for shard in store.shards
-        for length in greedy(np.diff(shard.sentence_ends, prepend=0), seq_len - 1)
+        for _, length in plain_packing.full_sentences(
+            np.diff(shard.sentence_ends, prepend=0), seq_len - 1
+        )
     ]
     assert lengths.tolist() == row_lengths
 
@@ -130,7 +102,7 @@ def test_a_failed_build_leaves_nothing(store, monkeypatch):
     def fail(*_):
         raise KeyboardInterrupt
 
-    monkeypatch.setattr(packing, "full_sentences", fail)
+    monkeypatch.setattr(blocks, "full_sentences", fail)
     with pytest.raises(KeyboardInterrupt):
         packing.load_or_pack(store, "full_sentences", 16)
     assert os.listdir(store.folder / "packed") == []
@@ -149,9 +121,82 @@ def test_bad_input(store, tmp_path):
         packing.load_or_pack(store, "full_sentences", 16)
 
 
-def test_packing_is_quick():
-    """10M tokens take some hundredths of a second; the bound is for a busy machine."""
-    line_ends = np.cumsum(np.random.default_rng(0).geometric(1 / 25, 400_000))
-    start = time.perf_counter()
-    packing.full_sentences(line_ends, 511)
-    assert time.perf_counter() - start < 3
+PAIR_OPTIONS = PairOptions(duplicates=2)
+
+
+@pytest.mark.parametrize("format", packing.FORMATS)
+def test_every_format_is_cached_by_what_decides_it(store, format, monkeypatch):
+    first = packing.load_or_pack(store, format, 64, PAIR_OPTIONS)
+    others = [
+        PairOptions(duplicates=3),
+        PairOptions(2, short_seq_prob=0.2),
+        PairOptions(2, separators=1),
+        PairOptions(2, seed=1),
+    ]
+    for options in others:
+        packing.load_or_pack(store, format, 64, options)
+    of_pairs = format in packing.PAIR_FORMATS
+    assert len(os.listdir(store.folder / "packed")) == (5 if of_pairs else 1)
+    monkeypatch.setattr(packing, "_build", None)  # would fail if called
+    again = packing.load_or_pack(store, format, 64, PAIR_OPTIONS)
+    assert np.array_equal(first.inputs, again.inputs)
+    assert np.array_equal(first.rows, again.rows)
+    assert isinstance(again.rows, np.memmap)
+    assert again.duplicate_ends == first.duplicate_ends
+    assert again.separators == (2 if of_pairs else 0)
+
+
+def test_what_fits_no_pair(store):
+    for format in packing.PAIR_FORMATS:
+        for separators in (1, 2):
+            options = PairOptions(1, separators=separators)
+            least = 4 + separators  # <s>, a, the separators, b, </s>
+            packed = packing.load_or_pack(store, format, least, options)
+            assert (packed.inputs["a_len"] == 1).all()
+            assert (packed.inputs["b_len"] == 1).all()
+            with pytest.raises(UsageError, match=f"seq_len is {least - 1}, .* at least {least}"):
+                packing.load_or_pack(store, format, least - 1, options)
+
+
+def test_pairs_need_a_second_document(tmp_path, caplog):
+    one = write_store(tmp_path / "one", [[[5, 6], [7], [8]]], vocab_size=100)
+    for format in packing.PAIR_FORMATS:
+        with pytest.raises(UsageError, match=r"a single document.*more documents"):
+            packing.load_or_pack(one, format, 16)
+    # Here each document has a shard of its own: all that is left is what follows.
+    documents = [[[5, 6], [7], [8], [9]], [[5]], [[6, 7], [8]]]
+    store = write_store(tmp_path / "shards", documents, vocab_size=100, shard_tokens=1)
+    for format in packing.PAIR_FORMATS:
+        caplog.clear()
+        packed = packing.load_or_pack(store, format, 16, PairOptions(3))
+        assert len(caplog.records) == 3  # one a shard, not one a duplicate
+        assert "shard 00000" in caplog.text
+        assert len(packed.inputs) >= 6
+        assert (packed.inputs["next_label"] == 0).all()
+    lone = write_store(tmp_path / "lone", [[[5]], [[6]]], vocab_size=100, shard_tokens=1)
+    with pytest.raises(UsageError, match="no input in the format segment_pair"):
+        packing.load_or_pack(lone, "segment_pair", 16)
+
+
+def test_shards_without_pairs_take_no_rows(tmp_path):
+    """One shard of a document of two lines gives a pair in every sample, one of a line never."""
+    store = write_store(tmp_path, [[[5], [6]], [[7]]], vocab_size=100, shard_tokens=1)
+    packed = packing.load_or_pack(store, "sentence_pair", 16, PairOptions(3))
+    assert packed.duplicate_ends == (1, 2, 3)
+    assert packed.rows.tolist() == [0, 1, 2, 3]
+
+
+@pytest.mark.parametrize(
+    ("options", "message"),
+    [
+        ({"duplicates": 0}, r"data\.duplicates is 0"),
+        ({"short_seq_prob": -0.1}, r"data\.short_seq_prob is -0\.1"),
+        ({"short_seq_prob": 1.5}, r"data\.short_seq_prob is 1\.5"),
+        ({"short_seq_prob": float("nan")}, r"data\.short_seq_prob is nan"),
+        ({"separators": 0}, r"data\.separators is 0"),
+        ({"separators": 3}, r"data\.separators is 3"),
+    ],
+)
+def test_bad_options(options, message):
+    with pytest.raises(UsageError, match=message):
+        PairOptions(**options)

@@ -10,11 +10,14 @@ import time
 
 import numpy as np
 import pytest
+from hypothesis import given, settings
+from hypothesis import strategies as st
 from toy_corpus import make_maker, make_store
 
 from roberta_jax.data import hashing, pipeline
 from roberta_jax.data.batches import DTYPES
-from roberta_jax.data.pipeline import eval_batches, eval_rows, train_batches
+from roberta_jax.data.packing import FORMATS, PAIR_FORMATS, PairOptions
+from roberta_jax.data.pipeline import eval_batches, eval_rows, rows_at, train_batches
 from roberta_jax.errors import UsageError
 
 HAS_TENSORFLOW = importlib.util.find_spec("tensorflow") is not None
@@ -37,8 +40,9 @@ def maker(tmp_path_factory):
 class Recorder:
     """Stands in for a maker: the batch says which rows and epochs were asked for."""
 
-    def __init__(self, num_rows, fail_at=None, delay=0.0):
+    def __init__(self, num_rows, fail_at=None, delay=0.0, epoch_ends=None):
         self.num_rows, self._fail_at, self._delay = num_rows, fail_at, delay
+        self.epoch_ends = np.array(epoch_ends or (num_rows,))
         self.made = 0
 
     def __call__(self, rows, epochs):
@@ -119,6 +123,108 @@ def test_steps_are_positions_in_permuted_epochs():
     assert np.array_equal(rows, hashing.permute(positions % 37, 37, 3, positions // 37))
 
 
+@given(st.integers(1, 50), st.integers(0, 2**40), st.integers(0, 2**60), st.integers(1, 40))
+@settings(max_examples=100, deadline=None)
+def test_with_one_sample_rows_at_is_a_permutation_of_each_epoch(num_rows, seed, start, count):
+    positions = start + np.arange(count)
+    rows, epochs = rows_at(positions, np.array([num_rows]), seed)
+    assert np.array_equal(epochs, positions // num_rows)
+    assert np.array_equal(rows, hashing.permute(positions % num_rows, num_rows, seed, epochs))
+
+
+samples = st.lists(st.integers(0, 30), min_size=1, max_size=5).filter(any)
+
+
+@given(samples, st.integers(0, 2**40), st.integers(1, 2**30))
+@settings(max_examples=100, deadline=None)
+def test_epochs_take_the_samples_in_turn(sizes, seed, cycle):
+    """Each epoch holds its sample's rows once; samples may be unlike in size, or empty."""
+    epoch_ends = np.cumsum(sizes)
+    num_rows = epoch_ends[-1]
+    positions = cycle * num_rows + np.arange(2 * num_rows)
+    rows, epochs = rows_at(positions, epoch_ends, seed)
+    assert (np.diff(epochs) >= 0).all()
+    for turn in range(2 * len(sizes)):
+        number = turn % len(sizes)
+        mine = rows[epochs == cycle * len(sizes) + turn]
+        assert sorted(mine) == list(range(epoch_ends[number] - sizes[number], epoch_ends[number]))
+    for i in range(0, len(positions), 7):  # one at a time the same
+        one = rows_at(positions[i : i + 1], epoch_ends, seed)
+        assert (one[0][0], one[1][0]) == (rows[i], epochs[i])
+
+
+def test_another_order_in_every_epoch():
+    """Also from one sample to the next of the same size."""
+    epoch_ends = np.array([20, 40, 60])
+    rows, epochs = rows_at(np.arange(4 * 60), epoch_ends, 3)
+    orders = {tuple(rows[epochs == epoch] % 20) for epoch in range(12)}
+    assert len(orders) == 12
+    other, _ = rows_at(np.arange(4 * 60), epoch_ends, 4)
+    assert not np.array_equal(other, rows)
+
+
+@pytest.mark.parametrize("batch_size", [1, 7, 16, 200])
+def test_batches_straddle_the_samples(batch_size):
+    maker = Recorder(60, epoch_ends=(10, 30, 60))
+    steps = -(-150 // batch_size)
+    batches = train(maker, 0, steps, batch_size=batch_size)
+    joined = np.concatenate([batch["input_ids"] for batch in batches], axis=1)
+    expected = rows_at(np.arange(steps * batch_size), maker.epoch_ends, 3)
+    assert np.array_equal(joined, np.stack(expected))
+    for start in (1, steps // 2, steps - 1):
+        assert_equal(train(maker, start, steps, batch_size=batch_size), batches[start:])
+
+
+@pytest.mark.parametrize("format", FORMATS)
+def test_every_format_from_any_step_on_any_hosts(tmp_path, format):
+    is_pair = format in PAIR_FORMATS
+    maker = make_maker(
+        make_store(tmp_path),
+        seq_len=32,
+        format=format,
+        pairs=PairOptions(3),
+        token_types=True,
+        next_sentence=is_pair,
+    )
+    steps = 2 * maker.num_rows // BATCH
+    assert len(maker.epoch_ends) == (3 if is_pair else 1)
+    straight = train(maker, 0, steps)
+    for start in (1, steps // 2, steps - 1):
+        assert_equal(train(maker, start, steps), straight[start:])
+    for num_hosts in (2, 4):
+        parts = np.split(np.arange(BATCH), num_hosts)
+        by_host = [train(maker, 0, steps, local_rows=part) for part in parts]
+        joined = [
+            {key: np.concatenate([batch[key] for batch in hosts]) for key in hosts[0]}
+            for hosts in zip(*by_host, strict=True)
+        ]
+        assert_equal(joined, straight)
+    # Another batch size takes the same rows, as many at a time.
+    halves = train(maker, 0, 2 * steps, batch_size=BATCH // 2)
+    joined = [
+        {key: np.concatenate([a[key], b[key]]) for key in a}
+        for a, b in zip(halves[::2], halves[1::2], strict=True)
+    ]
+    assert_equal(joined, straight)
+
+
+def test_evaluation_of_pairs(tmp_path):
+    maker = make_maker(
+        make_store(tmp_path),
+        seq_len=32,
+        format="segment_pair",
+        pairs=PairOptions(1),
+        next_sentence=True,
+    )
+    batch_size = next(size for size in range(5, 20) if maker.num_rows % size)
+    found = list(eval_batches(maker, batch_size=batch_size, seed=1, engine="numpy"))
+    weights = np.concatenate([batch["next_sentence_weights"] for batch in found])
+    expected = maker(eval_rows(maker, seed=1), np.zeros(maker.num_rows, np.int64))
+    assert np.array_equal(weights[: maker.num_rows], expected["next_sentence_weights"])
+    assert len(weights) > maker.num_rows
+    assert not weights[maker.num_rows :].any()
+
+
 def test_without_a_stop_it_goes_on(maker):
     endless = train_batches(maker, batch_size=BATCH, seed=3, start_step=7, engine="numpy")
     assert_equal(itertools.islice(endless, 3), train(maker, 7, 10))
@@ -129,7 +235,7 @@ def test_without_a_stop_it_goes_on(maker):
 def test_evaluation_scores_every_row_once(maker, engine, batch_size):
     found = list(eval_batches(maker, batch_size=batch_size, seed=11, engine=engine))
     assert all(len(batch["input_ids"]) == batch_size for batch in found)
-    joined = {key: np.concatenate([batch[key] for batch in found]) for key in DTYPES}
+    joined = {key: np.concatenate([batch[key] for batch in found]) for key in found[0]}
     rows = eval_rows(maker, seed=11)
     assert sorted(rows) == list(range(maker.num_rows))
     expected = maker.with_seed(11)(rows, np.zeros_like(rows))

@@ -4,6 +4,7 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 import pytest
+import safetensors
 import texts
 
 from roberta_jax.data.pipeline import eval_batches
@@ -101,7 +102,8 @@ def test_its_evaluation_is_that_of_the_export(run, place):
     model, params = hf.from_pretrained(folder)
     loss_fn, count_fn = masked_lm_objective(model)
     total = count = 0.0
-    for batch in eval_batches(job.eval_maker, batch_size=16, seed=0, engine="numpy"):
+    maker = job.held_out.makers["full"]
+    for batch in eval_batches(maker, batch_size=16, seed=0, engine="numpy"):
         total += float(loss_fn(params, batch, None)["masked_lm"])
         count += float(count_fn(batch)["masked_lm"])
     assert total / count == pytest.approx(result.metrics["eval_loss"], rel=1e-5)
@@ -177,7 +179,7 @@ def test_init_from_goes_on_with_weights_and_tokenizer(run, place):
 def test_without_heldout_text_there_is_no_evaluation(place):
     result = pretrain(config_of(place, **{"data.heldout_share": 0.0}), place / "no_eval")
     assert result.finished
-    assert result.metrics == {}
+    assert set(result.metrics) == {"epochs", "padding_share"}
     assert all("eval_loss" not in record for record in read_metrics(place / "no_eval"))
 
 
@@ -195,7 +197,7 @@ def test_bert_style_settings_run(place):
         "optimizer.decay": "bert",
         "optimizer.bias_correction": False,
         "optimizer.clip_norm": 1.0,
-        "masking.whole_word": True,
+        "masking.unit": "word",
         "masking.specials": False,
         "train.rows_per_device": 2,
         "train.deterministic": True,
@@ -220,6 +222,137 @@ def test_bfloat16_computes_and_float32_is_kept(place):
 def test_bfloat16_that_the_cpu_cannot_multiply_is_told_at_once(place):
     with pytest.raises(UsageError, match="cannot multiply such matrices on this machine's CPU"):
         pretrain(config_of(place, **{"execution.dtype": "bfloat16"}), place / "half")
+
+
+PAIRS = {
+    "data.format": "segment_pair",
+    "data.duplicates": 3,
+    "objective.next_sentence": True,
+    "model.type_vocab_size": 2,
+    "seq_len": 48,
+    "eval.short_inputs": True,
+}
+
+
+@pytest.fixture(scope="module")
+def pairs_run(place):
+    """A finished run with next-sentence prediction: (its folder, its result)."""
+    return place / "pairs", pretrain(config_of(place, **PAIRS), place / "pairs")
+
+
+def test_pairs_are_scored_and_recorded(pairs_run):
+    folder, result = pairs_run
+    assert 0 <= result.metrics["next_sentence_accuracy"] <= 1
+    assert result.metrics["next_sentence_loss"] == pytest.approx(np.log(2), rel=0.2)
+    assert result.metrics["eval_short_perplexity"] == pytest.approx(
+        np.exp(result.metrics["eval_short_loss"])
+    )
+    assert 0 < result.metrics["padding_share"] < 0.3
+    assert result.metrics["epochs"] == pytest.approx(12 * 8 / 343)  # rows of one sampling
+    records = [record for record in read_metrics(folder) if "loss" in record]
+    assert records[0]["loss"] == pytest.approx(
+        records[0]["masked_lm_loss"] + records[0]["next_sentence_loss"], rel=1e-5
+    )
+
+
+def test_the_export_of_pairs_is_a_masked_lm_and_a_head_beside_it(pairs_run):
+    folder, _ = pairs_run
+    with safetensors.safe_open(folder / "hf" / "model.safetensors", "np") as file:
+        assert {name.split(".")[0] for name in file.keys()} == {"roberta", "lm_head"}  # noqa: SIM118
+        assert file.get_slice("roberta.embeddings.token_type_embeddings.weight").get_shape()[0] == 2
+    with safetensors.safe_open(folder / "hf" / "nsp_head.safetensors", "np") as file:
+        shapes = {name: file.get_slice(name).get_shape() for name in file.keys()}  # noqa: SIM118
+    assert shapes == {
+        "bert.pooler.dense.weight": [32, 32],
+        "bert.pooler.dense.bias": [32],
+        "cls.seq_relationship.weight": [2, 32],
+        "cls.seq_relationship.bias": [2],
+    }
+    model, _ = hf.from_pretrained(folder)
+    assert isinstance(model, RobertaForMaskedLM)
+
+
+def test_init_from_takes_the_second_head_along(pairs_run, place):
+    """Scored as it is before any training: as the run that it goes on from ended."""
+    folder, result = pairs_run
+    changes = {**PAIRS, "init_from": str(folder), "train.steps": 5, "optimizer.learning_rate": 0.0}
+    again = pretrain(config_of(place, **changes), place / "pairs_again")
+    for name in ("next_sentence_loss", "next_sentence_accuracy", "eval_loss", "eval_short_loss"):
+        assert again.metrics[name] == pytest.approx(result.metrics[name], rel=1e-5), name
+
+
+def test_init_from_begins_a_second_head_where_there_is_none(run, place):
+    changes = {**PAIRS, "init_from": str(run[0]), "seq_len": 16, "train.steps": 5}
+    result = pretrain(config_of(place, **changes), place / "new_head")
+    assert result.finished
+    assert (place / "new_head" / "hf" / "nsp_head.safetensors").exists()
+
+
+def test_all_settings_are_scored_on_the_same_rows_and_masks(pairs_run, place):
+    """Whatever is trained on: format, masking, batch."""
+    from roberta_jax.plan import Plan
+    from roberta_jax.prepare import prepare
+    from roberta_jax.rows import held_out_rows
+
+    found = []
+    for changes in (
+        PAIRS,
+        {"data.format": "doc_sentences", "masking.unit": "span", "masking.rate": 0.4},
+        {"masking.copies": 10, "seed": 7, "train.batch_size": 2},
+    ):
+        config = config_of(place, **{**changes, "seq_len": 48, "eval.short_inputs": True})
+        prepared = prepare(config, progress=False)
+        makers = held_out_rows(config, prepared, Plan(config).pairs, token_types=False)
+        batches = [
+            list(eval_batches(makers[name], batch_size=8, seed=config.eval.seed, engine="numpy"))
+            for name in ("full", "short")
+        ]
+        found.append(batches)
+    for other in found[1:]:
+        jax.tree.map(np.testing.assert_array_equal, found[0], other)
+
+
+def test_more_steps_need_a_schedule(run, place):
+    folder, _ = run
+    config = config_of(place, **{"eval.ngram_baselines": True, "train.steps": 20})
+    with pytest.raises(UsageError, match=r"planned for 12 steps.*decay_steps=20.*decay_steps=12"):
+        pretrain(config, folder)
+    assert json.loads((folder / "config.json").read_text())["train"]["steps"] == 12
+
+
+@pytest.mark.parametrize(
+    ("changes", "message"),
+    [
+        ({"objective.next_sentence": True}, "next_sentence needs pairs.*'full_sentences'"),
+        ({"data.format": "pairs"}, "data.format is 'pairs'.*segment_pair"),
+        ({"data.format": "segment_pair", "data.duplicates": 0}, "sampled at least once"),
+        ({"data.format": "segment_pair", "data.separators": 3}, "1 or 2"),
+        ({"data.format": "segment_pair", "data.short_seq_prob": 2.0}, "from 0 to 1"),
+        ({"data.format": "sentence_pair", "seq_len": 5}, "a pair takes at least 6"),
+        ({"masking.unit": "line"}, "masking.unit"),
+        ({"masking.copies": 0}, "masking.copies"),
+        ({"data.mixture": ({"file": "x"},)}, "mixture: corpus 1 has 'file'"),
+        ({"data.max_tokens": 0}, "max_tokens is 0"),
+        ({"optimizer.name": "sgd"}, "optimizer.name='sgd' is unknown: use one of adamw, lamb"),
+    ],
+)
+def test_what_cannot_be_trained_is_told_before_any_text_is_read(place, changes, message):
+    changes = {"data.files": "nowhere/*.txt", **changes}
+    with pytest.raises(UsageError, match=message):
+        pretrain(config_of(place, **changes), place / "never")
+    assert not (place / "never").exists()
+
+
+def test_corpora_are_mixed(place):
+    other = texts.write_corpus(place / "other.jsonl", count=40)
+    changes = {
+        "data.mixture": ({"files": str(other), "weight": 2.0, "max_tokens": 500},),
+        "train.steps": 6,
+    }
+    result = pretrain(config_of(place, **changes), place / "mixed")
+    assert result.finished
+    straight = pretrain(config_of(place, **changes), place / "mixed")  # finished: says so
+    assert straight.metrics == result.metrics
 
 
 def test_flops_by_formula():

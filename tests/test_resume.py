@@ -45,8 +45,23 @@ def deterministic_part(folder):
     ]
 
 
-def test_interrupted_in_process_equals_straight(place, monkeypatch):
-    config = config_of(place, **{"train.rows_per_device": 4})
+PAIRS = {
+    "seq_len": 32,
+    "data.format": "sentence_pair",
+    "data.duplicates": 2,
+    "objective.next_sentence": True,
+    "model.type_vocab_size": 2,
+    "masking.unit": "span",
+    "masking.copies": 3,
+    "optimizer.name": "lamb",
+    "eval.short_inputs": True,
+}
+
+
+@pytest.mark.parametrize("changes", [{}, PAIRS], ids=["full_sentences", "pairs"])
+def test_interrupted_in_process_equals_straight(place, monkeypatch, changes):
+    place /= "pairs" if changes else "full"
+    config = config_of(place.parent, **changes, **{"train.rows_per_device": 4})
     straight = pretrain(config, place / "straight")
     polls = iter([4, 3, 9, 2, 10_000])
 
@@ -73,6 +88,9 @@ def test_interrupted_in_process_equals_straight(place, monkeypatch):
     assert stops == sorted(stops)
     assert result.metrics == straight.metrics
     assert model_bytes(place / "pieces") == model_bytes(place / "straight")
+    if changes:
+        heads = [place / run / "hf" / "nsp_head.safetensors" for run in ("pieces", "straight")]
+        assert heads[0].read_bytes() == heads[1].read_bytes()
 
 
 # In processes of their own.

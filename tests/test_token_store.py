@@ -1,11 +1,15 @@
-"""The layout of tokens on disk, what survives a reopening, and what damage is noticed."""
+"""Tokens on disk: their layout, what survives a reopening, damage, and views of the first."""
 
 import json
 import pickle
 
 import numpy as np
 import pytest
+import toy_corpus
+from hypothesis import given, settings
+from hypothesis import strategies as st
 
+from roberta_jax.data import packing
 from roberta_jax.data.store_format import ARRAYS
 from roberta_jax.data.token_store import TokenStore, write_store
 from roberta_jax.errors import UsageError
@@ -95,6 +99,74 @@ def test_files_are_plain_npy_and_deterministic(tmp_path):
 def test_no_store(tmp_path):
     with pytest.raises(UsageError, match=r"holds no token store.*roberta_jax\.prepare"):
         TokenStore.open(tmp_path)
+
+
+def make_documents(count, seed=0):
+    rng = np.random.default_rng(seed)
+    return [
+        [rng.integers(4, 100, rng.integers(1, 20)).tolist() for _ in range(rng.integers(1, 8))]
+        for _ in range(count)
+    ]
+
+
+def contents(store):
+    return [
+        [getattr(shard, name).tolist() for name in ARRAYS] + [shard.start] for shard in store.shards
+    ]
+
+
+@given(
+    st.integers(0, 12),
+    st.integers(1, 400),
+    st.integers(1, 1200),
+    st.integers(0, 2**30),
+)
+@settings(max_examples=100, deadline=None)
+def test_the_first_documents_are_a_store(tmp_path_factory, count, shard_tokens, max_tokens, seed):
+    documents = make_documents(count, seed)
+    folder = tmp_path_factory.mktemp("store")
+    store = write_store(folder / "all", documents, 100, shard_tokens=shard_tokens)
+    sizes = np.cumsum([sum(map(len, lines)) + len(lines) + 1 for lines in documents])
+    kept = int((sizes <= max_tokens).sum())
+    kept = max(kept, 1) if documents else 0
+    wanted = write_store(folder / "few", documents[:kept], 100, shard_tokens=shard_tokens)
+    found = store.first(max_tokens)
+    assert contents(found) == contents(wanted)
+    for name in ("num_tokens", "num_sentences", "num_documents", "vocab_size", "eos_id"):
+        assert getattr(found, name) == getattr(wanted, name)
+    assert found.shard_starts.tolist() == wanted.shard_starts.tolist()
+    # A view is pickled as one, verified as one, and may be narrowed again.
+    again = pickle.loads(pickle.dumps(found))
+    assert contents(again) == contents(found)
+    found.verify()
+    assert contents(store.first(10**9)) == contents(store)
+    assert contents(store.first(10**9).first(max_tokens)) == contents(found)
+    assert contents(found.first(max_tokens)) == contents(found)
+
+
+def test_a_view_is_packed_for_itself(tmp_path):
+    documents = make_documents(60)
+    store = write_store(tmp_path / "all", documents, 100, shard_tokens=700)
+    view = store.first(store.num_tokens // 2)
+    assert 1 < len(view.shards) < len(store.shards)
+    few = write_store(tmp_path / "few", documents[: view.num_documents], 100, shard_tokens=700)
+    for format in packing.FORMATS:
+        whole, part, wanted = (packing.load_or_pack(x, format, 32) for x in (store, view, few))
+        assert part.num_rows == wanted.num_rows < whole.num_rows
+        assert np.array_equal(part.inputs, wanted.inputs)
+        assert np.array_equal(part.rows, wanted.rows)
+        assert part.duplicate_ends == wanted.duplicate_ends
+        assert part.padding_share == wanted.padding_share
+        assert np.array_equal(packing.load_or_pack(store, format, 32).inputs, whole.inputs)
+        rows = np.arange(part.num_rows)
+        found = toy_corpus.make_maker(view, packed=part)(rows, rows)
+        expected = toy_corpus.make_maker(few, packed=wanted)(rows, rows)
+        for name in expected:
+            assert np.array_equal(found[name], expected[name])
+    # A view of everything is the store: nothing is packed anew.
+    number = len(list((store.folder / "packed").iterdir()))
+    packing.load_or_pack(store.first(store.num_tokens), "full_sentences", 32)
+    assert len(list((store.folder / "packed").iterdir())) == number
 
 
 @pytest.mark.parametrize("damage", ["missing", "short", "long"])

@@ -28,12 +28,16 @@ def make_maker(
     seq_len: int = 32,
     seed: int = 5,
     packed: packing.PackedIndex | None = None,
+    format: str = "full_sentences",
+    pairs: packing.PairOptions | None = None,
+    token_types: bool = False,
+    next_sentence: bool = False,
     **masking,
 ) -> BatchMaker:
-    """FULL-SENTENCES rows of the store unless `packed` says otherwise."""
+    """Rows of the store, FULL-SENTENCES unless `format` or `packed` says otherwise."""
     return BatchMaker(
         store,
-        packed or packing.load_or_pack(store, "full_sentences", seq_len),
+        packed or packing.load_or_pack(store, format, seq_len, pairs),
         Masking(**masking),
         seed,
         vocab_size=VOCAB,
@@ -42,6 +46,8 @@ def make_maker(
         mask_id=MASK,
         special_ids=(BOS, PAD, EOS, 3, MASK),
         word_starts=np.arange(VOCAB) % 3 == 0,
+        token_types=token_types,
+        next_sentence=next_sentence,
     )
 
 

@@ -1,4 +1,4 @@
-"""Dynamic masking after fairseq: which tokens of a row are hidden, and by what.
+"""Masking after fairseq: which tokens of a row are hidden, and by what.
 
 For each input, int(rate * L + U[0, 1)) of its L tokens (`<s>` included) are chosen without
 replacement; of those, 80% become `<mask>`, 10% a random token, 10% stay (fairseq,
@@ -8,7 +8,10 @@ and even the original can be drawn. `<s>` and `</s>` are maskable, as in fairseq
 
 Choosing without replacement, for all rows at once: give each token a random key and take the
 tokens with the smallest keys. The position sits in the key's low bits, so the sorted keys say
-which tokens they are and no index array is carried along.
+which tokens they are and no index array is carried along. Words and spans go by their first
+tokens' keys. Spans are SpanBERT's (Joshi et al. 2020, section 3.1): some words in a row, their
+number from a geometric distribution. SpanBERT draws a place for each and draws again where it is
+taken; here an input is laid out in consecutive spans first, of which some are then taken.
 
 Letters in array names: B rows, L positions in a row, M inputs in a row, K slots for masked
 positions.
@@ -19,9 +22,10 @@ from collections.abc import Sequence
 
 import numpy as np
 
-from roberta_jax.data import hashing
+from roberta_jax.data import hashing, units
 from roberta_jax.errors import UsageError
 
+UNITS = ("token", "word", "span")
 FIRST_DRAWABLE_ID = 4  # fairseq's four special symbols are never drawn as a random replacement
 _SLOT_MULTIPLE = 8  # of K, for the accelerator's sake
 _SHIFT = np.uint64(32)  # shares and random numbers are integers out of 2^32
@@ -35,15 +39,24 @@ class Masking:
       rate: share of an input's tokens that are predicted, in (0, 1).
       mask_share: share of those that become `<mask>`.
       random_share: share of those that become a random token; the rest stay as they are.
-      whole_word: choose words rather than tokens, and treat a word's tokens alike.
+      unit: what is chosen, and then hidden, redrawn or kept as a whole: "token"; "word"; or
+        "span", some words in a row, of which the last one chosen is cut so that the count is met.
       specials: whether `<s>` and `</s>` may be chosen (fairseq: yes, Hugging Face: no).
+      span_p: parameter of the geometric distribution of a span's length in words, and
+      max_span: where that is truncated, the shares of the lengths up to it scaled up to 1.
+      copies: None masks a row anew in every epoch; n makes n masks of a row and takes them in turn,
+        one an epoch (the paper's static masking: 10, as BERT's data were duplicated; where pairs
+        are sampled 10 times, too, that is one mask for each sample).
     """
 
     rate: float = 0.15
     mask_share: float = 0.8
     random_share: float = 0.1
-    whole_word: bool = False
+    unit: str = "token"
     specials: bool = True
+    span_p: float = 0.2
+    max_span: int = 10
+    copies: int | None = None
 
     def __post_init__(self):
         if not 0 < self.rate < 1:
@@ -61,6 +74,25 @@ class Masking:
             raise UsageError(
                 f"masking.mask_share + masking.random_share is "
                 f"{self.mask_share + self.random_share:g}, but together they are at most 1"
+            )
+        if self.unit not in UNITS:
+            raise UsageError(
+                f"masking.unit is {self.unit!r}, which is unknown: use one of {', '.join(UNITS)}"
+            )
+        if not 0 < self.span_p <= 1:
+            raise UsageError(
+                f"masking.span_p is {self.span_p}, but it is the probability that a span ends "
+                "after a word: give a number above 0, at most 1, such as 0.2"
+            )
+        if self.max_span < 1:
+            raise UsageError(
+                f"masking.max_span is {self.max_span}, but a span has at least one word: give a "
+                "number from 1, such as 10"
+            )
+        if self.copies is not None and self.copies < 1:
+            raise UsageError(
+                f"masking.copies is {self.copies}, but a row has at least one mask: give a number "
+                "from 1, such as 10, or None for a new mask in every epoch"
             )
 
 
@@ -95,10 +127,10 @@ class Masker:
       mask_id: id of `<mask>`.
       pad_id: label of unused slots.
       special_ids: ids that `specials=False` protects; each is a word of its own.
-      word_starts: bool [vocab_size], True where a token starts a word; for `whole_word` only.
+      word_starts: bool [vocab_size], True where a token starts a word; for words and spans.
 
     Raises:
-      UsageError: whole words without `word_starts`, or a vocabulary of special tokens only.
+      UsageError: words or spans without `word_starts`, or a vocabulary of special tokens only.
     """
 
     def __init__(
@@ -118,10 +150,10 @@ class Masker:
                 f"a vocabulary of {vocab_size} leaves no token to draw beside the first "
                 f"{FIRST_DRAWABLE_ID}, the special ones: train the tokenizer with a larger one"
             )
-        if masking.whole_word and (word_starts is None or len(word_starts) != vocab_size):
+        if masking.unit != "token" and (word_starts is None or len(word_starts) != vocab_size):
             raise UsageError(
-                "masking.whole_word needs to know which tokens start a word: pass word_starts, "
-                f"a table of {vocab_size} booleans (tokenizer.word_start_table())"
+                f"masking.unit={masking.unit!r} needs to know which tokens start a word: pass "
+                f"word_starts, a table of {vocab_size} booleans (tokenizer.word_start_table())"
             )
         self.num_slots = num_slots(seq_len, masking.rate, max_inputs)
         self._masking = masking
@@ -153,11 +185,14 @@ class Masker:
           RuntimeError: a row would need more than K slots (its inputs are longer than the row).
         """
         # One stream of random numbers for each purpose, so that none depends on another's use.
-        choice_B, rounding_B, action_B, replacement_B = np.ascontiguousarray(
-            hashing.fold(keys_B[:, None], np.arange(4)).T
+        choice_B, rounding_B, action_B, replacement_B, span_B = np.ascontiguousarray(
+            hashing.fold(keys_B[:, None], np.arange(5)).T
         )
-        choose = self._choose_words if self._masking.whole_word else self._choose_tokens
-        positions_BK, units_BK, used_BK = choose(choice_B, rounding_B, ids_BL, lengths_BM)
+        if self._masking.unit == "token":
+            chosen = self._choose_tokens(choice_B, rounding_B, ids_BL, lengths_BM)
+        else:
+            chosen = self._choose_units(choice_B, rounding_B, span_B, ids_BL, lengths_BM)
+        positions_BK, units_BK, used_BK = chosen
 
         # Flat indices: one gather and one scatter instead of two-dimensional indexing.
         flat_ids = ids_BL.reshape(-1)
@@ -171,7 +206,7 @@ class Masker:
     def _replace(self, action_B, replacement_B, positions_BK, units_BK, labels_BK):
         """int32 [B, K]: what stands in place of each chosen token.
 
-        What to do is drawn once a unit (a token or a word), a random replacement once a token.
+        What to do is drawn once a unit (token, word or span), a random replacement once a token.
         """
         action_BK = hashing.hash32(action_B, units_BK)
         random_BK = hashing.hash32(replacement_B, positions_BK).astype(np.uint64)
@@ -258,66 +293,30 @@ class Masker:
         usable_BM = np.bincount(groups[usable_BL], minlength=lengths_BM.size)
         return inputs_BL, usable_BL, usable_BM.reshape(lengths_BM.shape)
 
-    def _choose_words(self, choice_B, rounding_B, ids_BL, lengths_BM):
-        """(positions int32, starts of their words int32, used bool), each [B, K].
+    def _choose_units(self, choice_B, rounding_B, span_B, ids_BL, lengths_BM):
+        """(positions int32, starts of their units int32, used bool), each [B, K].
 
-        An input's words are taken in random order until the next one would exceed the input's
-        count of tokens. Words longer than that count are left aside first: such a word, drawn
-        early, would leave its input with nothing to predict.
+        An input's units are taken in random order. Words stop before the one that would exceed the
+        input's count; those longer than that count are left aside first: such a word, drawn early,
+        would leave its input with nothing to predict. Spans are cut to the count, like SpanBERT's.
         """
-        num_rows, seq_len = ids_BL.shape
         inputs_BL, usable_BL, usable_BM = self._usable(ids_BL, lengths_BM)
         counts_BM = self._counts(rounding_B, usable_BM)
-
-        # fairseq glues a line's first word, which has no space before it, to the `</s>` in front;
-        # here a special token is a word of its own, and what follows it or opens an input starts
-        # another.
-        special_BL = self._is_special[ids_BL]
-        starts_BL = self._word_starts[ids_BL] | special_BL
-        starts_BL[:, 0] = True
-        starts_BL[:, 1:] |= special_BL[:, :-1] | (inputs_BL[:, 1:] != inputs_BL[:, :-1])
-
-        # The words, W of them, in reading order: flat start, length, (row, input).
-        start_W = np.flatnonzero(starts_BL)
-        length_W = np.diff(start_W, append=starts_BL.size)
-        length_of_start = np.zeros(starts_BL.size, np.int64)
-        length_of_start[start_W] = length_W
-        group_W = (start_W // seq_len) * self._max_inputs + np.take(inputs_BL, start_W)
-        usable_W = np.take(usable_BL, start_W)
-        start_W, length_W, group_W = (x[usable_W] for x in (start_W, length_W, group_W))
-        short_W = length_W <= np.take(counts_BM, group_W)
-        start_W, group_W = start_W[short_W], group_W[short_W]
-
-        # In random order within each (row, input); then the tokens up to and with each word.
-        key_W = (group_W.astype(np.uint64) << _SHIFT) | np.take(self._keys(choice_B), start_W)
-        key_W.sort()
-        group_W = (key_W >> _SHIFT).astype(np.int64)
-        position_W = (key_W & self._position_bits).astype(np.int64)
-        start_W = group_W // self._max_inputs * seq_len + position_W
-        length_W = length_of_start[start_W]
-        total_W = np.cumsum(length_W)
-        is_first_W = np.diff(group_W, prepend=-1) != 0
-        before_group_W = np.repeat(
-            (total_W - length_W)[is_first_W],
-            np.diff(np.flatnonzero(is_first_W), append=len(group_W)),
+        words, breaks_W = units.find_words(
+            ids_BL, inputs_BL, usable_BL, self._max_inputs, self._word_starts, self._is_special
         )
-        chosen_W = total_W - before_group_W <= np.take(counts_BM, group_W)
-        start_W, length_W = start_W[chosen_W], length_W[chosen_W]
-
-        # From words to tokens (T of them), in reading order, and to slots.
-        unit_T = np.repeat(start_W, length_W)
-        first_T = np.repeat(np.cumsum(length_W) - length_W, length_W)
-        flat_T = unit_T + np.arange(len(unit_T)) - first_T
-        order_T = np.argsort(flat_T, kind="stable")
-        flat_T, unit_T = flat_T[order_T], unit_T[order_T]
-        row_T = flat_T // seq_len
-        slot_T = np.arange(len(row_T)) - np.searchsorted(row_T, row_T)
-        positions_BK, units_BK = np.zeros((2, num_rows, self.num_slots), np.int32)
-        used_BK = np.zeros((num_rows, self.num_slots), bool)
-        positions_BK[row_T, slot_T] = flat_T % seq_len
-        units_BK[row_T, slot_T] = unit_T % seq_len
-        used_BK[row_T, slot_T] = True
-        return positions_BK, units_BK, used_BK
+        cut = self._masking.unit == "span"
+        if cut:
+            noise_W = np.take(hashing.hash32(span_B, self._positions_L), words.starts)
+            lengths_W = units.span_lengths(
+                self._masking.span_p, self._masking.max_span, noise_W, breaks_W
+            )
+            candidates = units.join_words(words, breaks_W, lengths_W)
+        else:
+            candidates = words.where(words.lengths <= np.take(counts_BM, words.groups))
+        keys_BL = self._keys(choice_B)
+        drawn = units.draw(candidates, keys_BL, self._position_bits, counts_BM, cut=cut)
+        return units.fill_slots(drawn, *ids_BL.shape, self.num_slots)
 
 
 def _fixed_point(share: float) -> int:

@@ -1,7 +1,8 @@
 """From a step number to its batch, made ahead of time on the host's spare cores.
 
 Training sees the positions p = 0, 1, 2, … of an endless sequence of rows: epoch p // N, and in
-each epoch all N rows in an order of its own. Step s takes positions s * B to s * B + B - 1, so
+each epoch all N rows in an order of its own (where pairs were sampled several times, the epochs
+take the samples in turn). Step s takes positions s * B to s * B + B - 1, so
 batches straddle epochs, no row is dropped or seen twice in an epoch, and a run resumes at any
 step by starting there. A host makes only the rows that its devices hold.
 
@@ -60,13 +61,37 @@ def train_batches(
       UsageError: an unknown engine, tf without TensorFlow, or a corpus or batch without rows.
     """
     local_rows = _check(maker, batch_size, local_rows)
-    num_rows = maker.num_rows
 
     def make(step: int) -> Batch:
-        epochs, index = np.divmod(step * batch_size + local_rows, num_rows)
-        return maker(hashing.permute(index, num_rows, seed, epochs), epochs)
+        return maker(*rows_at(step * batch_size + local_rows, maker.epoch_ends, seed))
 
     return _run(make, start_step, stop_step, engine, prefetch, workers)
+
+
+def rows_at(
+    positions: np.ndarray, epoch_ends: np.ndarray, seed: int
+) -> tuple[np.ndarray, np.ndarray]:
+    """Which row stands where in the endless sequence, and in which epoch.
+
+    Args:
+      positions: int64 [B], from 0.
+      epoch_ends: int64 [D]: epoch e takes, in an order of its own, the rows between the ends
+        number e % D - 1 and e % D. D is 1 unless the corpus was sampled several times.
+      seed: of the orders.
+
+    Returns:
+      (rows, epochs), int64 [B].
+    """
+    cycles, places = np.divmod(positions, epoch_ends[-1])
+    parts = np.searchsorted(epoch_ends, places, side="right")
+    epochs = cycles * len(epoch_ends) + parts
+    rows = np.empty_like(places)
+    for part in np.unique(parts):
+        mine = parts == part
+        start = epoch_ends[part - 1] if part else 0
+        size = int(epoch_ends[part] - start)
+        rows[mine] = start + hashing.permute(places[mine] - start, size, seed, epochs[mine])
+    return rows, epochs
 
 
 def eval_batches(
@@ -103,7 +128,9 @@ def eval_batches(
         index = step * batch_size + local_rows
         rows = all_rows[np.minimum(index, len(all_rows) - 1)]
         batch = maker(rows, np.zeros_like(rows))
-        batch["masked_weights"][index >= len(all_rows)] = 0
+        for name in ("masked_weights", "next_sentence_weights"):
+            if name in batch:
+                batch[name][index >= len(all_rows)] = 0
         return batch
 
     return _run(make, 0, -(-len(all_rows) // batch_size), engine, prefetch, workers)

@@ -19,6 +19,7 @@ import numpy as np
 
 from roberta_jax.data.store_format import (
     ARRAYS,
+    COUNTS,
     FORMAT,
     INDEX,
     SHARD_TOKENS,
@@ -56,17 +57,17 @@ class Shard:
     @functools.cached_property
     def tokens(self) -> np.ndarray:
         """uint16 or uint32 [T]."""
-        return self._map("tokens")
+        return self._map("tokens")[: self.num_tokens]
 
     @property
     def sentence_ends(self) -> np.ndarray:
         """int64 [S], exclusive ends in tokens; the lone `</s>` of a document's end has one too."""
-        return self._map("sentence_ends")
+        return self._map("sentence_ends")[: self.num_sentences]
 
     @property
     def document_ends(self) -> np.ndarray:
         """int64 [D], exclusive ends in tokens; the last is `num_tokens`."""
-        return self._map("document_ends")
+        return self._map("document_ends")[: self.num_documents]
 
     def _map(self, array: str) -> np.ndarray:
         return np.load(array_path(self.folder, self.name, array), mmap_mode="r")
@@ -143,6 +144,29 @@ class TokenStore:
                         _broken(self.folder, f"the contents of {path.name} have changed")
                     )
 
+    def first(self, max_tokens: int) -> TokenStore:
+        """A view of the first documents, up to so many tokens; at least of one document."""
+        index = dict(self.index)
+        entries, left = [], max_tokens
+        for entry, shard in zip(self.index["shards"], self.shards, strict=True):
+            ends = np.asarray(shard.document_ends)
+            documents = int(np.searchsorted(ends, left, side="right"))
+            if not entries:
+                documents = max(documents, 1)
+            if documents == 0:
+                break
+            tokens = int(ends[documents - 1])
+            sentences = int(np.searchsorted(shard.sentence_ends, tokens)) + 1
+            entries.append(
+                entry
+                | {"num_tokens": tokens, "num_sentences": sentences, "num_documents": documents}
+            )
+            if documents < len(ends):
+                break
+            left -= tokens
+        counts = {count: sum(entry[count] for entry in entries) for count in COUNTS}
+        return TokenStore(self.folder, index | counts | {"shards": entries})
+
     @property
     def num_tokens(self) -> int:
         """All tokens, each `</s>` included."""
@@ -175,7 +199,7 @@ class TokenStore:
         return self.index["fingerprint"]
 
     def __reduce__(self):
-        return TokenStore.open, (self.folder,)  # never pickle the tokens themselves
+        return TokenStore, (self.folder, self.index)  # never pickle the tokens themselves
 
     def __repr__(self) -> str:
         return (

@@ -17,8 +17,18 @@ from etils import epath
 
 from roberta_jax.errors import UsageError
 
+try:
+    import fcntl
+except ImportError:  # not Unix
+    fcntl = None
+
 CONFIG = "config.json"
+LOCK = ".lock"
 _MENDABLE = (errno.ENOSPC, errno.EDQUOT, errno.EROFS, errno.EACCES, errno.EPERM, errno.ENOTDIR)
+
+
+class WorkdirInUse(UsageError):
+    """Another process is writing to the workdir."""
 
 
 @contextlib.contextmanager
@@ -42,7 +52,8 @@ def open_workdir(
       sentence.
 
     Raises:
-      UsageError: the folder cannot be written, another run is using it, or it is of another config.
+      WorkdirInUse: another run is using it.
+      UsageError: the folder cannot be written, or is of another config.
     """
     folder = epath.Path(folder)
     with _told(folder):
@@ -79,38 +90,62 @@ def _locked(folder: epath.Path) -> Iterator[None]:
 
     Object stores and systems other than Unix have no such lock.
     """
-    try:
-        import fcntl
-    except ImportError:
-        fcntl = None
     if fcntl is None or "://" in str(folder):
         yield
         return
-    with open(folder / ".lock", "w") as file:
+    with open(folder / LOCK, "w") as file:
         try:
             fcntl.flock(file, fcntl.LOCK_EX | fcntl.LOCK_NB)
         except BlockingIOError:
-            raise UsageError(
+            raise WorkdirInUse(
                 f"another run is writing to {folder}. Wait for it, stop it, or choose another "
                 "--workdir."
             ) from None
         yield
 
 
-def _check_config(
-    folder: epath.Path, settings: Mapping[str, Any], may_change: Collection[str]
-) -> None:
-    path = folder / CONFIG
+def read_config(folder: epath.PathLike) -> dict[str, Any] | None:
+    """What a workdir's run was started with, as nested dictionaries; None where there is none.
+
+    Raises:
+      UsageError: its `config.json` is damaged.
+    """
+    path = epath.Path(folder) / CONFIG
     if not path.exists():
-        return
+        return None
     try:
-        there = _flat(json.loads(path.read_text()))
-    except (ValueError, AttributeError) as error:
+        settings = json.loads(path.read_text())
+        if not isinstance(settings, dict):
+            raise ValueError("no JSON object")
+    except ValueError as error:
         raise UsageError(
             f"{path} is not readable as a config ({error}). Restore it, or choose another "
             "--workdir."
         ) from None
-    here = _flat(settings)
+    return settings
+
+
+def in_use(folder: epath.PathLike) -> bool:
+    """Whether a process holds the lock of the folder at this moment."""
+    path = epath.Path(folder) / LOCK
+    if fcntl is None or "://" in str(folder) or not path.exists():
+        return False
+    with open(path) as file:
+        try:
+            fcntl.flock(file, fcntl.LOCK_SH | fcntl.LOCK_NB)
+        except BlockingIOError:
+            return True
+    return False
+
+
+def _check_config(
+    folder: epath.Path, settings: Mapping[str, Any], may_change: Collection[str]
+) -> None:
+    found = read_config(folder)
+    if found is None:
+        return
+    there = _flat(found)
+    here = _flat(json.loads(json.dumps(settings)))  # tuples read as lists
     differing = [
         key
         for key in sorted(there.keys() | here.keys())
