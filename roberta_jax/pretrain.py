@@ -146,6 +146,7 @@ class _Run:
             "text": " ".join(s.index["text_blake2b"] for s in (prepared.train, *prepared.more)),
             "rows": self.train_maker.num_rows,
         }
+        self.evaluation_due = False  # what a checkpoint may say otherwise
         objective = masked_lm_objective
         if config.objective.next_sentence:
             objective = pretraining_objective
@@ -200,6 +201,7 @@ class _Run:
                 evaluation=evaluation if self.held_out else None,
                 should_stop=should_stop,
                 extra=self.identity,
+                evaluation_due=self.evaluation_due,
             )
             metrics = None if stopped else self._finish(state.params, evaluation, writer)
         step = int(state.step)
@@ -222,8 +224,9 @@ class _Run:
             params = None if plan.initial is None else self._with_head(plan.initial[1])
             state = create_state(init_params, plan.optimizer, plan.mesh, params)
         else:
-            state, identity = restored
-            self._check_identity(identity)
+            state, saved = restored
+            self._check_identity(saved)
+            self.evaluation_due = saved.get(loop.EVALUATION_DUE, False)
         plan.initial = None  # the host's copy of the weights has done its work
         return state
 

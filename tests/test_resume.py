@@ -85,9 +85,15 @@ def test_interrupted_in_process_equals_straight(place, monkeypatch, changes):
             break
         stops.append(result.step)
     assert len(stops) >= 3
+    assert stops[0] == 5  # where an evaluation was due, which the next call makes up for
     assert stops == sorted(stops)
     assert result.metrics == straight.metrics
     assert model_bytes(place / "pieces") == model_bytes(place / "straight")
+    pieces, whole = (
+        [record for record in read_metrics(place / run) if "eval_loss" in record]
+        for run in ("pieces", "straight")
+    )
+    assert pieces == whole
     if changes:
         heads = [place / run / "hf" / "nsp_head.safetensors" for run in ("pieces", "straight")]
         assert heads[0].read_bytes() == heads[1].read_bytes()

@@ -57,6 +57,9 @@ PEAK_FLOPS = {
 }
 
 
+EVALUATION_DUE = "evaluation_due"  # in a checkpoint, beside `fit`'s `extra`
+
+
 class Diverged(UsageError):
     """The loss or the gradient is no longer a number."""
 
@@ -267,6 +270,7 @@ def fit(
     evaluation: Callable[[Any], Mapping[str, float] | None] | None = None,
     should_stop: Callable[[], bool] = lambda: False,
     extra: Mapping[str, Any] | None = None,
+    evaluation_due: bool = False,
 ) -> tuple[TrainState, bool]:
     """Trains from the state's step up to step `steps`.
 
@@ -286,7 +290,9 @@ def fit(
       flops_per_step: of one update over all devices, for the share of the chips' peak (`mfu`).
       evaluation: params -> values to record, or None if it was told to stop.
       should_stop: polled after every step.
-      extra: saved in each checkpoint.
+      extra: saved in each checkpoint, with `EVALUATION_DUE`: whether the run was told to stop
+        before an evaluation that was due at this step.
+      evaluation_due: evaluate before anything else; what the checkpoint of `state` said.
 
     Returns:
       (the state, whether the run was stopped before the end). Either way it is saved.
@@ -317,6 +323,17 @@ def fit(
             writer.write(step, values)
             writer.line(step, values, seconds)
 
+    def evaluate() -> bool:
+        """Whether it came to an end."""
+        read()
+        values = evaluation(state.params)
+        if values is not None:
+            writer.write(step, values)
+        meter.pause()
+        return values is not None
+
+    if evaluation and evaluation_due and not evaluate():
+        return state, True
     data = batches(step) if step < steps else iter(())
     try:
         while step < steps:
@@ -325,16 +342,12 @@ def fit(
             read()
             step, pending = step + 1, metrics
             stopping = should_stop()
-            if not stopping and evaluation and step < steps and _due(step, cadence.evaluate):
-                read()
-                values = evaluation(state.params)
-                stopping = values is None
-                if values is not None:
-                    writer.write(step, values)
-                meter.pause()
+            due = bool(evaluation) and step < steps and _due(step, cadence.evaluate)
+            if due and not stopping:
+                due = stopping = not evaluate()
             if stopping or step == steps or _due(step, cadence.checkpoint):
                 read()
-                checkpoints.save(step, state, extra)
+                checkpoints.save(step, state, {**(extra or {}), EVALUATION_DUE: due})
                 meter.pause()
             if stopping:
                 break
