@@ -29,6 +29,39 @@ def test_notebooks_are_valid_and_without_outputs(path):
 
 
 @pytest.mark.slow
+def test_ablations_runs(tmp_path):
+    """Reads the committed report, draws it, and trains the study that it writes."""
+    pytest.importorskip("matplotlib")
+    pytest.importorskip("ipykernel")
+    notebook = nbformat.read(NOTEBOOKS / "ablations.ipynb", as_version=4)
+    [parameters] = [
+        cell for cell in notebook.cells if "parameters" in cell.metadata.get("tags", [])
+    ]
+    report = next(line for line in parameters.source.splitlines() if line.startswith("report"))
+    out = str(tmp_path / "runs")
+    parameters.source = f"{report}\nrun, steps, seeds, out = True, 20, (0,), {out!r}"
+    cells = {cell.id: cell for cell in notebook.cells}
+    written = 'pathlib.Path("units.py")'
+    assert written in cells["write"].source
+    cells["write"].source = cells["write"].source.replace(
+        written, f"pathlib.Path({str(tmp_path / 'units.py')!r})"
+    )
+
+    resources = {"metadata": {"path": str(NOTEBOOKS)}}
+    nbclient.NotebookClient(notebook, timeout=900, resources=resources).execute()
+
+    def text(cell):
+        return json.dumps(cells[cell].outputs, ensure_ascii=False)
+
+    assert "FULL-SENTENCES" in text("read")
+    assert "image/png" in text("draw")
+    assert "image/png" in text("draw-seconds")
+    assert "SEGMENT-PAIR+NSP - FULL-SENTENCES: " in text("support")
+    assert "did you mean masking.rate" in text("check")
+    assert "Nothing is missing." in text("run-report")
+
+
+@pytest.mark.slow
 def test_quickstart_runs(tmp_path):
     pytest.importorskip("matplotlib")
     pytest.importorskip("ipykernel")

@@ -41,6 +41,8 @@ def make_config(tmp_path):
             "heldout_share": 0.1,
             "cache_dir": str(tmp_path / "cache"),
             "workers": config_dict.placeholder(int),
+            "max_tokens": config_dict.placeholder(int),
+            "mixture": (),
         }
         return ConfigDict(
             {
@@ -79,6 +81,25 @@ def test_everything_is_there_once(make_config):
         ]
         assert ["".join(text.split()) for text in texts] == wanted
         assert wanted
+
+
+def test_corpora_of_a_mixture_share_a_tokenizer(make_config, tmp_path):
+    (tmp_path / "more.txt").write_text("\n\n".join(f"Zyxw {i} zyxw." for i in range(400)))
+    alone = quiet(make_config())
+    config = make_config(mixture=({"files": str(tmp_path / "more.txt"), "weight": 0.5},))
+    prepared = quiet(config)
+    [more] = prepared.more
+    assert prepared.train.num_documents == alone.train.num_documents
+    assert prepared.heldout.num_documents == alone.heldout.num_documents  # the first corpus's
+    assert 300 < more.num_documents < 400  # what would be held out is not trained on
+    assert prepared.train.fingerprint == more.fingerprint == prepared.tokenizer.fingerprint()
+    # It was trained on both.
+    assert len(prepared.tokenizer.tokenize(" zyxw")) == 1 < len(alone.tokenizer.tokenize(" zyxw"))
+    assert "mixed in 1" in summary(prepared)
+    assert quiet(config).more[0].folder == more.folder
+
+    with pytest.raises(UsageError, match="no file matches"):
+        quiet(make_config(mixture=({"files": str(tmp_path / "nowhere*.txt")},)))
 
 
 def test_second_time_nothing_is_written(make_config, tmp_path):

@@ -1,14 +1,16 @@
 """The model with both objectives: inputs that share a row, the second head, the two means."""
 
 import functools
+import json
 
 import jax
 import jax.numpy as jnp
 import numpy as np
+import processes
 import pytest
 from toy_corpus import EOS, MASK, PAD, VOCAB, make_store
 
-from roberta_jax.data import packing
+from roberta_jax.data import packing, token_store
 from roberta_jax.data.batches import BatchMaker
 from roberta_jax.data.masking import Masking
 from roberta_jax.interchange import layouts
@@ -22,7 +24,7 @@ from roberta_jax.modeling.objectives import (
 from roberta_jax.modeling.pretraining import RobertaForPreTraining, split_next_sentence
 from roberta_jax.training.loop import make_train_step
 from roberta_jax.training.optimizer import OPTIMIZERS, polynomial_schedule
-from roberta_jax.training.partitioning import create_mesh
+from roberta_jax.training.partitioning import create_mesh, local_batch_rows, to_global
 from roberta_jax.training.state import create_state
 
 LENGTH, ROWS = 64, 8
@@ -196,9 +198,9 @@ def test_without_the_second_head_it_is_the_masked_lm(store):
     assert count_fn(batch)["masked_lm"] == batch["masked_weights"].sum()
 
 
-def step_of(model, accumulation=1, optimizer="adamw", params=None):
+def step_of(model, accumulation=1, optimizer="adamw", params=None, mesh=None):
     """(state, train_step)."""
-    mesh = create_mesh()
+    mesh = mesh or create_mesh()
     schedule = polynomial_schedule(1e-3, warmup_steps=0, decay_steps=10)
     tx = OPTIMIZERS[optimizer](schedule)
     state = create_state(
@@ -212,11 +214,13 @@ def step_of(model, accumulation=1, optimizer="adamw", params=None):
     return state, step
 
 
-def trained(store, *, optimizer="adamw", accumulation=1, execution=None, params=None):
+def trained(store, *, optimizer="adamw", accumulation=1, execution=None, params=None, mesh=None):
     """(parameters, metrics) after two updates on a batch of pairs."""
     model = RobertaForPreTraining(CONFIG, execution or Execution())
-    state, step = step_of(model, accumulation, optimizer, params)
+    state, step = step_of(model, accumulation, optimizer, params, mesh)
     batch = batch_of(store)
+    if mesh is not None:
+        batch = to_global(batch, mesh, ROWS, local_batch_rows(mesh, ROWS))
     for _ in range(2):
         state, metrics = step(state, batch)
     return state.params, jax.device_get(metrics)
@@ -234,6 +238,21 @@ def test_a_batch_in_parts_is_the_batch_in_one_go(store, optimizer):
         metrics["masked_lm_loss"] + metrics["next_sentence_loss"], rel=1e-6
     )
     jax.tree.map(lambda a, b: np.testing.assert_allclose(a, b, atol=2e-5), whole, parts)
+
+
+def train_on_eight_devices(folder):
+    mesh = create_mesh(data=2, fsdp=2, tensor=2)
+    _, metrics = trained(token_store.TokenStore.open(folder), mesh=mesh, accumulation=2)
+    print(json.dumps({name: float(value) for name, value in metrics.items()}))
+
+
+def test_eight_devices_compute_what_one_does(store):
+    _, metrics = trained(store)
+    printed = processes.run("test_pretraining", "train_on_eight_devices", store.folder, devices=8)
+    found = json.loads(printed.splitlines()[-1])
+    assert found.keys() == metrics.keys()
+    for name, value in metrics.items():
+        assert found[name] == pytest.approx(float(value), rel=1e-5), name
 
 
 def test_a_larger_batch_in_more_parts_takes_no_more_memory(store):
