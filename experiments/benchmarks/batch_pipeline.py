@@ -3,7 +3,8 @@ r"""How fast are masked batches made, and how does Hugging Face's collator compa
     python experiments/benchmarks/batch_pipeline.py [--rows=256 --seq_len=512 --rounds=7]
 
 Needs the extras `data` and `parity`. Takes about a minute and writes
-experiments/benchmarks/results/batch_pipeline.json.
+experiments/benchmarks/results/batch_pipeline.json. With --format=sentence_pair, say, it measures
+rows that several inputs share, and only prints.
 
 Ours is the whole pipeline as training uses it, with its default number of threads: order of the
 rows, gather from the memory-mapped store, `<s>`, padding, exact counts of masked tokens; both
@@ -20,6 +21,7 @@ is done in other processes). Token ids are random: no step's time depends on the
 """
 
 import argparse
+import functools
 import json
 import os
 import pathlib
@@ -142,14 +144,14 @@ def main():
     parser.add_argument("--rows", type=int, default=256)
     parser.add_argument("--seq_len", type=int, default=512)
     parser.add_argument("--rounds", type=int, default=7)
+    parser.add_argument("--format", default="full_sentences", choices=packing.FORMATS)
     args = parser.parse_args()
 
     with tempfile.TemporaryDirectory() as folder:
         store = make_store(pathlib.Path(folder), 20_000_000)
-        packing_seconds = seconds(
-            lambda: packing.load_or_pack(store, "full_sentences", args.seq_len)
-        )
-        packed = packing.load_or_pack(store, "full_sentences", args.seq_len)
+        pack = functools.partial(packing.load_or_pack, store, args.format, args.seq_len)
+        packing_seconds = seconds(pack)
+        packed = pack()
         maker = BatchMaker(
             store,
             packed,
@@ -160,6 +162,8 @@ def main():
             pad_id=PAD,
             mask_id=MASK,
             special_ids=(BOS, PAD, EOS, 3, MASK),
+            token_types=True,
+            next_sentence=args.format in packing.PAIR_FORMATS,
         )
 
         def run(engine):
@@ -208,8 +212,9 @@ def main():
         }
     text = json.dumps(report, indent=1)
     print(text)
-    RESULTS.parent.mkdir(exist_ok=True)
-    RESULTS.write_text(text + "\n")
+    if args.format == "full_sentences":
+        RESULTS.parent.mkdir(exist_ok=True)
+        RESULTS.write_text(text + "\n")
 
 
 def versions() -> dict[str, str]:
