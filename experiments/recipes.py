@@ -41,13 +41,17 @@ NOTES = {
 
 
 def bert_base() -> ConfigDict:
-    """Section 4's runs: BERT base with batches of 256, for 1M steps, at a rate of 1e-4."""
+    """Section 4's runs: BERT base with batches of 256, for 1M steps, at a rate of 1e-4.
+
+    They follow BERT's optimization (sections 2.4 and 3.1); beta2 = 0.98 is for large batches.
+    """
     return change(
         get_config("base"),
         {
             "train.batch_size": 256,
             "train.steps": 1_000_000,
             "optimizer.learning_rate": 1e-4,
+            "optimizer.beta2": 0.999,
             "schedule.warmup_steps": 10_000,
             "eval.short_inputs": True,
         },

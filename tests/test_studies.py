@@ -63,6 +63,7 @@ def test_table_2():
     for config in configs.values():
         assert (config.train.batch_size, config.train.steps) == (256, 1_000_000)
         assert config.optimizer.learning_rate == 1e-4
+        assert config.optimizer.beta2 == 0.999
     assert study.paper["DOC-SENTENCES"]["RACE"] == 65.6
 
 
@@ -78,6 +79,7 @@ def test_table_3_makes_equal_passes(form):
     if form == "paper":
         told = [(c.train.steps, c.optimizer.learning_rate) for c in configs[:3]]
         assert told == [(1_000_000, 1e-4), (125_000, 7e-4), (31_000, 1e-3)]
+        assert [config.optimizer.beta2 for config in configs[:3]] == [0.999, 0.98, 0.98]
         assert [row["perplexity"] for row in study.paper.values()] == [3.99, 3.68, 3.77]
 
 

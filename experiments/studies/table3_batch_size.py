@@ -42,6 +42,8 @@ def get_study(form: str) -> Study:
             "schedule.warmup_steps": max(1, steps // 20),
             "optimizer.learning_rate": rate,
         }
+        if form == "paper" and batch_size > 256:
+            settings[_name(batch_size)]["optimizer.beta2"] = 0.98  # section 3.1
     largest = _name(max(rates))
     settings[f"{largest} LAMB"] = {
         **settings[largest],
