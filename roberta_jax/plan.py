@@ -114,7 +114,7 @@ def decay_steps(config: Mapping[str, Any]) -> int:
 
 
 def check_schedule_is_stated(config: ConfigDict, started_with: Mapping[str, Any] | None) -> None:
-    """Raises a UsageError where more or fewer steps would change the rate without being told to.
+    """Raises a UsageError where more steps would change the rate without being told to.
 
     Args:
       config: of the run as it is to go on.
@@ -126,7 +126,7 @@ def check_schedule_is_stated(config: ConfigDict, started_with: Mapping[str, Any]
         planned, steps = decay_steps(started_with), config.train.steps
     except (KeyError, TypeError):
         return  # of another version; the comparison of the configs will say what differs
-    if planned == steps:
+    if steps <= planned:
         return
     before, after = (float(_schedule(config, n)(planned)) for n in (planned, steps))
     raise UsageError(
