@@ -109,7 +109,8 @@ def pretrain(config: ConfigDict, workdir: epath.PathLike) -> PretrainResult:
         if done is not None:
             _say(
                 f"{folder} is finished: {config.train.steps} steps. {_summary(done)}\n"
-                "For more, raise --config.train.steps."
+                "For more, raise --config.train.steps and say how the learning rate goes on, with "
+                "--config.schedule.decay_steps."
             )
             return PretrainResult(folder, config.train.steps, True, done)
         with Checkpoints(folder / "checkpoints", config.train.keep_checkpoints) as checkpoints:

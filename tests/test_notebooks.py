@@ -39,7 +39,9 @@ def test_ablations_runs(tmp_path):
     ]
     report = next(line for line in parameters.source.splitlines() if line.startswith("report"))
     out = str(tmp_path / "runs")
-    parameters.source = f"{report}\nrun, steps, seeds, out = True, 20, (0,), {out!r}"
+    parameters.source = (
+        f"{report}\nrun, steps, rates, seeds, out = True, 20, (0.15,), (0,), {out!r}"
+    )
     cells = {cell.id: cell for cell in notebook.cells}
     written = 'pathlib.Path("units.py")'
     assert written in cells["write"].source
