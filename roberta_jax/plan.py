@@ -19,6 +19,7 @@ from roberta_jax.data.sources import list_sources
 from roberta_jax.errors import UsageError
 from roberta_jax.interchange import hf
 from roberta_jax.interchange.next_sentence import read_head
+from roberta_jax.modeling.attention import attend
 from roberta_jax.modeling.config import Execution, RobertaConfig
 from roberta_jax.modeling.heads import RobertaForMaskedLM
 from roberta_jax.tokenizer import RobertaTokenizer
@@ -192,9 +193,14 @@ def _execution(settings: ConfigDict) -> Execution:
 
 
 def _check_bfloat16() -> None:
-    """Tries a product of matrices: jaxlib 0.7 has none in bfloat16 on a CPU."""
+    """Tries products as the model has them: jaxlib 0.7 lacks some in bfloat16 on a CPU."""
+
+    def products(x, x_BLHK):  # which of them are there depends on the CPU
+        return x @ x.T, attend(x_BLHK, x_BLHK, x_BLHK, None, None, 0.0)
+
+    shapes = (16, 16), (8, 16, 2, 16)
     try:
-        jax.block_until_ready(jax.jit(jnp.matmul)(*2 * [jnp.ones((16, 16), jnp.bfloat16)]))
+        jax.block_until_ready(jax.jit(products)(*(jnp.ones(x, jnp.bfloat16) for x in shapes)))
     except jax.errors.JaxRuntimeError as error:
         raise UsageError(
             "execution.dtype=bfloat16: this jaxlib cannot multiply such matrices on this machine's "
