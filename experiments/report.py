@@ -15,6 +15,7 @@ Writes a folder that says everything without them, and names nothing of this mac
 """
 
 import argparse
+import importlib.util
 import io
 import pathlib
 from collections.abc import Sequence
@@ -80,16 +81,18 @@ def _legend(results: Results) -> str:
 
 
 def write(results: Results, folder: pathlib.Path) -> None:
-    """Writes the report; each file takes its place whole.
+    """Writes the report, without pictures where matplotlib is not installed.
+
+    Each file takes its place whole.
 
     Raises:
-      UsageError: the folder cannot be written, or matplotlib is not installed.
+      UsageError: the folder cannot be written.
     """
     try:
         folder.mkdir(parents=True, exist_ok=True)
-        pictures = []
+        pictures, drawn = [], importlib.util.find_spec("matplotlib") is not None
         for x, (field, _) in AXES.items():
-            if any(row[field] is not None for row in results.curves):
+            if drawn and any(row[field] is not None for row in results.curves):
                 picture = io.BytesIO()
                 results.figure(x).savefig(picture, format="png", dpi=120)
                 pictures.append(f"{x}.png")
@@ -127,6 +130,8 @@ def main(argv: Sequence[str] | None = None) -> None:
         folder = pathlib.Path(arguments.out or default)
         write(results, folder)
     print(folder / README)
+    if importlib.util.find_spec("matplotlib") is None:
+        print("Without pictures, which need matplotlib: pip install matplotlib")
 
 
 if __name__ == "__main__":

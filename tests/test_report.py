@@ -67,6 +67,15 @@ def test_numbers_are_those_of_numpy(root):
     ]
 
 
+def test_without_matplotlib_there_is_all_but_pictures(root, tmp_path, monkeypatch):
+    finish_all(toy(), root)
+    monkeypatch.setattr(report.importlib.util, "find_spec", lambda name: None)
+    report.write(collect(toy(), root), tmp_path / "report")
+    names = {path.name for path in (tmp_path / "report").iterdir()}
+    assert names == {"README.md", "points.csv", "curves.csv", "study.json"}
+    assert "png" not in (tmp_path / "report" / "README.md").read_text()
+
+
 def test_what_was_changed_for_all_is_told_without_its_folder(root, tmp_path):
     """And what only says where or how often is not told."""
     changes = [
