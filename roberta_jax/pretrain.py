@@ -138,7 +138,9 @@ class _Run:
         if config.objective.next_sentence:
             self.model = RobertaForPreTraining(model_config, plan.execution)
         token_types = model_config.type_vocab_size > 1
-        self.train_maker = training_rows(config, prepared, plan.pairs, token_types=token_types)
+        self.train_maker = training_rows(
+            config, prepared, plan.masking, plan.pairs, token_types=token_types
+        )
         held_out = held_out_rows(config, prepared, plan.pairs, token_types=token_types)
         self.held_out = HeldOut(config, plan.mesh, self.masked_lm, self.model, held_out)
         # What the run was made from; a checkpoint of other text would go on with other rows.

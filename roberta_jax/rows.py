@@ -5,6 +5,8 @@ the same way whatever the training's, so that the scores of different settings m
 FULL-SENTENCES and, if asked for, single sentences, with fairseq's masking at the paper's rate.
 """
 
+import dataclasses
+
 from ml_collections import ConfigDict
 
 from roberta_jax.data.batches import BatchMaker
@@ -21,13 +23,19 @@ Maker = BatchMaker | Mixture
 
 
 def training_rows(
-    config: ConfigDict, prepared: Prepared, pairs: PairOptions, *, token_types: bool
+    config: ConfigDict,
+    prepared: Prepared,
+    masking: Masking,
+    pairs: PairOptions,
+    *,
+    token_types: bool,
 ) -> Maker:
     """The rows to train on.
 
     Args:
       config: as `configs/pretrain.py` has it.
       prepared: the text.
+      masking: what is masked and how.
       pairs: how pairs are sampled.
       token_types: whether the model has more than one token type.
 
@@ -45,7 +53,7 @@ def training_rows(
                 prepared.tokenizer,
                 config.data.format,
                 config.seq_len,
-                Masking(**config.masking),
+                masking,
                 config.seed,
                 pairs,
                 token_types=token_types,
@@ -84,7 +92,7 @@ def held_out_rows(
         return {}
 
     def make(format: str, **options) -> BatchMaker:
-        once = PairOptions(1, pairs.short_seq_prob, pairs.separators, config.eval.seed)
+        once = dataclasses.replace(pairs, duplicates=1, seed=config.eval.seed)
         return _maker(
             store,
             prepared.tokenizer,

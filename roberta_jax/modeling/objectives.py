@@ -14,8 +14,6 @@ from roberta_jax.modeling.heads import RobertaForMaskedLM
 from roberta_jax.modeling.pretraining import RobertaForPreTraining
 
 Batch = Mapping[str, jax.Array]
-
-
 LossFn = Callable[[Any, Batch, jax.Array | None], dict[str, jax.Array]]
 CountFn = Callable[[Batch], dict[str, jax.Array]]
 
