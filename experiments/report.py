@@ -90,7 +90,7 @@ def write(results: Results, folder: pathlib.Path) -> None:
     """
     try:
         folder.mkdir(parents=True, exist_ok=True)
-        pictures, drawn = [], importlib.util.find_spec("matplotlib") is not None
+        pictures, drawn = [], can_draw()
         for x, (field, _) in AXES.items():
             if drawn and any(row[field] is not None for row in results.curves):
                 picture = io.BytesIO()
@@ -102,6 +102,11 @@ def write(results: Results, folder: pathlib.Path) -> None:
         _put(folder / README, readme(results, pictures).encode())
     except OSError as error:
         raise UsageError(f"cannot write {folder}: {error}") from error
+
+
+def can_draw() -> bool:
+    """Whether matplotlib is installed."""
+    return importlib.util.find_spec("matplotlib") is not None
 
 
 def _put(path: pathlib.Path, contents: bytes) -> None:
@@ -130,7 +135,7 @@ def main(argv: Sequence[str] | None = None) -> None:
         folder = pathlib.Path(arguments.out or default)
         write(results, folder)
     print(folder / README)
-    if importlib.util.find_spec("matplotlib") is None:
+    if not can_draw():
         print("Without pictures, which need matplotlib: pip install matplotlib")
 
 

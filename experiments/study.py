@@ -36,6 +36,7 @@ from roberta_jax.command import flatten, nearest
 from roberta_jax.errors import UsageError
 from roberta_jax.pretrain import MAY_CHANGE, finished_metrics
 from roberta_jax.training.metrics import read_metrics
+from roberta_jax.training.workdir import covered
 
 Changes = Mapping[str, Any]  # dotted config key -> value
 
@@ -307,9 +308,7 @@ def numbers_in(text: str) -> dict[str, float]:
 
 def decides(key: str) -> bool:
     """Whether a config key has a say in a run's results; a place or a cadence has none."""
-    return key in _DECIDING or not any(
-        key == each or (each.endswith(".") and key.startswith(each)) for each in MAY_CHANGE
-    )
+    return key in _DECIDING or not covered(key, MAY_CHANGE)
 
 
 def _slug(text: str) -> str:

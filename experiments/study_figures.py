@@ -46,7 +46,7 @@ def draw(results: "Results", x: str) -> "Figure":
             if line is not None:
                 style = {
                     "color": f"C{number % 10}",
-                    "linestyle": ("-", "--", ":")[number // 10 % 3],
+                    "linestyle": DASHES[number // 10 % len(DASHES)],
                 }
                 _draw_line(panel, line, _label(results, setting, line), style)
         panel.set_ylabel(PANELS[kind])

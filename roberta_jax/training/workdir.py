@@ -149,7 +149,7 @@ def _check_config(
     differing = [
         key
         for key in sorted(there.keys() | here.keys())
-        if there.get(key) != here.get(key) and not _covered(key, may_change)
+        if there.get(key) != here.get(key) and not covered(key, may_change)
     ]
     if differing:
         lines = [f"  {key}: {there.get(key)!r} there, {here.get(key)!r} here" for key in differing]
@@ -162,7 +162,8 @@ def _check_config(
         )
 
 
-def _covered(key: str, may_change: Collection[str]) -> bool:
+def covered(key: str, may_change: Collection[str]) -> bool:
+    """Whether a dotted key is among `may_change`, as `open_workdir` reads it."""
     return any(key == each or (each.endswith(".") and key.startswith(each)) for each in may_change)
 
 
