@@ -29,9 +29,10 @@ positions follows from `seq_len`; neither is a key.
         '--config.data.files=/data/corpus/*.jsonl.zst' --config.tokenizer=/data/roberta_bpe
 
   Needs a pod or many GPUs, and up to 160 GB of text. Any number of devices that divides the batch
-  takes the same steps: `train.rows_per_device` bounds what a device works on at once, and the rest
-  is accumulated. Where the parameters do not fit one device, split them: `--config.mesh.data=1
-  --config.mesh.fsdp=-1`. On several hosts start the command on each, with `--distributed`.
+  takes the same steps: `train.per_device_batch_size` bounds the rows per device and microbatch, and
+  the rest is accumulated. Where the parameters do not fit one device, split them:
+  `--config.mesh.data=1 --config.mesh.fsdp=-1`. On several hosts start the command on each, with
+  `--distributed`.
 """
 
 from ml_collections import ConfigDict
@@ -78,9 +79,9 @@ def _defaults() -> ConfigDict:
     config.data.tfds_split = placeholder(str)
     config.data.tfds_field = placeholder(str)
     config.data.tfds_data_dir = placeholder(str)
-    config.data.heldout_share = 0.001  # of the documents
+    config.data.validation_fraction = 0.001  # of the documents
     config.data.cache_dir = placeholder(str)  # of tokenised text; none: the user's cache folder
-    config.data.workers = placeholder(int)  # processes that tokenise; none: one a core
+    config.data.num_workers = placeholder(int)  # processes that tokenise; none: one a core
     config.data.engine = "auto"  # "tf" (tf.data), "numpy" (threads), or tf where it is installed
     # What a row holds (Liu et al. 2019, section 4.2): "full_sentences", "doc_sentences",
     # "segment_pair", "sentence_pair", or "sentences", each one for itself.
@@ -88,9 +89,9 @@ def _defaults() -> ConfigDict:
     config.data.max_tokens = placeholder(int)  # train on the first documents alone, up to so many
     # Of pairs: how often they are sampled anew (the epochs take the samples in turn), the share of
     # documents with shorter segments, and the `</s>`s between the two texts.
-    config.data.duplicates = 10
+    config.data.dupe_factor = 10
     config.data.short_seq_prob = 0.1
-    config.data.separators = 2
+    config.data.num_separators = 2
     # More corpora beside the one above: dicts of the keys `source` to `tfds_data_dir` and
     # `max_tokens`, and `weight`: how often their rows are seen for once that one's are, 1 if not
     # said. What is held out is of the one above. See experiments/studies/table4_data.py.
@@ -101,15 +102,15 @@ def _defaults() -> ConfigDict:
 
     config.masking = ConfigDict()
     config.masking.rate = 0.15
-    config.masking.mask_share = 0.8
-    config.masking.random_share = 0.1
-    config.masking.specials = True  # <s> and </s> may be masked, as in fairseq
-    config.masking.unit = "token"  # or "word", or "span": some words in a row (SpanBERT)
-    config.masking.span_p = 0.2  # of the spans' geometric lengths
-    config.masking.max_span = 10  # words
+    config.masking.mask_replace_prob = 0.8
+    config.masking.random_replace_prob = 0.1
+    config.masking.mask_special_tokens = True  # <s> and </s> may be masked, as in fairseq
+    config.masking.scheme = "token"  # "token", "whole_word", or "span" (SpanBERT)
+    config.masking.geometric_p = 0.2  # of the spans' geometric lengths
+    config.masking.max_span_length = 10  # words
     # How many masks a row has: none is dynamic masking, a new one each epoch; the paper's static
     # masking is 10.
-    config.masking.copies = placeholder(int)
+    config.masking.dupe_factor = placeholder(int)
 
     config.model = ConfigDict()
     config.model.hidden_size = 768
@@ -137,7 +138,7 @@ def _defaults() -> ConfigDict:
     config.optimizer.beta2 = 0.98
     config.optimizer.eps = 1e-6
     config.optimizer.weight_decay = 0.01
-    config.optimizer.decay = "all"  # or "bert": not biases and layer norms
+    config.optimizer.decay_mask = "all"  # or "bert": not biases and layer norms
     config.optimizer.bias_correction = True
     config.optimizer.clip_norm = 0.0  # 0: none
 
@@ -150,7 +151,7 @@ def _defaults() -> ConfigDict:
     config.train = ConfigDict()
     config.train.steps = 500_000
     config.train.batch_size = 8192  # rows, over all devices
-    config.train.rows_per_device = 16  # at once, at most; the rest is accumulated. None: all
+    config.train.per_device_batch_size = 16  # at once, at most; the rest is accumulated. None: all
     config.train.log_every = 100
     config.train.eval_every = 5000
     config.train.checkpoint_every = 1000
@@ -170,7 +171,7 @@ def _defaults() -> ConfigDict:
     config.mesh.tensor = 1
 
     # Keys that may be nothing, also where a value stands above.
-    for group, key in (("train", "rows_per_device"), ("eval", "max_rows")):
+    for group, key in (("train", "per_device_batch_size"), ("eval", "max_rows")):
         value = config[group][key]
         del config[group][key]
         config[group][key] = placeholder(int)
@@ -182,7 +183,7 @@ SIZES = {
     "tiny": {
         "seq_len": 32,
         "new_tokenizer": {"vocab_size": 4096},
-        "data": {"source": "builtin", "heldout_share": 0.05},
+        "data": {"source": "builtin", "validation_fraction": 0.05},
         "model": {
             "hidden_size": 128,
             "num_hidden_layers": 2,
@@ -199,7 +200,7 @@ SIZES = {
         "train": {
             "steps": 7_000,
             "batch_size": 32,
-            "rows_per_device": None,
+            "per_device_batch_size": None,
             "log_every": 100,
             "eval_every": 2500,
             "checkpoint_every": 1000,
@@ -210,7 +211,7 @@ SIZES = {
     "small": {
         "seq_len": 64,
         "new_tokenizer": {"vocab_size": 8192},
-        "data": {"heldout_share": 0.01},
+        "data": {"validation_fraction": 0.01},
         "model": {
             "hidden_size": 256,
             "num_hidden_layers": 4,
@@ -225,7 +226,7 @@ SIZES = {
         "train": {
             "steps": 20_000,
             "batch_size": 64,
-            "rows_per_device": None,
+            "per_device_batch_size": None,
             "log_every": 50,
             "eval_every": 1000,
             "checkpoint_every": 500,
@@ -243,6 +244,6 @@ SIZES = {
         },
         "optimizer": {"learning_rate": 4e-4},
         "schedule": {"warmup_steps": 30_000},
-        "train": {"rows_per_device": 8},
+        "train": {"per_device_batch_size": 8},
     },
 }

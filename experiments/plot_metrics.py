@@ -13,7 +13,7 @@ import pathlib
 from collections.abc import Sequence
 from typing import TYPE_CHECKING, Any
 
-from roberta_jax import command
+from roberta_jax import cli
 from roberta_jax.errors import UsageError
 from roberta_jax.training.metrics import FILE, read_metrics
 
@@ -104,7 +104,7 @@ def main(argv: Sequence[str] | None = None) -> None:
     parser.add_argument("workdirs", nargs="+", metavar="WORKDIR")
     parser.add_argument("--out", default="metrics.png", help="the picture (default: metrics.png)")
     arguments = parser.parse_args(argv)
-    with command.usage_errors():
+    with cli.usage_errors():
         drawing = figure(arguments.workdirs)
         try:
             drawing.savefig(arguments.out, dpi=150)

@@ -11,7 +11,7 @@ from experiments.study import changed_config
 
 SEEDS = (0, 1, 2)
 
-# All settings are scored on the same masks of the same held-out rows (see `roberta_jax.rows`).
+# All settings are scored on the same masks of the same held-out rows (see `pretraining.datasets`).
 PERPLEXITIES = {
     "perplexity": "eval_perplexity",
     "perplexity, single sentences": "eval_short_perplexity",
@@ -20,7 +20,7 @@ PERPLEXITIES = {
 # BERT's data format: pairs of segments with token types, sampled ten times.
 SEGMENT_PAIR_NSP = {
     "data.format": "segment_pair",
-    "data.duplicates": 10,
+    "data.dupe_factor": 10,
     "objective.next_sentence": True,
     "model.type_vocab_size": 2,
 }

@@ -23,7 +23,7 @@ from collections.abc import Sequence
 from experiments import study_files
 from experiments.study_figures import AXES
 from experiments.study_results import CURVES, POINTS, Results, collect
-from roberta_jax import command
+from roberta_jax import cli
 from roberta_jax.errors import UsageError
 
 README = "README.md"
@@ -128,7 +128,7 @@ def main(argv: Sequence[str] | None = None) -> None:
         "--out", help="the report's folder (default: the study's name in experiments/results/)"
     )
     arguments = parser.parse_args(argv)
-    with command.usage_errors():
+    with cli.usage_errors():
         study = study_files.study_of(arguments)
         results = collect(study, arguments.runs)
         default = study_files.ROOT / "experiments" / "results" / study.name

@@ -10,7 +10,10 @@ takes, `FORMS`, of which the first is the default:
             name="masking",
             question="Does masking anew in each epoch help?",
             base=get_config("tiny"),
-            settings={"static": {"masking.copies": 10}, "dynamic": {"masking.copies": None}},
+            settings={
+                "static": {"masking.dupe_factor": 10},
+                "dynamic": {"masking.dupe_factor": None},
+            },
             columns={"perplexity": "eval_perplexity"},
             paper={"static": {"perplexity": 4.0}},
             source="Liu et al. 2019, Table 1",
@@ -32,7 +35,7 @@ from typing import Any
 from etils import epath
 from ml_collections import ConfigDict
 
-from roberta_jax.command import flatten, nearest
+from roberta_jax.cli import flatten, nearest
 from roberta_jax.errors import UsageError
 from roberta_jax.pretrain import MAY_CHANGE, finished_metrics
 from roberta_jax.training.metrics import read_metrics
@@ -209,7 +212,7 @@ class Progress:
 
 
 def product(values: Mapping[str, Sequence[Any]]) -> dict[str, Changes]:
-    """Settings for all combinations: {"masking.unit": ["word", "span"], "seq_len": [16, 32]}."""
+    """Settings for all combinations: {"masking.scheme": ["token", "span"], "seq_len": [16, 32]}."""
     return _named(
         [dict(zip(values, row, strict=True)) for row in itertools.product(*values.values())]
     )

@@ -10,7 +10,7 @@ from collections.abc import Sequence
 from typing import Any
 
 from experiments.study import Study, unknown_key
-from roberta_jax.command import flatten
+from roberta_jax.cli import flatten
 from roberta_jax.errors import UsageError
 
 ROOT = pathlib.Path(__file__).resolve().parent.parent  # of the clone

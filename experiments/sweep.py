@@ -24,7 +24,7 @@ from collections.abc import Sequence
 from experiments import launch, study_files, worker
 from experiments.runner import Outcome, Runner
 from experiments.study import Point
-from roberta_jax import command
+from roberta_jax import cli
 from roberta_jax.errors import UsageError
 
 
@@ -160,7 +160,7 @@ def main(argv: Sequence[str] | None = None) -> None:
     arguments = parser.parse_args(argv)
     if arguments.distributed and not arguments.point:
         parser.error("--distributed takes --point")
-    with command.usage_errors():
+    with cli.usage_errors():
         points = study_files.study_of(arguments).points()
         points = selected(points, arguments.shard, arguments.point)
         if arguments.print:

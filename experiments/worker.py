@@ -36,7 +36,7 @@ def check(points: Sequence["Point"], here: bool = True) -> None:
       UsageError: with everything that is wrong.
     """
     from roberta_jax.errors import UsageError
-    from roberta_jax.plan import Plan
+    from roberta_jax.pretraining.spec import Plan
 
     wrong: dict[str, list[Point]] = {}
     for point in points:
@@ -63,7 +63,7 @@ def prepare(points: Sequence["Point"]) -> None:
     import json
 
     from roberta_jax.errors import UsageError
-    from roberta_jax.prepare import prepare as prepare_text
+    from roberta_jax.pretraining.text import prepare as prepare_text
 
     done, wrong = set(), {}
     for point in points:
@@ -151,7 +151,7 @@ def main() -> None:
     from absl import logging
 
     from experiments import study_files
-    from roberta_jax import command
+    from roberta_jax import cli
     from roberta_jax.training.host_memory import restart_with_huge_pages
 
     if task == "train":
@@ -162,7 +162,7 @@ def main() -> None:
     parser.add_argument("--out")
     arguments = parser.parse_args(rest)
     logging.set_verbosity(logging.WARNING)
-    with command.usage_errors():
+    with cli.usage_errors():
         every = study_files.study_of(arguments).points()
         points = [every[number] for number in arguments.points]
         if task == "prepare":

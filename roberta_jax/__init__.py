@@ -7,15 +7,15 @@ import importlib
 
 _HOMES = {
     "FillMask": "roberta_jax.inference.fill_mask",
-    "FlaxRobertaConfig": "roberta_jax.interchange.flax_config",
-    "FlaxRobertaForCausalLM": "roberta_jax.interchange.flax_classes",
-    "FlaxRobertaForMaskedLM": "roberta_jax.interchange.flax_classes",
-    "FlaxRobertaForMultipleChoice": "roberta_jax.interchange.flax_classes",
-    "FlaxRobertaForQuestionAnswering": "roberta_jax.interchange.flax_classes",
-    "FlaxRobertaForSequenceClassification": "roberta_jax.interchange.flax_classes",
-    "FlaxRobertaForTokenClassification": "roberta_jax.interchange.flax_classes",
-    "FlaxRobertaModel": "roberta_jax.interchange.flax_classes",
-    "FlaxRobertaPreTrainedModel": "roberta_jax.interchange.flax_classes",
+    "FlaxRobertaConfig": "roberta_jax.compat.config",
+    "FlaxRobertaForCausalLM": "roberta_jax.compat.models",
+    "FlaxRobertaForMaskedLM": "roberta_jax.compat.models",
+    "FlaxRobertaForMultipleChoice": "roberta_jax.compat.models",
+    "FlaxRobertaForQuestionAnswering": "roberta_jax.compat.models",
+    "FlaxRobertaForSequenceClassification": "roberta_jax.compat.models",
+    "FlaxRobertaForTokenClassification": "roberta_jax.compat.models",
+    "FlaxRobertaModel": "roberta_jax.compat.models",
+    "FlaxRobertaPreTrainedModel": "roberta_jax.compat.models",
     "RobertaConfig": "roberta_jax.modeling.config",
     "RobertaForCausalLM": "roberta_jax.modeling.heads",
     "RobertaForMaskedLM": "roberta_jax.modeling.heads",
@@ -27,9 +27,9 @@ _HOMES = {
     "RobertaTokenizer": "roberta_jax.tokenizer",
     "RobertaTokenizerFast": "roberta_jax.tokenizer",
     "Sampling": "roberta_jax.modeling.generation",
-    "from_pretrained": "roberta_jax.interchange.hf",
+    "from_pretrained": "roberta_jax.weights.load",
     "generate": "roberta_jax.modeling.generation",
-    "save_pretrained": "roberta_jax.interchange.hf",
+    "save_pretrained": "roberta_jax.weights.load",
 }
 
 __all__ = sorted(_HOMES)

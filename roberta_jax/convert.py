@@ -15,7 +15,7 @@ import tempfile
 from collections.abc import Sequence
 from typing import Any
 
-from roberta_jax import command
+from roberta_jax import cli
 from roberta_jax.errors import UsageError
 
 FORMATS = ("hf", "flax", "fairseq")
@@ -75,17 +75,18 @@ def convert(
     """
     from etils import epath
 
-    from roberta_jax.interchange import hf, saving
+    from roberta_jax import weights
     from roberta_jax.modeling.config import Execution
     from roberta_jax.modeling.heads import MODEL_CLASSES
+    from roberta_jax.weights import save
 
     if model_class is not None and model_class not in MODEL_CLASSES:
         raise UsageError(f"no class {model_class!r}: use one of {', '.join(MODEL_CLASSES)}")
-    saving.check_replaceable(epath.Path(target))
+    save.check_replaceable(epath.Path(target))
     if os.path.realpath(target) in (os.path.realpath(source), os.path.realpath(f"{source}/hf")):
         raise UsageError(f"{target} is what would be read; write to another folder")
     execution = Execution(scan_layers=False)  # so that each layer's tensors keep their own type
-    loaded = hf.load(
+    loaded = weights.load_pretrained(
         source,
         MODEL_CLASSES[model_class] if model_class else None,
         execution,
@@ -95,10 +96,10 @@ def convert(
     notes: list[str] = []
     with tempfile.TemporaryDirectory() as folder:
         tokenizer = _tokenizer(source, revision, to, pathlib.Path(folder), notes)
-        hf.save_pretrained(target, loaded.model, loaded.params, tokenizer, format=to)
+        weights.save_pretrained(target, loaded.model, loaded.params, tokenizer, format=to)
     if to == "fairseq":
         notes += _fairseq_notes(loaded.params)
-    again = hf.load(target, type(loaded.model), execution, param_dtype=None)
+    again = weights.load_pretrained(target, type(loaded.model), execution, param_dtype=None)
     difference, largest = _compare(loaded, again)
     kinds = sorted({tensor.dtype for tensor in loaded.weights.tensors.values()})
     report = Report(
@@ -136,15 +137,16 @@ def _tokenizer(
     source: str | os.PathLike, revision: str | None, to: str, place: pathlib.Path, notes: list[str]
 ) -> _Files | None:
     """Makes the tokenizer's files for a format; a note says why there are none."""
-    from roberta_jax import hub
-    from roberta_jax.interchange import fairseq_dictionary, saving
+    from roberta_jax.storage import hub
     from roberta_jax.tokenizer import RobertaTokenizer
     from roberta_jax.tokenizer.files import HF_FILES, TOKENIZER_FILE, read_merges, read_vocab
+    from roberta_jax.weights import save
+    from roberta_jax.weights.formats import fairseq_dictionary
 
     folder = hub.tokenizer_folder(source, revision=revision)
     hfs = (folder / TOKENIZER_FILE).exists() or all((folder / name).exists() for name in HF_FILES)
     if hfs and to != "fairseq":
-        for name in saving.TOKENIZER_FILES:
+        for name in save.TOKENIZER_FILES:
             if (folder / name).exists():
                 (folder / name).copy(place / name)
         return _Files(place)
@@ -251,7 +253,7 @@ def main(argv: Sequence[str] | None = None) -> None:
     parser.add_argument("--model_class", help="such as RobertaForMaskedLM (default: as it says)")
     parser.add_argument("--revision", help="a branch, tag or commit of a hub id")
     arguments = parser.parse_args(argv)
-    with command.usage_errors():
+    with cli.usage_errors():
         report = convert(
             arguments.source,
             arguments.target,

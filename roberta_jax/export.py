@@ -12,7 +12,7 @@ import os
 from collections.abc import Callable, Sequence
 from typing import Any
 
-from roberta_jax import command
+from roberta_jax import cli
 
 FORMS = ("stablehlo", "saved_model")
 
@@ -29,25 +29,26 @@ def export(source: str | os.PathLike, target: str | os.PathLike, to: str = "stab
     import jax
     import numpy as np
 
-    from roberta_jax.interchange import hf, serving
+    from roberta_jax import weights
+    from roberta_jax.exporting import programs
 
-    model, params = hf.from_pretrained(source)
+    model, params = weights.from_pretrained(source)
     if to == "saved_model":
-        serving.export_saved_model(target, model, params)
+        programs.export_saved_model(target, model, params)
         program = _saved_model(target)
     else:
-        serving.export_stablehlo(target, model, params)
-        program = serving.load_stablehlo(target)
+        programs.export_stablehlo(target, model, params)
+        program = programs.load_stablehlo(target)
     config = model.config
     length = min(16, config.max_length)
     choices = [2] if type(model).__name__ == "RobertaForMultipleChoice" else []
     shape = [2, *choices, length]
     ids = np.random.default_rng(0).integers(0, config.vocab_size, shape, np.int32)
-    inputs = {name: np.ones(shape, np.int32) for name in serving.input_names(model)}
+    inputs = {name: np.ones(shape, np.int32) for name in programs.input_names(model)}
     inputs |= {"input_ids": ids}
     if "token_type_ids" in inputs:
         inputs["token_type_ids"] = np.zeros(shape, np.int32)
-    wanted = jax.jit(serving.served(model))(params, inputs)
+    wanted = jax.jit(programs.served(model))(params, inputs)
     found = program(**inputs)
     return max(float(np.abs(np.asarray(found[name]) - wanted[name]).max()) for name in wanted)
 
@@ -77,7 +78,7 @@ def main(argv: Sequence[str] | None = None) -> None:
     parser.add_argument("target", help="the folder to write")
     parser.add_argument("--to", choices=FORMS, default=FORMS[0])
     arguments = parser.parse_args(argv)
-    with command.usage_errors():
+    with cli.usage_errors():
         difference = export(arguments.source, arguments.target, arguments.to)
     print(f"{arguments.target}: {arguments.to}; its outputs differ by at most {difference:.1e}")
 

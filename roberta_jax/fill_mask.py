@@ -10,7 +10,7 @@ import sys
 from collections.abc import Sequence
 from typing import Any
 
-from roberta_jax import command
+from roberta_jax import cli
 from roberta_jax.errors import UsageError
 
 
@@ -25,14 +25,14 @@ def fill_mask(
     Raises:
       UsageError: There is no such model, or a text has no mask or too many tokens.
     """
+    from roberta_jax import weights
     from roberta_jax.inference.fill_mask import FillMask
-    from roberta_jax.interchange import hf
     from roberta_jax.modeling.heads import RobertaForMaskedLM
     from roberta_jax.tokenizer import RobertaTokenizer
 
-    model, params = hf.from_pretrained(folder, RobertaForMaskedLM)
+    model, params = weights.from_pretrained(folder, RobertaForMaskedLM)
     try:
-        tokenizer = RobertaTokenizer.from_pretrained(hf.tokenizer_folder(folder))
+        tokenizer = RobertaTokenizer.from_pretrained(weights.tokenizer_folder(folder))
     except (FileNotFoundError, ValueError) as error:
         raise UsageError(f"cannot load the model's tokenizer: {error}") from error
     return FillMask(model, params, tokenizer).predictions(texts, top_k)
@@ -63,7 +63,7 @@ def main(argv: Sequence[str] | None = None) -> None:
     parser.add_argument("--top_k", type=int, default=5, help="choices a mask (default: 5)")
     arguments = parser.parse_args(argv)
     texts = arguments.texts or [line.rstrip("\n") for line in sys.stdin if line.strip()]
-    with command.usage_errors():
+    with cli.usage_errors():
         if not texts:
             raise UsageError("no text: give one with <mask> in it")
         results = fill_mask(arguments.folder, texts, arguments.top_k)

@@ -21,11 +21,9 @@ from absl import flags
 from etils import epath
 from ml_collections import ConfigDict
 
-from roberta_jax import command
+from roberta_jax import cli, weights
 from roberta_jax.data.pipeline import train_batches
 from roberta_jax.errors import UsageError
-from roberta_jax.held_out import HeldOut, placed
-from roberta_jax.interchange import hf
 from roberta_jax.modeling.heads import RobertaForMaskedLM
 from roberta_jax.modeling.objectives import (
     masked_lm_objective,
@@ -37,9 +35,10 @@ from roberta_jax.modeling.pretraining import (
     RobertaForPreTraining,
     split_next_sentence,
 )
-from roberta_jax.plan import Plan, check_schedule_is_stated
-from roberta_jax.prepare import Prepared, prepare
-from roberta_jax.rows import held_out_rows, training_rows
+from roberta_jax.pretraining.datasets import held_out_rows, training_rows
+from roberta_jax.pretraining.evaluation import HeldOut, placed
+from roberta_jax.pretraining.spec import Plan, check_schedule_is_stated
+from roberta_jax.pretraining.text import Prepared, prepare
 from roberta_jax.training import loop
 from roberta_jax.training.checkpoints import Checkpoints
 from roberta_jax.training.host_memory import keep_freed_memory, restart_with_huge_pages
@@ -58,11 +57,11 @@ MAY_CHANGE = (
     "train.eval_every",
     "train.checkpoint_every",
     "train.keep_checkpoints",
-    "train.rows_per_device",
+    "train.per_device_batch_size",
     "eval.batch_size",
     "mesh.",
     "data.cache_dir",
-    "data.workers",
+    "data.num_workers",
     "data.engine",
 )
 
@@ -138,7 +137,7 @@ class _Run:
         if config.objective.next_sentence:
             self.model = RobertaForPreTraining(model_config, plan.execution)
         token_types = model_config.type_vocab_size > 1
-        self.train_maker = training_rows(
+        self.train_dataset = training_rows(
             config, prepared, plan.masking, plan.pairs, token_types=token_types
         )
         held_out = held_out_rows(config, prepared, plan.pairs, token_types=token_types)
@@ -147,14 +146,14 @@ class _Run:
         self.identity = {
             "tokenizer": self.tokenizer.fingerprint(),
             "text": " ".join(s.index["text_blake2b"] for s in (prepared.train, *prepared.more)),
-            "rows": self.train_maker.num_rows,
+            "rows": self.train_dataset.num_rows,
         }
         self.evaluation_due = False  # what a checkpoint may say otherwise
         objective = masked_lm_objective
         if config.objective.next_sentence:
             objective = pretraining_objective
         self.loss_fn, self.count_fn = objective(
-            self.model, shared_rows=self.train_maker.max_inputs > 1
+            self.model, shared_rows=self.train_dataset.max_inputs > 1
         )
 
     def train(self) -> PretrainResult:
@@ -199,7 +198,7 @@ class _Run:
                     self.model.config,
                     config.train.batch_size,
                     config.seq_len,
-                    self.train_maker.num_slots,
+                    self.train_dataset.num_slots,
                 ),
                 evaluation=evaluation if self.held_out else None,
                 should_stop=should_stop,
@@ -254,8 +253,8 @@ class _Run:
     def _describe(self, state: TrainState, start: int) -> None:
         config, plan, mesh = self.config, self.plan, self.plan.mesh
         split = ", ".join(f"{name} {size}" for name, size in mesh.shape.items())
-        maker = self.train_maker
-        times = len(maker.epoch_ends)
+        dataset = self.train_dataset
+        times = len(dataset.epoch_ends)
         sampled = f"; pairs sampled {times} times" if times > 1 else ""
         _say(
             f"{count_parameters(state.params):,} parameters, vocabulary of {len(self.tokenizer)}, "
@@ -263,21 +262,21 @@ class _Run:
             f"{jax.device_count()} x {jax.devices()[0].device_kind} ({split})\n"
             f"{config.train.batch_size} rows of {config.seq_len} tokens a step, {plan.rows} on a "
             f"device at once: {plan.accumulation} microbatch(es)\n"
-            f"{config.data.format}: {maker.num_rows:,} rows to train on, "
-            f"{self.held_out.num_rows:,} held out; {maker.padding_share:.1%} padding{sampled}\n"
+            f"{config.data.format}: {dataset.num_rows:,} rows to train on, "
+            f"{self.held_out.num_rows:,} held out; {dataset.padding_share:.1%} padding{sampled}\n"
             f"Step {start} of {config.train.steps}, learning rate {_rates(plan, start, config)}"
         )
 
     def _epochs(self) -> float:
         """How often the run sees its text."""
-        maker, train = self.train_maker, self.config.train
-        return train.steps * train.batch_size * len(maker.epoch_ends) / maker.num_rows
+        dataset, train = self.train_dataset, self.config.train
+        return train.steps * train.batch_size * len(dataset.epoch_ends) / dataset.num_rows
 
     def _train_batches(self, step: int) -> Iterator[dict[str, jax.Array]]:
         config = self.config
         return placed(
             train_batches(
-                self.train_maker,
+                self.train_dataset,
                 batch_size=config.train.batch_size,
                 seed=config.seed,
                 start_step=step,
@@ -301,7 +300,7 @@ class _Run:
         masked_lm_params = params
         if self.config.objective.next_sentence:
             masked_lm_params, head = split_next_sentence(params)
-        hf.save_pretrained(
+        weights.save_pretrained(
             self.folder / "hf",
             self.masked_lm,
             masked_lm_params,
@@ -314,9 +313,9 @@ class _Run:
         metrics = evaluation(params) if self.held_out else {}
         if metrics is None:
             return None
-        metrics |= {"padding_share": self.train_maker.padding_share, "epochs": self._epochs()}
+        metrics |= {"padding_share": self.train_dataset.padding_share, "epochs": self._epochs()}
         if self.held_out and self.config.eval.ngram_baselines:
-            metrics |= self.held_out.ngram_perplexities(self.train_maker)
+            metrics |= self.held_out.ngram_perplexities(self.train_dataset)
         writer.write(self.config.train.steps, {**metrics, "finished": 1.0})
         return metrics
 
@@ -324,7 +323,7 @@ class _Run:
 def finished_metrics(folder: epath.PathLike, steps: int) -> dict[str, float] | None:
     """What a run of so many steps recorded at its end, or None if it has not come to its end."""
     folder = epath.Path(folder)
-    return _final_record(folder, steps) if (folder / "hf" / hf.CONFIG).exists() else None
+    return _final_record(folder, steps) if (folder / "hf" / "config.json").exists() else None
 
 
 def _final_record(folder: epath.Path, steps: int) -> dict[str, float] | None:
@@ -402,4 +401,4 @@ def _flags(values: flags.FlagValues) -> None:
 
 if __name__ == "__main__":
     restart_with_huge_pages()
-    command.run_config_job(main, _flags)
+    cli.run_config_job(main, _flags)

@@ -1,12 +1,12 @@
 import ml_collections
 import pytest
-import texts
 
 from configs.pretrain import SIZES, get_config
-from roberta_jax import command
+from roberta_jax import cli
 from roberta_jax.errors import UsageError
 from roberta_jax.modeling.config import RobertaConfig
-from roberta_jax.plan import Plan
+from roberta_jax.pretraining.spec import Plan
+from tests.support import texts
 
 
 def test_base_and_large_are_the_papers_table_9():
@@ -25,7 +25,7 @@ def test_base_and_large_are_the_papers_table_9():
             "beta2": 0.98,
             "eps": 1e-6,
             "weight_decay": 0.01,
-            "decay": "all",
+            "decay_mask": "all",
             "bias_correction": True,
             "clip_norm": 0.0,
         }
@@ -34,13 +34,13 @@ def test_base_and_large_are_the_papers_table_9():
         assert config.model.hidden_dropout_prob == config.model.attention_probs_dropout_prob == 0.1
         assert config.masking.to_dict() == {
             "rate": 0.15,
-            "mask_share": 0.8,
-            "random_share": 0.1,
-            "specials": True,
-            "unit": "token",
-            "span_p": 0.2,
-            "max_span": 10,
-            "copies": None,
+            "mask_replace_prob": 0.8,
+            "random_replace_prob": 0.1,
+            "mask_special_tokens": True,
+            "scheme": "token",
+            "geometric_p": 0.2,
+            "max_span_length": 10,
+            "dupe_factor": None,
         }
         # The model is the released one.
         released = getattr(RobertaConfig, size)()
@@ -67,21 +67,25 @@ def test_every_size_has_a_plan_and_is_locked(size):
 
 def test_placeholders_are_typed_and_take_none():
     config = get_config("base")
-    config.train.rows_per_device = None
+    config.train.per_device_batch_size = None
     config.eval.max_rows = 10
     config.init_from = "runs/tiny"
-    for group, key in (("train", "rows_per_device"), ("eval", "max_rows"), ("data", "workers")):
+    for group, key in (
+        ("train", "per_device_batch_size"),
+        ("eval", "max_rows"),
+        ("data", "num_workers"),
+    ):
         with pytest.raises(TypeError):
             config[group][key] = "two"
 
 
 def test_all_sizes_have_the_same_keys():
-    keys = {size: list(command.flatten(get_config(size))) for size in SIZES}
+    keys = {size: list(cli.flatten(get_config(size))) for size in SIZES}
     assert all(found == keys["base"] for found in keys.values())
 
 
 def test_every_leaf_is_what_json_can_hold():
-    values = command.flatten(get_config("large"))
+    values = cli.flatten(get_config("large"))
     assert values.pop("data.mixture") == ()
     for value in values.values():
         assert value is None or type(value) in (bool, int, float, str)
@@ -91,14 +95,18 @@ def test_unknown_size():
     with pytest.raises(ValueError, match="'huge'.*tiny, small, base, large"):
         get_config("huge")
     with pytest.raises(UsageError, match="'huge'.*tiny, small, base, large"):
-        command.parse(["pretrain", "--config=configs/pretrain.py:huge"])
+        cli.parse(["pretrain", "--config=configs/pretrain.py:huge"])
 
 
 def test_size_is_part_of_the_flag_and_values_come_after():
-    argv = ["pretrain", "--config=configs/pretrain.py:small", "--config.train.rows_per_device=4"]
-    config = command.parse(argv).config
+    argv = [
+        "pretrain",
+        "--config=configs/pretrain.py:small",
+        "--config.train.per_device_batch_size=4",
+    ]
+    config = cli.parse(argv).config
     assert isinstance(config, ml_collections.ConfigDict)
-    assert config.train.rows_per_device == 4
+    assert config.train.per_device_batch_size == 4
     assert config.seq_len == get_config("small").seq_len
 
 

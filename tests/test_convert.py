@@ -13,12 +13,12 @@ import numpy as np
 import pytest
 from safetensors.numpy import load_file
 
-from roberta_jax import RobertaTokenizer, convert
+from roberta_jax import RobertaTokenizer, convert, weights
 from roberta_jax.errors import UsageError
-from roberta_jax.interchange import fairseq_dictionary, hf
-from roberta_jax.interchange.saving import parameter_shapes
 from roberta_jax.modeling.config import RobertaConfig
 from roberta_jax.modeling.heads import MODEL_CLASSES
+from roberta_jax.weights.formats import fairseq_dictionary
+from roberta_jax.weights.save import parameter_shapes
 
 TEXTS = ["the cat sat on the mat, or so they say", "naïve 猫 🐈  <mask>"]
 FILES = {"hf": "model.safetensors", "flax": "flax_model.msgpack", "fairseq": "model.pt"}
@@ -50,12 +50,12 @@ def source(tokenizer, tmp_path_factory):
     model, params = built("RobertaForMaskedLM", tokenizer)
     params["roberta"]["embeddings"]["token_type_embeddings"]["embedding"][...] = 0
     folder = tmp_path_factory.mktemp("source") / "model"
-    hf.save_pretrained(folder, model, params, tokenizer)
+    weights.save_pretrained(folder, model, params, tokenizer)
     return folder
 
 
 def test_every_format_becomes_every_other_and_the_first_again(source, tokenizer, tmp_path):
-    expected = hf.read_pretrained(source)[1]
+    expected = weights.read_pretrained(source)[1]
     at = source
     for to in ("flax", "fairseq", "hf", "fairseq", "flax", "hf"):
         target = tmp_path / f"{len(list(tmp_path.iterdir()))} {to}"
@@ -64,7 +64,7 @@ def test_every_format_becomes_every_other_and_the_first_again(source, tokenizer,
         assert FILES[to] in report.files
         assert not report.notes
         assert not report.unused
-        found = hf.read_pretrained(target)[1]
+        found = weights.read_pretrained(target)[1]
         jax.tree.map(lambda a, b: np.testing.assert_array_equal(a, b, strict=True), found, expected)
         again = RobertaTokenizer.from_pretrained(target)
         for text in TEXTS:
@@ -80,7 +80,7 @@ def test_the_report_counts_what_was_mapped(source, tmp_path):
     report = convert.convert(source, tmp_path / "out", "flax")
     names = {name: (tensors, count) for name, tensors, count in report.parts}
     assert list(names) == ["embeddings", "encoder", "lm_head", "all"]
-    params = hf.read_pretrained(source)[1]
+    params = weights.read_pretrained(source)[1]
     assert names["all"][1] == sum(leaf.size for leaf in jax.tree.leaves(params))
     assert names["encoder"][0] == 2 * 16
     text = convert.table(report)
@@ -94,18 +94,18 @@ def test_the_report_counts_what_was_mapped(source, tmp_path):
 def test_a_type_can_be_chosen_and_is_kept(dtype, to, source, tmp_path):
     report = convert.convert(source, tmp_path / "half", to, dtype=dtype)
     assert 0 <= report.difference < 0.1 * report.largest
-    params = hf.read_pretrained(tmp_path / "half", param_dtype=None)[1]
+    params = weights.read_pretrained(tmp_path / "half", param_dtype=None)[1]
     embeddings = params["roberta"]["embeddings"]
     assert embeddings["word_embeddings"]["embedding"].dtype == jnp.dtype(dtype)
     kept = convert.convert(tmp_path / "half", tmp_path / "kept", "hf")
     assert kept.difference == 0
-    params = hf.read_pretrained(tmp_path / "kept", param_dtype=None)[1]
+    params = weights.read_pretrained(tmp_path / "kept", param_dtype=None)[1]
     assert params["lm_head"]["bias"].dtype == jnp.dtype(dtype)
 
 
 @pytest.mark.parametrize("name", sorted(MODEL_CLASSES))
 def test_every_class_converts(name, tokenizer, tmp_path):
-    hf.save_pretrained(tmp_path / "a", *built(name, tokenizer))
+    weights.save_pretrained(tmp_path / "a", *built(name, tokenizer))
     report = convert.convert(tmp_path / "a", tmp_path / "b", "flax")
     assert (report.model, report.difference) == (name, 0)
     assert report.notes == ["no tokenizer: the source has none"]
@@ -116,7 +116,9 @@ def test_every_class_converts(name, tokenizer, tmp_path):
 
 
 def test_token_types_are_noted_and_folded(tokenizer, tmp_path):
-    hf.save_pretrained(tmp_path / "a", *built("RobertaForMaskedLM", tokenizer, type_vocab_size=2))
+    weights.save_pretrained(
+        tmp_path / "a", *built("RobertaForMaskedLM", tokenizer, type_vocab_size=2)
+    )
     report = convert.convert(tmp_path / "a", tmp_path / "b", "fairseq")
     assert "row 0 was added to each position's row" in report.notes[1]
     assert "rows 1 to 1 were left out" in report.notes[2]
@@ -133,14 +135,14 @@ def test_a_class_can_be_chosen(source, tmp_path):
 
 
 def test_a_model_that_came_out_differently_is_told(source, tmp_path, monkeypatch):
-    real = hf.save_pretrained
+    real = weights.save_pretrained
 
     def spoiled(target, model, params, *rest, **options):
         params = jax.tree.map(lambda x: x.copy(), params)
         params["lm_head"]["bias"][0] += 1
         real(target, model, params, *rest, **options)
 
-    monkeypatch.setattr(hf, "save_pretrained", spoiled)
+    monkeypatch.setattr(weights, "save_pretrained", spoiled)
     with pytest.raises(UsageError, match="does not compute what .* outputs differ by 1, "):
         convert.convert(source, tmp_path / "out", "flax")
 

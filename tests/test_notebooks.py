@@ -74,7 +74,7 @@ def test_quickstart_runs(tmp_path):
         "data.source": "files",
         "data.files": str(tmp_path / "*.txt"),
         "data.cache_dir": str(tmp_path / "cache"),
-        "data.heldout_share": 0.2,
+        "data.validation_fraction": 0.2,
         "seq_len": 64,
         "new_tokenizer.vocab_size": 300,
         "train.steps": 60,

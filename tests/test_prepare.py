@@ -11,12 +11,12 @@ import numpy as np
 import pytest
 from ml_collections import ConfigDict, config_dict
 
-from roberta_jax import prepare as prepare_module
-from roberta_jax.data.corpus import FilesCorpus, is_heldout
-from roberta_jax.data.encoding import Recipe
-from roberta_jax.data.sentences import split_sentences
+from roberta_jax.data.store.build import Recipe
+from roberta_jax.data.text.corpus import FilesCorpus, is_heldout
+from roberta_jax.data.text.sentences import split_sentences
 from roberta_jax.errors import UsageError
-from roberta_jax.prepare import cache_folder, prepare, summary, training_sentences
+from roberta_jax.pretraining import text as prepare_module
+from roberta_jax.pretraining.text import cache_folder, prepare, summary, training_sentences
 from roberta_jax.tokenizer import RobertaTokenizer
 
 DOCUMENTS = [
@@ -38,9 +38,9 @@ def make_config(tmp_path):
             "text_field": "text",
             "sentences": "split",
             "language": "en",
-            "heldout_share": 0.1,
+            "validation_fraction": 0.1,
             "cache_dir": str(tmp_path / "cache"),
-            "workers": config_dict.placeholder(int),
+            "num_workers": config_dict.placeholder(int),
             "max_tokens": config_dict.placeholder(int),
             "mixture": (),
         }
@@ -105,7 +105,7 @@ def test_corpora_of_a_mixture_share_a_tokenizer(make_config, tmp_path):
 def test_second_time_nothing_is_written(make_config, tmp_path):
     first = quiet(make_config())
     before = {p: p.stat().st_mtime_ns for p in (tmp_path / "cache").rglob("*")}
-    second = quiet(make_config(workers=3))
+    second = quiet(make_config(num_workers=3))
     assert second.train.folder == first.train.folder
     assert second.tokenizer.fingerprint() == first.tokenizer.fingerprint()
     assert before == {p: p.stat().st_mtime_ns for p in (tmp_path / "cache").rglob("*")}
@@ -118,13 +118,13 @@ def test_a_finished_cache_may_be_read_only(make_config, monkeypatch):
         raise AssertionError("takes a lock, which is a file to write")
 
     monkeypatch.setattr(prepare_module, "only_process", only_process)
-    monkeypatch.setattr("roberta_jax.data.encoding.only_process", only_process)
+    monkeypatch.setattr("roberta_jax.data.store.build.only_process", only_process)
     assert quiet(make_config()).train.folder == wanted
 
 
 def test_whatever_decides_the_content_decides_the_name(make_config, tmp_path):
     folders = {"default": quiet(make_config()).train.folder}
-    for key, value in {"heldout_share": 0.2, "sentences": "lines", "language": "de"}.items():
+    for key, value in {"validation_fraction": 0.2, "sentences": "lines", "language": "de"}.items():
         folders[key] = quiet(make_config(**{key: value})).train.folder
     config = make_config()
     config.new_tokenizer.vocab_size = 330
@@ -201,14 +201,14 @@ def test_damaged_store_says_how_to_rebuild(make_config):
 @pytest.mark.parametrize(
     ("data", "message"),
     [
-        ({"heldout_share": 1.0}, r"heldout_share is 1\.0"),
-        ({"heldout_share": -0.1}, r"heldout_share is -0\.1"),
-        ({"workers": 0}, "workers is 0"),
+        ({"validation_fraction": 1.0}, r"validation_fraction is 1\.0"),
+        ({"validation_fraction": -0.1}, r"validation_fraction is -0\.1"),
+        ({"num_workers": 0}, "num_workers is 0"),
         ({"sentences": "nltk"}, "'split'.*'lines'"),
         ({"language": "English"}, r"config\.data\.language"),
         ({"source": "web"}, "builtin, files, tfds"),
         ({"files": "nothing/*.txt"}, "no file matches"),
-        ({"heldout_share": 0.999999}, "no text to train a tokenizer on.*heldout_share"),
+        ({"validation_fraction": 0.999999}, "no text to train a tokenizer on.*validation_fraction"),
     ],
 )
 def test_wrong_settings(make_config, data, message):
@@ -262,7 +262,7 @@ def test_full_disk(make_config, tmp_path):
     config.tokenizer = str(tmp_path / "tokenizer")
     code = (
         "import sys, json, resource; from ml_collections import ConfigDict;"
-        "from roberta_jax.prepare import prepare;"
+        "from roberta_jax.pretraining.text import prepare;"
         "resource.setrlimit(resource.RLIMIT_FSIZE, (20_000, 20_000));"
         "prepare(ConfigDict(json.loads(sys.argv[1])), progress=False)"
     )
@@ -306,7 +306,7 @@ def test_cache_folder(monkeypatch, tmp_path):
 def test_real_text_in_many_languages(make_config, real_data):
     """French with its wide spaces, Chinese, Korean, Arabic: with RoBERTa's own vocabulary."""
     files = real_data / "pretrain" / "multilingual.jsonl.xz"
-    config = make_config(files=str(files), workers=1)
+    config = make_config(files=str(files), num_workers=1)
     config.tokenizer = str(real_data / "bpe_gpt2")
     prepared = quiet(config)
     assert prepared.train.dtype == np.uint16
@@ -324,7 +324,7 @@ def test_real_text_in_many_languages(make_config, real_data):
 
 @pytest.mark.parametrize("kept_bytes", [0, 1 << 27])
 def test_sample_is_even_and_bounded(tmp_path, monkeypatch, kept_bytes):
-    monkeypatch.setattr("roberta_jax.data.corpus.PIECE_BYTES", 100)
+    monkeypatch.setattr("roberta_jax.data.text.corpus.PIECE_BYTES", 100)
     monkeypatch.setattr(prepare_module, "_KEPT_BYTES", kept_bytes)
     (tmp_path / "a.txt").write_text("\n\n".join(f"{i:0100d}" for i in range(1000)))
     corpus = FilesCorpus([tmp_path / "a.txt"], "text")
@@ -353,11 +353,11 @@ def test_command(make_config, tmp_path):
     assert str(tmp_path / "cache" / "tokens") in done.stdout
     assert "Verified" in done.stdout
     done = subprocess.run(
-        [*command, "--config.data.heldout_share=2"],
+        [*command, "--config.data.validation_fraction=2"],
         capture_output=True,
         text=True,
         check=False,
         cwd=root,
     )
     assert done.returncode == 2
-    assert done.stderr.startswith("error: config.data.heldout_share is 2.0")
+    assert done.stderr.startswith("error: config.data.validation_fraction is 2.0")

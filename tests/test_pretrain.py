@@ -5,11 +5,10 @@ import jax.numpy as jnp
 import numpy as np
 import pytest
 import safetensors
-import texts
 
+from roberta_jax import weights
 from roberta_jax.data.pipeline import eval_batches
 from roberta_jax.errors import UsageError
-from roberta_jax.interchange import hf
 from roberta_jax.modeling.config import Execution, RobertaConfig
 from roberta_jax.modeling.heads import RobertaForMaskedLM
 from roberta_jax.modeling.objectives import masked_lm_objective, training_flops
@@ -17,6 +16,7 @@ from roberta_jax.pretrain import pretrain
 from roberta_jax.tokenizer import RobertaTokenizer
 from roberta_jax.training.checkpoints import Checkpoints
 from roberta_jax.training.metrics import read_metrics
+from tests.support import texts
 
 
 @pytest.fixture(scope="module")
@@ -75,7 +75,7 @@ def test_its_metrics(run):
 
 def test_the_export_is_the_trained_model(run):
     folder, _ = run
-    model, params = hf.from_pretrained(folder)
+    model, params = weights.from_pretrained(folder)
     tokenizer = RobertaTokenizer.from_pretrained(folder / "hf")
     assert tokenizer.model_max_length == model.config.max_length == 16
     config = model.config
@@ -92,18 +92,18 @@ def test_the_export_is_the_trained_model(run):
 
 def test_its_evaluation_is_that_of_the_export(run, place):
     """The held-out loss in the records, recomputed from the exported folder."""
-    from roberta_jax.plan import Plan
-    from roberta_jax.prepare import prepare
     from roberta_jax.pretrain import _Run
+    from roberta_jax.pretraining.spec import Plan
+    from roberta_jax.pretraining.text import prepare
 
     folder, result = run
     config = config_of(place, **{"eval.ngram_baselines": True})
     job = _Run(config, Plan(config), folder, None, prepare(config, progress=False))
-    model, params = hf.from_pretrained(folder)
+    model, params = weights.from_pretrained(folder)
     loss_fn, count_fn = masked_lm_objective(model)
     total = count = 0.0
-    maker = job.held_out.makers["full"]
-    for batch in eval_batches(maker, batch_size=16, seed=0, engine="numpy"):
+    dataset = job.held_out.datasets["full"]
+    for batch in eval_batches(dataset, batch_size=16, seed=0, engine="numpy"):
         total += float(loss_fn(params, batch, None)["masked_lm"])
         count += float(count_fn(batch)["masked_lm"])
     assert total / count == pytest.approx(result.metrics["eval_loss"], rel=1e-5)
@@ -165,7 +165,7 @@ def test_init_from_goes_on_with_weights_and_tokenizer(run, place):
     # Of config.model only the dropouts count: the shape is the folder's.
     changes = {"init_from": str(folder), "model.hidden_size": 64, "train.steps": 6}
     result = pretrain(config_of(place, **changes), place / "continued")
-    model, _ = hf.from_pretrained(place / "continued")
+    model, _ = weights.from_pretrained(place / "continued")
     assert model.config.hidden_size == 32
     before = RobertaTokenizer.from_pretrained(folder / "hf").fingerprint()
     after = RobertaTokenizer.from_pretrained(place / "continued" / "hf").fingerprint()
@@ -177,7 +177,7 @@ def test_init_from_goes_on_with_weights_and_tokenizer(run, place):
 
 
 def test_without_heldout_text_there_is_no_evaluation(place):
-    result = pretrain(config_of(place, **{"data.heldout_share": 0.0}), place / "no_eval")
+    result = pretrain(config_of(place, **{"data.validation_fraction": 0.0}), place / "no_eval")
     assert result.finished
     assert set(result.metrics) == {"epochs", "padding_share"}
     assert all("eval_loss" not in record for record in read_metrics(place / "no_eval"))
@@ -194,12 +194,12 @@ def test_a_diverging_run_stops_and_keeps_its_checkpoint(place):
 
 def test_bert_style_settings_run(place):
     changes = {
-        "optimizer.decay": "bert",
+        "optimizer.decay_mask": "bert",
         "optimizer.bias_correction": False,
         "optimizer.clip_norm": 1.0,
-        "masking.unit": "word",
-        "masking.specials": False,
-        "train.rows_per_device": 2,
+        "masking.scheme": "whole_word",
+        "masking.mask_special_tokens": False,
+        "train.per_device_batch_size": 2,
         "train.deterministic": True,
         "execution.remat": "full",
         "execution.scan_layers": False,
@@ -214,7 +214,7 @@ def test_bert_style_settings_run(place):
 def test_bfloat16_computes_and_float32_is_kept(place):
     changes = {"execution.dtype": "bfloat16", "train.steps": 5}
     assert pretrain(config_of(place, **changes), place / "half").finished
-    _, params = hf.from_pretrained(place / "half")
+    _, params = weights.from_pretrained(place / "half")
     assert {leaf.dtype for leaf in jax.tree.leaves(params)} == {jnp.dtype("float32")}
 
 
@@ -226,7 +226,7 @@ def test_bfloat16_that_the_cpu_cannot_multiply_is_told_at_once(place):
 
 PAIRS = {
     "data.format": "segment_pair",
-    "data.duplicates": 3,
+    "data.dupe_factor": 3,
     "objective.next_sentence": True,
     "model.type_vocab_size": 2,
     "seq_len": 48,
@@ -268,7 +268,7 @@ def test_the_export_of_pairs_is_a_masked_lm_and_a_head_beside_it(pairs_run):
         "cls.seq_relationship.weight": [2, 32],
         "cls.seq_relationship.bias": [2],
     }
-    model, _ = hf.from_pretrained(folder)
+    model, _ = weights.from_pretrained(folder)
     assert isinstance(model, RobertaForMaskedLM)
 
 
@@ -290,21 +290,21 @@ def test_init_from_begins_a_second_head_where_there_is_none(run, place):
 
 def test_all_settings_are_scored_on_the_same_rows_and_masks(pairs_run, place):
     """Whatever is trained on: format, masking, batch."""
-    from roberta_jax.plan import Plan
-    from roberta_jax.prepare import prepare
-    from roberta_jax.rows import held_out_rows
+    from roberta_jax.pretraining.datasets import held_out_rows
+    from roberta_jax.pretraining.spec import Plan
+    from roberta_jax.pretraining.text import prepare
 
     found = []
     for changes in (
         PAIRS,
-        {"data.format": "doc_sentences", "masking.unit": "span", "masking.rate": 0.4},
-        {"masking.copies": 10, "seed": 7, "train.batch_size": 2},
+        {"data.format": "doc_sentences", "masking.scheme": "span", "masking.rate": 0.4},
+        {"masking.dupe_factor": 10, "seed": 7, "train.batch_size": 2},
     ):
         config = config_of(place, **{**changes, "seq_len": 48, "eval.short_inputs": True})
         prepared = prepare(config, progress=False)
-        makers = held_out_rows(config, prepared, Plan(config).pairs, token_types=False)
+        datasets = held_out_rows(config, prepared, Plan(config).pairs, token_types=False)
         batches = [
-            list(eval_batches(makers[name], batch_size=8, seed=config.eval.seed, engine="numpy"))
+            list(eval_batches(datasets[name], batch_size=8, seed=config.eval.seed, engine="numpy"))
             for name in ("full", "short")
         ]
         found.append(batches)
@@ -325,12 +325,12 @@ def test_more_steps_need_a_schedule(run, place):
     [
         ({"objective.next_sentence": True}, "next_sentence needs pairs.*'full_sentences'"),
         ({"data.format": "pairs"}, "data.format is 'pairs'.*segment_pair"),
-        ({"data.format": "segment_pair", "data.duplicates": 0}, "sampled at least once"),
-        ({"data.format": "segment_pair", "data.separators": 3}, "1 or 2"),
+        ({"data.format": "segment_pair", "data.dupe_factor": 0}, "sampled at least once"),
+        ({"data.format": "segment_pair", "data.num_separators": 3}, "1 or 2"),
         ({"data.format": "segment_pair", "data.short_seq_prob": 2.0}, "from 0 to 1"),
         ({"data.format": "sentence_pair", "seq_len": 5}, "a pair takes at least 6"),
-        ({"masking.unit": "line"}, "masking.unit"),
-        ({"masking.copies": 0}, "masking.copies"),
+        ({"masking.scheme": "line"}, "masking.scheme"),
+        ({"masking.dupe_factor": 0}, "masking.dupe_factor"),
         ({"data.mixture": ({"file": "x"},)}, "mixture: corpus 1 has 'file'"),
         ({"data.max_tokens": 0}, "max_tokens is 0"),
         ({"optimizer.name": "sgd"}, "optimizer.name='sgd' is unknown: use one of adamw, lamb"),

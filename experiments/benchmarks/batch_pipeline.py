@@ -34,10 +34,12 @@ from collections.abc import Callable, Iterator
 
 import numpy as np
 
-from roberta_jax.data import hashing, packing, pipeline, store_format
-from roberta_jax.data.batches import BatchMaker
+from roberta_jax.data import hashing, pipeline
+from roberta_jax.data.batches import PackedDataset
 from roberta_jax.data.masking import Masking
-from roberta_jax.data.token_store import TokenStore
+from roberta_jax.data.packing import index as packing
+from roberta_jax.data.store import layout
+from roberta_jax.data.store.token_store import TokenStore
 
 VOCAB, BOS, PAD, EOS, MASK = 50265, 0, 1, 2, 50264
 RESULTS = pathlib.Path(__file__).parent / "results" / "batch_pipeline.json"
@@ -49,10 +51,10 @@ def make_store(folder: pathlib.Path, num_tokens: int) -> TokenStore:
     num_documents = num_tokens // (30 * 25)
     sentences = rng.integers(10, 51, num_documents)
     lengths = rng.geometric(1 / 25, sentences.sum())
-    ids = rng.integers(4, MASK, lengths.sum()).astype(store_format.token_dtype(VOCAB))
-    arrays = store_format.lay_out(ids, lengths, sentences, EOS)
-    shard = store_format.write_shard(folder, "00000", ids.dtype, [arrays])
-    store_format.write_index(folder, vocab_size=VOCAB, eos_id=EOS, fingerprint="", shards=[shard])
+    ids = rng.integers(4, MASK, lengths.sum()).astype(layout.token_dtype(VOCAB))
+    arrays = layout.lay_out(ids, lengths, sentences, EOS)
+    shard = layout.write_shard(folder, "00000", ids.dtype, [arrays])
+    layout.write_index(folder, vocab_size=VOCAB, eos_id=EOS, fingerprint="", shards=[shard])
     return TokenStore.open(folder)
 
 
@@ -74,11 +76,11 @@ def make_collator():
     return transformers.DataCollatorForLanguageModeling(tokenizer, mlm_probability=0.15)
 
 
-def peers(maker: BatchMaker, num_rows: int) -> dict[str, Callable[[], Iterator]]:
+def peers(dataset: PackedDataset, num_rows: int) -> dict[str, Callable[[], Iterator]]:
     """The collator in the main process and in a DataLoader, over rows of the same corpus."""
     import torch
 
-    rows = maker.assemble(np.arange(16 * num_rows) % maker.num_rows)["input_ids"]
+    rows = dataset.assemble(np.arange(16 * num_rows) % dataset.num_rows)["input_ids"]
     examples = [
         {
             "input_ids": torch.from_numpy(ids.astype(np.int64)),
@@ -102,18 +104,18 @@ def peers(maker: BatchMaker, num_rows: int) -> dict[str, Callable[[], Iterator]]
     return {"hf_collator": collator, "hf_dataloader": loader}
 
 
-def stages(maker: BatchMaker, num_rows: int, rounds: int) -> dict[str, float]:
+def stages(dataset: PackedDataset, num_rows: int, rounds: int) -> dict[str, float]:
     """Milliseconds of one thread for the parts of a batch of ours."""
-    rows = np.arange(num_rows) * 7 % maker.num_rows
+    rows = np.arange(num_rows) * 7 % dataset.num_rows
     epochs = np.zeros_like(rows)
     keys = hashing.fold(0, rows)
-    bits = hashing.hash32(keys, np.arange(maker.seq_len))
+    bits = hashing.hash32(keys, np.arange(dataset.seq_len))
     parts = {
-        "row_order": lambda: hashing.permute(rows, maker.num_rows, 0, epochs),
-        "assemble": lambda: maker.assemble(rows),
-        "assemble_and_mask": lambda: maker(rows, epochs),
-        "of_masking_hash": lambda: hashing.hash32(keys, np.arange(maker.seq_len)),
-        "of_masking_partition": lambda: np.partition(bits, maker.num_slots - 1, axis=1),
+        "row_order": lambda: hashing.permute(rows, dataset.num_rows, 0, epochs),
+        "assemble": lambda: dataset.assemble(rows),
+        "assemble_and_mask": lambda: dataset(rows, epochs),
+        "of_masking_hash": lambda: hashing.hash32(keys, np.arange(dataset.seq_len)),
+        "of_masking_partition": lambda: np.partition(bits, dataset.num_slots - 1, axis=1),
     }
     return {
         name: round(1000 * statistics.median(seconds(part) for _ in range(10 * rounds)), 3)
@@ -152,7 +154,7 @@ def main():
         pack = functools.partial(packing.load_or_pack, store, args.format, args.seq_len)
         packing_seconds = seconds(pack)
         packed = pack()
-        maker = BatchMaker(
+        dataset = PackedDataset(
             store,
             packed,
             Masking(),
@@ -168,11 +170,11 @@ def main():
 
         def run(engine):
             return pipeline.train_batches(
-                maker, batch_size=args.rows, seed=0, start_step=0, engine=engine
+                dataset, batch_size=args.rows, seed=0, start_step=0, engine=engine
             )
 
         contenders = {"tf": lambda: run("tf"), "numpy": lambda: run("numpy")}
-        contenders |= peers(maker, args.rows)
+        contenders |= peers(dataset, args.rows)
         measured = {name: [] for name in contenders}
         for _ in range(args.rounds):
             for name, start in contenders.items():
@@ -197,7 +199,7 @@ def main():
                 for ours in ("tf", "numpy")
                 for peer in ("hf_collator", "hf_dataloader")
             },
-            "one_thread_ms": stages(maker, args.rows, args.rounds),
+            "one_thread_ms": stages(dataset, args.rows, args.rounds),
             "packing": {
                 "tokens": store.num_tokens,
                 "seconds": round(packing_seconds, 3),

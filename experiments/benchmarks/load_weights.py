@@ -95,28 +95,27 @@ def _write(root: pathlib.Path, shape: dict) -> int:
     import jax
     import numpy as np
 
-    from roberta_jax.interchange import hf, torch_files
-    from roberta_jax.interchange.saving import parameter_shapes
-    from roberta_jax.interchange.weight_files import open_weights
+    from roberta_jax import weights
     from roberta_jax.modeling.config import RobertaConfig
     from roberta_jax.modeling.heads import RobertaForMaskedLM
+    from roberta_jax.weights.files import open_weights
+    from roberta_jax.weights.formats import pytorch
+    from roberta_jax.weights.save import parameter_shapes
 
     model = RobertaForMaskedLM(RobertaConfig.base(**shape))
     rng = np.random.default_rng(0)
     params = jax.tree.map(
         lambda x: 0.02 * rng.standard_normal(x.shape, np.float32), parameter_shapes(model)
     )
-    hf.save_pretrained(root / "safetensors", model, params)
+    weights.save_pretrained(root / "safetensors", model, params)
     (root / "bin").mkdir()
     settings = (root / "safetensors" / "config.json").read_text()
     (root / "bin" / "config.json").write_text(settings)
     tensors = open_weights(root / "safetensors").tensors
     keys = {name: key for key, name in enumerate(tensors)}
-    state = {
-        name: torch_files.Reference(keys[name], x.shape, x.dtype) for name, x in tensors.items()
-    }
+    state = {name: pytorch.Reference(keys[name], x.shape, x.dtype) for name, x in tensors.items()}
     arrays = ((keys[name], x.read()) for name, x in tensors.items())
-    torch_files.write(root / "bin" / FILES["bin"], state, arrays)
+    pytorch.write(root / "bin" / FILES["bin"], state, arrays)
     return sum(leaf.nbytes for leaf in jax.tree.leaves(params))
 
 
@@ -145,12 +144,12 @@ def _load(side: str, folder: pathlib.Path) -> dict:
     elif side == "ours":
         import jax
 
-        from roberta_jax.interchange import hf
+        from roberta_jax import weights
 
         jax.devices()
 
         def work():
-            return jax.block_until_ready(hf.from_pretrained(folder)[1])
+            return jax.block_until_ready(weights.from_pretrained(folder)[1])
 
         def use(params):
             for leaf in jax.tree.leaves(params):

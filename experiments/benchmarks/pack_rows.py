@@ -23,8 +23,9 @@ import time
 
 import numpy as np
 
-from roberta_jax.data import packing, store_format
-from roberta_jax.data.token_store import TokenStore
+from roberta_jax.data.packing import index as packing
+from roberta_jax.data.store import layout
+from roberta_jax.data.store.token_store import TokenStore
 
 SHARD_TOKENS, SENTENCE, DOCUMENT, SEQ_LEN, VOCAB = 10_000_000, 25, 20, 512, 50265
 
@@ -71,10 +72,10 @@ def _write(folder: pathlib.Path, tokens: int) -> pathlib.Path:
         documents = documents[: np.searchsorted(np.cumsum(documents), len(lengths))]
         documents[-1] += len(lengths) - documents.sum()
         ids = rng.integers(4, VOCAB, lengths.sum()).astype(np.uint16)
-        arrays = store_format.lay_out(ids, lengths, documents, eos_id=2)
+        arrays = layout.lay_out(ids, lengths, documents, eos_id=2)
         name = f"{number:05}"
-        shards.append(store_format.write_shard(folder, name, np.dtype("<u2"), [arrays]))
-    store_format.write_index(folder, vocab_size=VOCAB, eos_id=2, fingerprint="", shards=shards)
+        shards.append(layout.write_shard(folder, name, np.dtype("<u2"), [arrays]))
+    layout.write_index(folder, vocab_size=VOCAB, eos_id=2, fingerprint="", shards=shards)
     return folder
 
 

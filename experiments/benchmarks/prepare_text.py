@@ -25,13 +25,13 @@ import tiktoken
 import tokenizers
 from ml_collections import ConfigDict
 
-from roberta_jax.data.corpus import open_corpus
-from roberta_jax.data.encoding import Recipe, build_stores
-from roberta_jax.data.sentences import split_sentences
+from roberta_jax.data.store.build import Recipe, build_stores
+from roberta_jax.data.text.corpus import open_corpus
+from roberta_jax.data.text.sentences import split_sentences
 from roberta_jax.tokenizer import RobertaTokenizer
 from roberta_jax.tokenizer.bulk import BulkEncoder
 
-RECIPE = Recipe(heldout_share=0.01, sentences="split", language="en")
+RECIPE = Recipe(validation_fraction=0.01, sentences="split", language="en")
 
 
 def main() -> None:

@@ -31,8 +31,8 @@ def get_study(form: str) -> Study:
         question="Does a new mask in every epoch help, against ten that are seen again and again?",
         base=base,
         settings={
-            "static": {"masking.copies": 10},
-            "dynamic": {"masking.copies": None},
+            "static": {"masking.dupe_factor": 10},
+            "dynamic": {"masking.dupe_factor": None},
         },
         seeds=recipes.SEEDS,
         columns={

@@ -5,8 +5,8 @@
 
 Batch sizes are in the ratio 1 : 8 : 32, steps in the inverse one, and each has its own learning
 rate, as in the paper. What does not fit a device at once is accumulated
-(--set=train.rows_per_device=...), so that any machine takes the same steps. LAMB (You et al. 2020),
-made for large batches, is a setting more at the largest one.
+(--set=train.per_device_batch_size=...), so that any machine takes the same steps. LAMB (You et al.
+2020), made for large batches, is a setting more at the largest one.
 
 `paper` is the table's own run: 16 GB of books and Wikipedia (--set=data.files=...), batches of 256,
 2K and 8K. `tiny` runs on 2 cores, on Python's documentation or, with --set=data.source=files
@@ -48,7 +48,7 @@ def get_study(form: str) -> Study:
     settings[f"{largest} LAMB"] = {
         **settings[largest],
         "optimizer.name": "lamb",
-        "optimizer.decay": "bert",
+        "optimizer.decay_mask": "bert",
         "optimizer.learning_rate": 1e-2 if form == "tiny" else 4e-3,
     }
     names = [_name(batch_size) for batch_size in rates]

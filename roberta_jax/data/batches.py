@@ -18,8 +18,8 @@ from numpy.lib.stride_tricks import sliding_window_view
 
 from roberta_jax.data import hashing
 from roberta_jax.data.masking import Masker, Masking, input_numbers
-from roberta_jax.data.packing import PackedIndex
-from roberta_jax.data.token_store import Shard, TokenStore
+from roberta_jax.data.packing.index import PackedIndex
+from roberta_jax.data.store.token_store import Shard, TokenStore
 from roberta_jax.errors import UsageError
 
 DTYPES = {
@@ -42,7 +42,7 @@ _ALIGNMENT = 64  # bytes
 _CHUNK_TOKENS = 1 << 17  # rows are made a few at a time, so that the work stays in the cache
 
 
-class BatchMaker:
+class PackedDataset:
     """Makes batches of a packed corpus. May be called from several threads at once.
 
     Args:
@@ -95,19 +95,19 @@ class BatchMaker:
                 f"{store.folder} was made with a tokenizer of {store.vocab_size} ids, but this one "
                 f"has {vocab_size}: prepare the text again with the tokenizer in use"
             )
-        if next_sentence and not packed.separators:
+        if next_sentence and not packed.num_separators:
             raise UsageError(
                 "objective.next_sentence needs pairs: set data.format to segment_pair or "
                 "sentence_pair, or objective.next_sentence to False"
             )
         self._store, self._packed, self._seed = store, packed, seed
         self._bos_id, self._pad_id, self._eos_id = bos_id, pad_id, store.eos_id
-        self._copies = masking.copies
+        self._copies = masking.dupe_factor
         self.vocab_size = vocab_size
         self.num_rows, self.seq_len = packed.num_rows, packed.seq_len
         self.max_inputs, self.padding_share = packed.max_inputs, packed.padding_share
         self.epoch_ends = np.array(packed.duplicate_ends or (packed.num_rows,), np.int64)
-        self._token_types = token_types and packed.separators > 0
+        self._token_types = token_types and packed.num_separators > 0
         self._next_sentence = next_sentence
         self._masker = Masker(
             masking,
@@ -128,8 +128,8 @@ class BatchMaker:
             and (self._next_sentence or not name.startswith("next_sentence"))
         }
 
-    def with_seed(self, seed: int) -> "BatchMaker":
-        """The same maker with other masks."""
+    def with_seed(self, seed: int) -> "PackedDataset":
+        """The same dataset with other masks."""
         other = copy.copy(self)
         other._seed = seed
         return other
@@ -188,7 +188,7 @@ class BatchMaker:
 
     def _assemble(self, rows_B, arrays) -> np.ndarray:
         """Fills a part of a batch; returns the inputs' lengths with their specials, [B, M]."""
-        if self.max_inputs == 1 and not self._packed.separators:
+        if self.max_inputs == 1 and not self._packed.num_separators:
             return self._assemble_one_input(rows_B, arrays)
         return self._assemble_many_inputs(rows_B, arrays)
 
@@ -213,7 +213,7 @@ class BatchMaker:
         present_BM = index_BM < end_B[:, None]
         inputs_BM = packed.inputs[np.where(present_BM, index_BM, first_B[:, None])]
         a_len_BM = inputs_BM["a_len"].astype(np.int64)
-        specials = 2 + packed.separators if packed.separators else 1
+        specials = 2 + packed.num_separators if packed.num_separators else 1
         lengths_BM = np.where(present_BM, a_len_BM + inputs_BM["b_len"] + specials, 0)
 
         numbers_BL = input_numbers(lengths_BM, self.seq_len)
@@ -227,17 +227,17 @@ class BatchMaker:
         places_BL = np.arange(self.seq_len) - of_input(begins_BM)
         sources_BL = of_input(inputs_BM["a_start"]) + np.maximum(places_BL - 1, 0)
         is_eos_BL = None
-        if packed.separators:
+        if packed.num_separators:
             # Place 0 is `<s>`, then a, the `</s>`s between, b, and one more `</s>`.
-            in_b_BL = places_BL - of_input(a_len_BM) - (1 + packed.separators)
+            in_b_BL = places_BL - of_input(a_len_BM) - (1 + packed.num_separators)
             sources_BL = np.where(
                 in_b_BL >= 0, of_input(inputs_BM["b_start"]) + in_b_BL, sources_BL
             )
             after_b_BL = in_b_BL == of_input(inputs_BM["b_len"])
-            is_eos_BL = (in_b_BL < 0) & (in_b_BL >= -packed.separators) | after_b_BL
+            is_eos_BL = (in_b_BL < 0) & (in_b_BL >= -packed.num_separators) | after_b_BL
             if self._token_types:
                 # With two separators the second is b's own.
-                arrays["token_type_ids"][:] = ~padding_BL & (in_b_BL >= 1 - packed.separators)
+                arrays["token_type_ids"][:] = ~padding_BL & (in_b_BL >= 1 - packed.num_separators)
         # Where no token of the text will stand, any of the row's shard can be read.
         nowhere_BL = padding_BL if is_eos_BL is None else padding_BL | is_eos_BL
         sources_BL = np.where(nowhere_BL, inputs_BM["a_start"][:, :1], sources_BL)

@@ -4,7 +4,7 @@ For each input, int(rate * L + U[0, 1)) of its L tokens (`<s>` included) are cho
 replacement; of those, 80% become `<mask>`, 10% a random token, 10% stay (fairseq,
 `mask_tokens_dataset.py`). The random token may be anything but the first four ids, so `<mask>`
 and even the original can be drawn. `<s>` and `</s>` are maskable, as in fairseq, unless
-`specials` is False, as in Hugging Face's collator.
+`mask_special_tokens` is False, as in Hugging Face's collator.
 
 Choosing without replacement, for all rows at once: give each token a random key and take the
 tokens with the smallest keys. The position sits in the key's low bits, so the sorted keys say
@@ -22,10 +22,10 @@ from collections.abc import Sequence
 
 import numpy as np
 
-from roberta_jax.data import hashing, units
+from roberta_jax.data import hashing, word_spans
 from roberta_jax.errors import UsageError
 
-UNITS = ("token", "word", "span")
+SCHEMES = ("token", "whole_word", "span")
 FIRST_DRAWABLE_ID = 4  # fairseq's four special symbols are never drawn as a random replacement
 _SLOT_MULTIPLE = 8  # of K, for the accelerator's sake
 _SHIFT = np.uint64(32)  # shares and random numbers are integers out of 2^32
@@ -37,26 +37,26 @@ class Masking:
 
     Attributes:
       rate: share of an input's tokens that are predicted, in (0, 1).
-      mask_share: share of those that become `<mask>`.
-      random_share: share of those that become a random token; the rest stay as they are.
-      unit: what is chosen, and then hidden, redrawn or kept as a whole: "token"; "word"; or
+      mask_replace_prob: share of those that become `<mask>`.
+      random_replace_prob: share of those that become a random token; the rest stay as they are.
+      scheme: what is chosen, and then hidden, redrawn or kept as a whole: "token"; "whole_word"; or
         "span", some words in a row, of which the last one chosen is cut so that the count is met.
-      specials: whether `<s>` and `</s>` may be chosen (fairseq: yes, Hugging Face: no).
-      span_p: parameter of the geometric distribution of a span's length in words, and
-      max_span: where that is truncated, the shares of the lengths up to it scaled up to 1.
-      copies: None masks a row anew in every epoch; n makes n masks of a row and takes them in turn,
-        one an epoch (the paper's static masking: 10, as BERT's data were duplicated; where pairs
-        are sampled 10 times, too, that is one mask for each sample).
+      mask_special_tokens: whether `<s>` and `</s>` may be chosen (fairseq: yes, Hugging Face: no).
+      geometric_p: parameter of the geometric distribution of a span's length in words, and
+      max_span_length: where that is truncated, the shares of the lengths up to it scaled up to 1.
+      dupe_factor: None masks a row anew in every epoch; n makes n masks of a row and takes them in
+        turn, one an epoch (the paper's static masking: 10, as BERT's data were duplicated; where
+        pairs are sampled 10 times, too, that is one mask for each sample).
     """
 
     rate: float = 0.15
-    mask_share: float = 0.8
-    random_share: float = 0.1
-    unit: str = "token"
-    specials: bool = True
-    span_p: float = 0.2
-    max_span: int = 10
-    copies: int | None = None
+    mask_replace_prob: float = 0.8
+    random_replace_prob: float = 0.1
+    scheme: str = "token"
+    mask_special_tokens: bool = True
+    geometric_p: float = 0.2
+    max_span_length: int = 10
+    dupe_factor: int | None = None
 
     def __post_init__(self):
         if not 0 < self.rate < 1:
@@ -64,35 +64,37 @@ class Masking:
                 f"masking.rate is {self.rate}, but it is the share of tokens that are predicted: "
                 "give a number between 0 and 1, such as 0.15"
             )
-        for name in ("mask_share", "random_share"):
+        for name in ("mask_replace_prob", "random_replace_prob"):
             if not 0 <= getattr(self, name) <= 1:
                 raise UsageError(
                     f"masking.{name} is {getattr(self, name)}, but it is a share of the predicted "
                     "tokens: give a number from 0 to 1"
                 )
-        if self.mask_share + self.random_share > 1 + 1e-9:
+        if self.mask_replace_prob + self.random_replace_prob > 1 + 1e-9:
             raise UsageError(
-                f"masking.mask_share + masking.random_share is "
-                f"{self.mask_share + self.random_share:g}, but together they are at most 1"
+                f"masking.mask_replace_prob + masking.random_replace_prob is "
+                f"{self.mask_replace_prob + self.random_replace_prob:g}, but together they are at "
+                "most 1"
             )
-        if self.unit not in UNITS:
+        if self.scheme not in SCHEMES:
             raise UsageError(
-                f"masking.unit is {self.unit!r}, which is unknown: use one of {', '.join(UNITS)}"
+                f"masking.scheme is {self.scheme!r}, which is unknown: use one of "
+                f"{', '.join(SCHEMES)}"
             )
-        if not 0 < self.span_p <= 1:
+        if not 0 < self.geometric_p <= 1:
             raise UsageError(
-                f"masking.span_p is {self.span_p}, but it is the probability that a span ends "
-                "after a word: give a number above 0, at most 1, such as 0.2"
+                f"masking.geometric_p is {self.geometric_p}, but it is the probability that a span "
+                "ends after a word: give a number above 0, at most 1, such as 0.2"
             )
-        if self.max_span < 1:
+        if self.max_span_length < 1:
             raise UsageError(
-                f"masking.max_span is {self.max_span}, but a span has at least one word: give a "
-                "number from 1, such as 10"
+                f"masking.max_span_length is {self.max_span_length}, but a span has at least one "
+                "word: give a number from 1, such as 10"
             )
-        if self.copies is not None and self.copies < 1:
+        if self.dupe_factor is not None and self.dupe_factor < 1:
             raise UsageError(
-                f"masking.copies is {self.copies}, but a row has at least one mask: give a number "
-                "from 1, such as 10, or None for a new mask in every epoch"
+                f"masking.dupe_factor is {self.dupe_factor}, but a row has at least one mask: give "
+                "a number from 1, such as 10, or None for a new mask in every epoch"
             )
 
 
@@ -126,7 +128,7 @@ class Masker:
       vocab_size: random replacements are drawn from [4, vocab_size).
       mask_id: id of `<mask>`.
       pad_id: label of unused slots.
-      special_ids: ids that `specials=False` protects; each is a word of its own.
+      special_ids: ids that `mask_special_tokens=False` protects; each is a word of its own.
       word_starts: bool [vocab_size], True where a token starts a word; for words and spans.
 
     Raises:
@@ -150,9 +152,9 @@ class Masker:
                 f"a vocabulary of {vocab_size} leaves no token to draw beside the first "
                 f"{FIRST_DRAWABLE_ID}, the special ones: train the tokenizer with a larger one"
             )
-        if masking.unit != "token" and (word_starts is None or len(word_starts) != vocab_size):
+        if masking.scheme != "token" and (word_starts is None or len(word_starts) != vocab_size):
             raise UsageError(
-                f"masking.unit={masking.unit!r} needs to know which tokens start a word: pass "
+                f"masking.scheme={masking.scheme!r} needs to know which tokens start a word: pass "
                 f"word_starts, a table of {vocab_size} booleans (tokenizer.word_start_table())"
             )
         self.num_slots = num_slots(seq_len, masking.rate, max_inputs)
@@ -188,7 +190,7 @@ class Masker:
         choice_B, rounding_B, action_B, replacement_B, span_B = np.ascontiguousarray(
             hashing.fold(keys_B[:, None], np.arange(5)).T
         )
-        if self._masking.unit == "token":
+        if self._masking.scheme == "token":
             chosen = self._choose_tokens(choice_B, rounding_B, ids_BL, lengths_BM)
         else:
             chosen = self._choose_units(choice_B, rounding_B, span_B, ids_BL, lengths_BM)
@@ -212,8 +214,8 @@ class Masker:
         random_BK = hashing.hash32(replacement_B, positions_BK).astype(np.uint64)
         num_drawable = np.uint64(self._vocab_size - FIRST_DRAWABLE_ID)
         random_BK = ((random_BK * num_drawable) >> _SHIFT).astype(np.int32) + FIRST_DRAWABLE_ID
-        mask_below = _fixed_point(self._masking.mask_share)
-        random_below = mask_below + _fixed_point(self._masking.random_share)
+        mask_below = _fixed_point(self._masking.mask_replace_prob)
+        random_below = mask_below + _fixed_point(self._masking.random_replace_prob)
         new_BK = np.where(action_BK < random_below, random_BK, labels_BK)
         np.copyto(new_BK, self._mask_id, where=action_BK < mask_below)
         return new_BK
@@ -257,7 +259,7 @@ class Masker:
     def _rank_one_input(self, keys_BL, rounding_B, ids_BL, lengths_B1):
         """(candidates' keys, whether chosen): only the K smallest of a row's keys are sorted."""
         usable_BL = self._positions_L < lengths_B1.astype(np.uint32)
-        if not self._masking.specials:
+        if not self._masking.mask_special_tokens:
             usable_BL &= ~self._is_special[ids_BL]
             lengths_B1 = usable_BL.sum(axis=1, keepdims=True)
         np.copyto(keys_BL, np.uint32(2**32 - 1), where=~usable_BL)
@@ -287,7 +289,7 @@ class Masker:
         """(`input_numbers`, may be chosen bool [B, L], how many may int64 [B, M])."""
         inputs_BL = input_numbers(lengths_BM, self._seq_len)
         usable_BL = inputs_BL < self._max_inputs
-        if not self._masking.specials:
+        if not self._masking.mask_special_tokens:
             usable_BL &= ~self._is_special[ids_BL]
         groups = np.arange(len(ids_BL))[:, None] * self._max_inputs + inputs_BL
         usable_BM = np.bincount(groups[usable_BL], minlength=lengths_BM.size)
@@ -302,21 +304,21 @@ class Masker:
         """
         inputs_BL, usable_BL, usable_BM = self._usable(ids_BL, lengths_BM)
         counts_BM = self._counts(rounding_B, usable_BM)
-        words, breaks_W = units.find_words(
+        words, breaks_W = word_spans.find_words(
             ids_BL, inputs_BL, usable_BL, self._max_inputs, self._word_starts, self._is_special
         )
-        cut = self._masking.unit == "span"
+        cut = self._masking.scheme == "span"
         if cut:
             noise_W = np.take(hashing.hash32(span_B, self._positions_L), words.starts)
-            lengths_W = units.span_lengths(
-                self._masking.span_p, self._masking.max_span, noise_W, breaks_W
+            lengths_W = word_spans.span_lengths(
+                self._masking.geometric_p, self._masking.max_span_length, noise_W, breaks_W
             )
-            candidates = units.join_words(words, breaks_W, lengths_W)
+            candidates = word_spans.join_words(words, breaks_W, lengths_W)
         else:
             candidates = words.where(words.lengths <= np.take(counts_BM, words.groups))
         keys_BL = self._keys(choice_B)
-        drawn = units.draw(candidates, keys_BL, self._position_bits, counts_BM, cut=cut)
-        return units.fill_slots(drawn, *ids_BL.shape, self.num_slots)
+        drawn = word_spans.draw(candidates, keys_BL, self._position_bits, counts_BM, cut=cut)
+        return word_spans.fill_slots(drawn, *ids_BL.shape, self.num_slots)
 
 
 def _fixed_point(share: float) -> int:

@@ -21,7 +21,7 @@ from collections.abc import Callable, Iterator
 import numpy as np
 
 from roberta_jax.data import hashing
-from roberta_jax.data.batches import BatchMaker
+from roberta_jax.data.batches import PackedDataset
 from roberta_jax.errors import UsageError
 
 ENGINES = ("auto", "tf", "numpy")
@@ -29,7 +29,7 @@ Batch = dict[str, np.ndarray]
 
 
 def train_batches(
-    maker: BatchMaker,
+    dataset: PackedDataset,
     *,
     batch_size: int,
     seed: int,
@@ -43,9 +43,9 @@ def train_batches(
     """The training batches from `start_step` on.
 
     Args:
-      maker: makes the rows.
+      dataset: makes the rows.
       batch_size: B, rows in the global batch.
-      seed: of the order of the rows; the masks' seed is the maker's.
+      seed: of the order of the rows; the masks' seed is the dataset's.
       start_step: the first step.
       stop_step: the step after the last; None goes on for ever.
       local_rows: int64, which of range(B) to make, in this order; None makes all.
@@ -54,16 +54,16 @@ def train_batches(
       workers: threads; None takes half as many as there are cores, at most 8.
 
     Returns:
-      An iterator of batches (see `BatchMaker`) with len(local_rows) rows. Closing it or letting
+      An iterator of batches (see `PackedDataset`) with len(local_rows) rows. Closing it or letting
       it go stops its threads.
 
     Raises:
       UsageError: an unknown engine, tf without TensorFlow, or a corpus or batch without rows.
     """
-    local_rows = _check(maker, batch_size, local_rows)
+    local_rows = _check(dataset, batch_size, local_rows)
 
     def make(step: int) -> Batch:
-        return maker(*rows_at(step * batch_size + local_rows, maker.epoch_ends, seed))
+        return dataset(*rows_at(step * batch_size + local_rows, dataset.epoch_ends, seed))
 
     return _run(make, start_step, stop_step, engine, prefetch, workers)
 
@@ -95,7 +95,7 @@ def rows_at(
 
 
 def eval_batches(
-    maker: BatchMaker,
+    dataset: PackedDataset,
     *,
     batch_size: int,
     seed: int,
@@ -111,7 +111,7 @@ def eval_batches(
     fair sample of the corpus. The last batch is filled up with rows whose weights are all 0.
 
     Args:
-      maker: makes the rows; its own seed plays no part.
+      dataset: makes the rows; its own seed plays no part.
       batch_size: B, rows in the global batch.
       seed: of the masks and the order.
       max_rows: score at most so many rows; None scores all.
@@ -120,14 +120,14 @@ def eval_batches(
     Raises:
       UsageError: as for `train_batches`.
     """
-    local_rows = _check(maker, batch_size, local_rows)
-    all_rows = eval_rows(maker, seed, max_rows)
-    maker = maker.with_seed(seed)
+    local_rows = _check(dataset, batch_size, local_rows)
+    all_rows = eval_rows(dataset, seed, max_rows)
+    dataset = dataset.with_seed(seed)
 
     def make(step: int) -> Batch:
         index = step * batch_size + local_rows
         rows = all_rows[np.minimum(index, len(all_rows) - 1)]
-        batch = maker(rows, np.zeros_like(rows))
+        batch = dataset(rows, np.zeros_like(rows))
         for name in ("masked_weights", "next_sentence_weights"):
             if name in batch:
                 batch[name][index >= len(all_rows)] = 0
@@ -136,17 +136,17 @@ def eval_batches(
     return _run(make, 0, -(-len(all_rows) // batch_size), engine, prefetch, workers)
 
 
-def eval_rows(maker: BatchMaker, seed: int, max_rows: int | None = None) -> np.ndarray:
+def eval_rows(dataset: PackedDataset, seed: int, max_rows: int | None = None) -> np.ndarray:
     """int64 [R]: the rows that `eval_batches` scores, in its order."""
     if max_rows is not None and max_rows < 1:
         raise UsageError(f"eval.max_rows is {max_rows}, but there must be a row to score")
-    num_rows = maker.num_rows if max_rows is None else min(max_rows, maker.num_rows)
-    return hashing.permute(np.arange(num_rows), maker.num_rows, seed, 0)
+    num_rows = dataset.num_rows if max_rows is None else min(max_rows, dataset.num_rows)
+    return hashing.permute(np.arange(num_rows), dataset.num_rows, seed, 0)
 
 
-def _check(maker: BatchMaker, batch_size: int, local_rows: np.ndarray | None) -> np.ndarray:
+def _check(dataset: PackedDataset, batch_size: int, local_rows: np.ndarray | None) -> np.ndarray:
     """The rows to make, after looking at the sizes."""
-    if maker.num_rows < 1:
+    if dataset.num_rows < 1:
         raise UsageError("the corpus holds no rows: give data.* a source with some text")
     if batch_size < 1:
         raise UsageError(f"the batch size is {batch_size}, but a batch holds at least one row")

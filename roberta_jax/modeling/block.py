@@ -8,14 +8,14 @@ import flax.linen as nn
 import jax
 import jax.numpy as jnp
 
-from roberta_jax.modeling.attention import (
+from roberta_jax.kernels.attention import (
     attend,
     attention_probabilities,
     relative_attention,
     relative_bias,
 )
+from roberta_jax.kernels.dropout import Dropout, random_words
 from roberta_jax.modeling.config import Execution, RobertaConfig
-from roberta_jax.modeling.dropout import Dropout, random_words
 from roberta_jax.modeling.layers import ACTIVATION_FUNCTIONS, Dense, Embedding, LayerNorm
 
 

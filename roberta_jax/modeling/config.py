@@ -15,7 +15,7 @@ from typing import Any
 import jax
 import jax.numpy as jnp
 
-from roberta_jax.modeling.attention import RESIDUALS
+from roberta_jax.kernels.attention import RESIDUALS
 
 # Hugging Face's names for activations, as `hidden_act` holds them.
 ACTIVATIONS = (

@@ -4,7 +4,7 @@ import flax.linen as nn
 import jax
 import jax.numpy as jnp
 
-from roberta_jax.modeling.attention import mask_to_bias
+from roberta_jax.kernels.attention import mask_to_bias
 from roberta_jax.modeling.block import Block
 from roberta_jax.modeling.config import REMAT_POLICIES, Execution, RobertaConfig
 from roberta_jax.modeling.inputs import shape_error

@@ -12,8 +12,8 @@ import flax.linen as nn
 import jax
 import jax.numpy as jnp
 
+from roberta_jax.kernels.dropout import Dropout
 from roberta_jax.modeling.config import Execution, RobertaConfig
-from roberta_jax.modeling.dropout import Dropout
 
 
 def gelu(x: jax.Array) -> jax.Array:

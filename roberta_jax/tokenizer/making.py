@@ -6,7 +6,7 @@ from typing import Any, Self
 
 from tokenizers import AddedToken, Tokenizer, pre_tokenizers
 
-from roberta_jax import hub
+from roberta_jax.storage import hub
 from roberta_jax.tokenizer import backend as backends
 from roberta_jax.tokenizer import files, retraining, siblings, training
 from roberta_jax.tokenizer.calls import SIDES, UNKNOWN_LENGTH

@@ -171,7 +171,7 @@ def adamw(
     beta2: float = 0.98,
     eps: float = 1e-6,
     weight_decay: float = 0.01,
-    decay: str = "all",
+    decay_mask: str = "all",
     bias_correction: bool = True,
     clip_norm: float = 0.0,
 ) -> optax.GradientTransformation:
@@ -181,18 +181,18 @@ def adamw(
       schedule: updates made before -> learning rate.
       beta1, beta2, eps: Adam's.
       weight_decay: times the rate, taken off the parameter itself.
-      decay: "all" decays every parameter (fairseq), "bert" leaves out biases and layer norms.
+      decay_mask: "all" decays every parameter (fairseq), "bert" leaves out biases and layer norms.
       bias_correction: False is BERT's.
       clip_norm: the largest global norm of the gradient; 0 does not clip.
 
     Raises:
       UsageError: a value that is not in its range.
     """
-    _check(beta1, beta2, eps, weight_decay, decay, clip_norm)
+    _check(beta1, beta2, eps, weight_decay, decay_mask, clip_norm)
     return optax.chain(
         *_clipping(clip_norm),
         scale_by_adam(beta1, beta2, eps, bias_correction=bias_correction),
-        *_weight_decay(weight_decay, decay),
+        *_weight_decay(weight_decay, decay_mask),
         optax.scale_by_learning_rate(schedule),
     )
 
@@ -204,7 +204,7 @@ def lamb(
     beta2: float = 0.999,
     eps: float = 1e-6,
     weight_decay: float = 0.01,
-    decay: str = "bert",
+    decay_mask: str = "bert",
     bias_correction: bool = True,
     clip_norm: float = 0.0,
 ) -> optax.GradientTransformation:
@@ -215,22 +215,22 @@ def lamb(
         moves by, so useful rates are larger than AdamW's.
       beta1, beta2, eps: Adam's.
       weight_decay: times the parameter, a part of the step before the trust ratio.
-      decay: "all" decays and adapts every parameter, "bert" leaves out biases and layer norms of
-        both: they take Adam's plain steps.
+      decay_mask: "all" decays and adapts every parameter, "bert" leaves out biases and layer norms
+        of both: they take Adam's plain steps.
       bias_correction: False leaves the moments as they are.
       clip_norm: the largest global norm of the gradient; 0 does not clip.
 
     Raises:
       UsageError: a value that is not in its range.
     """
-    _check(beta1, beta2, eps, weight_decay, decay, clip_norm)
-    ratio, mask = scale_by_trust_ratio(), _MASKS[decay]
+    _check(beta1, beta2, eps, weight_decay, decay_mask, clip_norm)
+    ratio, mask = scale_by_trust_ratio(), _MASKS[decay_mask]
     return optax.chain(
         *_clipping(clip_norm),
         scale_by_adam(
             beta1, beta2, eps, bias_correction=bias_correction, eps_after_correction=True
         ),
-        *_weight_decay(weight_decay, decay),
+        *_weight_decay(weight_decay, decay_mask),
         ratio if mask is None else optax.masked(ratio, mask),
         optax.scale_by_learning_rate(schedule),
     )
@@ -241,7 +241,7 @@ OPTIMIZERS = {"adamw": adamw, "lamb": lamb}
 
 
 def _check(
-    beta1: float, beta2: float, eps: float, weight_decay: float, decay: str, clip_norm: float
+    beta1: float, beta2: float, eps: float, weight_decay: float, decay_mask: str, clip_norm: float
 ) -> None:
     for name, beta in (("beta1", beta1), ("beta2", beta2)):
         if not 0 <= beta < 1:
@@ -251,13 +251,17 @@ def _check(
             raise UsageError(f"optimizer.{name}={value} must not be negative; 0 turns it off.")
     if eps <= 0:
         raise UsageError(f"optimizer.eps={eps} must be positive.")
-    if decay not in _MASKS:
-        raise UsageError(f"optimizer.decay={decay!r} is unknown: use one of {', '.join(_MASKS)}.")
+    if decay_mask not in _MASKS:
+        raise UsageError(
+            f"optimizer.decay_mask={decay_mask!r} is unknown: use one of {', '.join(_MASKS)}."
+        )
 
 
 def _clipping(clip_norm: float) -> list[optax.GradientTransformation]:
     return [optax.clip_by_global_norm(clip_norm)] if clip_norm else []
 
 
-def _weight_decay(weight_decay: float, decay: str) -> list[optax.GradientTransformation]:
-    return [optax.add_decayed_weights(weight_decay, mask=_MASKS[decay])] if weight_decay else []
+def _weight_decay(weight_decay: float, decay_mask: str) -> list[optax.GradientTransformation]:
+    return (
+        [optax.add_decayed_weights(weight_decay, mask=_MASKS[decay_mask])] if weight_decay else []
+    )

@@ -141,14 +141,17 @@ def batch_shards(mesh: Mesh) -> int:
 
 
 def rows_and_accumulation(
-    mesh: Mesh, batch_size: int, rows_per_device: int | None = None, key: str = "train.batch_size"
+    mesh: Mesh,
+    batch_size: int,
+    per_device_batch_size: int | None = None,
+    key: str = "train.batch_size",
 ) -> tuple[int, int]:
     """Splits a global batch over the devices and over time.
 
     Args:
       mesh: its `data` and `fsdp` axes split the batch.
       batch_size: rows of the global batch.
-      rows_per_device: at most so many rows on a device at once; None takes all in one go.
+      per_device_batch_size: at most so many rows on a device at once; None takes all in one go.
       key: the name of the batch size in messages.
 
     Returns:
@@ -160,8 +163,10 @@ def rows_and_accumulation(
     shards = batch_shards(mesh)
     if batch_size < 1:
         raise UsageError(f"{key}={batch_size}: a batch has at least one row.")
-    if rows_per_device is not None and rows_per_device < 1:
-        raise UsageError(f"train.rows_per_device={rows_per_device}: it is at least 1, or none.")
+    if per_device_batch_size is not None and per_device_batch_size < 1:
+        raise UsageError(
+            f"train.per_device_batch_size={per_device_batch_size}: it is at least 1, or none."
+        )
     if batch_size % shards:
         below, above = batch_size // shards * shards, -(-batch_size // shards) * shards
         fitting = " or ".join(str(size) for size in (below, above) if size)
@@ -170,7 +175,7 @@ def rows_and_accumulation(
             f"(mesh.data x mesh.fsdp). Use {key}={fitting}, or another mesh."
         )
     rows = batch_size // shards
-    at_once = rows if rows_per_device is None else min(rows, rows_per_device)
+    at_once = rows if per_device_batch_size is None else min(rows, per_device_batch_size)
     accumulation = next(n for n in range(-(-rows // at_once), rows + 1) if rows % n == 0)
     return rows // accumulation, accumulation
 

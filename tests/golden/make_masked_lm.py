@@ -12,7 +12,8 @@ import sys
 import numpy as np
 import torch
 import transformers
-from golden import masked_lm
+
+from tests.golden import masked_lm
 
 
 def torch_model(config, params, **options):

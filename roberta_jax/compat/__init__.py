@@ -1,0 +1,1 @@
+"""Drop-in replacements for the Flax RoBERTa classes of transformers 4."""

@@ -1,0 +1,1 @@
+"""Packing: which tokens make an input and which inputs share a row."""

@@ -1,0 +1,312 @@
+"""From a corpus to its two token stores, train/ and heldout/, with many processes.
+
+This process cuts the text into chunks of some 8 MB; a worker makes of each chunk documents, of
+these sentences, of these ids, and writes a part; this process puts parts into shards (`assembly`).
+
+Chunks are cut by bytes alone and put together in order, so the stores are the same byte for byte
+for any number of workers and after any number of kills. Finished parts are not made again.
+"""
+
+import collections
+import concurrent.futures
+import contextlib
+import dataclasses
+import itertools
+import multiprocessing
+import os
+import pathlib
+import signal
+import sys
+import threading
+import time
+from collections.abc import Iterator
+from concurrent.futures.process import BrokenProcessPool
+
+import filelock
+import tqdm.auto
+
+from roberta_jax.data.store.layout import INDEX, lay_out, new_hash, token_dtype
+from roberta_jax.data.store.shards import HELDOUT, TRAIN, Assembly, write_part
+from roberta_jax.data.store.token_store import TokenStore
+from roberta_jax.data.text.corpus import Corpus, Piece, is_heldout
+from roberta_jax.data.text.sentences import split_sentences
+from roberta_jax.errors import UsageError
+from roberta_jax.tokenizer import RobertaTokenizer
+from roberta_jax.tokenizer.bulk import BulkEncoder
+
+CHUNK_BYTES = 8 << 20
+
+
+@dataclasses.dataclass(frozen=True)
+class Recipe:
+    """How a corpus is split.
+
+    Attributes:
+      validation_fraction: The share of documents, in [0, 1), that goes to the held-out store.
+      sentences: "split" or "lines", see `split_sentences`.
+      language: Code of the language, for "split".
+    """
+
+    validation_fraction: float
+    sentences: str
+    language: str
+
+
+def build_stores(
+    folder: pathlib.Path,
+    corpus: Corpus,
+    tokenizer: RobertaTokenizer,
+    recipe: Recipe,
+    *,
+    workers: int | None = None,
+    progress: bool = False,
+) -> tuple[TokenStore, TokenStore]:
+    """Makes the stores train/ and heldout/ in `folder`, or opens them if they are there.
+
+    A process that comes while another builds the same stores waits for it.
+
+    Args:
+      folder: Belongs to this corpus, tokenizer and recipe alone: its name tells them apart.
+      corpus: The text.
+      tokenizer: Makes the ids.
+      recipe: How to split.
+      workers: Number of processes; None for one on each core.
+      progress: Whether to show a progress bar.
+
+    Raises:
+      UsageError: The text cannot be read, a worker died, or a store there is damaged.
+      OSError: Writing failed: no room, no permission.
+    """
+
+    def there() -> bool:
+        return all((folder / side / INDEX).exists() for side in (TRAIN, HELDOUT))
+
+    if not there():  # otherwise nothing is written, so that a mount may be read-only
+        with only_process(folder, progress):
+            if not there():
+                workers = workers or len(_usable_cores())
+                _build(folder, _Encoder(corpus, tokenizer, recipe), workers, progress)
+    return TokenStore.open(folder / TRAIN), TokenStore.open(folder / HELDOUT)
+
+
+def content_hash(corpus: Corpus) -> str:
+    """The hash of all text of a corpus, as `build_stores` put it into the index: "text_blake2b"."""
+    hasher = new_hash()
+    for piece in corpus.pieces():
+        hasher.update(piece.data)
+    return hasher.hexdigest()
+
+
+@contextlib.contextmanager
+def only_process(folder: pathlib.Path, progress: bool) -> Iterator[None]:
+    """Lets one process at a time work on a folder; the lock of one that dies is free at once."""
+    folder.parent.mkdir(parents=True, exist_ok=True)
+    lock = filelock.FileLock(folder.with_name(folder.name + ".lock"))
+    try:
+        lock.acquire(timeout=0)
+    except filelock.Timeout:
+        if progress:
+            print(f"Waiting for another process that prepares {folder}", file=sys.stderr)
+        lock.acquire()
+    try:
+        yield
+    finally:
+        lock.release()
+
+
+class _Encoder:
+    """All that a worker needs; makes a part of a chunk. Pickles."""
+
+    def __init__(self, corpus: Corpus, tokenizer: RobertaTokenizer, recipe: Recipe):
+        self.corpus, self.tokenizer, self.recipe = corpus, tokenizer, recipe
+        self.dtype = token_dtype(len(tokenizer))
+        self._bulk = BulkEncoder(tokenizer)
+
+    def __call__(self, building: pathlib.Path, number: int, pieces: list[Piece]) -> int:
+        """Writes part `number` into `building`; returns `number`."""
+        counts: collections.Counter = collections.Counter()
+        documents: dict[str, list[list[str]]] = {TRAIN: [], HELDOUT: []}
+        for piece in pieces:
+            for text in self.corpus.documents(piece, counts):
+                sentences = split_sentences(text, self.recipe.sentences, self.recipe.language)
+                if not sentences:
+                    counts["empty"] += 1
+                    continue
+                side = HELDOUT if is_heldout(text, self.recipe.validation_fraction) else TRAIN
+                documents[side].append(sentences)
+                counts["characters"] += len(text)
+        arrays = {side: self._encode(documents[side]) for side in documents}
+        counts["documents"] = sum(map(len, documents.values()))
+        counts["tokens"] = sum(len(tokens) for tokens, _, _ in arrays.values())
+        write_part(building, number, arrays, counts)
+        return number
+
+    def _encode(self, documents: list[list[str]]):
+        ids_T, sentence_lengths_S, document_lengths_D = self._bulk.encode_documents(documents)
+        eos_id = self.tokenizer.eos_token_id
+        return lay_out(ids_T.astype(self.dtype), sentence_lengths_S, document_lengths_D, eos_id)
+
+
+def _build(folder: pathlib.Path, encoder: _Encoder, workers: int, progress: bool) -> None:
+    assembly = Assembly(folder, encoder.dtype)
+    corpus, tokenizer = encoder.corpus, encoder.tokenizer
+    hasher = new_hash()
+    chunks = enumerate(_chunks(corpus.pieces(), hasher))
+    first = list(itertools.islice(chunks, 2))
+    if len(first) < 2:
+        workers = 1  # starting processes takes longer than encoding one chunk
+    waiting: dict[concurrent.futures.Future, list[Piece]] = {}
+    with _Bar(corpus.size, progress) as bar, _pool(encoder, workers) as submit:
+
+        def collect(at_most: int) -> None:
+            while len(waiting) > at_most:
+                done = concurrent.futures.wait(waiting, return_when="FIRST_COMPLETED").done
+                for future in done:
+                    pieces = waiting.pop(future)
+                    assembly.add(_result(future))
+                    bar.advance(pieces, assembly.counts)
+
+        for number, pieces in itertools.chain(first, chunks):
+            if assembly.has(number):
+                bar.advance(pieces, assembly.counts)
+                continue
+            waiting[submit(assembly.building, number, pieces)] = pieces
+            collect(at_most=2 * workers)  # what is in memory, and in the queue, is bounded
+        collect(at_most=0)
+    assembly.finish(
+        vocab_size=len(tokenizer),
+        eos_id=tokenizer.eos_token_id,
+        fingerprint=tokenizer.fingerprint(),
+        about={
+            "source": corpus.identity(),
+            "recipe": dataclasses.asdict(encoder.recipe),
+            "text_blake2b": hasher.hexdigest(),
+        },
+    )
+
+
+def _chunks(pieces: Iterator[Piece], hasher) -> Iterator[list[Piece]]:
+    """Groups pieces into chunks of at least CHUNK_BYTES (the last is shorter); hashes them all."""
+    chunk: list[Piece] = []
+    size = 0
+    for piece in pieces:
+        hasher.update(piece.data)
+        chunk.append(piece)
+        size += len(piece.data)
+        if size >= CHUNK_BYTES:
+            yield chunk
+            chunk, size = [], 0
+    if chunk:
+        yield chunk
+
+
+class _Bar:
+    """The progress bar: how far through the files, and how fast in bytes of text."""
+
+    def __init__(self, size: int | None, show: bool):
+        self._text_bytes = 0
+        self._start = time.monotonic()
+        layout = "{desc} |{bar}| {percentage:.0f}% [{elapsed}<{remaining}{postfix}]"
+        self._bar = tqdm.auto.tqdm(
+            desc="Preparing text",
+            total=size,
+            disable=not show,
+            bar_format=layout if size else "{desc} [{elapsed}{postfix}]",
+        )
+
+    def __enter__(self) -> "_Bar":
+        return self
+
+    def __exit__(self, *exception) -> None:
+        self._bar.close()
+
+    def advance(self, pieces: list[Piece], counts: collections.Counter) -> None:
+        self._text_bytes += sum(len(piece.data) for piece in pieces)
+        megabytes = self._text_bytes / 1e6
+        speed = megabytes / max(time.monotonic() - self._start, 1e-3)
+        self._bar.set_postfix_str(
+            f"{megabytes:.0f} MB, {speed:.1f} MB/s, {counts['documents']} documents", refresh=False
+        )
+        self._bar.update(sum(piece.read for piece in pieces))
+
+
+@contextlib.contextmanager
+def _pool(encoder: _Encoder, workers: int):
+    """Gives `submit(*arguments) -> Future`, which runs `encoder(*arguments)` in some process."""
+    if workers == 1:
+        yield lambda *arguments: _run_here(encoder, *arguments)
+        return
+    # Forking a process in which JAX or TensorFlow has started threads can hang: start afresh.
+    executor = concurrent.futures.ProcessPoolExecutor(
+        workers, multiprocessing.get_context("spawn"), _start_worker, (encoder,)
+    )
+
+    def submit(*arguments):
+        with _without_main():
+            return executor.submit(_run_in_worker, *arguments)
+
+    try:
+        yield submit
+    finally:
+        executor.shutdown(cancel_futures=True)
+
+
+def _run_here(encoder: _Encoder, *arguments) -> concurrent.futures.Future:
+    future: concurrent.futures.Future = concurrent.futures.Future()
+    future.set_result(encoder(*arguments))
+    return future
+
+
+@contextlib.contextmanager
+def _without_main():
+    """Hides where `__main__` came from, so that new processes do not run it again.
+
+    They would import the user's script, and with it JAX; a script or notebook need not guard
+    itself with `if __name__ == "__main__"` against that.
+    """
+    main = sys.modules["__main__"]
+    hidden = {name: vars(main)[name] for name in ("__file__", "__spec__") if name in vars(main)}
+    try:
+        for name in hidden:
+            setattr(main, name, None)
+        yield
+    finally:
+        vars(main).update(hidden)
+
+
+def _result(future: concurrent.futures.Future) -> int:
+    try:
+        return future.result()
+    except BrokenProcessPool as error:
+        raise UsageError(
+            "A worker process died while preparing text; most often memory ran out. What was "
+            "finished is kept: run the command again, with a smaller config.data.num_workers (now "
+            "one for each core, or what you set)."
+        ) from error
+
+
+_encoder: _Encoder  # in a worker process
+
+
+def _start_worker(encoder: _Encoder) -> None:
+    global _encoder
+    _encoder = encoder
+    signal.signal(signal.SIGINT, signal.SIG_IGN)  # Ctrl-C is the parent's to handle
+    os.environ["TOKENIZERS_PARALLELISM"] = "false"  # the processes are the parallelism
+    threading.Thread(target=_die_with_parent, daemon=True).start()
+
+
+def _die_with_parent() -> None:
+    """Ends a worker whose parent was killed; it would wait for work forever."""
+    multiprocessing.parent_process().join()
+    os._exit(1)
+
+
+def _run_in_worker(*arguments) -> int:
+    return _encoder(*arguments)
+
+
+def _usable_cores() -> set[int]:
+    if hasattr(os, "sched_getaffinity"):
+        return os.sched_getaffinity(0)
+    return set(range(os.cpu_count() or 1))

@@ -1,0 +1,261 @@
+"""A tokenised corpus: memory-mapped shards of token ids, with the ends of sentences and documents.
+
+`store_format` tells how it lies on disk. The global position of a token is `shard.start` plus its
+place in the shard.
+"""
+
+from __future__ import annotations
+
+import dataclasses
+import functools
+import hashlib
+import json
+import os
+import pathlib
+from collections.abc import Sequence
+from typing import Any
+
+import numpy as np
+
+from roberta_jax.data.store.layout import (
+    ARRAYS,
+    COUNTS,
+    FORMAT,
+    INDEX,
+    SHARD_TOKENS,
+    VERSION,
+    array_path,
+    lay_out,
+    new_hash,
+    token_dtype,
+    write_index,
+    write_shard,
+)
+from roberta_jax.errors import UsageError
+
+
+@dataclasses.dataclass(frozen=True)
+class Shard:
+    """One shard; its arrays are memory-mapped, read-only, at first use.
+
+    Attributes:
+      folder: the store's folder.
+      name: stem of its files.
+      start: global position of its first token.
+      num_tokens, num_sentences, num_documents: T, S and D.
+    """
+
+    folder: pathlib.Path
+    name: str
+    start: int
+    num_tokens: int
+    num_sentences: int
+    num_documents: int
+
+    # Rows are gathered from `tokens` at random, so the map stays open: one file for each shard.
+    # The ends are read once, in order, when packing: they are mapped anew at each use.
+    @functools.cached_property
+    def tokens(self) -> np.ndarray:
+        """uint16 or uint32 [T]."""
+        return self._map("tokens")[: self.num_tokens]
+
+    @property
+    def sentence_ends(self) -> np.ndarray:
+        """int64 [S], exclusive ends in tokens; the lone `</s>` of a document's end has one too."""
+        return self._map("sentence_ends")[: self.num_sentences]
+
+    @property
+    def document_ends(self) -> np.ndarray:
+        """int64 [D], exclusive ends in tokens; the last is `num_tokens`."""
+        return self._map("document_ends")[: self.num_documents]
+
+    def _map(self, array: str) -> np.ndarray:
+        return np.load(array_path(self.folder, self.name, array), mmap_mode="r")
+
+
+class TokenStore:
+    """The read side of a store. Make one with `TokenStore.open(folder)`."""
+
+    def __init__(self, folder: pathlib.Path, index: dict[str, Any]):
+        self.folder = folder
+        self.index = index
+        starts = np.cumsum([0] + [entry["num_tokens"] for entry in index["shards"]], dtype=np.int64)
+        self.shard_starts: np.ndarray = starts
+        """int64 [n+1]: global position of each shard's first token, then the number of tokens."""
+        self.shards: tuple[Shard, ...] = tuple(
+            Shard(
+                folder=folder,
+                name=entry["name"],
+                start=int(start),
+                num_tokens=entry["num_tokens"],
+                num_sentences=entry["num_sentences"],
+                num_documents=entry["num_documents"],
+            )
+            for entry, start in zip(index["shards"], starts[:-1], strict=True)
+        )
+
+    @classmethod
+    def open(cls, folder: str | os.PathLike) -> TokenStore:
+        """Opens a finished store; looks at its files' sizes, not at their contents (see `verify`).
+
+        Raises:
+          UsageError: there is no store, it is of another version, or a file is missing, short or
+            of another size than was written; the message says how to rebuild.
+        """
+        folder = pathlib.Path(folder)
+        try:
+            index = json.loads((folder / INDEX).read_text(encoding="utf-8"))
+        except (FileNotFoundError, NotADirectoryError):
+            raise UsageError(
+                f"{folder} holds no token store (no {INDEX}). Prepare the text again with "
+                f"`python -m roberta_jax.prepare --config=...`."
+            ) from None
+        except ValueError:
+            raise UsageError(_broken(folder, f"{INDEX} is not readable as JSON")) from None
+        if not isinstance(index, dict) or index.get("format") != FORMAT:
+            raise UsageError(_broken(folder, f"{INDEX} does not describe a token store"))
+        if index["version"] != VERSION:
+            raise UsageError(
+                _broken(folder, f"it is of version {index['version']}, this code reads {VERSION}")
+            )
+        for entry in index["shards"]:
+            for array in ARRAYS:
+                path = array_path(folder, entry["name"], array)
+                wanted = entry["files"][array]["bytes"]
+                size = path.stat().st_size if path.is_file() else None
+                if size != wanted:
+                    found = "is missing" if size is None else f"has {size} bytes, not {wanted}"
+                    raise UsageError(_broken(folder, f"{path.name} {found}"))
+        return cls(folder, index)
+
+    def verify(self) -> None:
+        """Reads every file again and compares its hash with the one taken when it was written.
+
+        Raises:
+          UsageError: naming the first file whose contents have changed.
+        """
+        for entry in self.index["shards"]:
+            for array in ARRAYS:
+                path = array_path(self.folder, entry["name"], array)
+                with path.open("rb") as file:
+                    digest = hashlib.file_digest(file, new_hash).hexdigest()
+                if digest != entry["files"][array]["blake2b"]:
+                    raise UsageError(
+                        _broken(self.folder, f"the contents of {path.name} have changed")
+                    )
+
+    def first(self, max_tokens: int) -> TokenStore:
+        """A view of the first documents, up to so many tokens; at least of one document."""
+        index = dict(self.index)
+        entries, left = [], max_tokens
+        for entry, shard in zip(self.index["shards"], self.shards, strict=True):
+            ends = np.asarray(shard.document_ends)
+            documents = int(np.searchsorted(ends, left, side="right"))
+            if not entries:
+                documents = max(documents, 1)
+            if documents == 0:
+                break
+            tokens = int(ends[documents - 1])
+            sentences = int(np.searchsorted(shard.sentence_ends, tokens)) + 1
+            entries.append(
+                entry
+                | {"num_tokens": tokens, "num_sentences": sentences, "num_documents": documents}
+            )
+            if documents < len(ends):
+                break
+            left -= tokens
+        counts = {count: sum(entry[count] for entry in entries) for count in COUNTS}
+        return TokenStore(self.folder, index | counts | {"shards": entries})
+
+    @property
+    def num_tokens(self) -> int:
+        """All tokens, each `</s>` included."""
+        return self.index["num_tokens"]
+
+    @property
+    def num_sentences(self) -> int:
+        """All sentences, the lone `</s>` at the end of each document included."""
+        return self.index["num_sentences"]
+
+    @property
+    def num_documents(self) -> int:
+        return self.index["num_documents"]
+
+    @property
+    def vocab_size(self) -> int:
+        return self.index["vocab_size"]
+
+    @property
+    def eos_id(self) -> int:
+        return self.index["eos_id"]
+
+    @property
+    def dtype(self) -> np.dtype:
+        return np.dtype(self.index["dtype"])
+
+    @property
+    def fingerprint(self) -> str:
+        """The fingerprint of the tokenizer that made the ids."""
+        return self.index["fingerprint"]
+
+    def __reduce__(self):
+        return TokenStore, (self.folder, self.index)  # never pickle the tokens themselves
+
+    def __repr__(self) -> str:
+        return (
+            f"TokenStore({str(self.folder)!r}, {self.num_documents} documents, "
+            f"{self.num_tokens} tokens, {len(self.shards)} shards)"
+        )
+
+
+def write_store(
+    folder: str | os.PathLike,
+    documents: Sequence[Sequence[Sequence[int]]],
+    vocab_size: int,
+    eos_id: int = 2,
+    shard_tokens: int = SHARD_TOKENS,
+    fingerprint: str = "",
+) -> TokenStore:
+    """Writes a store from ids in memory: for tests and small experiments.
+
+    Args:
+      folder: where to write; made if it is missing.
+      documents: the ids of each sentence of each document, without special tokens.
+      vocab_size: number of ids; decides the dtype.
+      eos_id: the id of `</s>`.
+      shard_tokens: a shard holds whole documents of at most so many tokens (one at least).
+      fingerprint: what `TokenStore.fingerprint` shall say.
+    """
+    folder = pathlib.Path(folder)
+    folder.mkdir(parents=True, exist_ok=True)
+    dtype = token_dtype(vocab_size)
+    groups: list[list[Sequence[Sequence[int]]]] = []
+    room = 0
+    for document in documents:
+        size = sum(len(sentence) + 1 for sentence in document) + 1
+        if size > room or not groups:
+            groups.append([])
+            room = shard_tokens
+        groups[-1].append(document)
+        room -= size
+    shards = []
+    for number, group in enumerate(groups):
+        sentences = [sentence for document in group for sentence in document]
+        arrays = lay_out(
+            np.array([i for sentence in sentences for i in sentence], dtype),
+            np.array([len(sentence) for sentence in sentences], np.int64),
+            np.array([len(document) for document in group], np.int64),
+            eos_id,
+        )
+        shards.append(write_shard(folder, f"{number:05d}", dtype, [arrays]))
+    write_index(
+        folder, vocab_size=vocab_size, eos_id=eos_id, fingerprint=fingerprint, shards=shards
+    )
+    return TokenStore.open(folder)
+
+
+def _broken(folder: pathlib.Path, what: str) -> str:
+    return (
+        f"The token store {folder} cannot be used: {what}. Delete that folder and prepare the text "
+        f"again with `python -m roberta_jax.prepare --config=...`."
+    )

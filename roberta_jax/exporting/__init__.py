@@ -1,0 +1,1 @@
+"""Exported programs: StableHLO and TensorFlow SavedModel."""

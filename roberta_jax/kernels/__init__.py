@@ -1,0 +1,1 @@
+"""Numerical kernels: attention, dropout and cross-entropy, each with a reference implementation."""

@@ -1,0 +1,1 @@
+"""Pretraining: its specification, datasets and evaluation."""

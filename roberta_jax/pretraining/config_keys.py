@@ -1,0 +1,37 @@
+"""Facts about the config's keys: which ones a run may change, and which ones were renamed."""
+
+# A resumed run may change how long it trains, how often it logs, evaluates and saves, and where and
+# in which portions it computes. None of this changes the updates already made, beyond the rounding
+# of another mesh or number of microbatches. A key that ends in a dot stands for its whole group.
+MAY_CHANGE = (
+    "train.steps",
+    "schedule.decay_steps",
+    "train.log_every",
+    "train.eval_every",
+    "train.checkpoint_every",
+    "train.keep_checkpoints",
+    "train.per_device_batch_size",
+    "eval.batch_size",
+    "mesh.",
+    "data.cache_dir",
+    "data.num_workers",
+    "data.engine",
+)
+
+# Former name -> present name, for error messages.
+RENAMED = {
+    "data.duplicates": "data.dupe_factor",
+    "data.heldout_share": "data.validation_fraction",
+    "data.separators": "data.num_separators",
+    "data.workers": "data.num_workers",
+    "masking.copies": "masking.dupe_factor",
+    "masking.mask_share": "masking.mask_replace_prob",
+    "masking.max_span": "masking.max_span_length",
+    "masking.random_share": "masking.random_replace_prob",
+    "masking.span_p": "masking.geometric_p",
+    "masking.specials": "masking.mask_special_tokens",
+    "masking.unit": "masking.scheme",
+    "masking.whole_word": "masking.scheme",
+    "optimizer.decay": "optimizer.decay_mask",
+    "train.rows_per_device": "train.per_device_batch_size",
+}

@@ -1,0 +1,179 @@
+"""Writes files and folders so that a reader sees the old contents or the new ones, never a part.
+
+The contents are written beside the target under a temporary name, which is renamed at the end. A
+process that is killed leaves the target as it was. Temporary names end in `.tmp` and are unique, so
+processes and hosts that write the same target do not disturb each other: the last one wins.
+
+An object store (`gs://...`) has no rename, but an object appears only when it is complete, so there
+files are written under their own name.
+"""
+
+import contextlib
+import json
+import os
+import pathlib
+import secrets
+import shutil
+import tempfile
+from collections.abc import Callable, Iterator
+from typing import Any
+
+from etils import epath
+
+from roberta_jax.errors import UsageError, listed
+
+
+def is_local(path: os.PathLike | str) -> bool:
+    """Whether a path is on a file system, and not on an object store (`gs://...`)."""
+    return "://" not in os.fspath(path)
+
+
+def temporary_path(path: pathlib.Path) -> pathlib.Path:
+    """Returns an unused name beside `path`, to write to before renaming."""
+    return path.with_name(f"{path.name}.{secrets.token_hex(4)}.tmp")
+
+
+@contextlib.contextmanager
+def replace_file(path: os.PathLike | str) -> Iterator[pathlib.Path]:
+    """Yields a temporary path; on success the file written there replaces the local file `path`.
+
+    If the block raises, `path` stays as it was and the temporary file is removed.
+    """
+    path = pathlib.Path(path)
+    temporary = temporary_path(path)
+    try:
+        yield temporary
+        os.replace(temporary, path)
+    finally:
+        temporary.unlink(missing_ok=True)
+
+
+def write_bytes(path: os.PathLike | str, data: bytes) -> None:
+    """Writes a file as a whole, on a file system or an object store."""
+    if not is_local(path):
+        epath.Path(path).write_bytes(data)
+        return
+    with replace_file(path) as temporary:
+        temporary.write_bytes(data)
+
+
+def write_text(path: os.PathLike | str, text: str) -> None:
+    """Writes a UTF-8 text file as a whole; line ends are written as they are."""
+    write_bytes(path, text.encode("utf-8"))
+
+
+def write_json(path: os.PathLike | str, value: Any, *, indent: int | None = 2) -> None:
+    """Writes a JSON file as a whole, ending in a newline."""
+    write_text(path, json.dumps(value, indent=indent) + "\n")
+
+
+@contextlib.contextmanager
+def create_folder(path: os.PathLike | str) -> Iterator[pathlib.Path]:
+    """Yields an empty temporary folder; on success it becomes the local folder `path`.
+
+    For folders whose contents follow from their name, such as entries of a cache: where another
+    process has created `path` in the meantime, that folder stays and the new one is removed.
+    """
+    path = pathlib.Path(path)
+    temporary = temporary_path(path)
+    temporary.mkdir(parents=True)
+    try:
+        yield temporary
+        try:
+            temporary.rename(path)
+        except OSError:
+            if not path.is_dir():
+                raise
+    finally:
+        shutil.rmtree(temporary, ignore_errors=True)
+
+
+@contextlib.contextmanager
+def replace_folder(target: epath.Path, last: str) -> Iterator[pathlib.Path]:
+    """Yields an empty local folder; on success its contents replace the folder `target`.
+
+    On a file system the new folder is renamed, and the old one is removed only after that. What a
+    killed process leaves behind is repaired by the next call; one process at a time may write a
+    target. On an object store the file named `last`, without which readers must not take a folder
+    for complete, is removed first and written last.
+
+    If the block raises, the target stays as it was. (On an object store an error while copying
+    leaves it without `last`.)
+
+    Args:
+      target: the folder to replace.
+      last: name of the file in it that marks it as complete.
+    """
+    if not is_local(target):
+        with tempfile.TemporaryDirectory() as name:
+            folder = pathlib.Path(name)
+            yield folder
+            target.mkdir(parents=True, exist_ok=True)
+            (target / last).unlink(missing_ok=True)
+            for file in sorted(folder.iterdir(), key=lambda file: file.name == last):
+                epath.Path(file).copy(target / file.name, overwrite=True)
+        return
+
+    path = pathlib.Path(target).absolute()
+    partial = path.with_name(f".{path.name}.partial")
+    replaced = path.with_name(f".{path.name}.replaced")
+    _repair(path, partial, replaced)
+    partial.mkdir(parents=True)
+    try:
+        yield partial
+        if path.exists():
+            path.rename(replaced)
+        partial.rename(path)
+    except BaseException:
+        _repair(path, partial, replaced)
+        raise
+    shutil.rmtree(replaced, ignore_errors=True)
+
+
+def _repair(path: pathlib.Path, partial: pathlib.Path, replaced: pathlib.Path) -> None:
+    """Undoes what an interrupted `replace_folder` left."""
+    if replaced.exists() and not path.exists():  # interrupted between the two renames
+        replaced.rename(path)
+    for leftover in (partial, replaced):
+        if leftover.exists():
+            shutil.rmtree(leftover)
+
+
+def check_replaceable(target: epath.Path, is_ours: Callable[[str], bool]) -> None:
+    """Checks that replacing a folder as a whole would not lose a file of the user's.
+
+    Args:
+      target: the folder to be written.
+      is_ours: tells by a file's name whether it may be replaced.
+
+    Raises:
+      UsageError: `target` is a file, or holds a file that may not be replaced.
+    """
+    if not target.exists():
+        return
+    if not target.is_dir():
+        raise UsageError(f"{target} is a file; choose another name for the model's folder")
+    foreign = sorted(child.name for child in target.iterdir() if not is_ours(child.name))
+    if foreign:
+        raise UsageError(
+            f"{target} holds other files ({listed(foreign)}) and would be replaced whole; choose "
+            "another folder or move them"
+        )
+
+
+@contextlib.contextmanager
+def local_copy(folder: epath.Path, endings: tuple[str, ...]) -> Iterator[pathlib.Path]:
+    """Yields a local folder itself, or a temporary copy of a remote folder's files.
+
+    Args:
+      folder: on a file system or an object store.
+      endings: file name endings to copy, such as (".json", ".safetensors").
+    """
+    if is_local(folder):
+        yield pathlib.Path(folder)
+        return
+    with tempfile.TemporaryDirectory() as name:
+        for file in folder.iterdir():
+            if file.name.endswith(endings):
+                file.copy(pathlib.Path(name) / file.name)
+        yield pathlib.Path(name)

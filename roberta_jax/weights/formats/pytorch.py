@@ -1,0 +1,281 @@
+"""PyTorch's files (`torch.save`): read, in both of their formats, and written, without PyTorch.
+
+Since 1.6 a file is an uncompressed zip archive: `NAME/data.pkl`, the pickled object, with
+references to `NAME/data/KEY`, the numbers. Before, it was four pickles in a row (a magic number, a
+version, facts about the system, the object), the list of the keys, then each key's count and its
+numbers.
+"""
+
+import json
+import math
+import pathlib
+import struct
+import zipfile
+from collections.abc import Iterable, Iterator, Sequence
+from typing import Any, BinaryIO
+
+import numpy as np
+
+from roberta_jax.errors import UsageError
+from roberta_jax.weights.formats import unpickler
+from roberta_jax.weights.formats.unpickler import PickledTensor, Storage
+from roberta_jax.weights.tensors import Extent, StoredTensor, row_major, span
+
+_MAGIC = 0x1950A86A20F9469CFC6C
+_VERSION = 1001
+_ALIGNMENT = 64  # of the numbers in the archive, so that they can be memory-mapped
+_STORAGES = {
+    "float64": "DoubleStorage",
+    "float32": "FloatStorage",
+    "float16": "HalfStorage",
+    "bfloat16": "BFloat16Storage",
+}
+
+
+def read(path: pathlib.Path, inert: bool = False) -> Any:
+    """Reads a file's object, with a `StoredTensor` for each tensor; no numbers are read yet.
+
+    Args:
+      path: The file.
+      inert: See `unpickler.load`.
+
+    Raises:
+      UsageError: It is no such file, cut short, compressed, or holds more than data.
+    """
+    try:
+        with path.open("rb") as file:
+            start = file.read(8)
+            file.seek(0)
+            if start.startswith(b"PK"):
+                found = _read_archive(file, path, inert)
+            elif start.startswith(b"\x80\x02\x8a\x0a"):
+                found = _read_legacy(file, path, inert)
+            else:
+                raise UsageError(_not_pytorch(path, start))
+        return _located(found, path, {})
+    except OSError as error:
+        raise UsageError(f"cannot read {path}: {error.strerror or error}") from error
+    except RecursionError:
+        raise UsageError(f"{path} is nested deeper than any file of weights") from None
+
+
+def _not_pytorch(path: pathlib.Path, start: bytes) -> str:
+    if start.startswith(b"version "):
+        return (
+            f"{path} is not the weights but a pointer of Git LFS; fetch the file itself (git lfs "
+            "pull)"
+        )
+    size = path.stat().st_size
+    return (
+        f"{path} ({size:,} bytes) is cut short or was not written by PyTorch 0.4 or later; fetch "
+        "or write it again"
+    )
+
+
+def _read_archive(file: BinaryIO, path: pathlib.Path, inert: bool) -> Any:
+    try:
+        archive = zipfile.ZipFile(file)
+    except (zipfile.BadZipFile, ValueError, NotImplementedError) as error:
+        raise UsageError(
+            f"{path} ({path.stat().st_size:,} bytes) is cut short or damaged ({error}); fetch or "
+            "write it again"
+        ) from None
+    entries = {entry.filename: entry for entry in archive.infolist()}
+    objects = [name for name in entries if name.count("/") == 1 and name.endswith("/data.pkl")]
+    if len(objects) != 1:
+        raise UsageError(f"{path} is a zip archive, but none of PyTorch's (it has no data.pkl)")
+    folder = objects[0].removesuffix("data.pkl")
+    file.seek(_place(file, entries[objects[0]], path))
+    found = unpickler.load(file, str(path), inert)
+    order = entries.get(f"{folder}byteorder")
+    if order is not None:
+        file.seek(_place(file, order, path))
+        if file.read(order.file_size).strip() == b"big":
+            raise UsageError(f"{path} was written on a big-endian machine; save it on another one")
+    for storage in _storages(found):
+        entry = entries.get(f"{folder}data/{storage.key}")
+        if entry is None:
+            raise UsageError(f"{path} lacks the numbers of {storage.key!r}; write it again")
+        storage.start = _place(file, entry, path)
+        _check_size(storage, entry.file_size, path)
+    return found
+
+
+def _place(file: BinaryIO, entry: zipfile.ZipInfo, path: pathlib.Path) -> int:
+    """Where an entry's bytes start: behind its own header, which repeats its name."""
+    if entry.compress_type != zipfile.ZIP_STORED or entry.compress_size != entry.file_size:
+        raise UsageError(
+            f"{path} is a compressed archive, which PyTorch does not write; repack it uncompressed"
+        )
+    file.seek(entry.header_offset)
+    header = file.read(30)
+    if len(header) < 30 or not header.startswith(b"PK\x03\x04"):
+        raise UsageError(f"{path} is damaged: {entry.filename} is not where its index says")
+    name, extra = struct.unpack("<HH", header[26:])
+    return entry.header_offset + 30 + name + extra
+
+
+def _read_legacy(file: BinaryIO, path: pathlib.Path, inert: bool) -> Any:
+    magic, version, facts = (unpickler.load(file, str(path)) for _ in range(3))
+    if magic != _MAGIC or version != _VERSION or not isinstance(facts, dict):
+        raise UsageError(f"{path} is of no known version of PyTorch's format")
+    if not facts.get("little_endian", True):
+        raise UsageError(f"{path} was written on a big-endian machine; save it on another one")
+    found = unpickler.load(file, str(path), inert)
+    storages = {storage.key: storage for storage in _storages(found)}
+    end = path.stat().st_size
+    for key in unpickler.load(file, str(path)):
+        count = file.read(8)
+        if len(count) < 8 or key not in storages:
+            raise UsageError(f"{path} is cut short or damaged; fetch or write it again")
+        storage = storages[key]
+        storage.start = file.tell()
+        size = struct.unpack("<q", count)[0] * np.dtype(storage.dtype).itemsize
+        _check_size(storage, min(size, end - storage.start), path)
+        file.seek(storage.start + size)
+    return found
+
+
+def _check_size(storage: Storage, size: int, path: pathlib.Path) -> None:
+    wanted = storage.count * np.dtype(storage.dtype).itemsize
+    if size < wanted:
+        raise UsageError(
+            f"{path} is cut short: {storage.key!r} has {size:,} of its {wanted:,} bytes; fetch or "
+            "write it again"
+        )
+
+
+def _tensors(value: Any, seen: set[int]) -> Iterator[PickledTensor]:
+    """Every tensor in an object, each container visited once: a pickle may hold itself."""
+    if isinstance(value, PickledTensor):
+        yield value
+    elif isinstance(value, dict | list | tuple | set | frozenset) and id(value) not in seen:
+        seen.add(id(value))
+        for item in value.values() if isinstance(value, dict) else value:
+            yield from _tensors(item, seen)
+
+
+def _storages(value: Any) -> Iterator[Storage]:
+    found = {tensor.storage.key: tensor.storage for tensor in _tensors(value, set())}
+    return iter(found.values())
+
+
+def _located(value: Any, path: pathlib.Path, done: dict[int, Any]) -> Any:
+    """The object with its tensors' places in the file; of containers, dictionaries alone."""
+    if isinstance(value, PickledTensor):
+        storage, width = value.storage, np.dtype(value.storage.dtype).itemsize
+        if storage.start is None:
+            raise UsageError(f"{path} lacks the numbers of {storage.key!r}; write it again")
+        place = Extent(
+            storage.start + value.offset * width, span(value.shape, value.strides) * width
+        )
+        return StoredTensor(value.shape, storage.dtype, path, (place,), value.strides)
+    if isinstance(value, dict):
+        if id(value) not in done:
+            done[id(value)] = {}
+            done[id(value)] |= {key: _located(item, path, done) for key, item in value.items()}
+        return done[id(value)]
+    return value
+
+
+def state_dict(path: pathlib.Path) -> dict[str, StoredTensor]:
+    """The tensors of a file that holds a state dict, such as `pytorch_model.bin`.
+
+    Raises:
+      UsageError: As `read`; or it holds something else.
+    """
+    found = read(path)
+    if isinstance(found, dict) and isinstance(found.get("state_dict"), dict):
+        found = found["state_dict"]
+    if not isinstance(found, dict) or not all(isinstance(name, str) for name in found):
+        raise UsageError(f"{path} holds no state dict but a {type(found).__name__}")
+    others = [name for name, value in found.items() if not isinstance(value, StoredTensor)]
+    if others:
+        raise UsageError(
+            f"{path} holds no state dict: {json.dumps(others[:8])} are no tensors. Save "
+            "model.state_dict() alone"
+        )
+    return found
+
+
+class Reference:
+    """Stands in an object that `write` is given for a tensor, or for a second name of one."""
+
+    def __init__(self, key: int, shape: Sequence[int], dtype: str):
+        self.key, self.shape, self.dtype = key, tuple(shape), dtype
+
+
+def write(path: pathlib.Path, value: Any, tensors: Iterable[tuple[int, np.ndarray]]) -> None:
+    """Writes a file that `torch.load` takes, also with `weights_only=True`.
+
+    Args:
+      path: The file.
+      value: Dictionaries, lists, strings, numbers, None and `Reference`s. The same key may be
+        referred to more than once: the tensors then share their numbers.
+      tensors: (key, array) for every key of a reference; consumed one by one.
+    """
+    with zipfile.ZipFile(path, "w", zipfile.ZIP_STORED, allowZip64=True) as archive:
+
+        def record(name: str, data) -> None:
+            entry = zipfile.ZipInfo(f"archive/{name}")
+            large = len(data) >= 1 << 31
+            # Room in the header's extra field moves the data to a multiple of the alignment.
+            start = archive.fp.tell() + 30 + len(entry.filename) + (20 if large else 0) + 4
+            padding = -start % _ALIGNMENT
+            entry.extra = struct.pack("<2sH", b"FB", padding) + b"Z" * padding
+            with archive.open(entry, "w", force_zip64=large) as out:
+                out.write(data)
+
+        record("data.pkl", b"\x80\x02" + _pickled(value) + b".")
+        record("byteorder", b"little")
+        for key, array in tensors:
+            flat = np.ascontiguousarray(array).reshape(-1)
+            record(f"data/{key}", memoryview(flat.view(np.uint8)))
+        record("version", b"3\n")
+
+
+def _pickled(value: Any) -> bytes:
+    """The opcodes (protocol 2) that build a value."""
+    if value is None:
+        return b"N"
+    if isinstance(value, bool):
+        return b"\x88" if value else b"\x89"
+    if isinstance(value, int):
+        if -(1 << 31) <= value < 1 << 31:
+            return b"J" + struct.pack("<i", value)
+        data = value.to_bytes(value.bit_length() // 8 + 1, "little", signed=True)
+        return b"\x8a" + bytes([len(data)]) + data
+    if isinstance(value, float):
+        return b"G" + struct.pack(">d", value)
+    if isinstance(value, str):
+        data = value.encode("utf-8", "surrogatepass")
+        return b"X" + struct.pack("<I", len(data)) + data
+    if isinstance(value, tuple):
+        return b"(" + b"".join(map(_pickled, value)) + b"t"
+    if isinstance(value, list):
+        return b"](" + b"".join(map(_pickled, value)) + b"e"
+    if isinstance(value, dict):
+        items = b"".join(_pickled(key) + _pickled(item) for key, item in value.items())
+        return b"}(" + items + b"u"
+    if isinstance(value, Reference):
+        storage = b"".join(
+            (
+                _pickled("storage"),
+                b"ctorch\n" + _STORAGES[value.dtype].encode() + b"\n",
+                _pickled(str(value.key)),
+                _pickled("cpu"),
+                _pickled(math.prod(value.shape)),
+            )
+        )
+        no_hooks = b"ccollections\nOrderedDict\n)R"
+        arguments = _pickled(0) + _pickled(value.shape) + _pickled(row_major(value.shape))
+        return (
+            b"ctorch._utils\n_rebuild_tensor_v2\n(("
+            + storage
+            + b"tQ"
+            + arguments
+            + b"\x89"
+            + no_hooks
+            + b"tR"
+        )
+    raise TypeError(f"cannot write a {type(value).__name__}")

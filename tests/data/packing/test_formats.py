@@ -1,0 +1,215 @@
+"""All formats: what their inputs and rows hold, over random documents and over real text."""
+
+import math
+
+import numpy as np
+import pytest
+from hypothesis import given, settings
+from hypothesis import strategies as st
+
+from configs.pretrain import get_config
+from roberta_jax.data.packing import index as packing
+from roberta_jax.data.packing.index import (
+    FORMATS,
+    MAX_INPUTS,
+    PAIR_FORMATS,
+    PairOptions,
+    load_or_pack,
+)
+from roberta_jax.data.store import build, layout
+from roberta_jax.data.store.token_store import write_store
+from roberta_jax.data.text import corpus
+from roberta_jax.pretraining.text import prepare
+from tests.support import plain_packing
+
+documents = st.lists(
+    st.lists(st.lists(st.integers(4, 99), min_size=1, max_size=20), min_size=1, max_size=8),
+    min_size=2,
+    max_size=10,
+)
+options = st.builds(
+    PairOptions,
+    dupe_factor=st.integers(1, 3),
+    short_seq_prob=st.sampled_from([0.0, 0.1, 1.0]),
+    num_separators=st.sampled_from([1, 2]),
+    seed=st.integers(0, 2**40),
+)
+
+
+def documents_of(shard):
+    """The lengths of the lines of each document, without the blank one."""
+    lengths = np.diff(shard.sentence_ends, prepend=0)
+    stops = np.searchsorted(shard.sentence_ends, shard.document_ends)
+    starts = np.append(0, stops[:-1] + 1)
+    return [lengths[i:j].tolist() for i, j in zip(starts, stops, strict=True)]
+
+
+def ends_of(store):
+    """(line_ends, document_ends) of all shards, in global positions."""
+    return tuple(
+        np.concatenate([getattr(shard, name) + shard.start for shard in store.shards])
+        for name in ("sentence_ends", "document_ends")
+    )
+
+
+def check_rows(store, packed, specials):
+    """Rows partition the inputs, hold no more than fits, and lie in one shard each."""
+    inputs, rows = packed.inputs, packed.rows
+    lengths = inputs["a_len"].astype(np.int64) + inputs["b_len"] + specials
+    assert rows[0] == 0
+    assert rows[-1] == len(inputs)
+    assert packed.duplicate_ends[-1] == packed.num_rows == len(rows) - 1
+    per_row = np.diff(rows)
+    assert per_row.min() >= 1
+    assert per_row.max() <= packed.max_inputs <= MAX_INPUTS
+    filled = np.add.reduceat(lengths, rows[:-1])
+    assert filled.max() <= packed.seq_len
+    assert filled.sum() == packed.num_tokens
+    assert packed.padding_share == pytest.approx(1 - filled.mean() / packed.seq_len)
+    parts = [inputs["a_start"], inputs["a_start"] + inputs["a_len"] - 1]
+    if packed.num_separators:
+        parts += [inputs["b_start"], inputs["b_start"] + inputs["b_len"] - 1]
+    shards = np.searchsorted(store.shard_starts, np.stack(parts), side="right")
+    assert (shards == shards[0]).all()
+    assert (shards[0] == np.repeat(shards[0][rows[:-1]], per_row)).all()
+
+
+def times_used(store, inputs):
+    """How many inputs each token of the store is in."""
+    change = np.zeros(store.num_tokens + 1, np.int64)
+    np.add.at(change, inputs["a_start"], 1)
+    np.add.at(change, inputs["a_start"] + inputs["a_len"], -1)
+    return np.cumsum(change)[:-1]
+
+
+def check_single(store, packed, format):
+    """Each token is used once, blank lines in FULL-SENTENCES alone; the rule is the plain one."""
+    assert not packed.inputs["b_len"].any()
+    assert (packed.inputs["next_label"] == -1).all()
+    expected = np.ones(store.num_tokens, np.int64)
+    document_ends = ends_of(store)[1]
+    if format != "full_sentences":
+        expected[document_ends - 1] = 0
+        first = np.searchsorted(document_ends, packed.inputs["a_start"], side="right")
+        last = packed.inputs["a_start"] + packed.inputs["a_len"] - 1
+        assert (np.searchsorted(document_ends, last, side="right") == first).all()
+    assert np.array_equal(times_used(store, packed.inputs), expected)
+    rule = getattr(plain_packing, format)
+    wanted = set()
+    for shard in store.shards:
+        lines = documents_of(shard)
+        if format == "full_sentences":
+            lines = [length for document in lines for length in [*document, 1]]
+        wanted |= {(shard.start + i, length) for i, length in rule(lines, packed.seq_len - 1)}
+    found = packed.inputs[["a_start", "a_len"]].tolist()
+    assert len(found) == len(wanted)
+    assert set(found) == wanted
+
+
+def check_pairs(store, packed, format, options):
+    """Labels are true, and each duplicate is BERT's sampling anew; returns the reference's."""
+    inputs = packed.inputs
+    budget = packed.seq_len - 2 - options.num_separators
+    fields = ("a_start", "a_len", "b_start", "b_len")
+    columns = {name: inputs[name].astype(np.int64) for name in fields}
+    plain_packing.assert_true_pairs(*ends_of(store), budget, **columns, label=inputs["next_label"])
+    assert packed.num_separators == options.num_separators
+    assert len(packed.duplicate_ends) == options.dupe_factor
+    start, expected = 0, []
+    for duplicate, end in enumerate(packed.duplicate_ends):
+        wanted = []
+        for number, shard in enumerate(store.shards):
+            lines = documents_of(shard)
+            sampler = plain_packing.Sampler(lines, options.seed, duplicate, number)
+            if format == "segment_pair":
+                found = plain_packing.segment_pairs(lines, budget, options.short_seq_prob, sampler)
+            else:
+                found = plain_packing.sentence_pairs(lines, budget, sampler)
+            wanted += [
+                pair._replace(
+                    a_start=pair.a_start + shard.start, b_start=pair.b_start + shard.start
+                )
+                for pair in found
+            ]
+        mine = inputs[packed.rows[start] : packed.rows[end]].tolist()
+        assert sorted(mine) == sorted(pair[:5] for pair in wanted)
+        start = end
+        expected.append(wanted)
+    return expected
+
+
+@given(documents, st.integers(2, 40), st.integers(1, 200))
+@settings(max_examples=60, deadline=None)
+def test_single_inputs(tmp_path_factory, documents, seq_len, shard_tokens):
+    folder = tmp_path_factory.mktemp("store")
+    store = write_store(folder, documents, vocab_size=100, shard_tokens=shard_tokens)
+    for format in packing.SINGLE_FORMATS:
+        packed = load_or_pack(store, format, seq_len)
+        assert packed.num_separators == 0
+        assert len(packed.duplicate_ends) == 1
+        check_rows(store, packed, 1)
+        check_single(store, packed, format)
+
+
+@given(documents, st.integers(6, 60), st.integers(60, 300), options)
+@settings(max_examples=60, deadline=None)
+def test_pairs(tmp_path_factory, documents, seq_len, shard_tokens, options):
+    folder = tmp_path_factory.mktemp("store")
+    # The last shard has two documents at least, so that there is some pair.
+    store = write_store(folder, documents, vocab_size=100, shard_tokens=shard_tokens)
+    if all(len(shard.document_ends) == 1 for shard in store.shards):
+        store = write_store(folder / "one", documents, vocab_size=100)
+    for format in PAIR_FORMATS:
+        packed = load_or_pack(store, format, seq_len, options)
+        check_rows(store, packed, 2 + options.num_separators)
+        check_pairs(store, packed, format, options)
+
+
+@pytest.fixture(scope="module")
+def real_store(real_data, tmp_path_factory):
+    """Wikipedia's validation text with RoBERTa's vocabulary, in several shards."""
+    config = get_config("small")
+    config.data.files = str(real_data / "pretrain" / "wiki_en.valid.jsonl.xz")
+    config.data.cache_dir = str(tmp_path_factory.mktemp("cache"))
+    config.data.num_workers = 1
+    config.tokenizer = str(real_data / "bpe_gpt2")
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr(corpus, "PIECE_BYTES", 100_000)
+        patch.setattr(build, "CHUNK_BYTES", 200_000)
+        patch.setattr(layout, "SHARD_TOKENS", 100_000)
+        store = prepare(config, progress=False).train
+    assert len(store.shards) > 3
+    return store
+
+
+# So much padding is there at most, as measured.
+PADDING = {
+    "full_sentences": 0.15,
+    "doc_sentences": 0.15,
+    "sentences": 0.01,
+    "segment_pair": 0.03,
+    "sentence_pair": 0.03,
+}
+
+
+@pytest.mark.parametrize("seq_len", [64, 128])
+@pytest.mark.parametrize("format", FORMATS)
+def test_real_text(real_store, format, seq_len):
+    options = PairOptions(dupe_factor=2)
+    packed = load_or_pack(real_store, format, seq_len, options)
+    check_rows(real_store, packed, 4 if format in PAIR_FORMATS else 1)
+    if seq_len == 128:
+        assert packed.padding_share < PADDING[format]
+    if format not in PAIR_FORMATS:
+        check_single(real_store, packed, format)
+        return
+    expected = check_pairs(real_store, packed, format, options)
+    labels = np.array([pair.label for found in expected for pair in found if pair.had_choice])
+    assert len(labels) > 5000
+    assert abs(labels.mean() - 0.5) < 5 * 0.5 / math.sqrt(len(labels))
+    # More than half are random: nothing follows a document's last sentence, and where a document's
+    # target is short, a sentence that reaches it alone is followed by a random one, as in BERT.
+    assert 0.49 < packed.inputs["next_label"].mean() < 0.62
+    # The duplicates share few of their pairs.
+    first, second = map(set, expected)
+    assert len(first & second) < 0.3 * len(first)

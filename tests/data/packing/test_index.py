@@ -1,0 +1,203 @@
+"""Packing: what inputs and rows of each format hold, and the index on disk."""
+
+import concurrent.futures
+import os
+
+import numpy as np
+import pytest
+from hypothesis import given, settings
+from hypothesis import strategies as st
+
+from roberta_jax.data.packing import blocks
+from roberta_jax.data.packing import index as packing
+from roberta_jax.data.packing.index import PairOptions
+from roberta_jax.data.store.token_store import write_store
+from roberta_jax.errors import UsageError
+from tests.support import plain_packing
+
+documents = st.lists(
+    st.lists(st.lists(st.integers(4, 99), max_size=30), min_size=1, max_size=6),
+    min_size=1,
+    max_size=8,
+)
+
+
+@given(documents, st.integers(2, 24), st.integers(1, 200))
+@settings(max_examples=40, deadline=None)
+def test_every_token_is_used_once(tmp_path_factory, documents, seq_len, shard_tokens):
+    folder = tmp_path_factory.mktemp("store")
+    store = write_store(folder, documents, vocab_size=100, shard_tokens=shard_tokens)
+    packed = packing.load_or_pack(store, "full_sentences", seq_len)
+    starts, lengths = packed.inputs["a_start"], packed.inputs["a_len"].astype(np.int64)
+    # End to end from 0 to the last token: each is used once, in order.
+    assert starts.tolist() == [0, *np.cumsum(lengths)[:-1]]
+    assert lengths.sum() == store.num_tokens
+    assert lengths.min() >= 1
+    assert lengths.max() <= seq_len - 1
+    # No row crosses a shard.
+    ends = starts + lengths
+    shard_of = np.searchsorted(store.shard_starts, starts, side="right")
+    assert (shard_of == np.searchsorted(store.shard_starts, ends - 1, side="right")).all()
+    # Within each shard, fairseq's rule.
+    row_lengths = [
+        length
+        for shard in store.shards
+        for _, length in plain_packing.full_sentences(
+            np.diff(shard.sentence_ends, prepend=0), seq_len - 1
+        )
+    ]
+    assert lengths.tolist() == row_lengths
+
+
+@pytest.fixture
+def store(tmp_path):
+    rng = np.random.default_rng(0)
+    documents = [
+        [rng.integers(4, 100, rng.integers(1, 40)).tolist() for _ in range(rng.integers(1, 20))]
+        for _ in range(60)
+    ]
+    return write_store(tmp_path / "store", documents, vocab_size=100, shard_tokens=3000)
+
+
+def test_tables(store):
+    packed = packing.load_or_pack(store, "full_sentences", 64)
+    assert packed.max_inputs == 1
+    assert packed.num_rows == len(packed.inputs)
+    assert packed.rows.tolist() == list(range(packed.num_rows + 1))
+    assert not packed.inputs["b_len"].any()
+    assert (packed.inputs["next_label"] == -1).all()
+    assert packed.num_tokens == store.num_tokens + packed.num_rows  # each row's <s>
+    assert packed.padding_share == pytest.approx(
+        1 - (packed.inputs["a_len"] + 1).sum() / (packed.num_rows * 64)
+    )
+    assert 0 < packed.padding_share < 0.4
+
+
+def test_the_index_is_cached_and_mapped(store, monkeypatch):
+    first = packing.load_or_pack(store, "full_sentences", 64)
+    monkeypatch.setattr(packing, "_build", None)  # would fail if called
+    again = packing.load_or_pack(store, "full_sentences", 64)
+    assert isinstance(again.inputs, np.memmap)
+    assert np.array_equal(first.inputs, again.inputs)
+    assert not again.inputs.flags.writeable
+
+
+def test_another_length_or_version_is_another_index(store, monkeypatch):
+    for seq_len in (64, 32):
+        packing.load_or_pack(store, "full_sentences", seq_len)
+    monkeypatch.setattr(packing, "VERSION", -1)
+    packing.load_or_pack(store, "full_sentences", 32)
+    assert len(os.listdir(store.folder / "packed")) == 3
+
+
+def test_builds_at_the_same_time(store):
+    with concurrent.futures.ThreadPoolExecutor(8) as pool:
+        indices = list(
+            pool.map(lambda _: packing.load_or_pack(store, "full_sentences", 16), range(16))
+        )
+    assert all(np.array_equal(index.inputs, indices[0].inputs) for index in indices)
+    assert len(os.listdir(store.folder / "packed")) == 1  # nothing temporary is left
+
+
+def test_a_failed_build_leaves_nothing(store, monkeypatch):
+    def fail(*_):
+        raise KeyboardInterrupt
+
+    monkeypatch.setattr(blocks, "full_sentences", fail)
+    with pytest.raises(KeyboardInterrupt):
+        packing.load_or_pack(store, "full_sentences", 16)
+    assert os.listdir(store.folder / "packed") == []
+
+
+def test_bad_input(store, tmp_path):
+    with pytest.raises(UsageError, match=r"data\.format is 'doc'.*full_sentences"):
+        packing.load_or_pack(store, "doc", 16)
+    with pytest.raises(UsageError, match="seq_len is 1"):
+        packing.load_or_pack(store, "full_sentences", 1)
+    empty = write_store(tmp_path / "empty", [], vocab_size=100)
+    with pytest.raises(UsageError, match="holds no tokens"):
+        packing.load_or_pack(empty, "full_sentences", 16)
+    (store.folder / "packed").write_text("in the way")
+    with pytest.raises(UsageError, match="cannot be written"):
+        packing.load_or_pack(store, "full_sentences", 16)
+
+
+PAIR_OPTIONS = PairOptions(dupe_factor=2)
+
+
+@pytest.mark.parametrize("format", packing.FORMATS)
+def test_every_format_is_cached_by_what_decides_it(store, format, monkeypatch):
+    first = packing.load_or_pack(store, format, 64, PAIR_OPTIONS)
+    others = [
+        PairOptions(dupe_factor=3),
+        PairOptions(2, short_seq_prob=0.2),
+        PairOptions(2, num_separators=1),
+        PairOptions(2, seed=1),
+    ]
+    for options in others:
+        packing.load_or_pack(store, format, 64, options)
+    of_pairs = format in packing.PAIR_FORMATS
+    assert len(os.listdir(store.folder / "packed")) == (5 if of_pairs else 1)
+    monkeypatch.setattr(packing, "_build", None)  # would fail if called
+    again = packing.load_or_pack(store, format, 64, PAIR_OPTIONS)
+    assert np.array_equal(first.inputs, again.inputs)
+    assert np.array_equal(first.rows, again.rows)
+    assert isinstance(again.rows, np.memmap)
+    assert again.duplicate_ends == first.duplicate_ends
+    assert again.num_separators == (2 if of_pairs else 0)
+
+
+def test_what_fits_no_pair(store):
+    for format in packing.PAIR_FORMATS:
+        for separators in (1, 2):
+            options = PairOptions(1, num_separators=separators)
+            least = 4 + separators  # <s>, a, the separators, b, </s>
+            packed = packing.load_or_pack(store, format, least, options)
+            assert (packed.inputs["a_len"] == 1).all()
+            assert (packed.inputs["b_len"] == 1).all()
+            with pytest.raises(UsageError, match=f"seq_len is {least - 1}, .* at least {least}"):
+                packing.load_or_pack(store, format, least - 1, options)
+
+
+def test_pairs_need_a_second_document(tmp_path, caplog):
+    one = write_store(tmp_path / "one", [[[5, 6], [7], [8]]], vocab_size=100)
+    for format in packing.PAIR_FORMATS:
+        with pytest.raises(UsageError, match=r"a single document.*more documents"):
+            packing.load_or_pack(one, format, 16)
+    # Here each document has a shard of its own: all that is left is what follows.
+    documents = [[[5, 6], [7], [8], [9]], [[5]], [[6, 7], [8]]]
+    store = write_store(tmp_path / "shards", documents, vocab_size=100, shard_tokens=1)
+    for format in packing.PAIR_FORMATS:
+        caplog.clear()
+        packed = packing.load_or_pack(store, format, 16, PairOptions(3))
+        assert len(caplog.records) == 3  # one a shard, not one a duplicate
+        assert "shard 00000" in caplog.text
+        assert len(packed.inputs) >= 6
+        assert (packed.inputs["next_label"] == 0).all()
+    lone = write_store(tmp_path / "lone", [[[5]], [[6]]], vocab_size=100, shard_tokens=1)
+    with pytest.raises(UsageError, match="no input in the format segment_pair"):
+        packing.load_or_pack(lone, "segment_pair", 16)
+
+
+def test_shards_without_pairs_take_no_rows(tmp_path):
+    """One shard of a document of two lines gives a pair in every sample, one of a line never."""
+    store = write_store(tmp_path, [[[5], [6]], [[7]]], vocab_size=100, shard_tokens=1)
+    packed = packing.load_or_pack(store, "sentence_pair", 16, PairOptions(3))
+    assert packed.duplicate_ends == (1, 2, 3)
+    assert packed.rows.tolist() == [0, 1, 2, 3]
+
+
+@pytest.mark.parametrize(
+    ("options", "message"),
+    [
+        ({"dupe_factor": 0}, r"data\.dupe_factor is 0"),
+        ({"short_seq_prob": -0.1}, r"data\.short_seq_prob is -0\.1"),
+        ({"short_seq_prob": 1.5}, r"data\.short_seq_prob is 1\.5"),
+        ({"short_seq_prob": float("nan")}, r"data\.short_seq_prob is nan"),
+        ({"num_separators": 0}, r"data\.num_separators is 0"),
+        ({"num_separators": 3}, r"data\.num_separators is 3"),
+    ],
+)
+def test_bad_options(options, message):
+    with pytest.raises(UsageError, match=message):
+        PairOptions(**options)

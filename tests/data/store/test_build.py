@@ -1,0 +1,350 @@
+"""Stores hold exactly what a plain loop would make, however many workers, kills and rivals."""
+
+import json
+import os
+import pathlib
+import random
+import signal
+import subprocess
+import sys
+import textwrap
+import time
+
+import numpy as np
+import psutil
+import pytest
+from ml_collections import ConfigDict
+
+from roberta_jax.data.store import build, layout, shards
+from roberta_jax.data.store.build import Recipe, build_stores
+from roberta_jax.data.store.token_store import TokenStore
+from roberta_jax.data.text.corpus import FilesCorpus, is_heldout, open_corpus
+from roberta_jax.data.text.sentences import split_sentences
+from roberta_jax.errors import UsageError
+from roberta_jax.tokenizer import RobertaTokenizer
+
+RECIPE = Recipe(validation_fraction=0.2, sentences="split", language="en")
+WORDS = "the a cat sat on mat file returns True if not there Zoë été 猫 😀 42".split(" ")  # noqa: SIM905
+
+
+def make_text(documents, seed=0):
+    rng = random.Random(seed)
+
+    def sentence():
+        return " ".join(rng.choices(WORDS, k=rng.randint(1, 12))).capitalize() + "."
+
+    return [
+        "\n\n".join(
+            " ".join(sentence() for _ in range(rng.randint(1, 5))) for _ in range(rng.randint(1, 4))
+        )
+        for _ in range(documents)
+    ]
+
+
+@pytest.fixture(scope="module")
+def tokenizer():
+    return RobertaTokenizer.train(make_text(300), vocab_size=300)
+
+
+@pytest.fixture(scope="module")
+def text_folder(tmp_path_factory):
+    folder = tmp_path_factory.mktemp("text")
+    documents = [*make_text(400), "  ", "twice the same"]
+    lines = [json.dumps({"text": text}) for text in [*documents, "twice the same"]]
+    (folder / "a.jsonl").write_text("\n".join(lines[:250]) + "\n")
+    (folder / "b.jsonl").write_text("\n".join(lines[250:]))
+    return folder
+
+
+def open_text(folder):
+    return open_corpus(
+        ConfigDict({"source": "files", "files": f"{folder}/*.jsonl", "text_field": "text"})
+    )
+
+
+def contents(folder):
+    return {
+        str(path.relative_to(folder)): path.read_bytes()
+        for path in folder.rglob("*")
+        if path.is_file()
+    }
+
+
+@pytest.fixture
+def small_chunks(monkeypatch):
+    """Some dozens of chunks and several shards from little text."""
+    monkeypatch.setattr("roberta_jax.data.text.corpus.PIECE_BYTES", 1000)
+    monkeypatch.setattr(build, "CHUNK_BYTES", 4000)
+    monkeypatch.setattr(layout, "SHARD_TOKENS", 12_000)
+
+
+def reference(documents, tokenizer, recipe):
+    """The two sides as lists of ids, one document after the other."""
+    sides = {"train": [], "heldout": []}
+    for text in documents:
+        side = sides["heldout" if is_heldout(text, recipe.validation_fraction) else "train"]
+        sentences = split_sentences(text, recipe.sentences, recipe.language)
+        for sentence in sentences:
+            side += [*tokenizer.encode(sentence, add_special_tokens=False), tokenizer.eos_token_id]
+        if sentences:
+            side.append(tokenizer.eos_token_id)
+    return sides
+
+
+@pytest.mark.usefixtures("small_chunks")
+@pytest.mark.parametrize("sentences", ["split", "lines"])
+def test_stores_equal_a_plain_loop(tmp_path, text_folder, tokenizer, sentences):
+    recipe = Recipe(0.2, sentences, "en")
+    corpus = open_text(text_folder)
+    stores = build_stores(tmp_path / "x", corpus, tokenizer, recipe, workers=1)
+    documents = [
+        json.loads(line)["text"]
+        for name in ("a.jsonl", "b.jsonl")
+        for line in (text_folder / name).read_text().splitlines()
+    ]
+    for store, wanted in zip(stores, reference(documents, tokenizer, recipe).values(), strict=True):
+        assert np.concatenate([shard.tokens for shard in store.shards]).tolist() == wanted
+        assert store.fingerprint == tokenizer.fingerprint()
+        assert store.vocab_size == 300
+        for shard in store.shards:
+            assert shard.num_tokens <= 12_000
+            assert shard.document_ends[-1] == shard.num_tokens
+            assert set(shard.document_ends) <= set(shard.sentence_ends)
+            assert (shard.tokens[shard.sentence_ends - 1] == tokenizer.eos_token_id).all()
+    train, heldout = stores
+    assert len(train.shards) > 2
+    assert train.num_documents + heldout.num_documents == 402
+    assert train.index["counts"] == heldout.index["counts"]
+    assert train.index["counts"]["empty"] == 1
+    assert train.index["counts"]["documents"] == 402
+    assert train.index["text_blake2b"] == build.content_hash(corpus)
+
+
+@pytest.mark.usefixtures("small_chunks")
+def test_same_bytes_for_any_number_of_workers(tmp_path, text_folder, tokenizer):
+    for workers in (1, 2, 3):
+        folder = tmp_path / str(workers)
+        build_stores(folder, open_text(text_folder), tokenizer, RECIPE, workers=workers)
+        assert sorted(path.name for path in folder.iterdir()) == ["heldout", "train"]
+    one = contents(tmp_path / "1")
+    assert len(one) > 8
+    assert one == contents(tmp_path / "2") == contents(tmp_path / "3")
+
+
+def test_second_time_nothing_is_written(tmp_path, text_folder, tokenizer):
+    build_stores(tmp_path / "x", open_text(text_folder), tokenizer, RECIPE)
+    before = {path: path.stat().st_mtime_ns for path in (tmp_path / "x").rglob("*")}
+    build_stores(tmp_path / "x", open_text(text_folder), tokenizer, RECIPE)
+    assert before == {path: path.stat().st_mtime_ns for path in (tmp_path / "x").rglob("*")}
+
+
+def test_share_of_zero_leaves_an_empty_heldout_store(tmp_path, text_folder, tokenizer):
+    recipe = Recipe(0, "split", "en")
+    train, heldout = build_stores(tmp_path / "x", open_text(text_folder), tokenizer, recipe)
+    assert train.num_documents == 402
+    assert (heldout.num_documents, heldout.num_tokens, len(heldout.shards)) == (0, 0, 0)
+
+
+# A script without `if __name__ == "__main__"`, as users write them: workers must not run it again.
+SCRIPT = """
+    import pathlib, sys, time
+    print("started", flush=True)
+    from roberta_jax.data.store import build, layout
+    from roberta_jax.data.text import corpus
+    from roberta_jax.tokenizer import RobertaTokenizer
+    corpus.PIECE_BYTES, build.CHUNK_BYTES, layout.SHARD_TOKENS = 1000, 4000, 12_000
+    text, folder = sys.argv[1:]
+    tokenizer = RobertaTokenizer.from_pretrained(pathlib.Path(text) / "tokenizer")
+    opened = corpus.FilesCorpus(sorted(pathlib.Path(text).glob("*.jsonl")), "text")
+    recipe = build.Recipe(0.2, "split", "en")
+    quick = opened.pieces  # too quick to be killed in the middle
+    corpus.FilesCorpus.pieces = lambda self: (time.sleep(0.02) or piece for piece in quick())
+    build.build_stores(pathlib.Path(folder), opened, tokenizer, recipe, workers=2)
+    assert "jax" not in sys.modules and "tensorflow" not in sys.modules
+    print("finished", flush=True)
+"""
+
+
+@pytest.fixture
+def start_script(tmp_path, text_folder, tokenizer):
+    """Starts processes that build; kills what is left of them at the end."""
+    script = tmp_path / "script.py"
+    script.write_text(textwrap.dedent(SCRIPT))
+    tokenizer.save_pretrained(text_folder / "tokenizer")
+    root = pathlib.Path(__file__).parents[3]
+    processes = []
+
+    def start(folder, script=script):
+        process = subprocess.Popen(
+            [sys.executable, str(script), str(text_folder), str(folder)],
+            env=os.environ | {"PYTHONPATH": str(root)},
+            stdout=subprocess.PIPE,
+            stderr=subprocess.PIPE,
+            text=True,
+        )
+        processes.append(process)
+        return process
+
+    yield start
+    for process in processes:
+        process.kill()
+        process.communicate()
+
+
+@pytest.mark.usefixtures("small_chunks")
+def test_resumes_after_kills(tmp_path, text_folder, tokenizer, start_script):
+    build_stores(tmp_path / "whole", open_text(text_folder), tokenizer, RECIPE, workers=1)
+    building = tmp_path / "x" / "building"
+    for parts in (1, 8, 15):  # killed when so many parts, or their shards, are there
+        process = start_script(tmp_path / "x")
+        while _parts_there(building) < parts and process.poll() is None:
+            time.sleep(0.002)
+        assert process.poll() is None, process.communicate()
+        children = psutil.Process(process.pid).children(recursive=True)
+        process.send_signal(signal.SIGKILL)
+        process.wait()
+        assert building.is_dir()
+        with pytest.raises(UsageError, match="holds no token store"):
+            TokenStore.open(tmp_path / "x" / "train")
+        _, alive = psutil.wait_procs(children, timeout=20)
+        assert not alive, "workers outlive their parent"
+    (tmp_path / "x" / "train" / "00000.tokens.npy.0123.tmp").touch()  # killed in the middle of it
+    kept = {path: path.stat().st_mtime_ns for path in _finished(tmp_path / "x")}
+    assert len(kept) > 3
+    build_stores(tmp_path / "x", open_text(text_folder), tokenizer, RECIPE, workers=2)
+    assert kept == {path: path.stat().st_mtime_ns for path in kept}
+    assert contents(tmp_path / "x") == contents(tmp_path / "whole")
+
+
+def _finished(folder):
+    """The files of shards that a record says are whole."""
+    for path in (folder / "building").glob("shard-*.json"):
+        record = json.loads(path.read_text())
+        for side in shards.SIDES:
+            yield from (folder / side).glob(f"{record[side]['name']}.*.npy") if record[side] else ()
+
+
+def _parts_there(building):
+    records = sorted(building.glob("shard-*.json"))
+    loose = len(list(building.glob("*.npz")))
+    return loose + (json.loads(records[-1].read_text())["end"] if records else 0)
+
+
+@pytest.mark.usefixtures("small_chunks")
+def test_rivals_do_not_disturb_each_other(tmp_path, text_folder, tokenizer, start_script):
+    build_stores(tmp_path / "whole", open_text(text_folder), tokenizer, RECIPE, workers=1)
+    processes = [start_script(tmp_path / "x") for _ in range(3)]
+    for process in processes:
+        out, err = process.communicate(timeout=120)
+        assert (process.returncode, out) == (0, "started\nfinished\n"), err
+    assert contents(tmp_path / "x") == contents(tmp_path / "whole")
+
+
+@pytest.mark.usefixtures("small_chunks")
+@pytest.mark.parametrize("moment", ["loose part", "while joining"])
+def test_damaged_part_is_made_again(tmp_path, text_folder, tokenizer, monkeypatch, moment):
+    corpus = open_text(text_folder)
+    build_stores(tmp_path / "whole", corpus, tokenizer, RECIPE, workers=1)
+    write_part = build.write_part
+
+    def damaging(folder, number, *rest):
+        write_part(folder, number, *rest)
+        if number == 2:
+            path = folder / f"{number:08d}.npz"
+            data = bytearray(path.read_bytes())
+            # The middle holds tokens, the end the archive's directory.
+            data[len(data) // 2 if moment == "while joining" else -1] ^= 255
+            path.write_bytes(data[: None if moment == "while joining" else len(data) // 2])
+
+    monkeypatch.setattr(build, "write_part", damaging)
+    with pytest.raises((UsageError, FileNotFoundError), match="00000002.npz was damaged|lost part"):
+        build_stores(tmp_path / "x", corpus, tokenizer, RECIPE, workers=1)
+    monkeypatch.undo()
+    monkeypatch.setattr("roberta_jax.data.text.corpus.PIECE_BYTES", 1000)
+    monkeypatch.setattr(build, "CHUNK_BYTES", 4000)
+    monkeypatch.setattr(layout, "SHARD_TOKENS", 12_000)
+    build_stores(tmp_path / "x", corpus, tokenizer, RECIPE, workers=1)
+    assert contents(tmp_path / "x") == contents(tmp_path / "whole")
+
+
+class DeadlyCorpus(FilesCorpus):
+    """Its workers die as if memory had run out."""
+
+    def documents(self, piece, counts):
+        os._exit(9)
+
+
+@pytest.mark.usefixtures("small_chunks")
+def test_death_of_a_worker(tmp_path, text_folder, tokenizer):
+    corpus = DeadlyCorpus([text_folder / "a.jsonl"], "text")
+    with pytest.raises(UsageError, match=r"worker process died.*config\.data\.num_workers"):
+        build_stores(tmp_path / "x", corpus, tokenizer, RECIPE, workers=2)
+
+
+@pytest.mark.usefixtures("small_chunks")
+def test_errors_of_workers_arrive(tmp_path, text_folder, tokenizer):
+    corpus = FilesCorpus([text_folder / "a.jsonl"], "body")
+    with pytest.raises(UsageError, match=r"a\.jsonl:\d+: no field 'body'"):
+        build_stores(tmp_path / "x", corpus, tokenizer, RECIPE, workers=2)
+
+
+def test_progress_bar(tmp_path, text_folder, tokenizer, capsys):
+    build_stores(tmp_path / "a", open_text(text_folder), tokenizer, RECIPE, progress=True)
+    shown = capsys.readouterr().err
+    assert "402 documents" in shown
+    assert "MB/s" in shown
+    assert "100%" in shown
+    build_stores(tmp_path / "b", open_text(text_folder), tokenizer, RECIPE, progress=False)
+    assert capsys.readouterr() == ("", "")
+
+
+@pytest.mark.slow
+def test_document_of_50_megabytes(tmp_path, tokenizer):
+    text = " ".join(make_text(20_000)).replace("\n\n", "\n")
+    text *= 50_000_000 // len(text.encode()) + 1
+    (tmp_path / "a.txt").write_text(text)
+    start = time.monotonic()
+    corpus = FilesCorpus([tmp_path / "a.txt"], "text")
+    recipe = Recipe(0, "split", "en")
+    train, _ = build_stores(tmp_path / "x", corpus, tokenizer, recipe, workers=2)
+    assert train.num_documents == 1
+    assert len(train.shards) == 1
+    assert train.index["counts"]["characters"] == len(text)
+    assert time.monotonic() - start < 240
+
+
+def test_shards_are_grouped_by_sizes_alone(tmp_path, monkeypatch):
+    """The same shards whether parts come in order, in disorder, or in two lives."""
+    monkeypatch.setattr(layout, "SHARD_TOKENS", 100)
+    rng = np.random.default_rng(0)
+    sizes = [*rng.integers(1, 60, 40).tolist(), 150, 5]
+    orders = {
+        "sorted": range(len(sizes)),
+        "reversed": range(len(sizes))[::-1],
+        "shuffled": rng.permutation(len(sizes)).tolist(),
+    }
+    for name, order in orders.items():
+        gathered = shards.Assembly(tmp_path / name, np.dtype(np.uint16))
+        for i, number in enumerate(order):
+            tokens = np.full(sizes[number], number, np.uint16)
+            ends = np.array([len(tokens)])
+            nothing = (tokens[:0], ends[:0], ends[:0])
+            shards.write_part(
+                gathered.building,
+                number,
+                {"train": (tokens, ends, ends), "heldout": nothing},
+                {"tokens": len(tokens)},
+            )
+            gathered.add(number)
+            if name == "shuffled" and i == 20:
+                gathered = shards.Assembly(tmp_path / name, np.dtype(np.uint16))
+                assert all(gathered.has(n) == (n in order[:21]) for n in range(len(sizes)))
+        gathered.finish(vocab_size=100, eos_id=2, fingerprint="", about={})
+        assert gathered.counts["tokens"] == sum(sizes)
+    train = TokenStore.open(tmp_path / "sorted" / "train")
+    assert all(shard.num_tokens <= 100 or shard.num_documents == 1 for shard in train.shards)
+    # Greedy: the first part of a shard would not have fit into the one before.
+    for shard, following in zip(train.shards, train.shards[1:], strict=False):
+        assert shard.num_tokens + following.document_ends[0] > 100
+    assert contents(tmp_path / "sorted") == contents(tmp_path / "reversed")
+    assert contents(tmp_path / "sorted") == contents(tmp_path / "shuffled")

@@ -1,0 +1,212 @@
+"""Tokens on disk: their layout, what survives a reopening, damage, and views of the first."""
+
+import json
+import pickle
+
+import numpy as np
+import pytest
+from hypothesis import given, settings
+from hypothesis import strategies as st
+
+from roberta_jax.data.packing import index as packing
+from roberta_jax.data.store.layout import ARRAYS
+from roberta_jax.data.store.token_store import TokenStore, write_store
+from roberta_jax.errors import UsageError
+from tests.support import toy_corpus
+
+EOS = 2
+DOCUMENTS = [[[10, 11], [12]], [[13, 14, 15]], [[16], [17], [18, 19]]]
+
+
+def test_layout_is_fairseqs(tmp_path):
+    store = write_store(tmp_path, DOCUMENTS, vocab_size=100)
+    (shard,) = store.shards
+    assert shard.tokens.tolist() == [
+        *(10, 11, EOS, 12, EOS, EOS),
+        *(13, 14, 15, EOS, EOS),
+        *(16, EOS, 17, EOS, 18, 19, EOS, EOS),
+    ]
+    assert shard.sentence_ends.tolist() == [3, 5, 6, 10, 11, 13, 15, 18, 19]
+    assert shard.document_ends.tolist() == [6, 11, 19]
+    assert (store.num_tokens, store.num_sentences, store.num_documents) == (19, 9, 3)
+    assert store.vocab_size == 100
+    assert store.eos_id == EOS
+
+
+def test_shards_end_at_documents_and_are_bounded(tmp_path):
+    rng = np.random.default_rng(0)
+    documents = [
+        [list(range(10, 10 + length)) for length in rng.integers(1, 9, rng.integers(1, 6))]
+        for _ in range(50)
+    ]
+    one = write_store(tmp_path / "one", documents, vocab_size=100)
+    many = write_store(tmp_path / "many", documents, vocab_size=100, shard_tokens=60)
+    assert len(one.shards) == 1
+    assert len(many.shards) > 10
+    assert all(shard.num_tokens <= 60 for shard in many.shards)
+    for shard in many.shards:
+        assert shard.document_ends[-1] == shard.sentence_ends[-1] == shard.num_tokens
+    np.testing.assert_array_equal(
+        np.concatenate([shard.tokens for shard in many.shards]), one.shards[0].tokens
+    )
+    for ends in ("sentence_ends", "document_ends"):
+        shifted = [getattr(shard, ends) + shard.start for shard in many.shards]
+        np.testing.assert_array_equal(np.concatenate(shifted), getattr(one.shards[0], ends))
+    assert many.shard_starts.tolist() == [s.start for s in many.shards] + [one.num_tokens]
+
+
+@pytest.mark.parametrize(
+    ("vocab_size", "dtype"), [(65536, np.uint16), (65537, np.uint32), (250002, np.uint32)]
+)
+def test_dtype_follows_the_vocabulary(tmp_path, vocab_size, dtype):
+    store = write_store(tmp_path, [[[vocab_size - 1]]], vocab_size)
+    assert store.dtype == dtype
+    assert store.shards[0].tokens.dtype == dtype
+    assert store.shards[0].tokens.tolist() == [vocab_size - 1, EOS, EOS]
+
+
+def test_empty_store_opens(tmp_path):
+    store = write_store(tmp_path, [], vocab_size=100)
+    assert store.num_tokens == 0
+    assert store.shards == ()
+    assert store.shard_starts.tolist() == [0]
+
+
+def test_arrays_are_mapped_and_read_only(tmp_path):
+    shard = write_store(tmp_path, DOCUMENTS, vocab_size=100).shards[0]
+    assert isinstance(shard.tokens, np.memmap)
+    with pytest.raises(ValueError, match="read-only"):
+        shard.tokens[0] = 1
+
+
+def test_pickle_carries_the_folder_only(tmp_path):
+    store = write_store(tmp_path, [[[10] * 100_000]], vocab_size=100)
+    assert store.shards[0].tokens[0] == 10
+    data = pickle.dumps(store)
+    assert len(data) < 1000
+    assert pickle.loads(data).num_tokens == store.num_tokens
+
+
+def test_files_are_plain_npy_and_deterministic(tmp_path):
+    write_store(tmp_path / "a", DOCUMENTS, vocab_size=100)
+    write_store(tmp_path / "b", DOCUMENTS, vocab_size=100)
+    names = sorted(path.name for path in (tmp_path / "a").iterdir())
+    assert names == sorted(["index.json", *(f"00000.{array}.npy" for array in ARRAYS)])
+    for name in names:
+        assert (tmp_path / "a" / name).read_bytes() == (tmp_path / "b" / name).read_bytes()
+
+
+def test_no_store(tmp_path):
+    with pytest.raises(UsageError, match=r"holds no token store.*roberta_jax\.prepare"):
+        TokenStore.open(tmp_path)
+
+
+def make_documents(count, seed=0):
+    rng = np.random.default_rng(seed)
+    return [
+        [rng.integers(4, 100, rng.integers(1, 20)).tolist() for _ in range(rng.integers(1, 8))]
+        for _ in range(count)
+    ]
+
+
+def contents(store):
+    return [
+        [getattr(shard, name).tolist() for name in ARRAYS] + [shard.start] for shard in store.shards
+    ]
+
+
+@given(
+    st.integers(0, 12),
+    st.integers(1, 400),
+    st.integers(1, 1200),
+    st.integers(0, 2**30),
+)
+@settings(max_examples=100, deadline=None)
+def test_the_first_documents_are_a_store(tmp_path_factory, count, shard_tokens, max_tokens, seed):
+    documents = make_documents(count, seed)
+    folder = tmp_path_factory.mktemp("store")
+    store = write_store(folder / "all", documents, 100, shard_tokens=shard_tokens)
+    sizes = np.cumsum([sum(map(len, lines)) + len(lines) + 1 for lines in documents])
+    kept = int((sizes <= max_tokens).sum())
+    kept = max(kept, 1) if documents else 0
+    wanted = write_store(folder / "few", documents[:kept], 100, shard_tokens=shard_tokens)
+    found = store.first(max_tokens)
+    assert contents(found) == contents(wanted)
+    for name in ("num_tokens", "num_sentences", "num_documents", "vocab_size", "eos_id"):
+        assert getattr(found, name) == getattr(wanted, name)
+    assert found.shard_starts.tolist() == wanted.shard_starts.tolist()
+    # A view is pickled as one, verified as one, and may be narrowed again.
+    again = pickle.loads(pickle.dumps(found))
+    assert contents(again) == contents(found)
+    found.verify()
+    assert contents(store.first(10**9)) == contents(store)
+    assert contents(store.first(10**9).first(max_tokens)) == contents(found)
+    assert contents(found.first(max_tokens)) == contents(found)
+
+
+def test_a_view_is_packed_for_itself(tmp_path):
+    documents = make_documents(60)
+    store = write_store(tmp_path / "all", documents, 100, shard_tokens=700)
+    view = store.first(store.num_tokens // 2)
+    assert 1 < len(view.shards) < len(store.shards)
+    few = write_store(tmp_path / "few", documents[: view.num_documents], 100, shard_tokens=700)
+    for format in packing.FORMATS:
+        whole, part, wanted = (packing.load_or_pack(x, format, 32) for x in (store, view, few))
+        assert part.num_rows == wanted.num_rows < whole.num_rows
+        assert np.array_equal(part.inputs, wanted.inputs)
+        assert np.array_equal(part.rows, wanted.rows)
+        assert part.duplicate_ends == wanted.duplicate_ends
+        assert part.padding_share == wanted.padding_share
+        assert np.array_equal(packing.load_or_pack(store, format, 32).inputs, whole.inputs)
+        rows = np.arange(part.num_rows)
+        found = toy_corpus.make_dataset(view, packed=part)(rows, rows)
+        expected = toy_corpus.make_dataset(few, packed=wanted)(rows, rows)
+        for name in expected:
+            assert np.array_equal(found[name], expected[name])
+    # A view of everything is the store: nothing is packed anew.
+    number = len(list((store.folder / "packed").iterdir()))
+    packing.load_or_pack(store.first(store.num_tokens), "full_sentences", 32)
+    assert len(list((store.folder / "packed").iterdir())) == number
+
+
+@pytest.mark.parametrize("damage", ["missing", "short", "long"])
+@pytest.mark.parametrize("array", ARRAYS)
+def test_missing_or_resized_file(tmp_path, damage, array):
+    write_store(tmp_path, DOCUMENTS, vocab_size=100)
+    path = tmp_path / f"00000.{array}.npy"
+    if damage == "missing":
+        path.unlink()
+    elif damage == "short":
+        path.write_bytes(path.read_bytes()[:-1])
+    else:
+        path.write_bytes(path.read_bytes() + b"\0")
+    with pytest.raises(UsageError, match=rf"00000\.{array}\.npy.*Delete that folder"):
+        TokenStore.open(tmp_path)
+
+
+@pytest.mark.parametrize("array", ARRAYS)
+def test_flipped_byte_is_found_by_verify(tmp_path, array):
+    write_store(tmp_path, DOCUMENTS, vocab_size=100)
+    TokenStore.open(tmp_path).verify()
+    path = tmp_path / f"00000.{array}.npy"
+    data = bytearray(path.read_bytes())
+    data[-3] ^= 1
+    path.write_bytes(data)
+    store = TokenStore.open(tmp_path)
+    with pytest.raises(UsageError, match=rf"contents of 00000\.{array}\.npy have changed"):
+        store.verify()
+
+
+@pytest.mark.parametrize("change", ["text", "version", "format"])
+def test_damaged_index(tmp_path, change):
+    write_store(tmp_path, DOCUMENTS, vocab_size=100)
+    path = tmp_path / "index.json"
+    index = json.loads(path.read_text())
+    if change == "text":
+        path.write_text(path.read_text()[:-20])
+    elif change == "version":
+        path.write_text(json.dumps(index | {"version": 99}))
+    else:
+        path.write_text(json.dumps([1, 2]))
+    with pytest.raises(UsageError, match="Delete that folder"):
+        TokenStore.open(tmp_path)

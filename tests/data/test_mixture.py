@@ -1,0 +1,250 @@
+"""Mixtures: each corpus' rows as often as its weight says, made as its own dataset makes them."""
+
+import collections
+import pickle
+
+import numpy as np
+import pytest
+from hypothesis import given, settings
+from hypothesis import strategies as st
+
+from roberta_jax.data.mixture import Mixture
+from roberta_jax.data.packing.index import PairOptions
+from roberta_jax.data.pipeline import eval_batches, eval_rows, train_batches
+from tests.support.toy_corpus import make_dataset, make_store
+
+SEED = 3
+
+
+class Recorder:
+    """Stands in for a dataset: the batch says which rows and epochs were asked for."""
+
+    seq_len, vocab_size, max_inputs, num_slots = 32, 120, 1, 8
+
+    def __init__(self, num_rows, epoch_ends=None, padding_share=0.0, seed=None):
+        self.num_rows = num_rows
+        self.epoch_ends = np.array(epoch_ends or (num_rows,))
+        self.padding_share, self.seed = padding_share, seed
+
+    def with_seed(self, seed):
+        return Recorder(self.num_rows, tuple(self.epoch_ends), self.padding_share, seed)
+
+    def __call__(self, rows, epochs):
+        seeds = np.full(len(rows), self.seed % 2**62)
+        return {"seen": np.stack([rows, epochs, seeds], axis=1)}
+
+
+@pytest.fixture(scope="module")
+def datasets(tmp_path_factory):
+    folder = tmp_path_factory.mktemp("stores")
+    stores = [make_store(folder / str(i), 20 + 10 * i, seed=i) for i in range(3)]
+    return [make_dataset(store, seq_len=32) for store in stores]
+
+
+WEIGHTS = (1.0, 0.4, 2.5)
+
+
+@pytest.fixture(scope="module")
+def mixture(datasets):
+    return Mixture(datasets, WEIGHTS, SEED)
+
+
+def recorded(datasets, weights=WEIGHTS):
+    """The same mixture of stand-ins."""
+    return Mixture([Recorder(m.num_rows, tuple(m.epoch_ends)) for m in datasets], weights, SEED)
+
+
+def assert_equal(found, expected):
+    assert list(found) == list(expected)
+    for name, array in found.items():
+        assert array.dtype == expected[name].dtype
+        assert np.array_equal(array, expected[name]), name
+
+
+corpora = st.lists(
+    st.tuples(
+        st.lists(st.integers(0, 20), min_size=1, max_size=3).filter(any),
+        st.floats(0.05, 4),
+    ),
+    min_size=1,
+    max_size=4,
+)
+
+
+@given(corpora, st.integers(1, 12))
+@settings(max_examples=150, deadline=None)
+def test_rows_of_a_corpus_are_seen_equally_often(corpora, num_epochs):
+    datasets = [Recorder(sum(sizes), tuple(np.cumsum(sizes))) for sizes, _ in corpora]
+    weights = [weight for _, weight in corpora]
+    mixture = Mixture(datasets, weights, SEED)
+    rows = np.tile(np.arange(mixture.num_rows), num_epochs)
+    epochs = np.repeat(np.arange(num_epochs), mixture.num_rows)
+    seen = mixture(rows, epochs)["seen"]
+    sources = mixture.sources(rows)
+    for number, (dataset, weight) in enumerate(zip(datasets, weights, strict=True)):
+        mine = seen[sources == number]
+        assert len(mine) == num_epochs * max(1, round(weight * dataset.num_rows))
+        counts = np.bincount(mine[:, 0], minlength=dataset.num_rows)
+        assert len(counts) == dataset.num_rows
+        assert counts.max() - counts.min() <= 1
+        # A row has its own epochs, one after the other: no mask comes twice.
+        times = collections.Counter(map(tuple, mine[:, :2].tolist()))
+        assert max(times.values()) == 1
+        assert mine[:, 1].max() == (len(mine) - 1) // dataset.num_rows * len(dataset.epoch_ends) + (
+            np.searchsorted(dataset.epoch_ends, (len(mine) - 1) % dataset.num_rows, side="right")
+        )
+
+
+def test_what_it_says_of_itself(datasets, mixture):
+    sizes = [round(w * m.num_rows) for w, m in zip(WEIGHTS, datasets, strict=True)]
+    assert mixture.num_rows == sum(sizes)
+    assert mixture.epoch_ends.tolist() == [sum(sizes)]
+    counts = np.bincount(mixture.sources(np.arange(mixture.num_rows)))
+    assert counts.tolist() == sizes
+    for name in ("seq_len", "vocab_size", "max_inputs", "num_slots"):
+        assert getattr(mixture, name) == getattr(datasets[0], name)
+    ids = mixture.assemble(np.arange(mixture.num_rows))["segment_ids"]
+    assert mixture.padding_share == pytest.approx((ids == 0).mean(), abs=0.01)
+
+
+def test_padding_share_is_by_rows():
+    datasets = [Recorder(10, padding_share=0.1), Recorder(20, padding_share=0.4)]
+    assert Mixture(datasets, [1, 1], SEED).padding_share == pytest.approx(0.3)
+    assert Mixture(datasets, [2, 1], SEED).padding_share == pytest.approx(0.25)
+
+
+def test_rows_are_those_of_the_corpora(datasets, mixture):
+    rng = np.random.default_rng(0)
+    rows, epochs = rng.integers(0, mixture.num_rows, 200), rng.integers(0, 9, 200)
+    asked = recorded(datasets)(rows, epochs)["seen"]
+    batch = mixture(rows, epochs)
+    assert batch["input_ids"].shape == (200, 32)
+    sources = mixture.sources(rows)
+    assert set(sources) == {0, 1, 2}
+    for number, dataset in enumerate(datasets):
+        mine = sources == number
+        seed = recorded(datasets)._makers[number].seed
+        own = dataset.with_seed(seed)(asked[mine, 0], asked[mine, 1])
+        assert_equal({name: array[mine] for name, array in batch.items()}, own)
+
+
+def test_corpora_have_masks_and_orders_of_their_own(datasets):
+    """The same corpus twice: the copies go through it in unlike orders, and mask it unlike."""
+    dataset = datasets[0]
+    n = dataset.num_rows
+    seen = recorded([dataset, dataset], (1, 1))(np.arange(2 * n), np.zeros(2 * n, int))["seen"]
+    assert seen[0, 2] != seen[n, 2]
+    assert sorted(seen[:n, 0]) == sorted(seen[n:, 0]) == list(range(n))
+    assert (seen[:n, 0] == seen[n:, 0]).mean() < 0.1
+    batch = Mixture([dataset, dataset], (1, 1), SEED)(np.arange(2 * n), np.zeros(2 * n, int))
+    positions = batch["masked_positions"]
+    first, second = positions[np.argsort(seen[:n, 0])], positions[n:][np.argsort(seen[n:, 0])]
+    assert (first == second).all(axis=1).mean() < 0.2
+
+
+def test_one_corpus_alone_is_each_row_once_an_epoch(datasets):
+    dataset = datasets[1]
+    mixture = Mixture([dataset], [1.0], SEED)
+    assert mixture.num_rows == dataset.num_rows
+    plain = dataset.assemble(np.arange(dataset.num_rows))["input_ids"]
+    rows = np.arange(dataset.num_rows)
+    orders = []
+    for epoch in range(3):
+        asked = recorded([dataset], (1.0,))(rows, np.full(len(rows), epoch))["seen"]
+        assert sorted(asked[:, 0]) == rows.tolist()
+        assert set(asked[:, 1]) == {epoch}
+        orders.append(asked[:, 0].tolist())
+    assert orders[0] != orders[1] != orders[2]
+    assert np.array_equal(mixture.assemble(rows)["input_ids"], plain[orders[0]])
+
+
+def test_a_row_is_the_same_in_any_company(mixture):
+    rng = np.random.default_rng(1)
+    rows, epochs = rng.integers(0, mixture.num_rows, 60), rng.integers(0, 9, 60)
+    whole = mixture(rows, epochs)
+    order = rng.permutation(60)
+    assert_equal(mixture(rows[order], epochs[order]), {k: v[order] for k, v in whole.items()})
+    for i in (0, 30, 59):
+        alone = mixture(rows[i : i + 1], epochs[i : i + 1])
+        assert_equal(alone, {k: v[i : i + 1] for k, v in whole.items()})
+    assert_equal(pickle.loads(pickle.dumps(mixture))(rows, epochs), whole)
+    none = mixture(rows[:0], epochs[:0])
+    assert {k: v.shape[1:] for k, v in none.items()} == {k: v.shape[1:] for k, v in whole.items()}
+    assert all(array.ctypes.data % 64 == 0 for array in whole.values())
+
+
+def test_another_seed_is_other_masks_of_the_same_rows(mixture):
+    rows = np.arange(mixture.num_rows)
+    other = mixture.with_seed(99)
+    assert_equal(other.assemble(rows), mixture.assemble(rows))
+    here, there = mixture(rows, rows * 0), other(rows, rows * 0)
+    assert np.array_equal(here["position_ids"], there["position_ids"])
+    same = (here["masked_positions"] == there["masked_positions"]).all(axis=1)
+    assert same.mean() < 0.2
+    assert_equal(other.with_seed(SEED)(rows, rows), mixture(rows, rows))
+
+
+def test_training_from_any_step_on_any_hosts(mixture):
+    def train(start, stop, **options):
+        options = {"batch_size": 8, "seed": 5, "engine": "numpy", **options}
+        return list(train_batches(mixture, start_step=start, stop_step=stop, **options))
+
+    steps = 3 * mixture.num_rows // 8
+    assert mixture.num_rows % 8  # so that batches straddle epochs
+    straight = train(0, steps)
+    for start in (1, steps - 2):
+        for found, expected in zip(train(start, steps), straight[start:], strict=True):
+            assert_equal(found, expected)
+    halves = [train(0, steps, local_rows=part) for part in np.split(np.arange(8), 2)]
+    for first, second, expected in zip(*halves, straight, strict=True):
+        assert_equal({k: np.concatenate([v, second[k]]) for k, v in first.items()}, expected)
+
+
+def test_every_row_of_the_mixture_once_an_epoch_through_the_pipeline(datasets):
+    """Weights of whole numbers: an epoch sees each row of a corpus just so many times."""
+    mixture = recorded(datasets, (1, 3, 2))
+    stop = 2 * mixture.num_rows
+    batches = train_batches(
+        mixture, batch_size=1, seed=5, start_step=0, stop_step=stop, engine="numpy", workers=1
+    )
+    seen = np.concatenate([batch["seen"] for batch in batches])
+    seeds = [dataset.seed % 2**62 for dataset in mixture._makers]
+    for number, (dataset, weight) in enumerate(zip(datasets, (1, 3, 2), strict=True)):
+        for half in np.split(seen, 2):
+            counts = np.bincount(half[half[:, 2] == seeds[number], 0], minlength=dataset.num_rows)
+            assert (counts == weight).all()
+
+
+def test_evaluation(mixture):
+    found = list(eval_batches(mixture, batch_size=16, seed=7, engine="numpy"))
+    again = list(eval_batches(mixture.with_seed(1), batch_size=16, seed=7, engine="numpy"))
+    for a, b in zip(found, again, strict=True):
+        assert_equal(a, b)
+    joined = {name: np.concatenate([batch[name] for batch in found]) for name in found[0]}
+    rows = eval_rows(mixture, seed=7)
+    assert sorted(rows) == list(range(mixture.num_rows))
+    expected = mixture.with_seed(7)(rows, np.zeros_like(rows))
+    assert_equal({name: array[: len(rows)] for name, array in joined.items()}, expected)
+    assert len(joined["masked_weights"]) > len(rows)
+    assert not joined["masked_weights"][len(rows) :].any()
+
+
+def test_pairs_of_several_corpora(tmp_path):
+    options = {"format": "segment_pair", "pairs": PairOptions(2), "next_sentence": True}
+    datasets = [
+        make_dataset(make_store(tmp_path / str(i), 20, seed=i), 48, token_types=True, **options)
+        for i in range(2)
+    ]
+    mixture = Mixture(datasets, [1, 0.5], SEED)
+    assert mixture.num_rows == datasets[0].num_rows + round(datasets[1].num_rows / 2)
+    rows = np.arange(mixture.num_rows)
+    batch = mixture(rows, rows)
+    assert list(batch) == list(datasets[0](rows[:1], rows[:1]))
+    assert batch["next_sentence_weights"].sum() > len(rows)
+    assert batch["next_sentence_weights"].dtype == np.float32
+
+
+def test_bad_rows(mixture):
+    for row in (-1, mixture.num_rows):
+        with pytest.raises(IndexError, match="row numbers must lie in"):
+            mixture(np.array([row]), np.array([0]))

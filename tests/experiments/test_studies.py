@@ -1,0 +1,105 @@
+"""The studies of the paper's tables: every point is valid, and their numbers are the paper's."""
+
+import pytest
+
+from configs.pretrain import get_config
+from experiments import recipes
+from experiments.study_files import STUDIES, load_study
+from roberta_jax.pretraining.spec import Plan, decay_steps
+
+NAMES = sorted(path.stem for path in STUDIES.glob("*.py"))
+FORMS = ("tiny", "paper")
+
+
+@pytest.mark.parametrize("name", NAMES)
+@pytest.mark.parametrize("form", FORMS)
+def test_every_point_has_a_plan(name, form):
+    points = load_study(f"{name}:{form}").points()
+    assert len({point.name for point in points}) == len(points)
+    for point in points[: len(points) // len(points[0].study.seeds)]:  # of the first seed
+        config = point.config()
+        plan = Plan(config)
+        assert float(plan.schedule(config.schedule.warmup_steps)) == pytest.approx(
+            config.optimizer.learning_rate
+        )
+        assert config.eval.short_inputs  # what settings are compared on
+
+
+@pytest.mark.parametrize("name", NAMES)
+def test_all_settings_of_a_study_are_scored_alike(name):
+    for form in FORMS:
+        configs = [point.config() for point in load_study(f"{name}:{form}").points()]
+        for key in ("eval", "seq_len", "tokenizer", "new_tokenizer"):
+            assert all(config[key] == configs[0][key] for config in configs)
+        assert {config.data.validation_fraction for config in configs} == {
+            configs[0].data.validation_fraction
+        }
+
+
+def test_table_1():
+    study = load_study("table1:paper")
+    assert [study.settings[name]["masking.dupe_factor"] for name in ("static", "dynamic")] == [
+        10,
+        None,
+    ]
+    config = study.points()[0].config()
+    assert (config.data.format, config.objective.next_sentence) == ("segment_pair", True)
+    assert (config.data.dupe_factor, config.train.batch_size) == (10, 256)
+    # Forty epochs of rows of which some 78% are text.
+    config = load_study("table1:tiny").points()[0].config()
+    seen = config.train.steps * config.train.batch_size * config.seq_len
+    assert seen * 0.775 / config.data.max_tokens == pytest.approx(40, rel=0.01)
+
+
+def test_table_2():
+    study = load_study("table2:paper")
+    configs = {point.setting: point.config() for point in study.points() if point.seed == 0}
+    told = {
+        name: (config.data.format, config.objective.next_sentence, config.model.type_vocab_size)
+        for name, config in configs.items()
+    }
+    assert told == {
+        "SEGMENT-PAIR+NSP": ("segment_pair", True, 2),
+        "SEGMENT-PAIR": ("segment_pair", False, 2),
+        "SENTENCE-PAIR+NSP": ("sentence_pair", True, 2),
+        "FULL-SENTENCES": ("full_sentences", False, 1),
+        "DOC-SENTENCES": ("doc_sentences", False, 1),
+    }
+    for config in configs.values():
+        assert (config.train.batch_size, config.train.steps) == (256, 1_000_000)
+        assert config.optimizer.learning_rate == 1e-4
+        assert config.optimizer.beta2 == 0.999
+    assert study.paper["DOC-SENTENCES"]["RACE"] == 65.6
+
+
+@pytest.mark.parametrize("form", FORMS)
+def test_table_3_makes_equal_passes(form):
+    study = load_study(f"table3:{form}")
+    configs = [point.config() for point in study.points() if point.seed == 0]
+    sizes = [config.train.batch_size for config in configs]
+    assert [size / sizes[0] for size in sizes] == [1, 8, 32, 32]
+    rows = [config.train.batch_size * config.train.steps for config in configs]
+    assert max(rows) / min(rows) < 1.01
+    assert [config.optimizer.name for config in configs] == ["adamw", "adamw", "adamw", "lamb"]
+    if form == "paper":
+        told = [(c.train.steps, c.optimizer.learning_rate) for c in configs[:3]]
+        assert told == [(1_000_000, 1e-4), (125_000, 7e-4), (31_000, 1e-3)]
+        assert [config.optimizer.beta2 for config in configs[:3]] == [0.999, 0.98, 0.98]
+        assert [row["perplexity"] for row in study.paper.values()] == [3.99, 3.68, 3.77]
+
+
+def test_table_4():
+    study = load_study("table4:paper")
+    configs = [point.config() for point in study.points()]
+    assert [config.train.steps for config in configs] == [100_000, 100_000, 300_000, 500_000]
+    assert [len(config.data.mixture) for config in configs] == [0, 3, 3, 3]
+    assert all(decay_steps(config) == config.train.steps for config in configs)
+    large = get_config("large")
+    assert all(config.model == large.model for config in configs)
+    assert all(config.optimizer == large.optimizer for config in configs)
+
+
+def test_a_tiny_run_is_as_long_as_it_says():
+    config = recipes.tiny()
+    tokens = config.train.steps * config.train.batch_size * config.seq_len
+    assert tokens == recipes.TINY_TOKENS

@@ -1,0 +1,175 @@
+"""The model on a mesh: constraints that stand, the same numbers, the same dropout.
+
+On eight virtual devices, which need a process of their own; the mesh and the rules are this test's.
+"""
+
+import json
+import os
+import re
+import tempfile
+
+import flax.linen as nn
+import jax
+import jax.numpy as jnp
+import numpy as np
+import pytest
+from jax.sharding import AxisType, NamedSharding, PartitionSpec
+
+from roberta_jax.kernels.dropout import dropout, random_words
+from roberta_jax.modeling import losses
+from roberta_jax.modeling.config import Execution
+from roberta_jax.modeling.heads import RobertaForMaskedLM
+from tests.golden import masked_lm
+from tests.support import processes
+
+CONFIG = masked_lm.config(
+    vocab_size=1000,
+    hidden_size=32,
+    intermediate_size=64,
+    hidden_dropout_prob=0.1,
+    attention_probs_dropout_prob=0.1,
+)
+RULES = (
+    ("batch", ("data", "fsdp")),
+    ("heads", "tensor"),
+    ("mlp", "tensor"),
+    ("logits", "tensor"),
+    ("embed", "fsdp"),
+)
+ROWS, LENGTH, SLOTS = 8, 16, 4
+
+
+def batch_of():
+    ids, mask, _ = masked_lm.example_inputs(CONFIG, ROWS, LENGTH, seed=0)
+    rng = np.random.default_rng(1)
+    return {
+        "input_ids": ids,
+        "attention_mask": mask,
+        "masked_positions": rng.integers(0, 2, (ROWS, SLOTS)),
+        "masked_labels": rng.integers(0, CONFIG.vocab_size, (ROWS, SLOTS)),
+        "masked_weights": np.ones((ROWS, SLOTS), np.float32),
+    }
+
+
+def loss_and_grad(execution):
+    model = RobertaForMaskedLM(CONFIG, execution)
+
+    def loss(params, batch):
+        rngs = {"dropout": jax.random.key(3)}
+        arguments = {**batch, "deterministic": False, "rngs": rngs, "method": "loss"}
+        return model.apply({"params": params}, **arguments)[0]
+
+    return jax.jit(jax.value_and_grad(loss))
+
+
+def specs_of(execution):
+    """Where the rules put each parameter."""
+    boxed = jax.eval_shape(
+        lambda: RobertaForMaskedLM(CONFIG, execution).init(
+            jax.random.key(0), jnp.zeros((1, 2), jnp.int32)
+        )
+    )["params"]
+    return nn.logical_to_mesh(nn.get_partition_spec(boxed), RULES)
+
+
+def on_eight_devices():
+    """Runs in a process of its own; prints what it found as JSON."""
+    jax.config.update("jax_default_matmul_precision", "highest")
+    losses.CHUNK = 256  # so that the vocabulary takes several chunks
+    mesh = jax.make_mesh((2, 2, 2), ("data", "fsdp", "tensor"), axis_types=(AxisType.Auto,) * 3)
+    found = {}
+    for stack in (False, True):
+        execution = Execution(scan_layers=stack)
+        params = masked_lm.nest(masked_lm.random_params(CONFIG, seed=0), stack)
+        place = jax.tree.map(lambda spec: NamedSharding(mesh, spec), specs_of(execution))
+        placed = jax.device_put(params, place)
+        batch = jax.device_put(batch_of(), NamedSharding(mesh, PartitionSpec(("data", "fsdp"))))
+        with jax.set_mesh(mesh):
+            without_rules = loss_and_grad(execution).lower(placed, batch).as_text()
+            with nn.logical_axis_rules(RULES):
+                lowered = loss_and_grad(execution).lower(placed, batch)
+        found[f"stack={stack}"] = {
+            "constraints": constraints(lowered.as_text()),
+            "constraints without rules": len(constraints(without_rules)),
+        }
+    messages, compiled = compile_and_listen(lowered)
+    found["rematerialised"] = "full rematerialization" in messages
+    together, alone = compiled(placed, batch), loss_and_grad(execution)(params, batch_of())
+    errors = jax.tree.map(
+        lambda a, b: float(np.abs(a - b).max() / max(1.0, np.abs(b).max())),
+        jax.device_get(together),
+        jax.device_get(alone),
+    )
+    found["error"] = max(jax.tree.leaves(errors))
+    found["dropout collectives"] = dropout_collectives(mesh)
+    print(json.dumps(found))
+
+
+def compile_and_listen(lowered):
+    """(what XLA wrote to stderr, the compiled program)."""
+    with tempfile.TemporaryFile() as file:
+        before = os.dup(2)
+        os.dup2(file.fileno(), 2)
+        try:
+            compiled = lowered.compile()
+        finally:
+            os.dup2(before, 2)
+            os.close(before)
+        file.seek(0)
+        return file.read().decode(errors="replace"), compiled
+
+
+def constraints(text):
+    """Sharding and type of every constraint in a lowered program."""
+    lines = [line for line in text.splitlines() if "sdy.sharding_constraint" in line]
+    return [re.sub(r".*sharding_constraint %\S+ ", "", line).strip() for line in lines]
+
+
+def dropout_collectives(mesh):
+    """Communication in dropout, forwards and backwards, of an array split along every axis."""
+    sharding = NamedSharding(mesh, PartitionSpec("data", "fsdp", "tensor"))
+    x = jax.device_put(jnp.ones((8, 16, 256)), sharding)
+    words = random_words(jax.random.key(0))
+
+    def both(x):
+        y, pull = jax.vjp(lambda x: dropout(x, words, 0.1), x)
+        return y, pull(y)
+
+    compiled = jax.jit(both, out_shardings=sharding).lower(x).compile()
+    np.testing.assert_array_equal(compiled(x)[0], dropout(jnp.ones(x.shape), words, 0.1))
+    return re.findall(r"(all-\w+|collective-\w+|reduce-scatter)\(", compiled.as_text())
+
+
+@pytest.fixture(scope="module")
+def found():
+    return json.loads(processes.run(__name__, "on_eight_devices", devices=8))
+
+
+def test_a_mesh_changes_no_number(found):
+    """Loss and gradients with dropout, split over data, fsdp and tensor, against one device."""
+    assert found["error"] < 1e-5
+
+
+@pytest.mark.parametrize("stack", [True, False])
+def test_constraints_stand_in_the_program(found, stack):
+    """Under a mesh without rules linen drops them silently: see that they are there."""
+    lines = found[f"stack={stack}"]["constraints"]
+    rows = r'\{"data", "fsdp"\}'
+    for wanted in (
+        rf"<@mesh, \[{rows}, \{{\}}, \{{\}}\]>.*tensor<8x16x32xf32>",  # residual stream
+        rf'<@mesh, \[{rows}, \{{\}}, \{{"tensor"\}}\]>.*tensor<8x16x32xf32>',  # heads
+        rf'<@mesh, \[{rows}, \{{\}}, \{{"tensor"\}}\]>.*tensor<8x16x64xf32>',  # feed-forward
+        rf"<@mesh, \[{rows}, \{{\}}, \{{\}}\]>.*tensor<8x4x32xf32>",  # masked positions
+        rf'<@mesh, \[{rows}, \{{"tensor"\}}\]>.*tensor<32x256xf32>',  # logits of a chunk
+        r"<@mesh, \[\{\}, \{\}\]>.*tensor<1000x32xf32>",  # the word table, gathered
+    ):
+        assert any(re.search(wanted, line) for line in lines), (wanted, sorted(set(lines)))
+    assert found[f"stack={stack}"]["constraints without rules"] == 0
+
+
+def test_look_ups_are_not_rematerialised(found):
+    assert not found["rematerialised"]
+
+
+def test_dropout_needs_no_communication(found):
+    assert found["dropout collectives"] == []

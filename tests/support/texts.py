@@ -1,0 +1,62 @@
+"""Small texts and a small config, for tests that run the whole of pretraining."""
+
+import json
+import pathlib
+import random
+
+from ml_collections import ConfigDict
+
+from configs.pretrain import get_config
+
+SUBJECTS = ("the cat", "a dog", "my old friend", "that bird", "every child", "the teacher")
+VERBS = ("sees", "likes", "follows", "remembers", "hears", "paints")
+PLACES = ("in the garden", "by the river", "at home", "on a hill", "near the school")
+
+
+def documents(count: int, seed: int = 0) -> list[str]:
+    """Texts of a few sentences with some order among their words."""
+    chance = random.Random(seed)
+
+    def sentence():
+        verb = chance.choice(VERBS)
+        words = f"{chance.choice(SUBJECTS)} {verb} {chance.choice(SUBJECTS)}"
+        return f"{words} {chance.choice(PLACES)} {chance.randrange(100)} times.".capitalize()
+
+    return [" ".join(sentence() for _ in range(chance.randint(2, 8))) for _ in range(count)]
+
+
+def write_corpus(path: pathlib.Path, count: int = 120) -> pathlib.Path:
+    lines = [json.dumps({"text": text}) for text in documents(count)]
+    path.write_text("\n".join(lines) + "\n")
+    return path
+
+
+def small_config(corpus: pathlib.Path, cache: pathlib.Path, **changes) -> ConfigDict:
+    """`:tiny`, smaller still, on a corpus of `write_corpus`; `changes` are dotted keys."""
+    config = get_config("tiny")
+    small = {
+        "seq_len": 16,
+        "new_tokenizer.vocab_size": 320,
+        "data.source": "files",
+        "data.files": str(corpus),
+        "data.validation_fraction": 0.1,
+        "data.cache_dir": str(cache),
+        "data.num_workers": 1,
+        "data.engine": "numpy",
+        "model.hidden_size": 32,
+        "model.num_attention_heads": 2,
+        "model.intermediate_size": 64,
+        "model.hidden_dropout_prob": 0.1,
+        "schedule.warmup_steps": 4,
+        "train.steps": 12,
+        "train.batch_size": 8,
+        "train.log_every": 2,
+        "train.eval_every": 5,
+        "train.checkpoint_every": 4,
+        "train.keep_checkpoints": 2,
+        "eval.batch_size": 8,
+    }
+    for key, value in {**small, **changes}.items():
+        group, _, name = key.rpartition(".")
+        setattr(config[group] if group else config, name, value)
+    return config

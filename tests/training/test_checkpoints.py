@@ -1,0 +1,255 @@
+import os
+import shutil
+import subprocess
+import sys
+
+import jax
+import jax.numpy as jnp
+import ml_dtypes
+import numpy as np
+import pytest
+from jax.sharding import NamedSharding, PartitionSpec
+
+from roberta_jax.errors import UsageError
+from roberta_jax.training.checkpoints import Checkpoints, digest
+from roberta_jax.training.optimizer import adamw
+from roberta_jax.training.partitioning import create_mesh
+from roberta_jax.training.state import abstract_state, create_state
+from tests.support import processes, toy
+
+TX = adamw(lambda _: 1e-2)
+
+
+@pytest.fixture(scope="module")
+def state():
+    return create_state(toy.init_params, TX, create_mesh())
+
+
+@pytest.fixture(scope="module")
+def like():
+    return abstract_state(toy.init_params, TX, create_mesh())
+
+
+def equal(a, b):
+    return all(jax.tree.leaves(jax.tree.map(lambda x, y: bool((x == y).all()), a, b)))
+
+
+def shifted(state, by):
+    return jax.tree.map(lambda x: x + jnp.asarray(by, x.dtype), state)
+
+
+def test_what_is_saved_comes_back(tmp_path, state, like):
+    with Checkpoints(tmp_path / "c") as checkpoints:
+        assert checkpoints.restore(like) is None
+        checkpoints.save(3, state, {"tokenizer": "abc"})
+        checkpoints.save(3, shifted(state, 1))  # there already: left alone
+    with Checkpoints(tmp_path / "c") as checkpoints:
+        assert checkpoints.latest_step() == 3
+        found, extra = checkpoints.restore(like)
+    assert equal(found, state)
+    assert jax.tree.structure(found) == jax.tree.structure(state)
+    assert extra == {"tokenizer": "abc"}
+    for want, have in zip(jax.tree.leaves(like), jax.tree.leaves(found), strict=True):
+        assert (have.dtype, have.sharding) == (want.dtype, want.sharding)
+
+
+def test_the_state_may_be_donated_at_once(tmp_path, like):
+    """The save runs in the background while the next step writes over the state's memory."""
+    big = jax.jit(lambda: jnp.arange(3_000_000, dtype=jnp.float32))()
+    shape = jax.ShapeDtypeStruct(big.shape, big.dtype, sharding=big.sharding)
+    overwrite = jax.jit(lambda x: x * 0 - 1, donate_argnums=0)
+    with Checkpoints(tmp_path / "c") as checkpoints:
+        checkpoints.save(1, {"x": big})
+        for _ in range(5):
+            big = overwrite(big)
+        checkpoints.wait()
+        found, _ = checkpoints.restore({"x": shape})
+    np.testing.assert_array_equal(found["x"], np.arange(3_000_000, dtype=np.float32))
+
+
+def test_only_the_newest_stay(tmp_path, state):
+    with Checkpoints(tmp_path / "c", keep=2) as checkpoints:
+        for step in (1, 2, 5):
+            checkpoints.save(step, state)
+    with Checkpoints(tmp_path / "c", keep=2) as checkpoints:
+        assert checkpoints.steps() == [2, 5]
+    with pytest.raises(UsageError, match="keep_checkpoints"):
+        Checkpoints(tmp_path / "c", keep=0)
+
+
+# The digest.
+
+
+def reference_digest(x):
+    bits = x.reshape(-1).view(f"u{x.dtype.itemsize}").astype(np.uint64)
+    index = np.arange(bits.size, dtype=np.uint64)
+    weights = index * 0x9E3779B1 % 2**32
+    weights = (weights ^ (weights >> np.uint64(15))) | np.uint64(1)
+    return int(sum(int(b) * int(w) for b, w in zip(bits, weights, strict=True)) % 2**32)
+
+
+@pytest.mark.parametrize("dtype", [np.float32, np.int32, np.uint8, ml_dtypes.bfloat16])
+@pytest.mark.parametrize("shape", [(), (7,), (3, 5), (2, 3, 4)])
+def test_digest_is_its_definition(dtype, shape):
+    x = np.asarray(np.random.default_rng(0).normal(size=shape) * 50).astype(dtype)
+    assert int(jax.jit(digest)(x)) == reference_digest(np.atleast_1d(x))
+
+
+def test_digest_sees_every_bit_and_every_swap():
+    x = np.random.default_rng(0).normal(size=64).astype(np.float32)
+    seen = jax.jit(digest)
+    whole = int(seen(x))
+    bits = x.view(np.uint32)
+    for element in range(0, 64, 5):
+        for bit in range(32):
+            altered = bits.copy()
+            altered[element] ^= np.uint32(1 << bit)
+            assert int(seen(altered.view(np.float32))) != whole
+    for i in range(0, 64, 7):
+        for j in range(i):
+            swapped = x.copy()
+            swapped[[i, j]] = x[[j, i]]
+            assert int(seen(swapped)) != whole
+    assert int(seen(np.float32(0.0))) != int(seen(np.float32(-0.0)))
+
+
+def digests_on_eight_devices():
+    x = np.random.default_rng(0).normal(size=(16, 8)).astype(np.float32)
+    mesh = create_mesh(data=2, fsdp=2, tensor=2)
+    for spec in ((), ("fsdp",), (None, "tensor"), ("data", ("fsdp", "tensor"))):
+        placed = jax.device_put(x, NamedSharding(mesh, PartitionSpec(*spec)))
+        print(int(jax.jit(digest)(placed)))
+
+
+def test_digest_is_the_same_on_every_mesh():
+    found = processes.run(__name__, "digests_on_eight_devices", devices=8).split()
+    x = np.random.default_rng(0).normal(size=(16, 8)).astype(np.float32)
+    assert found == [str(reference_digest(x))] * 4
+
+
+# Damage. Fewer arrays than a real state has: each is a file to damage.
+
+
+def small(by):
+    x = jax.random.normal(jax.random.key(0), (50, 20))
+    return {"n": jnp.int32(7 + by), "x": x + by}
+
+
+def shapes(tree):
+    return jax.tree.map(lambda x: jax.ShapeDtypeStruct(x.shape, x.dtype, sharding=x.sharding), tree)
+
+
+@pytest.fixture(scope="module")
+def two_steps(tmp_path_factory):
+    folder = tmp_path_factory.mktemp("checkpoints") / "c"
+    with Checkpoints(folder) as checkpoints:
+        checkpoints.save(1, small(1))
+        checkpoints.save(2, small(2))
+    return folder
+
+
+def flip(path, at):
+    data = bytearray(path.read_bytes())
+    data[at % len(data)] ^= 0x10
+    path.write_bytes(data)
+
+
+def truncate(path, at):
+    os.truncate(path, path.stat().st_size // 2)
+
+
+@pytest.mark.parametrize("damage", [flip, truncate])
+def test_damage_is_told_or_harmless(tmp_path, two_steps, damage, capfd):
+    """Whatever file of the newest step is damaged: never wrong values, never a traceback."""
+    told = []
+    files = sorted(p for p in (two_steps / "2").rglob("*") if p.is_file() and p.stat().st_size)
+    for number, file in enumerate(files):
+        folder = tmp_path / str(number)
+        shutil.copytree(two_steps, folder)
+        damage(folder / file.relative_to(two_steps), at=37 * number + 11)
+        with Checkpoints(folder) as checkpoints:
+            try:
+                found, _ = checkpoints.restore(shapes(small(0)))
+                assert equal(found, small(2)), file
+            except UsageError as error:
+                told.append((folder, str(error)))
+    assert len(told) >= 3
+    for folder, message in told:
+        assert f"{folder / '2'} is damaged" in message
+        assert "Step 1 reads back whole" in message
+        assert f"rm -r {folder / '2'}" in message
+        assert len(message) < 900
+    assert "Traceback" not in capfd.readouterr().err
+    folder = told[0][0]
+    shutil.rmtree(folder / "2")  # as the message says
+    with Checkpoints(folder) as checkpoints:
+        assert equal(checkpoints.restore(shapes(small(0)))[0], small(1))
+
+
+def test_every_step_damaged(tmp_path, two_steps):
+    shutil.copytree(two_steps, tmp_path / "c")
+    for step in (1, 2):
+        (tmp_path / "c" / str(step) / "meta" / "metadata").write_text("{}")
+    with (
+        Checkpoints(tmp_path / "c") as checkpoints,
+        pytest.raises(UsageError, match="No earlier checkpoint reads back whole"),
+    ):
+        checkpoints.restore(shapes(small(0)))
+
+
+def test_another_model_or_dtype_is_told_not_cast(tmp_path, state, like):
+    half = jax.tree.map(
+        lambda leaf: jax.ShapeDtypeStruct(leaf.shape, jnp.bfloat16, sharding=leaf.sharding),
+        like.params,
+    )
+    wider = jax.ShapeDtypeStruct((8, 32), jnp.float32, sharding=like.params["kernel"].sharding)
+    with Checkpoints(tmp_path / "c") as checkpoints:
+        checkpoints.save(1, state)
+        checkpoints.wait()
+        with pytest.raises(UsageError, match=r"saved float32\[16\], this run has bfloat16\[16\]"):
+            checkpoints.restore(like.replace(params=half))
+        with pytest.raises(UsageError, match=r"kernel: saved float32\[8, 16\]"):
+            checkpoints.restore(like.replace(params={**like.params, "kernel": wider}))
+
+
+# A disk that refuses.
+
+
+def tmpfs(folder, size):
+    folder.mkdir()
+    mounted = subprocess.run(
+        ["mount", "-t", "tmpfs", "-o", f"size={size}", "tmpfs", str(folder)], capture_output=True
+    )
+    if mounted.returncode:
+        pytest.skip("mounting a small disk needs root")
+
+
+def save_eight(folder, x):
+    with Checkpoints(folder) as checkpoints:
+        for step in range(1, 9):
+            checkpoints.save(step, {"x": x * step})
+
+
+@pytest.mark.skipif(sys.platform != "linux", reason="mounts a small disk")
+def test_full_disk_keeps_the_earlier_checkpoint(tmp_path):
+    disk = tmp_path / "disk"
+    tmpfs(disk, "6m")
+    try:
+        x = jax.random.normal(jax.random.key(0), (600_000,))
+        with pytest.raises(UsageError, match="No space left on device") as told:
+            save_eight(disk / "c", x)
+        assert "make room" in str(told.value)
+        (name,) = [word for word in str(told.value).split() if word.isdigit()][-1:]
+        with Checkpoints(disk / "c") as checkpoints:
+            assert checkpoints.latest_step() == int(name)
+            np.testing.assert_array_equal(
+                checkpoints.restore(shapes({"x": x}))[0]["x"], x * int(name)
+            )
+    finally:
+        subprocess.run(["umount", str(disk)], check=True)
+
+
+def test_a_folder_that_cannot_be_made(tmp_path):
+    (tmp_path / "file").write_text("")
+    with pytest.raises(UsageError, match="Not a directory"):
+        Checkpoints(tmp_path / "file" / "c")

@@ -1,0 +1,207 @@
+"""Every class's files against transformers' PyTorch and Flax classes, live, both ways."""
+
+import json
+import logging
+
+import jax
+import numpy as np
+import pytest
+from flax import traverse_util
+
+torch = pytest.importorskip("torch")
+transformers = pytest.importorskip("transformers")
+
+from roberta_jax import weights
+from roberta_jax.modeling.config import RobertaConfig
+from roberta_jax.modeling.heads import MODEL_CLASSES
+from roberta_jax.weights.names import unstack_layers
+from roberta_jax.weights.save import parameter_shapes
+
+pytestmark = pytest.mark.parity
+
+CONFIG = RobertaConfig.base(
+    vocab_size=100,
+    hidden_size=32,
+    num_hidden_layers=2,
+    num_attention_heads=4,
+    intermediate_size=48,
+    max_position_embeddings=42,
+)
+IDS = np.random.default_rng(0).integers(3, CONFIG.vocab_size, (2, 9))
+NAMES = sorted(MODEL_CLASSES)
+VARIANTS = {
+    "untied": ("RobertaForMaskedLM", {"tie_word_embeddings": False}),
+    "cross-attention": ("RobertaForCausalLM", {"is_decoder": True, "add_cross_attention": True}),
+    "relative": ("RobertaForQuestionAnswering", {"position_embedding_type": "relative_key"}),
+}
+CASES = {name: (name, {}) for name in NAMES} | VARIANTS
+
+
+def config_of(name, changes):
+    own = {"num_labels": 3} if name.endswith("Classification") else {}
+    return CONFIG.replace(**(own | {"is_decoder": name == "RobertaForCausalLM"} | changes))
+
+
+def built(name, changes, dtype=np.float32):
+    model = MODEL_CLASSES[name](config_of(name, changes))
+    draw = np.random.default_rng(0).normal
+    shapes = parameter_shapes(model)
+    return model, jax.tree.map(lambda x: draw(0, 0.2, x.shape).astype(dtype), shapes)
+
+
+def ids_of(name):
+    return IDS[:, None].repeat(2, axis=1) if name == "RobertaForMultipleChoice" else IDS
+
+
+OUTPUTS = ("logits", "last_hidden_state", "pooler_output", "start_logits", "end_logits")
+
+
+def assert_same_outputs(ours, theirs):
+    compared = [name for name in OUTPUTS if getattr(theirs, name, None) is not None]
+    assert compared
+    for name in compared:
+        expected = np.asarray(getattr(theirs, name))
+        np.testing.assert_allclose(getattr(ours, name), expected, rtol=0, atol=2e-5, err_msg=name)
+
+
+def apply(model, params, **inputs):
+    with jax.default_matmul_precision("highest"):
+        return model.apply({"params": params}, ids_of(type(model).__name__), **inputs)
+
+
+def extra_inputs(changes):
+    if not changes.get("add_cross_attention"):
+        return {}
+    states = np.random.default_rng(1).normal(size=(2, 5, 32)).astype(np.float32)
+    return {"encoder_hidden_states": states}
+
+
+def call_torch(theirs, name, extra):
+    with torch.no_grad():
+        return theirs.eval()(
+            input_ids=torch.tensor(ids_of(name)),
+            **{key: torch.tensor(value) for key, value in extra.items()},
+        )
+
+
+@pytest.mark.parametrize("case", CASES)
+def test_pytorch_classes_load_what_is_saved(case, tmp_path):
+    name, changes = CASES[case]
+    model, params = built(name, changes)
+    weights.save_pretrained(tmp_path / "out", model, params, max_shard_size=30_000)
+    options = {"add_pooling_layer": False} if name == "RobertaModel" else {}
+    theirs, info = getattr(transformers, name).from_pretrained(
+        tmp_path / "out", output_loading_info=True, **options
+    )
+    assert not any(info.values()), info
+    extra = extra_inputs(changes)
+    assert_same_outputs(apply(model, params, **extra), call_torch(theirs, name, extra))
+    assert theirs.config.num_labels == model.config.num_labels
+
+
+@pytest.mark.parametrize("safe", [True, False])
+@pytest.mark.parametrize("case", CASES)
+def test_what_pytorch_classes_save_is_loaded(case, safe, tmp_path):
+    name, changes = CASES[case]
+    torch.manual_seed(0)
+    settings = transformers.RobertaConfig(**config_of(name, changes).to_dict())
+    theirs = getattr(transformers, name)(settings)
+    for parameter in theirs.parameters():
+        torch.nn.init.normal_(parameter, std=0.2)
+    theirs.save_pretrained(tmp_path / "theirs", safe_serialization=safe)
+    loaded = weights.load_pretrained(tmp_path / "theirs")
+    assert type(loaded.model).__name__ == name
+    assert loaded.weights.format == ("safetensors" if safe else "bin")
+    assert not loaded.new
+    extra = extra_inputs(changes)
+    ours = apply(loaded.model, loaded.params, **extra)
+    assert_same_outputs(ours, call_torch(theirs, name, extra))
+
+
+@pytest.mark.parametrize("dtype", [torch.float16, torch.bfloat16])
+def test_half_precision_moves_bit_by_bit(dtype, tmp_path):
+    name = "RobertaForMaskedLM"
+    settings = transformers.RobertaConfig(**config_of(name, {}).to_dict())
+    theirs = getattr(transformers, name)(settings).to(dtype)
+    theirs.save_pretrained(tmp_path / "theirs")
+    loaded = weights.load_pretrained(tmp_path / "theirs", param_dtype=None)
+    weights.save_pretrained(tmp_path / "ours", loaded.model, loaded.params)
+    again = getattr(transformers, name).from_pretrained(tmp_path / "ours", dtype="auto")
+    for (key, one), other in zip(
+        theirs.state_dict().items(), again.state_dict().values(), strict=True
+    ):
+        assert one.dtype == other.dtype == dtype, key
+        assert torch.equal(one, other), key
+
+
+def flax_class(name):
+    return getattr(transformers, f"Flax{name}")
+
+
+@pytest.fixture(autouse=True)
+def _quiet():
+    transformers.utils.logging.set_verbosity_warning()
+
+
+@pytest.mark.parametrize("name", NAMES)
+def test_flax_classes_load_what_is_saved(name, tmp_path, caplog):
+    model, params = built(name, {})
+    weights.save_pretrained(tmp_path / "out", model, params, format="flax")
+    options = {"add_pooling_layer": False} if name == "RobertaModel" else {}
+    transformers.utils.logging.get_logger("transformers").propagate = True
+    with caplog.at_level(logging.WARNING):
+        theirs = flax_class(name).from_pretrained(tmp_path / "out", **options)
+    transformers.utils.logging.get_logger("transformers").propagate = False
+    assert "newly initialized" not in caplog.text
+    assert "were not used" not in caplog.text
+    found = traverse_util.flatten_dict(theirs.params)
+    expected = traverse_util.flatten_dict(unstack_layers(params))
+    assert found.keys() == expected.keys()
+    for place, value in expected.items():
+        np.testing.assert_array_equal(found[place], value, strict=True, err_msg=str(place))
+    if name != "RobertaForCausalLM":  # its positions there differ with and without a cache
+        outputs = theirs(ids_of(name))
+        for output in ("logits", "last_hidden_state", "start_logits"):
+            if output in outputs:
+                np.testing.assert_allclose(
+                    getattr(apply(model, params), output), outputs[output], rtol=0, atol=5e-5
+                )
+
+
+@pytest.mark.parametrize("size", ["10GB", "20KB"])
+@pytest.mark.parametrize("name", NAMES)
+def test_what_flax_classes_save_is_loaded(name, size, tmp_path):
+    settings = transformers.RobertaConfig(**config_of(name, {}).to_dict())
+    theirs = flax_class(name)(settings, input_shape=(*ids_of(name).shape[:-1], 4))
+    theirs.save_pretrained(tmp_path / "theirs", max_shard_size=size)
+    names = [path.name for path in (tmp_path / "theirs").glob("*.msgpack*")]
+    assert (len(names) > 1) == (size == "20KB")
+    settings = json.loads((tmp_path / "theirs" / "config.json").read_text())
+    # Hugging Face's Flax classes write their own names, without "Flax".
+    assert settings["architectures"] == [name]
+    loaded = weights.load_pretrained(tmp_path / "theirs")
+    assert type(loaded.model).__name__ == name
+    found = traverse_util.flatten_dict(unstack_layers(loaded.params))
+    expected = traverse_util.flatten_dict(theirs.params)
+    assert found.keys() == expected.keys()
+    for place, value in expected.items():
+        np.testing.assert_array_equal(found[place], value, strict=True, err_msg=str(place))
+
+
+def test_fairseqs_file_opens_as_weights_alone(tmp_path):
+    model, params = built("RobertaForMaskedLM", {})
+    weights.save_pretrained(tmp_path / "out", model, params, format="fairseq")
+    state = torch.load(tmp_path / "out" / "model.pt", weights_only=True)
+    tensors = state["model"]
+    embedding = tensors["decoder.sentence_encoder.embed_tokens.weight"]
+    assert torch.equal(embedding, tensors["decoder.lm_head.weight"])
+    np.testing.assert_array_equal(
+        embedding.numpy(), params["roberta"]["embeddings"]["word_embeddings"]["embedding"]
+    )
+    assert state["cfg"]["model"]["encoder_attention_heads"] == 4
+    # PyTorch writes the same content again, in both of its formats, and that is read as well.
+    for zipped in (True, False):
+        torch.save(state, tmp_path / "model.pt", _use_new_zipfile_serialization=zipped)
+        expected = weights.read_pretrained(tmp_path / "out")[1]
+        found = weights.read_pretrained(tmp_path / "model.pt")[1]
+        jax.tree.map(np.testing.assert_array_equal, found, expected)

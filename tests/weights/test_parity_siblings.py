@@ -1,0 +1,41 @@
+"""RoBERTa's relatives: what transformers saves under their own names loads here, and agrees."""
+
+import numpy as np
+import pytest
+
+from tests.support import heads
+
+torch = pytest.importorskip("torch")
+transformers = pytest.importorskip("transformers")
+
+from roberta_jax import weights
+from roberta_jax.modeling.heads import RobertaForMaskedLM
+
+pytestmark = pytest.mark.parity
+
+SIBLINGS = {
+    "XLMRobertaForMaskedLM": {"max_position_embeddings": 42},
+    "CamembertForMaskedLM": {"bos_token_id": 5, "eos_token_id": 6},
+    "RobertaForMaskedLM": {"max_position_embeddings": 24, "num_hidden_layers": 1},  # as klue's
+}
+
+
+@pytest.mark.parametrize("name", SIBLINGS)
+def test_a_relative_loads_and_agrees(tmp_path, name):
+    settings = heads.SMALL.to_dict() | SIBLINGS[name]
+    del settings["model_type"], settings["architectures"]
+    cls = getattr(transformers, name)
+    theirs = cls(cls.config_class(**settings)).eval()
+    theirs.save_pretrained(tmp_path)
+    model, params = weights.from_pretrained(tmp_path)
+    assert isinstance(model, RobertaForMaskedLM)
+    for key, value in SIBLINGS[name].items():
+        assert getattr(model.config, key) == value
+    ids = np.random.default_rng(0).integers(7, 60, (2, model.config.max_length))
+    mask = np.ones_like(ids)
+    mask[1, 9:] = 0
+    ids[1, 9:] = model.config.pad_token_id
+    with torch.no_grad():
+        wanted = theirs(torch.from_numpy(ids), torch.from_numpy(mask)).logits.numpy()
+    found = model.apply({"params": params}, ids, mask).logits
+    np.testing.assert_allclose(found, wanted, atol=1e-5)
