@@ -1,38 +1,39 @@
-"""Pretraining: `--config=configs/pretrain.py:SIZE`, SIZE one of tiny, small, base, large.
+"""Pretraining. Use as `--config=configs/pretrain.py:SIZE`; SIZE is tiny, small, base or large.
 
-The size sets the model, the batch and the recipe; everything else is changed on the command line,
-as in `--config.train.steps=2000`. The vocabulary's size is the tokenizer's and the number of
-positions follows from `seq_len`; neither is a key.
+The size selects the model, the batch and the recipe. Any key can be overridden on the command line,
+for example `--config.train.steps=2000`; `python -m roberta_jax.pretrain --help` lists all keys. Two
+values are derived and therefore have no key: the vocabulary size comes from the tokenizer, and the
+number of positions from `seq_len`.
 
-`tiny`: the whole road in minutes, on a laptop.
+`tiny`: pretrains end to end in a few minutes on a laptop CPU.
 
     python -m roberta_jax.pretrain --config=configs/pretrain.py:tiny --workdir=runs/tiny
 
-  Needs nothing: the text is Python's own documentation. It compares its held-out perplexity with
-  those of a unigram and a bigram model, which a model that has learned to read must beat. On 2
-  cores about six minutes of training (19k tokens/s, 24k with AVX-512); perplexity 40.0, unigram
-  713.6, bigram 109.3.
+  Needs no data: the corpus is Python's own documentation. At the end it prints the validation
+  perplexity next to those of a unigram and a bigram model. On 2 cores training takes about six
+  minutes (19k tokens/s, or 24k with AVX-512) and reaches perplexity 40.0 (unigram 713.6, bigram
+  109.3).
 
-`small`: a small model on real text of yours, on a CPU or a single GPU.
+`small`: a small model on your own text, on a CPU or a single GPU.
 
     python -m roberta_jax.pretrain --config=configs/pretrain.py:small --workdir=runs/small \\
         '--config.data.files=text/*.jsonl.gz'
 
-  Needs some 100 MB of text or more (plain text with blank lines between documents, or JSON lines).
-  On 2 cores: 4k tokens/s; after 8 million tokens of Wikipedia and books perplexity 126, unigram
-  1085, bigram 121 (experiments/results/small.md).
+  Needs at least 100 MB of text: plain text with blank lines between documents, or JSON lines. On 2
+  cores it trains on 4k tokens/s. After 8 million tokens of Wikipedia and books the perplexity is
+  126 (unigram 1085, bigram 121); see experiments/results/small.md.
 
-`base`, `large`: the paper's models with the paper's recipe (Liu et al. 2019, Table 9): 8192 rows of
-512 tokens a step, for 500k steps.
+`base`, `large`: the models and the recipe of the paper (Liu et al. 2019, Table 9), 500k steps of
+8192 rows of 512 tokens.
 
     python -m roberta_jax.pretrain --config=configs/pretrain.py:base --workdir=gs://bucket/base \\
         '--config.data.files=/data/corpus/*.jsonl.zst' --config.tokenizer=/data/roberta_bpe
 
-  Needs a pod or many GPUs, and up to 160 GB of text. Any number of devices that divides the batch
-  takes the same steps: `train.per_device_batch_size` bounds the rows per device and microbatch, and
-  the rest is accumulated. Where the parameters do not fit one device, split them:
-  `--config.mesh.data=1 --config.mesh.fsdp=-1`. On several hosts start the command on each, with
-  `--distributed`.
+  Needs a TPU pod or many GPUs, and up to 160 GB of text. The number of devices does not change the
+  training steps, as long as it divides the batch size: each device computes microbatches of at most
+  `train.per_device_batch_size` rows and accumulates their gradients. If the parameters do not fit
+  on one device, shard them with `--config.mesh.data=1 --config.mesh.fsdp=-1`. To train on several
+  hosts, start the same command on each of them with `--distributed`.
 """
 
 from ml_collections import ConfigDict
@@ -43,7 +44,7 @@ def get_config(size: str = "tiny") -> ConfigDict:
     """Returns the locked config of a size.
 
     Raises:
-      ValueError: no such size.
+      ValueError: The size is unknown.
     """
     if size not in SIZES:
         raise ValueError(f"unknown size {size!r}: configs/pretrain.py has {', '.join(SIZES)}")
@@ -54,123 +55,152 @@ def get_config(size: str = "tiny") -> ConfigDict:
 
 
 def _defaults() -> ConfigDict:
-    """Every key, with the values of the paper's base model."""
+    """Returns every key with its value for the paper's base model.
+
+    The comment of a key, above it or behind it, is what `--help` prints.
+    """
     config = ConfigDict()
+    # Seed of the parameter initialization, dropout, masking and row order.
     config.seed = 0
-    config.seq_len = 512  # tokens a row, <s> and </s> included
-    # A folder with a tokenizer, or a hub id; none trains one on the corpus, with new_tokenizer's
-    # settings.
+    config.seq_len = 512  # Tokens per row, including <s> and </s>.
+    # Folder or hub id of a tokenizer. None trains one on the corpus, see `new_tokenizer`.
     config.tokenizer = placeholder(str)
-    # Weights to go on from, with their shape and tokenizer: a workdir, a folder or a hub id.
-    # Of `model` only the dropouts are used then.
+    # Pretrained weights to start from: a workdir, a folder or a hub id. The model shape and the
+    # tokenizer come from there; of `model`, only the dropout rates are used.
     config.init_from = placeholder(str)
 
-    config.new_tokenizer = ConfigDict()
-    config.new_tokenizer.vocab_size = 50265
-    config.new_tokenizer.min_frequency = 2
+    config.new_tokenizer = ConfigDict()  # Training of a byte-level BPE tokenizer.
+    config.new_tokenizer.vocab_size = 50265  # Vocabulary size, including special tokens.
+    config.new_tokenizer.min_frequency = 2  # Occurrences a pair needs to be merged.
 
-    config.data = ConfigDict()
-    config.data.source = "files"  # "builtin" (Python's documentation), "files" or "tfds"
-    config.data.files = placeholder(str)  # a glob: text or JSON lines; plain, gz, bz2, xz or zst
-    config.data.text_field = "text"  # of JSON lines
-    config.data.sentences = "split"  # "split", or "lines" where each line is a sentence
-    config.data.language = "en"  # for the splitter
-    config.data.tfds_name = placeholder(str)
-    config.data.tfds_split = placeholder(str)
-    config.data.tfds_field = placeholder(str)
+    config.data = ConfigDict()  # The corpus, and how it is packed into rows.
+    # Where the text comes from: "files", "tfds", or "builtin" (Python's documentation).
+    config.data.source = "files"
+    # Glob of text files (blank line between documents) or JSON-lines files (one document per line);
+    # uncompressed, gz, bz2, xz or zst.
+    config.data.files = placeholder(str)
+    config.data.text_field = "text"  # JSON field that holds the text.
+    # "split" splits the text into sentences; "lines" takes each line as one sentence.
+    config.data.sentences = "split"
+    config.data.language = "en"  # Language code for the sentence splitter.
+    config.data.tfds_name = placeholder(str)  # Name of the TFDS dataset, for source "tfds".
+    config.data.tfds_split = placeholder(str)  # Split of the TFDS dataset.
+    config.data.tfds_field = placeholder(str)  # Feature of the TFDS dataset that holds the text.
+    # Folder of the prepared TFDS datasets; None is TFDS's default.
     config.data.tfds_data_dir = placeholder(str)
-    config.data.validation_fraction = 0.001  # of the documents
-    config.data.cache_dir = placeholder(str)  # of tokenised text; none: the user's cache folder
-    config.data.num_workers = placeholder(int)  # processes that tokenise; none: one a core
-    config.data.engine = "auto"  # "tf" (tf.data), "numpy" (threads), or tf where it is installed
-    # What a row holds (Liu et al. 2019, section 4.2): "full_sentences", "doc_sentences",
-    # "segment_pair", "sentence_pair", or "sentences", each one for itself.
+    config.data.validation_fraction = 0.001  # Fraction of the documents held out for validation.
+    # Folder for tokenized text and trained tokenizers; None is roberta_jax in the user's cache
+    # folder.
+    config.data.cache_dir = placeholder(str)
+    config.data.num_workers = placeholder(int)  # Tokenizing processes; None is one per CPU core.
+    # Input pipeline: "tf" (tf.data), "numpy" (threads), or "auto" for tf.data if TensorFlow is
+    # installed. Both give the same batches.
+    config.data.engine = "auto"
+    # Input format (Liu et al. 2019, section 4.2): "full_sentences", "doc_sentences",
+    # "segment_pair", "sentence_pair", or "sentences" for single sentences.
     config.data.format = "full_sentences"
-    config.data.max_tokens = placeholder(int)  # train on the first documents alone, up to so many
-    # Of pairs: how often they are sampled anew (the epochs take the samples in turn), the share of
-    # documents with shorter segments, and the `</s>`s between the two texts.
+    # Train on the first documents only, up to this number of tokens; None uses the whole corpus.
+    config.data.max_tokens = placeholder(int)
+    # Pair formats: how many times the corpus is sampled into pairs; the epochs cycle through the
+    # samples.
     config.data.dupe_factor = 10
+    # Format segment_pair: fraction of the documents sampled with a shorter target length.
     config.data.short_seq_prob = 0.1
-    config.data.num_separators = 2
-    # More corpora beside the one above: dicts of the keys `source` to `tfds_data_dir` and
-    # `max_tokens`, and `weight`: how often their rows are seen for once that one's are, 1 if not
-    # said. What is held out is of the one above. See experiments/studies/table4_data.py.
+    config.data.num_separators = 2  # Pair formats: </s> tokens between the two texts, 1 or 2.
+    # Further corpora: a tuple of dicts with the keys `source` to `tfds_data_dir`, `max_tokens`, and
+    # `weight`, the sampling weight relative to the first corpus (default 1). Validation documents
+    # come from the first corpus only. Example: experiments/studies/table4_data.py.
     config.data.mixture = ()
 
-    config.objective = ConfigDict()
-    config.objective.next_sentence = False  # predict whether a pair's texts follow each other
+    config.objective = ConfigDict()  # Training objectives beside masked language modeling.
+    # Add next-sentence prediction; needs a pair format.
+    config.objective.next_sentence = False
 
-    config.masking = ConfigDict()
-    config.masking.rate = 0.15
-    config.masking.mask_replace_prob = 0.8
+    config.masking = ConfigDict()  # Which tokens are masked, and how.
+    config.masking.rate = 0.15  # Fraction of the tokens selected for prediction.
+    config.masking.mask_replace_prob = 0.8  # Fraction of the selected tokens replaced by <mask>.
+    # Fraction of the selected tokens replaced by a random token; the remaining ones are unchanged.
     config.masking.random_replace_prob = 0.1
-    config.masking.mask_special_tokens = True  # <s> and </s> may be masked, as in fairseq
-    config.masking.scheme = "token"  # "token", "whole_word", or "span" (SpanBERT)
-    config.masking.geometric_p = 0.2  # of the spans' geometric lengths
-    config.masking.max_span_length = 10  # words
-    # How many masks a row has: none is dynamic masking, a new one each epoch; the paper's static
-    # masking is 10.
+    # Whether <s> and </s> may be masked: true as in fairseq, false as in Hugging Face's collator.
+    config.masking.mask_special_tokens = True
+    # What is masked as a unit: "token", "whole_word", or "span" (consecutive words, SpanBERT).
+    config.masking.scheme = "token"
+    # Scheme span: parameter of the geometric distribution of span lengths.
+    config.masking.geometric_p = 0.2
+    config.masking.max_span_length = 10  # Scheme span: longest span, in words.
+    # None is dynamic masking: a new mask in each epoch. A number is static masking: the number of
+    # masks per row, used in turn, one per epoch (10 in the paper).
     config.masking.dupe_factor = placeholder(int)
 
-    config.model = ConfigDict()
-    config.model.hidden_size = 768
-    config.model.num_hidden_layers = 12
-    config.model.num_attention_heads = 12
-    config.model.intermediate_size = 3072
-    config.model.hidden_act = "gelu"
-    config.model.hidden_dropout_prob = 0.1
-    config.model.attention_probs_dropout_prob = 0.1
-    config.model.initializer_range = 0.02
-    config.model.layer_norm_eps = 1e-5
+    config.model = ConfigDict()  # Model shape, named as in Hugging Face's RobertaConfig.
+    config.model.hidden_size = 768  # Width of the encoder.
+    config.model.num_hidden_layers = 12  # Encoder layers.
+    config.model.num_attention_heads = 12  # Attention heads per layer; must divide hidden_size.
+    config.model.intermediate_size = 3072  # Width of the feed-forward layers.
+    config.model.hidden_act = "gelu"  # Activation function, named as in transformers.
+    config.model.hidden_dropout_prob = 0.1  # Dropout after the embeddings and in each layer.
+    config.model.attention_probs_dropout_prob = 0.1  # Dropout of the attention probabilities.
+    config.model.initializer_range = 0.02  # Standard deviation of the initial weights.
+    config.model.layer_norm_eps = 1e-5  # Epsilon of layer normalization.
+    # Token types: 1, or 2 to mark the two texts of a pair as BERT does.
     config.model.type_vocab_size = 1
 
-    config.execution = ConfigDict()
-    config.execution.dtype = "auto"  # "float32", "bfloat16", or bfloat16 except on a CPU
+    config.execution = ConfigDict()  # Dtype, scanning and rematerialization of the model.
+    # Dtype of activations and matrix products: "float32", "bfloat16", or "auto" for bfloat16 except
+    # on CPU. Parameters are float32.
+    config.execution.dtype = "auto"
+    # Stack the layers' parameters and scan over them, which compiles faster than unrolled layers.
     config.execution.scan_layers = True
-    config.execution.scan_unroll = 1
-    # What the backward pass computes again: "dots", all but matrix products; "full"; "none".
+    config.execution.scan_unroll = 1  # Layers per scan iteration.
+    # What the backward pass recomputes: "none"; "dots", everything but matrix products; "full".
     config.execution.remat = "dots"
 
-    config.optimizer = ConfigDict()
-    config.optimizer.name = "adamw"  # or "lamb"
-    config.optimizer.learning_rate = 6e-4
-    config.optimizer.beta1 = 0.9
-    config.optimizer.beta2 = 0.98
-    config.optimizer.eps = 1e-6
-    config.optimizer.weight_decay = 0.01
-    config.optimizer.decay_mask = "all"  # or "bert": not biases and layer norms
-    config.optimizer.bias_correction = True
-    config.optimizer.clip_norm = 0.0  # 0: none
+    config.optimizer = ConfigDict()  # The optimizer.
+    config.optimizer.name = "adamw"  # "adamw" or "lamb".
+    config.optimizer.learning_rate = 6e-4  # Peak learning rate.
+    config.optimizer.beta1 = 0.9  # Decay rate of the first moment.
+    config.optimizer.beta2 = 0.98  # Decay rate of the second moment.
+    config.optimizer.eps = 1e-6  # Epsilon of the update's denominator.
+    config.optimizer.weight_decay = 0.01  # Decoupled weight decay, multiplied by the learning rate.
+    # Parameters to decay: "all" (fairseq), or "bert" for all but biases and layer norms.
+    config.optimizer.decay_mask = "all"
+    config.optimizer.bias_correction = True  # Adam's bias correction; BERT has none.
+    config.optimizer.clip_norm = 0.0  # Largest global gradient norm; 0 disables clipping.
 
-    config.schedule = ConfigDict()
-    config.schedule.warmup_steps = 24_000
-    config.schedule.decay_steps = placeholder(int)  # none: train.steps
-    config.schedule.power = 1.0
-    config.schedule.end_learning_rate = 0.0
+    config.schedule = ConfigDict()  # Learning rate: linear warmup, then polynomial decay.
+    config.schedule.warmup_steps = 24_000  # Steps of the linear warmup.
+    # Step at which the decay ends, counted from step 0; None is train.steps.
+    config.schedule.decay_steps = placeholder(int)
+    config.schedule.power = 1.0  # Exponent of the polynomial decay; 1 is linear.
+    config.schedule.end_learning_rate = 0.0  # Learning rate at the end of the decay.
 
-    config.train = ConfigDict()
-    config.train.steps = 500_000
-    config.train.batch_size = 8192  # rows, over all devices
-    config.train.per_device_batch_size = 16  # at once, at most; the rest is accumulated. None: all
-    config.train.log_every = 100
-    config.train.eval_every = 5000
-    config.train.checkpoint_every = 1000
-    config.train.keep_checkpoints = 3
-    config.train.deterministic = False  # the same bits from run to run on a GPU too, but slower
+    config.train = ConfigDict()  # The training loop.
+    config.train.steps = 500_000  # Number of updates.
+    config.train.batch_size = 8192  # Rows per step, over all devices.
+    # Rows per device per microbatch, at most; gradients are accumulated over the microbatches. None
+    # disables accumulation.
+    config.train.per_device_batch_size = 16
+    config.train.log_every = 100  # Steps between log records.
+    config.train.eval_every = 5000  # Steps between evaluations; 0 evaluates only at the end.
+    config.train.checkpoint_every = 1000  # Steps between checkpoints; 0 saves only at the end.
+    config.train.keep_checkpoints = 3  # Number of newest checkpoints to keep.
+    # Use deterministic GPU kernels: bit-identical results from run to run, but slower.
+    config.train.deterministic = False
 
-    config.eval = ConfigDict()
-    config.eval.batch_size = 256
-    config.eval.seed = 0
-    config.eval.max_rows = 8192  # none: every held-out row
-    config.eval.short_inputs = False  # score single sentences, too
+    config.eval = ConfigDict()  # Evaluation on the validation documents.
+    config.eval.batch_size = 256  # Rows per evaluation step, over all devices.
+    config.eval.seed = 0  # Seed of the evaluation masks.
+    config.eval.max_rows = 8192  # Rows to score; None scores all validation rows.
+    config.eval.short_inputs = False  # Also score single sentences.
+    # At the end, also report the perplexity of a unigram and a bigram model.
     config.eval.ngram_baselines = False
 
-    config.mesh = ConfigDict()
-    config.mesh.data = -1  # the devices that are left
-    config.mesh.fsdp = 1
-    config.mesh.tensor = 1
+    config.mesh = ConfigDict()  # Devices along each axis of the mesh; -1 is all remaining devices.
+    config.mesh.data = -1  # Data parallelism.
+    config.mesh.fsdp = 1  # Data parallelism with sharded parameters and optimizer state.
+    config.mesh.tensor = 1  # Tensor parallelism.
 
-    # Keys that may be nothing, also where a value stands above.
+    # These keys accept None although their default is a number.
     for group, key in (("train", "per_device_batch_size"), ("eval", "max_rows")):
         value = config[group][key]
         del config[group][key]
@@ -191,8 +221,8 @@ SIZES = {
             "intermediate_size": 512,
             "hidden_dropout_prob": 0.0,
             "attention_probs_dropout_prob": 0.0,
-            # A narrow model needs larger weights for its signal to be seen at all: with 0.02 it
-            # learns several times more slowly.
+            # Narrow models need larger initial weights: with 0.02 this one learns several times
+            # more slowly.
             "initializer_range": 0.08,
         },
         "optimizer": {"learning_rate": 2e-3},

@@ -1,50 +1,58 @@
-"""What the commands share: `--config=FILE:SIZE --config.key=value` in, readable errors out.
+"""Command-line parsing for all commands: config files, overrides, `--help` and error messages.
 
-A job file holds a plain function of a config, which notebooks and sweeps call, and one line that
-hands the function to `run_config_job` when the file runs as a command.
+A command with a config is a module with a plain function of the config, which notebooks and sweeps
+call, and a `main(config, flags)`, which `run_config_job` calls if the module runs as a command.
 """
 
 import contextlib
 import difflib
 import os
+import pathlib
 import sys
 import textwrap
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 
 from absl import flags, logging
 from ml_collections import ConfigDict, config_flags
 
+from roberta_jax import config_help, project_files
 from roberta_jax.errors import UsageError
 
 Job = Callable[[ConfigDict, flags.FlagValues], None]
+DefineFlags = Callable[[flags.FlagValues], None]
+
+EXAMPLE_CONFIG = "configs/pretrain.py:tiny"
 
 
 def run_config_job(
     job: Job,
-    define_flags: Callable[[flags.FlagValues], None] | None = None,
+    define_flags: DefineFlags | None = None,
     argv: Sequence[str] | None = None,
+    *,
+    renamed: Mapping[str, str] | None = None,
 ) -> None:
-    """Parses the command line and runs `job(config, flags)`; exits with status 2 on wrong input.
+    """Parses the command line and runs `job(config, flags)`; exits with status 2 on a UsageError.
 
     Args:
-      job: The work. Its docstring is what `--help` prints.
-      define_flags: Defines the flags that this command has beside `--config`.
-      argv: The command line, the program's name first. Default: `sys.argv`.
+      job: The command. `--help` prints its docstring.
+      define_flags: Defines the flags that the command has besides `--config`.
+      argv: The command line, starting with the program name. Default: `sys.argv`.
+      renamed: {former name: present name} of renamed config keys, for error messages.
     """
     argv = list(sys.argv if argv is None else argv)
-    if {"-h", "--help"} & set(argv[1:]):
-        print(_help(job, define_flags))
-        return
-    # Libraries log every routine event at INFO; a user reads the progress bar instead.
+    # At INFO, libraries log every routine event.
     logging.set_verbosity(logging.WARNING)
     with usage_errors():
-        values = parse(argv, define_flags)
+        if {"-h", "--help"} & set(argv[1:]):
+            print(_help(job, define_flags, argv))
+            return
+        values = parse(argv, define_flags, renamed=renamed)
         job(values.config, values)
 
 
 @contextlib.contextmanager
 def usage_errors() -> Iterator[None]:
-    """Turns a `UsageError` into its message on stderr and exit status 2, without a traceback."""
+    """Prints the message of a `UsageError` on stderr, without a traceback, and exits with 2."""
     try:
         yield
     except UsageError as error:
@@ -54,28 +62,36 @@ def usage_errors() -> Iterator[None]:
 
 def parse(
     argv: Sequence[str],
-    define_flags: Callable[[flags.FlagValues], None] | None = None,
+    define_flags: DefineFlags | None = None,
+    *,
+    renamed: Mapping[str, str] | None = None,
 ) -> flags.FlagValues:
-    """Parses a command line into flags, `values.config` being the locked ConfigDict.
+    """Parses a command line into flag values; `values.config` is the locked config.
+
+    Args:
+      argv: The command line, starting with the program name.
+      define_flags: Defines the flags that the command has besides `--config`.
+      renamed: {former name: present name} of renamed config keys, for error messages.
 
     Raises:
-      UsageError: No or an unreadable config file, an unknown flag or config key (the nearest right
-        one is named), a value of the wrong type, a stray argument.
+      UsageError: The config file is missing or cannot be loaded, a flag or config key is unknown or
+        was renamed, a value has the wrong type, or there is a positional argument.
     """
-    # A first pass without the overrides gives the keys there are, for better suggestions than the
-    # flag library's own, which compares one level of the tree at a time.
+    # The config is loaded without the overrides first, so that an unknown key can be compared with
+    # all keys of the config. The flag library compares it with those of a single group.
     overrides = [argument for argument in argv[1:] if argument.startswith("--config.")]
     others = [argument for argument in argv[1:] if not argument.startswith("--config.")]
-    plain = _parse(argv[0], others, define_flags)
-    _check_config_file(plain)
-    keys = flatten(plain.config)
+    others = _with_resolved_config(others)
+    without_overrides = _parse(argv[0], others, define_flags)
+    _check_config_file(without_overrides)
+    keys = flatten(without_overrides.config)
     for override in overrides:
-        _check_override(override, keys)
+        _check_override(override, keys, renamed or {})
     return _parse(argv[0], [*others, *overrides], define_flags)
 
 
 def flatten(config: ConfigDict, prefix: str = "") -> dict[str, object]:
-    """Returns the config's leaves as {dotted key: value}, in the config's own order."""
+    """Returns the values of a config as {dotted key: value}, in the order of the config."""
     leaves = {}
     for key, value in config.items():
         if isinstance(value, ConfigDict):
@@ -86,18 +102,20 @@ def flatten(config: ConfigDict, prefix: str = "") -> dict[str, object]:
 
 
 def nearest(wrong: str, right: Sequence[str]) -> str | None:
-    """Returns the key of `right` that `wrong` was most likely meant to be, or None."""
-    found = difflib.get_close_matches(wrong, right, n=1, cutoff=0.75)
-    if found:
-        return found[0]
-    # A right name at the wrong place: `steps` for `train.steps`.
+    """Returns the dotted key of `right` that is most similar to `wrong`, or None."""
+    matches = difflib.get_close_matches(wrong, right, n=1, cutoff=0.75)
+    if matches:
+        return matches[0]
+    # The right name in the wrong group: `steps` for `train.steps`.
     last = wrong.rsplit(".", 1)[-1]
     by_name = {key.rsplit(".", 1)[-1]: key for key in right}
-    found = difflib.get_close_matches(last, list(by_name), n=1, cutoff=0.75)
-    return by_name[found[0]] if found else None
+    matches = difflib.get_close_matches(last, list(by_name), n=1, cutoff=0.75)
+    return by_name[matches[0]] if matches else None
 
 
-def _parse(program, arguments, define_flags) -> flags.FlagValues:
+def _parse(
+    program: str, arguments: Sequence[str], define_flags: DefineFlags | None
+) -> flags.FlagValues:
     argv = [program, *arguments]
     values = flags.FlagValues()
     config_flags.DEFINE_config_file("config", None, flag_values=values, sys_argv=argv)
@@ -106,33 +124,71 @@ def _parse(program, arguments, define_flags) -> flags.FlagValues:
     try:
         rest = values(argv)
     except flags.Error as error:
-        # Errors raised by a config file arrive with their whole traceback; its last line says it.
+        # An error raised by a config file contains its traceback, whose last line is the message.
         lines = [line for line in str(error).strip().splitlines() if line.strip()]
         reason = lines[-1].strip().removeprefix("ValueError: ") if lines else repr(error)
-        raise UsageError(f"{reason}\nRun with --help to see what this command takes.") from error
+        raise UsageError(f"{reason}\nRun with --help for a list of all flags.") from error
     if len(rest) > 1:
-        raise UsageError(
-            f"unexpected argument {rest[1]!r}: every argument has the form --name=value."
-        )
+        raise UsageError(f"unexpected argument {rest[1]!r}: arguments have the form --name=value.")
     return values
+
+
+def _with_resolved_config(arguments: Sequence[str]) -> list[str]:
+    """Replaces a config file that exists only in the project's root by its full path.
+
+    `--config=configs/pretrain.py:tiny` thus works in any folder. A note on stderr names the file.
+    """
+    arguments = list(arguments)
+    config = _config_argument(arguments)
+    if config is None or _resolve(config) == config:
+        return arguments
+    print(f"Using {_split_size(_resolve(config))[0]}", file=sys.stderr)
+    replacements = {config: _resolve(config), f"--config={config}": f"--config={_resolve(config)}"}
+    return [replacements.get(argument, argument) for argument in arguments]
+
+
+def _config_argument(arguments: Sequence[str]) -> str | None:
+    """Returns the value of `--config`, or None if it is not given."""
+    for index, argument in enumerate(arguments):
+        if argument.startswith("--config="):
+            return argument.removeprefix("--config=")
+        if argument == "--config" and index + 1 < len(arguments):
+            return arguments[index + 1]
+    return None
+
+
+def _resolve(config: str) -> str:
+    """Returns FILE:SIZE with the path of the file that exists, or unchanged if there is none."""
+    file, size = _split_size(config)
+    path = project_files.find_file(file)
+    return config if path is None or os.path.exists(file) else f"{path}{size}"
+
+
+def _split_size(config: str) -> tuple[str, str]:
+    """Splits FILE:SIZE into FILE and :SIZE, which is empty if there is no size."""
+    if os.path.exists(config):
+        return config, ""
+    # The last colon precedes the size; an earlier one may belong to a Windows drive.
+    file, colon, size = config.rpartition(":")
+    return (file, colon + size) if colon else (config, "")
 
 
 def _check_config_file(values: flags.FlagValues) -> None:
     if not values["config"].present:
-        raise UsageError("no config: pass one, such as --config=configs/pretrain.py:tiny")
-    path = values["config"].config_filename
-    # A Windows drive's colon never comes last, so the last colon parts file and size.
-    file = path if os.path.exists(path) else path.rsplit(":", 1)[0]
+        raise UsageError(f"no config: pass one, such as --config={EXAMPLE_CONFIG}")
+    file, _ = _split_size(values["config"].config_filename)
     if not os.path.isfile(file):
         raise UsageError(
-            f"no config file {file!r} in {os.getcwd()!r}: run the command from the root of the "
-            "clone, or give the path of the file."
+            f"no config file {file!r} in {os.getcwd()!r}: pass the path of an existing file, such "
+            f"as --config={EXAMPLE_CONFIG}"
         )
 
 
-def _check_override(override: str, keys: dict[str, object]) -> None:
+def _check_override(override: str, keys: Mapping[str, object], renamed: Mapping[str, str]) -> None:
     name, equals, value = override.removeprefix("--config.").partition("=")
     if name not in keys:
+        if renamed.get(name) in keys:
+            raise UsageError(f"--config.{name} was renamed: use --config.{renamed[name]}.")
         hint = nearest(name, list(keys))
         children = [key for key in keys if key.startswith(f"{name}.")]
         if hint:
@@ -156,12 +212,25 @@ def _check_override(override: str, keys: dict[str, object]) -> None:
         raise UsageError(f"--config.{name} takes true or false, not {value!r}.")
 
 
-def _help(job: Job, define_flags) -> str:
+def _help(job: Job, define_flags: DefineFlags | None, argv: Sequence[str]) -> str:
+    """Returns the docstring of `job`, its flags, and the keys of the config in `argv`."""
     values = flags.FlagValues()
     if define_flags is not None:
         define_flags(values)
-    lines = [textwrap.dedent(job.__doc__ or "").strip(), ""]
-    lines.append("  --config=FILE:SIZE    the config file, such as configs/pretrain.py:tiny")
-    lines.append("  --config.KEY=VALUE    changes one value of it")
-    lines += [f"  --{name:<19} {values[name].help}" for name in values]
-    return "\n".join(lines)
+    lines = [textwrap.dedent(job.__doc__ or "").strip(), "", "Flags:"]
+    lines += config_help.entry("--config=FILE:SIZE", f"The config file, such as {EXAMPLE_CONFIG}.")
+    lines += config_help.entry("--config.KEY=VALUE", "Overrides one of the config keys below.")
+    for name in values:
+        lines += config_help.entry(f"--{name}", values[name].help)
+    config = _config_argument(argv[1:]) or EXAMPLE_CONFIG
+    arguments = [f"--config={_resolve(config)}"]
+    values = _parse(argv[0], arguments, None)
+    _check_config_file(values)
+    file, _ = _split_size(values["config"].config_filename)
+    comments = config_help.key_comments(pathlib.Path(file).read_text(encoding="utf-8"))
+    about_keys = (
+        f"Config keys, with the defaults of {config}. For those of another size or file, pass "
+        "--config=FILE:SIZE --help."
+    )
+    lines += ["", *textwrap.wrap(about_keys, config_help.WIDTH, break_on_hyphens=False)]
+    return "\n".join(lines) + "\n" + config_help.format_keys(flatten(values.config), comments)

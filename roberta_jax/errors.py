@@ -1,17 +1,18 @@
-"""The exception for wrong input, and how its messages list names."""
+"""The exception for wrong user input, and a helper that lists names in its messages."""
 
 from collections.abc import Sequence
 
 
 class UsageError(ValueError):
-    """Wrong input, with a message that says what is wrong and what to do about it.
+    """Wrong user input: a flag, a config value, a file or a model that cannot be used.
 
-    The commands print it on its own and exit with status 2; from Python it is an ordinary
-    `ValueError`. Everything else that goes wrong keeps its traceback, because it is a bug.
+    The message says what is wrong and how to correct it. Commands print the message without a
+    traceback and exit with status 2. In Python it is an ordinary `ValueError`. All other exceptions
+    are bugs and keep their traceback.
     """
 
 
 def listed(names: Sequence[str], most: int = 8) -> str:
-    """Joins names for a message: the first `most` of them, and how many more there are."""
+    """Joins the first `most` names with commas and appends how many are left out."""
     rest = f" and {len(names) - most} more" if len(names) > most else ""
     return ", ".join(names[:most]) + rest

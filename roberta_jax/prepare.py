@@ -10,6 +10,7 @@ from absl import flags
 from ml_collections import ConfigDict
 
 from roberta_jax import cli
+from roberta_jax.pretraining.config_keys import RENAMED
 from roberta_jax.pretraining.text import prepare, summary
 
 
@@ -31,4 +32,4 @@ def _flags(values: flags.FlagValues) -> None:
 
 
 if __name__ == "__main__":
-    cli.run_config_job(main, _flags)
+    cli.run_config_job(main, _flags, renamed=RENAMED)

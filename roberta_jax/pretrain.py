@@ -35,6 +35,7 @@ from roberta_jax.modeling.pretraining import (
     RobertaForPreTraining,
     split_next_sentence,
 )
+from roberta_jax.pretraining.config_keys import RENAMED
 from roberta_jax.pretraining.datasets import held_out_rows, training_rows
 from roberta_jax.pretraining.evaluation import HeldOut, placed
 from roberta_jax.pretraining.spec import Plan, check_schedule_is_stated
@@ -401,4 +402,4 @@ def _flags(values: flags.FlagValues) -> None:
 
 if __name__ == "__main__":
     restart_with_huge_pages()
-    cli.run_config_job(main, _flags)
+    cli.run_config_job(main, _flags, renamed=RENAMED)

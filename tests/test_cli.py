@@ -1,10 +1,15 @@
-"""The command line: what a user types wrong is answered with the right key or type."""
+"""Command-line parsing: overrides, `--help`, and messages that name the correct key or type."""
+
+import inspect
+import re
 
 import pytest
 from absl import flags
 
-from roberta_jax import cli
+from configs.pretrain import SIZES, get_config
+from roberta_jax import cli, config_help, project_files
 from roberta_jax.errors import UsageError
+from roberta_jax.pretraining.config_keys import RENAMED
 
 CONFIG = """
 import ml_collections
@@ -14,7 +19,9 @@ def get_config(size):
     if size != "tiny":
         raise ValueError(f"unknown size {size!r}; the sizes are: tiny")
     config = ml_collections.ConfigDict({"seq_len": 32, "flag": True, "rate": 0.5})
-    config.files = placeholder(str)
+    # A glob;
+    # text files only.
+    config.files = placeholder(str)  # None is stdin.
     config.workers = placeholder(int)
     config.train = ml_collections.ConfigDict({"steps": 10, "batch_size": 4})
     config.lock()
@@ -85,7 +92,34 @@ def test_wrong_arguments_are_explained(config_file, argument, expected):
     assert len(str(caught.value).splitlines()) < 10
 
 
-def test_unknown_size_shows_the_config_files_own_words(config_file):
+def test_renamed_keys_name_the_present_key(config_file):
+    renamed = {"train.rows": "train.batch_size", "other": "missing"}
+    with pytest.raises(UsageError) as error:
+        cli.parse(["job", f"--config={config_file}:tiny", "--config.train.rows=3"], renamed=renamed)
+    assert str(error.value) == "--config.train.rows was renamed: use --config.train.batch_size."
+    with pytest.raises(UsageError, match="unknown config key 'other'"):
+        cli.parse(["job", f"--config={config_file}:tiny", "--config.other=3"], renamed=renamed)
+
+
+@pytest.mark.parametrize(("former", "present"), RENAMED.items())
+def test_former_keys_of_the_pretraining_config(former, present):
+    argv = ["pretrain", "--config=configs/pretrain.py:tiny", f"--config.{former}=1"]
+    with pytest.raises(UsageError, match=re.escape(f"use --config.{present}.")):
+        cli.parse(argv, renamed=RENAMED)
+
+
+def test_renamed_key_ends_the_command_with_two(config_file, capsys):
+    argv = ["job", f"--config={config_file}:tiny", "--config.rows=3"]
+    with pytest.raises(SystemExit) as ended:
+        cli.run_config_job(
+            lambda config, values: None, argv=argv, renamed={"rows": "train.batch_size"}
+        )
+    assert ended.value.code == 2
+    error = "error: --config.rows was renamed: use --config.train.batch_size.\n"
+    assert capsys.readouterr().err == error
+
+
+def test_unknown_size_shows_the_message_of_the_config_file(config_file):
     with pytest.raises(UsageError, match="the sizes are: tiny"):
         cli.parse(["job", f"--config={config_file}:huge"])
 
@@ -97,21 +131,116 @@ def test_missing_config_file_and_missing_flag(tmp_path):
         cli.parse(["job"])
 
 
-def test_usage_error_exits_with_two_and_no_traceback(config_file, capsys):
-    with pytest.raises(SystemExit) as caught:
+def test_usage_error_exits_with_two_and_no_traceback(capsys):
+    with pytest.raises(SystemExit) as ended:
         cli.run_config_job(lambda config, values: None, argv=["job", "--config=nowhere.py"])
-    assert caught.value.code == 2
+    assert ended.value.code == 2
     captured = capsys.readouterr()
     assert captured.err.startswith("error: no config file")
     assert "Traceback" not in captured.err
 
 
-def test_help_shows_the_jobs_docstring_and_flags(capsys):
+@pytest.fixture
+def bundled(tmp_path, monkeypatch):
+    """An installed package with a bundled config file; the current folder is empty."""
+    package, folder = tmp_path / "site" / "roberta_jax", tmp_path / "empty"
+    (package / "_bundled" / "configs").mkdir(parents=True)
+    (package / "_bundled" / "configs" / "pretrain.py").write_text(CONFIG)
+    folder.mkdir()
+    monkeypatch.chdir(folder)
+    monkeypatch.setattr(project_files, "_PACKAGE", package)
+    return package / "_bundled"
+
+
+@pytest.mark.parametrize("arguments", [["--config=FILE"], ["--config", "FILE"]])
+def test_bundled_config_file_is_found_in_any_folder(bundled, capsys, arguments):
+    arguments = [each.replace("FILE", "configs/pretrain.py:tiny") for each in arguments]
+    values = cli.parse(["job", *arguments, "--config.train.steps=7"])
+    assert values.config.train.steps == 7
+    assert capsys.readouterr().err == f"Using {bundled / 'configs' / 'pretrain.py'}\n"
+    cli.run_config_job(lambda config, values: None, argv=["job", "--help"])
+    assert "--config.train.batch_size" in capsys.readouterr().out
+
+
+def test_config_file_in_the_current_folder_wins_over_the_bundled_one(bundled, capsys, tmp_path):
+    local = tmp_path / "empty" / "configs" / "pretrain.py"
+    local.parent.mkdir()
+    local.write_text(CONFIG.replace('"seq_len": 32', '"seq_len": 48'))
+    assert cli.parse(["job", "--config=configs/pretrain.py:tiny"]).config.seq_len == 48
+    assert capsys.readouterr().err == ""
+
+
+def test_project_root_of_a_clone_is_its_own_root():
+    root = project_files.project_root()
+    assert (root / "configs" / "pretrain.py").is_file()
+    assert (root / "experiments" / "sweep.py").is_file()
+
+
+def help_text(capsys, *arguments):
     def job(config, values):
         """Does the work."""
 
-    cli.run_config_job(job, define_workdir, argv=["job", "--help"])
-    printed = capsys.readouterr().out
-    assert "Does the work." in printed
-    assert "--workdir" in printed
-    assert "The folder of the run." in printed
+    cli.run_config_job(job, define_workdir, argv=["job", *arguments, "--help"])
+    return capsys.readouterr().out
+
+
+def test_help_shows_docstring_flags_and_keys(capsys, config_file):
+    printed = help_text(capsys, f"--config={config_file}:tiny")
+    assert printed.startswith("Does the work.\n")
+    lines = [" ".join(line.split()) for line in printed.splitlines()]
+    assert "--workdir The folder of the run." in lines
+    assert "--config.files A glob; text files only. None is stdin." in lines
+    assert "--config.seq_len (default: 32)" in lines
+    # The keys of the file come in its order, those without a source line after them.
+    assert printed.index("--config.files") < printed.index("--config.workers")
+    assert printed.index("--config.workers") < printed.index("--config.train.steps")
+
+
+@pytest.mark.parametrize("size", [None, *SIZES])
+def test_help_lists_every_key_with_its_default(capsys, size):
+    arguments = [] if size is None else [f"--config=configs/pretrain.py:{size}"]
+    printed = help_text(capsys, *arguments)
+    assert max(map(len, printed.splitlines())) <= 100
+    # One entry per key: from its name to the next one's.
+    entry = re.compile(r"^  --config\.(\S+)\n?(.*?)(?=^  -|^\S|\Z)", re.M | re.S)
+    entries = {name: " ".join(text.split()) for name, text in entry.findall(printed)}
+    keys = cli.flatten(get_config(size or "tiny"))
+    assert set(entries) - {"KEY=VALUE"} == set(keys)
+    for key, value in keys.items():
+        assert entries[key].endswith(f"(default: {value})"), key
+    for group in {key.rpartition(".")[0] for key in keys} - {""}:
+        assert re.search(rf"^{group}: \S", printed, re.M), group
+
+
+def test_help_of_a_missing_size_or_file_exits_with_two(capsys):
+    for config, message in (("configs/pretrain.py:huge", "'huge'"), ("none.py", "no config file")):
+        with pytest.raises(SystemExit) as ended:
+            help_text(capsys, f"--config={config}")
+        assert ended.value.code == 2
+        assert message in capsys.readouterr().err
+
+
+def test_comments_of_a_config_file():
+    source = inspect.cleandoc("""
+        def get_config():
+            # Not about a key.
+
+            # Above,
+            # on two lines.
+            config.a = 1  # Behind.
+            config.b = (
+                2,
+            )  # After the last line.
+            config.text = "# no comment"
+            config.group = ConfigDict()  # A group.
+            config.group.key = other.key = 3  # Two targets.
+            config.group.last = 4
+            other.key = 5  # Another object.
+    """)
+    assert config_help.key_comments(source) == {
+        "a": "Above, on two lines. Behind.",
+        "b": "After the last line.",
+        "text": "",
+        "group": "A group.",
+        "group.last": "",
+    }

@@ -1,8 +1,13 @@
+"""configs/pretrain.py: the paper's recipe, the sizes, and the documentation of the keys."""
+
+import inspect
+
 import ml_collections
 import pytest
 
+import configs.pretrain
 from configs.pretrain import SIZES, get_config
-from roberta_jax import cli
+from roberta_jax import cli, config_help
 from roberta_jax.errors import UsageError
 from roberta_jax.modeling.config import RobertaConfig
 from roberta_jax.pretraining.spec import Plan
@@ -81,7 +86,15 @@ def test_placeholders_are_typed_and_take_none():
 
 def test_all_sizes_have_the_same_keys():
     keys = {size: list(cli.flatten(get_config(size))) for size in SIZES}
-    assert all(found == keys["base"] for found in keys.values())
+    assert all(keys_of_size == keys["base"] for keys_of_size in keys.values())
+
+
+def test_every_key_and_group_has_a_comment():
+    comments = config_help.key_comments(inspect.getsource(configs.pretrain))
+    keys = cli.flatten(get_config("base"))
+    groups = {key.rpartition(".")[0] for key in keys} - {""}
+    assert set(comments) == set(keys) | groups
+    assert [key for key, comment in comments.items() if not comment.endswith(".")] == []
 
 
 def test_every_leaf_is_what_json_can_hold():
