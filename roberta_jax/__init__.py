@@ -1,11 +1,15 @@
-"""RoBERTa in pure JAX. The public names, each imported at its first use.
+"""RoBERTa in pure JAX: pretraining, ablations, fine-tuning and inference.
 
-Importing the package costs nothing: neither JAX nor TensorFlow is loaded until a name is used.
+The public names are imported from their modules on first use. Importing the package itself loads
+neither JAX nor TensorFlow.
 """
 
 import importlib
 
-_HOMES = {
+__version__ = "0.2.0"
+
+# Public name -> the module that defines it.
+_MODULES = {
     "FillMask": "roberta_jax.inference.fill_mask",
     "FlaxRobertaConfig": "roberta_jax.compat.config",
     "FlaxRobertaForCausalLM": "roberta_jax.compat.models",
@@ -32,13 +36,13 @@ _HOMES = {
     "save_pretrained": "roberta_jax.weights.load",
 }
 
-__all__ = sorted(_HOMES)
+__all__ = sorted(_MODULES)
 
 
 def __getattr__(name: str):
-    if name not in _HOMES:
+    if name not in _MODULES:
         raise AttributeError(f"module 'roberta_jax' has no attribute {name!r}")
-    return getattr(importlib.import_module(_HOMES[name]), name)
+    return getattr(importlib.import_module(_MODULES[name]), name)
 
 
 def __dir__():
