@@ -197,7 +197,7 @@ def _check_override(override: str, keys: Mapping[str, object], renamed: Mapping[
             advice = f"it is a group of keys: {', '.join(children)}."
         else:
             advice = f"the keys are: {', '.join(keys)}."
-        message = f"unknown config key {name!r}: {advice}"
+        message = f"unknown config key --config.{name}: {advice}"
         raise UsageError("\n".join(textwrap.wrap(message, 100, break_on_hyphens=False)))
     if not equals:
         raise UsageError(f"--config.{name} has no value: write --config.{name}=VALUE.")

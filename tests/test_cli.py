@@ -70,7 +70,10 @@ def test_overrides_reach_the_config(config_file):
 @pytest.mark.parametrize(
     ("argument", "expected"),
     [
-        ("--config.train.stepz=5", "did you mean --config.train.steps?"),
+        (
+            "--config.train.stepz=5",
+            "unknown config key --config.train.stepz: did you mean --config.train.steps?",
+        ),
         ("--config.tran.steps=5", "did you mean --config.train.steps?"),
         ("--config.batch_size=5", "did you mean --config.train.batch_size?"),
         ("--config.zebra=5", "the keys are: "),
@@ -97,7 +100,7 @@ def test_renamed_keys_name_the_present_key(config_file):
     with pytest.raises(UsageError) as error:
         cli.parse(["job", f"--config={config_file}:tiny", "--config.train.rows=3"], renamed=renamed)
     assert str(error.value) == "--config.train.rows was renamed: use --config.train.batch_size."
-    with pytest.raises(UsageError, match="unknown config key 'other'"):
+    with pytest.raises(UsageError, match="unknown config key --config.other:"):
         cli.parse(["job", f"--config={config_file}:tiny", "--config.other=3"], renamed=renamed)
 
 
