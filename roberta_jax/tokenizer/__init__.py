@@ -1,6 +1,10 @@
-"""Byte-level BPE tokenizer: train, load, save, encode, decode; `bulk` encodes whole corpora."""
+"""Byte-level BPE tokenizer: trains, loads, saves, encodes and decodes.
 
-from roberta_jax.tokenizer.encoding import BatchEncoding
-from roberta_jax.tokenizer.roberta import RobertaTokenizer, RobertaTokenizerFast
+`RobertaTokenizer` is in `tokenizer`. `bulk` encodes whole corpora. `hf_api` emulates how Hugging
+Face's tokenizers are called.
+"""
+
+from roberta_jax.tokenizer.hf_api.batch_encoding import BatchEncoding
+from roberta_jax.tokenizer.tokenizer import RobertaTokenizer, RobertaTokenizerFast
 
 __all__ = ["BatchEncoding", "RobertaTokenizer", "RobertaTokenizerFast"]

@@ -1,225 +1,255 @@
-"""BatchEncoding: what a call of the tokenizer returns.
+"""Encodes texts with a pipeline, and decodes ids.
 
-A dictionary of columns ("input_ids", "attention_mask", …) that also keeps the `Encoding` of each
-row, and so can tell which characters, words and tokens belong together. Methods that take a row and
-a position may be given the position alone, which then is one of row 0. Positions count from 0;
-negative ones from the end.
+A `tokenizers` pipeline takes truncation, padding and the treatment of special tokens as settings,
+not as arguments. `encode_batch` makes these settings, encodes, and resets them. The caller holds a
+lock meanwhile, so that threads that share a pipeline do not see each other's settings.
 """
 
-import collections
-from collections.abc import Mapping, Sequence
-from typing import Any, NamedTuple
+import contextlib
+import dataclasses
+from collections.abc import Iterable, Iterator, Sequence
 
 import numpy as np
-from tokenizers import Encoding
+from tokenizers import Encoding, Tokenizer
+
+from roberta_jax.tokenizer import pipeline
+from roberta_jax.tokenizer.surrogates import replace_surrogates
+
+Words = list[str]
+Input = str | tuple[str, str] | Words | tuple[Words, Words]
+
+# What `clean_up` replaces, in HF's order.
+_CLEAN_UPS = (
+    (" .", "."), (" ?", "?"), (" !", "!"), (" ,", ","), (" ' ", "'"), (" n't", "n't"),
+    (" 'm", "'m"), (" 's", "'s"), (" 've", "'ve"), (" 're", "'re"),
+)  # fmt: skip
 
 
-class CharSpan(NamedTuple):
-    """Characters `start` to `end` - 1 of a text."""
+@dataclasses.dataclass(frozen=True)
+class TruncationAndPadding:
+    """How rows of ids are truncated and padded."""
 
-    start: int
-    end: int
+    truncation: str | None  # "longest_first", "only_first" or "only_second"; None: not truncated
+    padding: str | None  # "longest" or "max_length"; None: not padded
+    max_length: int | None  # in ids, including special tokens
+    stride: int  # how many ids consecutive overflowing rows share
+    pad_to_multiple_of: int | None
+    padding_side: str  # "right" or "left"
+    truncation_side: str  # "right" or "left"
 
+    def check_max_length(self, num_special_tokens: int) -> None:
+        """Checks that a truncated row has room for its special tokens and the stride.
 
-class TokenSpan(NamedTuple):
-    """Tokens `start` to `end` - 1 of a row."""
-
-    start: int
-    end: int
-
-
-class BatchEncoding(collections.UserDict):
-    """Columns by name, also as attributes; an integer key gives the `Encoding` of that row.
-
-    Args:
-      data: the columns: lists, or arrays.
-      encoding: one `tokenizers.Encoding` a row, or one for a single row; None if the columns were
-        not made from text, and then only the dictionary's methods work.
-      tensor_type: as `convert_to_tensors` takes it.
-      prepend_batch_axis: as `convert_to_tensors` takes it.
-      n_sequences: texts in each row, 1 or 2; None follows the encodings.
-    """
-
-    def __init__(
-        self,
-        data: Mapping[str, Any] | None = None,
-        encoding: Encoding | Sequence[Encoding] | None = None,
-        tensor_type: str | None = None,
-        prepend_batch_axis: bool = False,
-        n_sequences: int | None = None,
-    ):
-        super().__init__(data)
-        self._encodings = [encoding] if isinstance(encoding, Encoding) else encoding
-        if n_sequences is None and self._encodings:
-            n_sequences = self._encodings[0].n_sequences
-        self._n_sequences = n_sequences
-        self.convert_to_tensors(tensor_type, prepend_batch_axis)
-
-    def __getitem__(self, item):
-        if isinstance(item, str):
-            return self.data[item]
-        if self._encodings is not None:
-            return self._encodings[item]
-        if isinstance(item, slice):
-            return {name: column[item] for name, column in self.data.items()}
-        raise KeyError(f"{item!r}: there are no encodings here, so a key must be a name or a slice")
-
-    def __getattr__(self, name: str):
-        # Looked up in __dict__: while unpickling, `data` is not there yet.
-        try:
-            return self.__dict__["data"][name]
-        except KeyError:
-            raise AttributeError(f"{type(self).__name__} has no {name!r}") from None
-
-    @property
-    def encodings(self) -> list[Encoding] | None:
-        return self._encodings
-
-    @property
-    def n_sequences(self) -> int | None:
-        """Texts in each row: 1, or 2 for pairs; None if not known."""
-        return self._n_sequences
-
-    @property
-    def is_fast(self) -> bool:
-        """Whether the rows' encodings are there, which the methods below need."""
-        return self._encodings is not None
-
-    # Rows
-
-    def tokens(self, batch_index: int = 0) -> list[str]:
-        """The tokens of a row, special ones included."""
-        return self._row(batch_index).tokens
-
-    def sequence_ids(self, batch_index: int = 0) -> list[int | None]:
-        """For each token 0 or 1, the text it is from; None for special tokens and padding."""
-        return self._row(batch_index).sequence_ids
-
-    def word_ids(self, batch_index: int = 0) -> list[int | None]:
-        """For each token the word it is from; None for special tokens and padding."""
-        return self._row(batch_index).word_ids
-
-    words = word_ids  # the name that older code uses
-
-    # From one to the other
-
-    def token_to_sequence(self, batch_or_token_index: int, token_index: int | None = None) -> int:
-        """The text, 0 or 1, that a token is from; None for special tokens and padding."""
-        row, token = self._row_and_position(batch_or_token_index, token_index)
-        return row.token_to_sequence(token)
-
-    def token_to_word(
-        self, batch_or_token_index: int, token_index: int | None = None
-    ) -> int | None:
-        """The word that a token is from; None for special tokens and padding."""
-        row, token = self._row_and_position(batch_or_token_index, token_index)
-        return row.token_to_word(token)
-
-    def token_to_chars(
-        self, batch_or_token_index: int, token_index: int | None = None
-    ) -> CharSpan | None:
-        """The characters of its text that a token stands for; None for special tokens."""
-        row, token = self._row_and_position(batch_or_token_index, token_index)
-        return _span(CharSpan, row.token_to_chars(token))
-
-    def word_to_tokens(
-        self, batch_or_word_index: int, word_index: int | None = None, sequence_index: int = 0
-    ) -> TokenSpan | None:
-        """The tokens of a word of text `sequence_index`; None if it has none in this row."""
-        row, word = self._row_and_position(batch_or_word_index, word_index)
-        return _span(TokenSpan, row.word_to_tokens(word, sequence_index))
-
-    def word_to_chars(
-        self, batch_or_word_index: int, word_index: int | None = None, sequence_index: int = 0
-    ) -> CharSpan | None:
-        """The characters of a word of text `sequence_index`."""
-        row, word = self._row_and_position(batch_or_word_index, word_index)
-        return _span(CharSpan, row.word_to_chars(word, sequence_index))
-
-    def char_to_token(
-        self, batch_or_char_index: int, char_index: int | None = None, sequence_index: int = 0
-    ) -> int | None:
-        """The token that a character of text `sequence_index` is in; None between tokens."""
-        row, char = self._row_and_position(batch_or_char_index, char_index)
-        return row.char_to_token(char, sequence_index)
-
-    def char_to_word(
-        self, batch_or_char_index: int, char_index: int | None = None, sequence_index: int = 0
-    ) -> int | None:
-        """The word that a character of text `sequence_index` is in; None between words."""
-        row, char = self._row_and_position(batch_or_char_index, char_index)
-        return row.char_to_word(char, sequence_index)
-
-    def _row(self, batch_index: int) -> Encoding:
-        if not self._encodings:
-            raise ValueError(
-                "this BatchEncoding was not made from text, so nothing is known of its tokens, "
-                "words and characters: call the tokenizer itself"
-            )
-        return self._encodings[batch_index]
-
-    def _row_and_position(self, first: int, second: int | None) -> tuple[Encoding, int]:
-        row = self._row(0 if second is None else first)
-        position = first if second is None else second
-        return row, position + len(row) if position < 0 else position
-
-    # Arrays
-
-    def convert_to_tensors(
-        self, tensor_type: str | None = None, prepend_batch_axis: bool = False
-    ) -> "BatchEncoding":
-        """Makes each column an array, in place, and returns itself.
-
-        Args:
-          tensor_type: "np" for int64, "jax" for int32 arrays; None changes nothing.
-          prepend_batch_axis: put the columns in a batch of one first.
+        `tokenizers` would not truncate such a row, or would print a stack trace.
 
         Raises:
-          ValueError: another type, or a column whose rows differ in length.
+          ValueError: there is no room for the special tokens, or none for more than `stride` ids.
         """
-        if tensor_type is None:
-            return self
-        convert = converter(tensor_type)
-        for name, column in self.data.items():
-            if prepend_batch_axis or not hasattr(column, "dtype"):
-                self.data[name] = convert([column] if prepend_batch_axis else column)
-        return self
+        if not self.truncation:
+            return
+        room = self.max_length - num_special_tokens
+        if room < 0:
+            raise ValueError(
+                f"max_length={self.max_length} has no room for the {num_special_tokens} special "
+                "tokens"
+            )
+        if self.stride and self.stride >= room:
+            raise ValueError(
+                f"stride={self.stride} must be less than the {room} ids of text that fit into "
+                f"max_length={self.max_length}, so that each row has new ids"
+            )
 
 
-def converter(tensor_type: str):
-    """A function from lists of integers to arrays of a type: "np" or "jax".
+def encode_batch(
+    backend: Tokenizer,
+    inputs: Sequence[Input],
+    how: TruncationAndPadding,
+    *,
+    padding_token: tuple[str | None, int | None, int],
+    add_special_tokens: bool,
+    split_special_tokens: bool,
+    is_split_into_words: bool,
+    add_prefix_space: bool | None,
+    trim_offsets: bool,
+    is_byte_level: bool,
+) -> list[Encoding]:
+    """Encodes texts, pairs of texts, lists of words or pairs of lists of words.
+
+    The settings of the pipeline change during the call, so the caller has to hold a lock.
+
+    Args:
+      backend: the pipeline.
+      inputs: one item per row.
+      how: truncation and padding.
+      padding_token: the token, its id and its type id.
+      add_special_tokens: apply the pipeline's template.
+      split_special_tokens: encode special tokens in the text as plain text.
+      is_split_into_words: the inputs are lists of words.
+      add_prefix_space: for byte-level pipelines, encode each text as if it started with a space;
+        None keeps the pipeline's setting.
+      trim_offsets: the pipeline's setting.
+      is_byte_level: whether the pipeline is RoBERTa's own.
 
     Raises:
-      ValueError: another type.
+      TypeError: an input is not text.
+      ValueError: an input cannot be truncated as requested, or words are given to a byte-level
+        pipeline that does not add a space before each.
     """
-    tensor_type = getattr(tensor_type, "value", tensor_type)  # transformers has an enum
-    if tensor_type == "np":
-        return as_array
-    if tensor_type == "jax":
-        import jax.numpy as jnp  # not needed to tokenize
+    if not is_byte_level:
+        add_prefix_space = None
+    with (
+        _prefix_space(backend, add_prefix_space, trim_offsets),
+        _settings(backend, how, padding_token, split_special_tokens),
+    ):
+        if is_split_into_words and is_byte_level and not backend.pre_tokenizer.add_prefix_space:
+            raise ValueError(
+                "words can only be encoded with a space before each: load the tokenizer with "
+                "add_prefix_space=True, or pass add_prefix_space=True to the call"
+            )
+        try:
+            return _encode(backend, inputs, add_special_tokens, is_split_into_words)
+        except TypeError:  # a lone surrogate, or something that is not text
+            inputs = [_checked(item, is_split_into_words) for item in inputs]
+            return _encode(backend, inputs, add_special_tokens, is_split_into_words)
 
-        return lambda rows: jnp.asarray(as_array(rows).astype(np.int32))
-    hint = {"pt": "torch.tensor(...)", "tf": "tf.constant(...)"}.get(tensor_type)
-    raise ValueError(
-        f"return_tensors must be None, 'np' or 'jax', not {tensor_type!r}"
-        + (f": ask for 'np' and give each array to {hint}" if hint else "")
-    )
 
-
-def as_array(rows: Sequence) -> np.ndarray:
-    """int64 [batch, length], or of whatever depth `rows` has.
-
-    Raises:
-      ValueError: rows differ in length.
-    """
+@contextlib.contextmanager
+def _settings(
+    backend: Tokenizer,
+    how: TruncationAndPadding,
+    padding_token: tuple[str | None, int | None, int],
+    split_special_tokens: bool,
+) -> Iterator[None]:
+    """Makes the settings of one call, and resets them."""
     try:
-        return np.array(rows, dtype=np.int64)
-    except (TypeError, ValueError) as error:
+        backend.encode_special_tokens = split_special_tokens
+        if how.truncation:
+            backend.enable_truncation(
+                how.max_length,
+                stride=how.stride,
+                strategy=how.truncation,
+                direction=how.truncation_side,
+            )
+        if how.padding:
+            token, token_id, type_id = padding_token
+            backend.enable_padding(
+                direction=how.padding_side,
+                pad_id=token_id,
+                pad_type_id=type_id,
+                pad_token=token,
+                length=how.max_length if how.padding == "max_length" else None,
+                pad_to_multiple_of=how.pad_to_multiple_of,
+            )
+        yield
+    finally:
+        backend.encode_special_tokens = False
+        backend.no_truncation()
+        backend.no_padding()
+
+
+@contextlib.contextmanager
+def _prefix_space(
+    backend: Tokenizer, add_prefix_space: bool | None, trim_offsets: bool
+) -> Iterator[None]:
+    """Changes `add_prefix_space` of a byte-level pipeline for one call; None changes nothing."""
+    if add_prefix_space is None or add_prefix_space == backend.pre_tokenizer.add_prefix_space:
+        yield
+        return
+    before = backend.pre_tokenizer.add_prefix_space
+    pipeline.set_prefix_space(backend, add_prefix_space, trim_offsets)
+    try:
+        yield
+    finally:
+        pipeline.set_prefix_space(backend, before, trim_offsets)
+
+
+def _encode(
+    backend: Tokenizer,
+    inputs: Sequence[Input],
+    add_special_tokens: bool,
+    is_split_into_words: bool,
+) -> list[Encoding]:
+    """Calls `encode_batch` of the pipeline and turns its errors into `ValueError`s."""
+    try:
+        return backend.encode_batch(
+            inputs, add_special_tokens=add_special_tokens, is_pretokenized=is_split_into_words
+        )
+    except TypeError:
+        raise
+    except Exception as error:  # the library raises no narrower class
+        if "Truncation error" not in str(error):
+            raise
         raise ValueError(
-            "rows of unequal length make no array: pass padding=True, and truncation=True if some "
-            "are too long"
+            "cannot truncate to max_length: the text that this truncation strategy may cut is too "
+            "short. Raise max_length, or use truncation='longest_first'"
+        ) from error
+    except BaseException as error:  # failed assertions of the library are not `Exception`s
+        if type(error).__name__ != "PanicException" or "stride" not in str(error):
+            raise
+        raise ValueError(
+            "stride must be less than the number of ids that truncation leaves of the text: lower "
+            "stride, or raise max_length"
         ) from error
 
 
-def _span(kind: type, ends: tuple[int, int] | None):
-    return None if ends is None else kind(*ends)
+def _checked(item: Input, is_split_into_words: bool) -> Input:
+    """Returns an input with lone surrogates replaced.
+
+    Raises:
+      TypeError: it is neither a text nor a pair of texts.
+    """
+    is_text = _is_words if is_split_into_words else _is_string
+    if is_text(item):
+        return _without_surrogates(item)
+    if isinstance(item, tuple) and len(item) == 2 and all(map(is_text, item)):
+        return _without_surrogates(item[0]), _without_surrogates(item[1])
+    kind = "list of words" if is_split_into_words else "string"
+    raise TypeError(f"each text must be a {kind} or a pair of {kind}s, not {item!r}")
+
+
+def _is_string(item) -> bool:
+    return isinstance(item, str)
+
+
+def _is_words(item) -> bool:
+    return isinstance(item, list) and all(map(_is_string, item))
+
+
+def _without_surrogates(text: str | Words) -> str | Words:
+    if isinstance(text, str):
+        return replace_surrogates(text)
+    return [replace_surrogates(word) for word in text]
+
+
+def decode(
+    backend: Tokenizer, token_ids: int | Iterable[int], *, num_ids: int, skip_special_tokens: bool
+) -> str:
+    """Returns the text of ids; bytes that are not valid UTF-8 become U+FFFD.
+
+    Args:
+      backend: the pipeline.
+      token_ids: a list or array [length], or one id.
+      num_ids: the size of the vocabulary with added tokens, which the pipeline is slow to count.
+      skip_special_tokens: leave special tokens out.
+
+    Raises:
+      ValueError: an id is not in the vocabulary, or `token_ids` has more than one row.
+    """
+    ids = np.atleast_1d(np.asarray(token_ids, dtype=np.int64))
+    if ids.ndim > 1:
+        raise ValueError(f"decode takes one row, not an array {list(ids.shape)}: use batch_decode")
+    ids = ids.tolist()
+    if ids and not 0 <= min(ids) <= max(ids) < num_ids:
+        unknown = [i for i in ids if i < 0 or backend.id_to_token(i) is None]
+        if unknown:
+            raise ValueError(
+                f"cannot decode the id {unknown[0]}: ids must be in the range 0 to {num_ids - 1}"
+            )
+    return backend.decode(ids, skip_special_tokens=skip_special_tokens)
+
+
+def clean_up(text: str) -> str:
+    """Returns a text without the spaces before punctuation and English contractions."""
+    for spaced, joined in _CLEAN_UPS:
+        text = text.replace(spaced, joined)
+    return text

@@ -1,16 +1,16 @@
-"""The files a tokenizer is kept in, read and written.
+"""Reads and writes a tokenizer's files.
 
-Three sets of files hold the same tokenizer; the first one found in a folder is read:
+A tokenizer is stored in one of three sets of files. In a folder with several of them, the first in
+this order is read:
 
-- `tokenizer.json`, the whole pipeline in the format of the `tokenizers` library;
-- `vocab.json` and `merges.txt`, as Hugging Face writes them;
-- `encoder.json`, `vocab.bpe` and `dict.txt`, as fairseq releases them: GPT-2's vocabulary, and the
-  dictionary that renumbers it by frequency.
+- `tokenizer.json`: the whole pipeline in the format of the `tokenizers` library;
+- `vocab.json` and `merges.txt`: the format of Hugging Face;
+- `encoder.json`, `vocab.bpe` and `dict.txt`: fairseq's release format. The first two are GPT-2's
+  vocabulary, and `dict.txt` renumbers it by frequency.
 
-RoBERTa's relatives are read from `tokenizer.json` alone. `tokenizer_config.json`, where present,
-adds the options; files written before it listed the added tokens have them, and which special token
-serves what purpose, in `added_tokens.json` and `special_tokens_map.json`. Every file is written
-under a temporary name and then renamed, so a reader never sees half of one.
+Tokenizers of related models are read from `tokenizer.json` only. `tokenizer_config.json` has the
+options, if it exists. Older versions of it do not list the added tokens; they are then read from
+`added_tokens.json`, and the special tokens from `special_tokens_map.json`.
 """
 
 import json
@@ -19,9 +19,18 @@ from collections.abc import Mapping
 from etils import epath
 from tokenizers import AddedToken, Tokenizer
 
-from roberta_jax.tokenizer import backend as backends
-from roberta_jax.tokenizer.backend import BOS, EOS, MASK, PAD, UNK
-from roberta_jax.tokenizer.special_tokens import ADDITIONAL, ROLES
+from roberta_jax.storage import atomic
+from roberta_jax.tokenizer import pipeline, vocabulary
+from roberta_jax.tokenizer.special_tokens import (
+    ADDITIONAL,
+    ATTRIBUTES,
+    BOS,
+    EOS,
+    FILLER_PREFIX,
+    MASK,
+    PAD,
+    UNK,
+)
 
 TOKENIZER_FILE = "tokenizer.json"
 CONFIG_FILE = "tokenizer_config.json"
@@ -31,22 +40,25 @@ HF_FILES = ("vocab.json", "merges.txt")
 FAIRSEQ_FILES = ("encoder.json", "vocab.bpe", "dict.txt")
 MERGES_HEADER = "#version: 0.2"
 
-_FAIRSEQ_DICT = "https://dl.fbaipublicfiles.com/fairseq/gpt2_bpe/dict.txt"
+_FAIRSEQ_DICT_URL = "https://dl.fbaipublicfiles.com/fairseq/gpt2_bpe/dict.txt"
+
+
+# Reading
 
 
 def load(path) -> tuple[Tokenizer, dict, epath.Path]:
-    """Reads a folder.
+    """Reads the tokenizer in a folder.
 
     Args:
-      path: a local folder, or one that `etils.epath` reads (gs://…).
+      path: a local folder, or one that `etils.epath` reads (gs://...).
 
     Returns:
-      The pipeline as the files have it, without RoBERTa's steps where they have none; the options
-      (see `read_options`); and the file or folder to name in errors.
+      The pipeline as the files define it, which may lack RoBERTa's other steps; the options (see
+      `read_options`); and the file or folder to name in error messages.
 
     Raises:
-      FileNotFoundError: no folder, or no complete set of files; lists what is there.
-      ValueError: a file cannot be understood; names the file.
+      FileNotFoundError: the folder does not exist or has no complete set of files.
+      ValueError: a file cannot be read; the message names it.
     """
     folder = epath.Path(path)
     if not folder.is_dir():
@@ -66,55 +78,61 @@ def load(path) -> tuple[Tokenizer, dict, epath.Path]:
     elif has(FAIRSEQ_FILES):
         vocab, merges = read_fairseq(folder), read_merges(folder / "vocab.bpe")
     else:
-        raise FileNotFoundError(_nothing_found(folder))
+        raise FileNotFoundError(_not_found_message(folder))
     try:
-        return backends.bpe(vocab, merges), options, folder
-    except backends.BackendError as error:
+        return pipeline.bpe(vocab, merges), options, folder
+    except pipeline.PipelineError as error:
         raise ValueError(f"the tokenizer files in {str(path)!r} cannot be used: {error}") from error
 
 
 def read_options(folder: epath.Path) -> dict:
-    """What the JSON files beside the vocabulary say, as the tokenizer's constructor takes it.
+    """Reads the options of the tokenizer's constructor from the JSON files in a folder.
 
-    Special tokens are strings or `AddedToken`s; "added_tokens_decoder" maps ids to `AddedToken`s.
+    Returns:
+      The options. Special tokens are strings or `AddedToken`s; "added_tokens_decoder" maps ids to
+      `AddedToken`s.
+
+    Raises:
+      ValueError: a file is corrupt.
     """
     path = folder / CONFIG_FILE
-    options = _tokens_made(_read_json(path), path) if path.exists() else {}
-    if "added_tokens_decoder" not in options:
-        path = folder / SPECIAL_TOKENS_FILE
-        if path.exists():
-            found = _tokens_made(_read_json(path), path)
-            options |= {k: v for k, v in found.items() if k in (*ROLES, ADDITIONAL)}
-        path = folder / ADDED_TOKENS_FILE
-        special = {str(options[role]) for role in ROLES if options.get(role)}
-        special |= set(map(str, options.get(ADDITIONAL) or ()))
-        if path.exists():
-            options["added_tokens_decoder"] = {
-                i: AddedToken(token, normalized=token not in special, special=token in special)
-                for token, i in read_vocab(path).items()
-            }
+    options = _with_added_tokens(_read_json(path), path) if path.exists() else {}
+    if "added_tokens_decoder" in options:
+        return options
+    path = folder / SPECIAL_TOKENS_FILE
+    if path.exists():
+        special_tokens = _with_added_tokens(_read_json(path), path)
+        options |= {k: v for k, v in special_tokens.items() if k in (*ATTRIBUTES, ADDITIONAL)}
+    path = folder / ADDED_TOKENS_FILE
+    special = {str(options[attribute]) for attribute in ATTRIBUTES if options.get(attribute)}
+    special |= set(map(str, options.get(ADDITIONAL) or ()))
+    if path.exists():
+        options["added_tokens_decoder"] = {
+            i: AddedToken(token, normalized=token not in special, special=token in special)
+            for token, i in read_vocab(path).items()
+        }
     return options
 
 
-def _tokens_made(value, path: epath.Path):
-    """A JSON value with the objects that describe tokens made `AddedToken`s."""
+def _with_added_tokens(value, path: epath.Path):
+    """Returns a JSON value with its descriptions of tokens replaced by `AddedToken`s."""
     if isinstance(value, list):
-        return [_tokens_made(item, path) for item in value]
+        return [_with_added_tokens(item, path) for item in value]
     if not isinstance(value, dict):
         return value
     if "content" in value:
         try:
             return AddedToken(**{k: v for k, v in value.items() if k != "__type"})
         except TypeError as error:
-            raise ValueError(f"{path} is corrupt: {value} describes no token") from error
-    made = {k: _tokens_made(v, path) for k, v in value.items()}
-    if "added_tokens_decoder" in made:
-        decoder = made["added_tokens_decoder"]
+            raise ValueError(f"{path} is corrupt: {value} does not describe a token") from error
+    value = {k: _with_added_tokens(v, path) for k, v in value.items()}
+    if "added_tokens_decoder" in value:
+        decoder = value["added_tokens_decoder"]
         tokens = decoder.items() if isinstance(decoder, dict) else [("", None)]
         if not all(k.isdecimal() and isinstance(token, AddedToken) for k, token in tokens):
             raise ValueError(f"{path} is corrupt: added_tokens_decoder must map ids to tokens")
-        made["added_tokens_decoder"] = {int(k): v for k, v in decoder.items()}
-    return made
+        value["added_tokens_decoder"] = {int(k): v for k, v in decoder.items()}
+    return value
 
 
 def read_pipeline(path: epath.Path) -> Tokenizer:
@@ -133,12 +151,14 @@ def read_vocab(path: epath.Path) -> dict[str, int]:
     """Reads `vocab.json` or `encoder.json`: token to id."""
     vocab = _read_json(path)
     if not vocab or not all(type(i) is int and i >= 0 for i in vocab.values()):
-        raise ValueError(f"{path} is corrupt: it must map each token to its id, a number from 0 up")
+        raise ValueError(
+            f"{path} is corrupt: it must map each token to its id, a number of 0 or more"
+        )
     return vocab
 
 
 def read_merges(path: epath.Path) -> list[tuple[str, str]]:
-    """Reads `merges.txt` or `vocab.bpe`: two tokens a line, after an optional version line."""
+    """Reads `merges.txt` or `vocab.bpe`: two tokens per line, after an optional version line."""
     merges = []
     for number, line in enumerate(_read_text(path).split("\n"), start=1):
         line = line.rstrip("\r")
@@ -147,25 +167,29 @@ def read_merges(path: epath.Path) -> list[tuple[str, str]]:
         pair = line.split(" ")
         if len(pair) != 2 or not all(pair):
             raise ValueError(
-                f"{path} is corrupt: line {number} must be two tokens with one space between, "
-                f"but is {line!r}"
+                f"{path} is corrupt: line {number} must be two tokens separated by one space, but "
+                f"is {line!r}"
             )
         merges.append((pair[0], pair[1]))
     return merges
 
 
 def read_fairseq(folder: epath.Path) -> dict[str, int]:
-    """Numbers GPT-2's tokens as fairseq does.
+    """Reads fairseq's `encoder.json` and `dict.txt`.
 
-    First `<s>`, `<pad>`, `</s>`, `<unk>`, then the rows of `dict.txt` ("GPT-2 id, count") in file
-    order, then `<mask>`. Rows such as "madeupword0000 0" keep their name.
+    The ids are fairseq's: `<s>`, `<pad>`, `</s>` and `<unk>`, then the tokens of `dict.txt` in the
+    order of its lines ("GPT-2 id, count"), then `<mask>`. Entries such as "madeupword0000 0" are
+    tokens of that name.
+
+    Returns:
+      Token to id.
     """
     token_of = {str(i): token for token, i in read_vocab(folder / "encoder.json").items()}
     path = folder / "dict.txt"
     vocab = {BOS: 0, PAD: 1, EOS: 2, UNK: 3}
     for number, line in enumerate(_read_text(path).splitlines(), start=1):
         name = line.rpartition(" ")[0]
-        token = name if name.startswith(backends.FILLER_PREFIX) else token_of.get(name)
+        token = name if name.startswith(FILLER_PREFIX) else token_of.get(name)
         if token is None:
             raise ValueError(
                 f"{path}: line {number}, {line!r}, must be an id of encoder.json and a count"
@@ -177,89 +201,15 @@ def read_fairseq(folder: epath.Path) -> dict[str, int]:
     return vocab
 
 
-def save(
-    folder,
-    backend: Tokenizer,
-    config: Mapping,
-    special_tokens: Mapping,
-    *,
-    vocabulary: bool,
-    pipeline: bool,
-    prefix: str | None = None,
-) -> list[str]:
-    """Writes a tokenizer's files.
-
-    Args:
-      folder: made if it does not exist.
-      backend: the pipeline.
-      config: contents of `tokenizer_config.json` beside the added tokens.
-      special_tokens: contents of `special_tokens_map.json`.
-      vocabulary: write `vocab.json` and `merges.txt`.
-      pipeline: write `tokenizer.json`.
-      prefix: put before each name, with a hyphen.
-
-    Returns:
-      The files' paths.
-    """
-    folder = epath.Path(folder)
-    folder.mkdir(parents=True, exist_ok=True)
-    written = write_vocabulary(folder, backend, prefix) if vocabulary else []
-    added = {str(i): _attributes(t) for i, t in backend.get_added_tokens_decoder().items()}
-    contents = {TOKENIZER_FILE: backend.to_str(pretty=True)} if pipeline else {}
-    contents[SPECIAL_TOKENS_FILE] = _as_json(special_tokens, typed=False)
-    contents[CONFIG_FILE] = _as_json({"added_tokens_decoder": added, **config}, typed=True)
-    for name, text in contents.items():
-        written.append(_write(folder / _prefixed(name, prefix), text))
-    return written
-
-
-def write_vocabulary(folder, backend: Tokenizer, prefix: str | None = None) -> list[str]:
-    """Writes `vocab.json` and `merges.txt` of a BPE model; returns their paths."""
-    vocab, merges = backends.vocab_and_merges(backend)
-    lines = [MERGES_HEADER, *(" ".join(pair) for pair in merges)]
-    folder = epath.Path(folder)
-    return [
-        _write(
-            folder / _prefixed("vocab.json", prefix),
-            json.dumps(vocab, indent=2, ensure_ascii=False),
-        ),
-        _write(folder / _prefixed("merges.txt", prefix), "\n".join(lines) + "\n"),
-    ]
-
-
-def _prefixed(name: str, prefix: str | None) -> str:
-    return f"{prefix}-{name}" if prefix else name
-
-
-def _as_json(value, *, typed: bool) -> str:
-    """JSON of a value with `AddedToken`s in it; `typed` marks them as HF's config file does."""
-
-    def described(token):
-        if not isinstance(token, AddedToken):
-            raise TypeError(f"{token!r} cannot be kept in a JSON file")
-        found = _attributes(token)
-        if typed:
-            return {"__type": "AddedToken", **found}
-        del found["special"]
-        return found
-
-    return json.dumps(value, indent=2, sort_keys=True, ensure_ascii=False, default=described)
-
-
-def _attributes(token: AddedToken) -> dict:
-    names = ("content", "lstrip", "normalized", "rstrip", "single_word", "special")
-    return {name: getattr(token, name) for name in names}
-
-
-def _nothing_found(folder: epath.Path) -> str:
+def _not_found_message(folder: epath.Path) -> str:
     sets = ([TOKENIZER_FILE], HF_FILES, FAIRSEQ_FILES)
-    wanted = "; or ".join(" + ".join(names) for names in sets)
-    found = ", ".join(sorted(p.name for p in folder.iterdir())[:20]) or "nothing"
-    message = f"no tokenizer in {str(folder)!r}: looked for {wanted}; found {found}."
+    expected = "; or ".join(" + ".join(names) for names in sets)
+    present = ", ".join(sorted(p.name for p in folder.iterdir())[:20]) or "nothing"
+    message = f"no tokenizer in {str(folder)!r}: looked for {expected}; found {present}."
     if (folder / "vocab.bpe").exists() and not (folder / "dict.txt").exists():
         message += (
-            " vocab.bpe and encoder.json alone are GPT-2's tokenizer, whose ids are not RoBERTa's: "
-            f"fairseq's dict.txt is what renumbers them ({_FAIRSEQ_DICT})."
+            " vocab.bpe and encoder.json alone are GPT-2's tokenizer, whose ids differ from "
+            f"RoBERTa's: add fairseq's dict.txt, which renumbers them ({_FAIRSEQ_DICT_URL})."
         )
     return message
 
@@ -277,12 +227,83 @@ def _read_json(path: epath.Path) -> dict:
     except json.JSONDecodeError as error:
         raise ValueError(f"{path} is corrupt: it is not JSON ({error})") from error
     if not isinstance(value, dict):
-        raise ValueError(f"{path} is corrupt: it must hold a JSON object")
+        raise ValueError(f"{path} is corrupt: it must be a JSON object")
     return value
 
 
-def _write(path: epath.Path, text: str) -> str:
-    temporary = path.parent / f".{path.name}.tmp"
-    temporary.write_bytes(text.encode("utf-8"))
-    temporary.replace(path)
+# Writing
+
+
+def save(
+    folder,
+    backend: Tokenizer,
+    config: Mapping,
+    special_tokens: Mapping,
+    *,
+    vocabulary_files: bool,
+    pipeline_file: bool,
+    prefix: str | None = None,
+) -> list[str]:
+    """Writes a tokenizer's files; each file is replaced as a whole.
+
+    Args:
+      folder: created if it does not exist.
+      backend: the pipeline.
+      config: contents of `tokenizer_config.json`, except the added tokens.
+      special_tokens: contents of `special_tokens_map.json`.
+      vocabulary_files: write `vocab.json` and `merges.txt`.
+      pipeline_file: write `tokenizer.json`.
+      prefix: put before each file name, with a hyphen.
+
+    Returns:
+      The paths of the files.
+    """
+    folder = epath.Path(folder)
+    folder.mkdir(parents=True, exist_ok=True)
+    paths = write_vocabulary(folder, backend, prefix) if vocabulary_files else []
+    added_tokens = {
+        str(i): _token_fields(token) for i, token in backend.get_added_tokens_decoder().items()
+    }
+    contents = {TOKENIZER_FILE: backend.to_str(pretty=True)} if pipeline_file else {}
+    contents[SPECIAL_TOKENS_FILE] = _to_json(special_tokens, with_types=False)
+    contents[CONFIG_FILE] = _to_json(
+        {"added_tokens_decoder": added_tokens, **config}, with_types=True
+    )
+    return paths + [_write(folder, name, text, prefix) for name, text in contents.items()]
+
+
+def write_vocabulary(folder, backend: Tokenizer, prefix: str | None = None) -> list[str]:
+    """Writes `vocab.json` and `merges.txt` of a BPE model; returns their paths."""
+    vocab, merges = vocabulary.vocab_and_merges(backend)
+    lines = [MERGES_HEADER, *(" ".join(pair) for pair in merges)]
+    contents = (json.dumps(vocab, indent=2, ensure_ascii=False), "\n".join(lines) + "\n")
+    folder = epath.Path(folder)
+    return [
+        _write(folder, name, text, prefix) for name, text in zip(HF_FILES, contents, strict=True)
+    ]
+
+
+def _write(folder: epath.Path, name: str, text: str, prefix: str | None) -> str:
+    path = folder / (f"{prefix}-{name}" if prefix else name)
+    atomic.write_text(path, text)
     return str(path)
+
+
+def _to_json(value, *, with_types: bool) -> str:
+    """Returns a value with `AddedToken`s as JSON; `with_types` marks them as HF's config does."""
+
+    def to_dict(token) -> dict:
+        if not isinstance(token, AddedToken):
+            raise TypeError(f"{token!r} cannot be written to a JSON file")
+        fields = _token_fields(token)
+        if with_types:
+            return {"__type": "AddedToken", **fields}
+        del fields["special"]
+        return fields
+
+    return json.dumps(value, indent=2, sort_keys=True, ensure_ascii=False, default=to_dict)
+
+
+def _token_fields(token: AddedToken) -> dict:
+    names = ("content", "lstrip", "normalized", "rstrip", "single_word", "special")
+    return {name: getattr(token, name) for name in names}

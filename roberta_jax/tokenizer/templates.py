@@ -1,7 +1,7 @@
-"""What a pipeline puts around one text and around a pair, read from its post-processor.
+"""Templates: the special tokens that a pipeline adds around one text and around a pair of texts.
 
-RoBERTa's is `<s> A </s>` and `<s> A </s></s> B </s>`; fairseq can also be told to write pairs with
-one separator, `<s> A </s> B </s>` (`encode(..., no_separator=True)` of its hub interface).
+RoBERTa's templates are `<s> A </s>` and `<s> A </s></s> B </s>`. fairseq can also encode a pair
+with one separator, `<s> A </s> B </s>` (`encode(..., no_separator=True)` of its hub interface).
 """
 
 import dataclasses
@@ -14,67 +14,74 @@ from tokenizers import Tokenizer, processors
 class Piece:
     """One part of a template: a text, or special tokens."""
 
-    text: int | None  # 0 or 1; None for special tokens
-    ids: tuple[int, ...]  # of the special tokens
+    text: int | None  # 0 for the first text, 1 for the second, None for special tokens
+    ids: tuple[int, ...]  # ids of the special tokens; empty for a text
     type_id: int
 
 
 @dataclasses.dataclass(frozen=True)
 class Templates:
+    """The template for one text and the template for a pair."""
+
     single: tuple[Piece, ...]
     pair: tuple[Piece, ...]
 
-    def __call__(self, ids: list[int], pair_ids: list[int] | None = None):
-        """Fills in the ids of one or two texts.
+    def apply(
+        self, ids: list[int], pair_ids: list[int] | None = None
+    ) -> tuple[list[int], list[int], list[int]]:
+        """Adds the special tokens to the ids of one text or of a pair.
 
         Returns:
-          The ids, the type ids, and 1 for each special token and 0 for the others; lists.
+          Three lists of equal length: the ids, the token type ids, and the special tokens mask (1
+          for special tokens, 0 for others).
         """
         texts = (ids, pair_ids)
-        filled, types, special = [], [], []
+        input_ids, type_ids, special_tokens_mask = [], [], []
         for piece in self.single if pair_ids is None else self.pair:
             part = piece.ids if piece.text is None else texts[piece.text]
-            filled += part
-            types += [piece.type_id] * len(part)
-            special += [int(piece.text is None)] * len(part)
-        return filled, types, special
+            input_ids += part
+            type_ids += [piece.type_id] * len(part)
+            special_tokens_mask += [int(piece.text is None)] * len(part)
+        return input_ids, type_ids, special_tokens_mask
 
 
-_NOTHING = Templates((Piece(0, (), 0),), (Piece(0, (), 0), Piece(1, (), 1)))
+_WITHOUT_SPECIAL_TOKENS = Templates((Piece(0, (), 0),), (Piece(0, (), 0), Piece(1, (), 1)))
 
 
 def read(backend: Tokenizer) -> Templates:
-    """The templates of a pipeline.
+    """Returns the templates of a pipeline.
 
     Raises:
-      ValueError: a post-processor of an unknown kind.
+      ValueError: the type of the post-processor is not supported.
     """
     if backend.post_processor is None:
-        return _NOTHING
-    return _of_state(json.loads(backend.post_processor.__getstate__())) or _NOTHING
+        return _WITHOUT_SPECIAL_TOKENS
+    state = json.loads(backend.post_processor.__getstate__())
+    return _read_state(state) or _WITHOUT_SPECIAL_TOKENS
 
 
-def _of_state(state: dict) -> Templates | None:
+def _read_state(state: dict) -> Templates | None:
+    """Reads the templates in the JSON of a post-processor; None if it adds no tokens."""
     kind = state["type"]
-    if kind == "ByteLevel":  # trims offsets only
+    if kind == "ByteLevel":  # it changes offsets only
         return None
     if kind == "Sequence":
-        found = [template for part in state["processors"] if (template := _of_state(part))]
-        return found[0] if found else None
+        templates = (_read_state(processor) for processor in state["processors"])
+        return next((template for template in templates if template), None)
     if kind in ("RobertaProcessing", "BertProcessing"):
         (_, cls), (_, sep) = state["cls"], state["sep"]
-        second = int(kind == "BertProcessing")
+        second_type = int(kind == "BertProcessing")
         single = (Piece(None, (cls,), 0), Piece(0, (), 0), Piece(None, (sep,), 0))
-        between = () if second else (Piece(None, (sep,), 0),)
-        return Templates(
-            single, (*single, *between, Piece(1, (), second), Piece(None, (sep,), second))
-        )
+        separator = () if kind == "BertProcessing" else (Piece(None, (sep,), 0),)
+        second = (Piece(1, (), second_type), Piece(None, (sep,), second_type))
+        return Templates(single, (*single, *separator, *second))
     if kind == "TemplateProcessing":
         ids = {name: tuple(token["ids"]) for name, token in state["special_tokens"].items()}
         return Templates(
-            *(tuple(_piece(part, ids) for part in state[name]) for name in ("single", "pair"))
+            single=tuple(_piece(part, ids) for part in state["single"]),
+            pair=tuple(_piece(part, ids) for part in state["pair"]),
         )
-    raise ValueError(f"a post-processor of the kind {kind} is not known")
+    raise ValueError(f"post-processors of the type {kind} are not supported")
 
 
 def _piece(part: dict, ids: dict[str, tuple[int, ...]]) -> Piece:
@@ -84,7 +91,7 @@ def _piece(part: dict, ids: dict[str, tuple[int, ...]]) -> Piece:
     return Piece(None, ids[value["id"]], value["type_id"])
 
 
-def robertas(
+def roberta_post_processor(
     cls: tuple[str, int],
     sep: tuple[str, int],
     *,
@@ -92,34 +99,37 @@ def robertas(
     add_prefix_space: bool,
     single_separator: bool,
 ) -> processors.PostProcessor:
-    """RoBERTa's post-processor; `cls` and `sep` are tokens with their ids.
+    """Returns RoBERTa's post-processor.
 
     Args:
-      trim_offsets: leave the space before a word out of the offsets of its token.
-      add_prefix_space: what the pre-tokenizer does; offsets allow for the space put there.
-      single_separator: write pairs with one `</s>` between them.
+      cls, sep: each a token and its id.
+      trim_offsets: exclude the space before a word from the offsets of the word's token.
+      add_prefix_space: the setting of the pre-tokenizer, which offsets have to account for.
+      single_separator: encode pairs with one `</s>` between the texts.
     """
     if not single_separator:
-        # By position: versions of the library call the second argument `cls` or `cls_token`.
+        # Positional, because versions of the library name the second argument `cls` or `cls_token`.
         return processors.RobertaProcessing(
             sep, cls, trim_offsets=trim_offsets, add_prefix_space=add_prefix_space
         )
-    trim = processors.ByteLevel()
-    # The constructor takes add_prefix_space in newer versions of the library only.
+    byte_level = processors.ByteLevel()
+    # Set as a state, because only newer versions of the constructor take add_prefix_space.
     state = {"type": "ByteLevel", "trim_offsets": trim_offsets, "use_regex": True}
-    trim.__setstate__(json.dumps(state | {"add_prefix_space": add_prefix_space}).encode())
-    around = processors.TemplateProcessing(
+    byte_level.__setstate__(json.dumps(state | {"add_prefix_space": add_prefix_space}).encode())
+    template = processors.TemplateProcessing(
         single=[cls[0], "$A", sep[0]],
         pair=[cls[0], "$A", sep[0], "$B:0", sep[0]],
         special_tokens=[cls, sep],
     )
-    return processors.Sequence([trim, around])
+    return processors.Sequence([byte_level, template])
 
 
-def cls_and_sep(backend: Tokenizer) -> tuple[str, str, bool] | None:
-    """What RoBERTa's own post-processor puts around texts, and whether pairs have one separator.
+def roberta_tokens(backend: Tokenizer) -> tuple[str, str, bool] | None:
+    """Reads a post-processor that `roberta_post_processor` can return.
 
-    None if the post-processor is none, only trims offsets, or is of another kind.
+    Returns:
+      The `cls` token, the `sep` token, and whether pairs have a single separator. None if there is
+      no post-processor, if it only trims offsets, or if it is of another type.
     """
     if backend.post_processor is None:
         return None
@@ -128,15 +138,21 @@ def cls_and_sep(backend: Tokenizer) -> tuple[str, str, bool] | None:
         return state["cls"][0], state["sep"][0], False
     if state["type"] != "Sequence":
         return None
-    kinds = [part["type"] for part in state["processors"]]
+    kinds = [processor["type"] for processor in state["processors"]]
     if kinds != ["ByteLevel", "TemplateProcessing"]:
         return None
     pair = state["processors"][1]["pair"]
-    names = [part["SpecialToken"]["id"] for part in pair if "SpecialToken" in part]
+    tokens = [part["SpecialToken"]["id"] for part in pair if "SpecialToken" in part]
     shape = "".join("s" if "SpecialToken" in p else p["Sequence"]["id"] for p in pair)
-    return (names[0], names[1], True) if shape == "sAsBs" and names[1] == names[2] else None
+    return (tokens[0], tokens[1], True) if shape == "sAsBs" and tokens[1] == tokens[2] else None
+
+
+def has_single_separator(backend: Tokenizer) -> bool:
+    """Whether pairs are encoded as `<s> A </s> B </s>`."""
+    tokens = roberta_tokens(backend)
+    return tokens is not None and tokens[2]
 
 
 def adds_tokens(backend: Tokenizer) -> bool:
-    """Whether the post-processor puts any special token around a text."""
+    """Whether a pipeline adds any special token around a text."""
     return backend.num_special_tokens_to_add(False) > 0

@@ -11,8 +11,8 @@ import pytest
 from hypothesis import assume, example, given, settings
 from hypothesis import strategies as st
 
-from roberta_jax.tokenizer import RobertaTokenizer, bulk
-from roberta_jax.tokenizer import backend as backends
+from roberta_jax.tokenizer import RobertaTokenizer, bulk, pipeline, vocabulary
+from roberta_jax.tokenizer import byte_alphabet as ba
 from roberta_jax.tokenizer.bulk import BulkEncoder
 
 TEXTS = list(pydoc_data.topics.topics.values())
@@ -29,7 +29,7 @@ DOCUMENTS = st.lists(st.lists(TEXT, max_size=6), max_size=5)
 @pytest.fixture(scope="module", params=[False, True], ids=["plain", "add_prefix_space"])
 def encoder(request) -> BulkEncoder:
     tokenizer = RobertaTokenizer.train(TEXTS, vocab_size=2000)
-    backends.complete(tokenizer.backend, add_prefix_space=request.param)
+    pipeline.complete(tokenizer.backend, add_prefix_space=request.param)
     encoder = BulkEncoder(tokenizer)
     assert encoder.uses_tiktoken
     return encoder
@@ -75,14 +75,14 @@ def test_every_character_next_to_a_line_end(encoder):
 
 
 def test_a_line_end_in_a_sentence_is_refused(encoder):
-    with pytest.raises(ValueError, match="line end"):
+    with pytest.raises(ValueError, match="line feed"):
         encoder.encode_documents([["one", "two\nthree"]])
 
 
 def test_pickled_encoder_checks_nothing_again(encoder, monkeypatch):
     copied = pickle.dumps(encoder)
-    monkeypatch.setattr(bulk._Merges, "of", None)
-    monkeypatch.setattr(BulkEncoder, "_agrees", None)
+    monkeypatch.setattr(bulk._TiktokenModel, "of", None)
+    monkeypatch.setattr(BulkEncoder, "_tiktoken_agrees", None)
     copied = pickle.loads(copied)
     assert copied.uses_tiktoken
     check(copied, [TEXTS[0].split("\n"), TEXTS[1].split("\n")])
@@ -91,14 +91,14 @@ def test_pickled_encoder_checks_nothing_again(encoder, monkeypatch):
 def test_characters_of_another_unicode_version(monkeypatch):
     """Where the libraries class characters differently, their sentences go through `tokenizers`."""
     monkeypatch.setattr(
-        bulk, "_differently_classed", lambda: np.array([ord("é"), ord("b")], np.uint32)
+        bulk, "_ambiguous_code_points", lambda: np.array([ord("é"), ord("b")], np.uint32)
     )
     encoder = BulkEncoder(RobertaTokenizer.train(TEXTS, vocab_size=500))
     assert encoder.uses_tiktoken
     seen = []
-    slowly = encoder._encode_slowly
+    slowly = encoder._encode_with_tokenizers
     monkeypatch.setattr(
-        encoder, "_encode_slowly", lambda lines: seen.extend(lines) or slowly(lines)
+        encoder, "_encode_with_tokenizers", lambda lines: seen.extend(lines) or slowly(lines)
     )
     check(encoder, [["café é", "ascii b", "日本 b"], ["", "x  y é", "x  y ü", "zü"]])
     # Neither library's classes of ASCII characters can change, so ASCII text is not looked at.
@@ -106,7 +106,7 @@ def test_characters_of_another_unicode_version(monkeypatch):
 
 
 def test_libraries_agree_on_most_characters():
-    differing = bulk._differently_classed()
+    differing = bulk._ambiguous_code_points()
     assert len(differing) < 20_000
     assert not len(differing) or differing.min() > 0x400
 
@@ -115,12 +115,12 @@ def test_libraries_agree_on_most_characters():
 
 
 def with_merges(*merges: tuple[str, str], missing=()) -> RobertaTokenizer:
-    tokens = ["<s>", "<pad>", "</s>", "<unk>", *backends.byte_alphabet()]
+    tokens = ["<s>", "<pad>", "</s>", "<unk>", *ba.byte_alphabet()]
     vocab = {t: i for i, t in enumerate(t for t in tokens if t not in missing)}
     for left, right in merges:
         vocab.setdefault(left + right, len(vocab))
     vocab["<mask>"] = len(vocab)
-    return RobertaTokenizer(backends.build(vocab, merges, add_prefix_space=False))
+    return RobertaTokenizer(pipeline.build(vocab, merges, add_prefix_space=False))
 
 
 def textbook_bpe(merges, text: str) -> list[str]:
@@ -141,8 +141,8 @@ def naive_ids(tokenizer, text: str) -> list[int]:
     """tiktoken with every merge's result as a token: what must not be relied on."""
     import tiktoken
 
-    alphabet = backends.byte_alphabet()
-    vocab, merges = backends.vocab_and_merges(tokenizer.backend)
+    alphabet = ba.byte_alphabet()
+    vocab, merges = vocabulary.vocab_and_merges(tokenizer.backend)
     tokens = [*sorted(alphabet, key=alphabet.get), *(a + b for a, b in merges)]
     ranks = {bytes(alphabet[c] for c in token): r for r, token in enumerate(tokens)}
     encoding = tiktoken.Encoding(
@@ -247,7 +247,7 @@ def test_real_text(real_data, name, roberta_encoder):
                 break
     tokens, lengths, _ = roberta_encoder.encode_documents(documents)
     lines = [line.strip() for document in documents for line in document]
-    slow_tokens, slow_lengths = roberta_encoder._encode_slowly(lines)
+    slow_tokens, slow_lengths = roberta_encoder._encode_with_tokenizers(lines)
     np.testing.assert_array_equal(tokens, slow_tokens)
     np.testing.assert_array_equal(lengths, slow_lengths)
 

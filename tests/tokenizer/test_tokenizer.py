@@ -3,6 +3,7 @@
 import concurrent.futures
 import inspect
 import json
+import pathlib
 import pickle
 import pydoc_data.topics
 import random
@@ -10,13 +11,12 @@ import re
 
 import numpy as np
 import pytest
-from etils import epath
 from hypothesis import example, given, settings
 from hypothesis import strategies as st
 from tokenizers import Tokenizer, models, pre_tokenizers
 
-from roberta_jax.tokenizer import RobertaTokenizer, training
-from roberta_jax.tokenizer import backend as backends
+from roberta_jax.tokenizer import RobertaTokenizer, training, vocabulary
+from roberta_jax.tokenizer import byte_alphabet as ba
 
 TEXTS = list(pydoc_data.topics.topics.values())
 # Any text but special tokens spelled out: those are recognised, and <mask> takes a space with it.
@@ -50,7 +50,7 @@ def write_hf(folder, vocab, merges):
 
 
 def byte_vocab(*more: str) -> dict[str, int]:
-    tokens = ["<s>", "<pad>", "</s>", "<unk>", *backends.byte_alphabet(), *more, "<mask>"]
+    tokens = ["<s>", "<pad>", "</s>", "<unk>", *ba.byte_alphabet(), *more, "<mask>"]
     return {token: i for i, token in enumerate(tokens)}
 
 
@@ -387,7 +387,7 @@ def test_a_failing_save_leaves_the_earlier_files(tokenizer, tmp_path, monkeypatc
             file.write(data[:10])
         raise OSError("No space left on device")
 
-    monkeypatch.setattr(type(epath.Path(tmp_path)), "write_bytes", full_disk)
+    monkeypatch.setattr(pathlib.Path, "write_bytes", full_disk)
     with pytest.raises(OSError, match="No space"):
         tokenizer.save_pretrained(tmp_path)
     monkeypatch.undo()
@@ -466,18 +466,18 @@ def test_training_twice_gives_the_same_tokenizer():
     texts = TEXTS[:20]
     one = RobertaTokenizer.train(texts, vocab_size=600)
     two = RobertaTokenizer.train(iter(texts), vocab_size=600)
-    assert backends.vocab_and_merges(one.backend) == backends.vocab_and_merges(two.backend)
+    assert vocabulary.vocab_and_merges(one.backend) == vocabulary.vocab_and_merges(two.backend)
     assert one.fingerprint() == two.fingerprint()
     # Shares its first merges with a larger one: the vocabulary grows by frequency.
     more = RobertaTokenizer.train(texts, vocab_size=700)
     assert list(more.get_vocab()) != list(one.get_vocab())
-    merges = backends.vocab_and_merges(one.backend)[1]
-    assert backends.vocab_and_merges(more.backend)[1][: len(merges)] == merges
+    merges = vocabulary.vocab_and_merges(one.backend)[1]
+    assert vocabulary.vocab_and_merges(more.backend)[1][: len(merges)] == merges
 
 
 def test_training_merges_the_most_frequent_pairs():
     tokenizer = RobertaTokenizer.train(["zq zq zq qz"], vocab_size=263)
-    assert backends.vocab_and_merges(tokenizer.backend)[1] == [("z", "q"), ("Ġ", "zq")]
+    assert vocabulary.vocab_and_merges(tokenizer.backend)[1] == [("z", "q"), ("Ġ", "zq")]
 
 
 def test_smallest_vocabulary_is_bytes():
