@@ -1,4 +1,4 @@
-"""Bulk encoding gives the ids of encoding one by one, whatever the vocabulary and the text."""
+"""BulkEncoder gives the ids of encoding one by one, for any vocabulary and text."""
 
 import itertools
 import json
@@ -16,7 +16,7 @@ from roberta_jax.tokenizer import byte_alphabet as ba
 from roberta_jax.tokenizer.bulk import BulkEncoder
 
 TEXTS = list(pydoc_data.topics.topics.values())
-# Characters that pieces are cut at, more often than chance would have them.
+# Includes many characters at which GPT-2's regular expression splits text.
 TEXT = st.lists(
     st.one_of(
         st.sampled_from([" ", "  ", "\t", "\u00a0", "'", "'s", "a", "é", "1", "!"]), st.text()
@@ -61,8 +61,8 @@ def test_same_ids_as_one_by_one(encoder, documents):
     check(encoder, documents)
 
 
-def test_every_character_next_to_a_line_end(encoder):
-    """Sentences are parted at line ends: no character may reach across one."""
+def test_characters_next_to_a_line_feed(encoder):
+    """Sentences are separated at line feeds, so no piece may extend across one."""
     characters = [
         chr(i) for i in [*range(0x3100), *range(0xFE00, 0x10000), *range(0x1F300, 0x1FB00)]
     ]
@@ -74,12 +74,12 @@ def test_every_character_next_to_a_line_end(encoder):
         assert tokens[ends[i] - lengths[i] : ends[i]].tolist() == alone
 
 
-def test_a_line_end_in_a_sentence_is_refused(encoder):
+def test_line_feed_in_a_sentence_is_refused(encoder):
     with pytest.raises(ValueError, match="line feed"):
         encoder.encode_documents([["one", "two\nthree"]])
 
 
-def test_pickled_encoder_checks_nothing_again(encoder, monkeypatch):
+def test_unpickling_does_not_repeat_the_check(encoder, monkeypatch):
     copied = pickle.dumps(encoder)
     monkeypatch.setattr(bulk._TiktokenModel, "of", None)
     monkeypatch.setattr(BulkEncoder, "_tiktoken_agrees", None)
@@ -89,19 +89,21 @@ def test_pickled_encoder_checks_nothing_again(encoder, monkeypatch):
 
 
 def test_characters_of_another_unicode_version(monkeypatch):
-    """Where the libraries class characters differently, their sentences go through `tokenizers`."""
+    """Sentences with characters that the libraries classify differently use `tokenizers`."""
     monkeypatch.setattr(
         bulk, "_ambiguous_code_points", lambda: np.array([ord("é"), ord("b")], np.uint32)
     )
     encoder = BulkEncoder(RobertaTokenizer.train(TEXTS, vocab_size=500))
     assert encoder.uses_tiktoken
     seen = []
-    slowly = encoder._encode_with_tokenizers
+    with_tokenizers = encoder._encode_with_tokenizers
     monkeypatch.setattr(
-        encoder, "_encode_with_tokenizers", lambda lines: seen.extend(lines) or slowly(lines)
+        encoder,
+        "_encode_with_tokenizers",
+        lambda lines: seen.extend(lines) or with_tokenizers(lines),
     )
     check(encoder, [["café é", "ascii b", "日本 b"], ["", "x  y é", "x  y ü", "zü"]])
-    # Neither library's classes of ASCII characters can change, so ASCII text is not looked at.
+    # ASCII text is not searched, because both libraries always classify ASCII alike.
     assert {"café é", "日本 b", "x  y é"} <= {*seen} <= {"café é", "ascii b", "日本 b", "x  y é"}
 
 
@@ -111,7 +113,7 @@ def test_libraries_agree_on_most_characters():
     assert not len(differing) or differing.min() > 0x400
 
 
-# Vocabularies that no training would give
+# Vocabularies that training does not produce
 
 
 def with_merges(*merges: tuple[str, str], missing=()) -> RobertaTokenizer:
@@ -124,7 +126,7 @@ def with_merges(*merges: tuple[str, str], missing=()) -> RobertaTokenizer:
 
 
 def textbook_bpe(merges, text: str) -> list[str]:
-    """Merges the leftmost pair of the most urgent rule until no rule applies."""
+    """Applies the earliest merge at its leftmost pair until no merge applies."""
     rank = {pair: i for i, pair in enumerate(merges)}
     parts = list(text)
     while True:
@@ -138,7 +140,7 @@ def textbook_bpe(merges, text: str) -> list[str]:
 
 
 def naive_ids(tokenizer, text: str) -> list[int]:
-    """tiktoken with every merge's result as a token: what must not be relied on."""
+    """Encodes with a tiktoken model of all merged tokens, whose ids can be wrong."""
     import tiktoken
 
     alphabet = ba.byte_alphabet()
@@ -154,11 +156,11 @@ def naive_ids(tokenizer, text: str) -> list[int]:
 @pytest.mark.parametrize(
     ("merges", "text"),
     [
-        # "ab" + "c" never comes up, as "bc" is merged first; tiktoken looks up whole pieces.
+        # "ab" + "c" never occurs, because "bc" is merged first; tiktoken looks up whole pieces.
         ([("b", "c"), ("a", "b"), ("ab", "c")], "abc"),
-        # "a" + "bc" is no rule, though "abc" is a token.
+        # "a" + "bc" is not a merge, although "abc" is a token.
         ([("b", "c"), ("a", "b"), ("ab", "c")], "zabcz"),
-        # A rule whose parts are only learned later.
+        # A merge that comes before the merges of its parts.
         ([("ab", "ab"), ("a", "b"), ("b", "a")], "ababab"),
     ],
 )
@@ -170,7 +172,7 @@ def test_pathological_merges(merges, text):
     assert tokenizer.convert_ids_to_tokens(tokens) == textbook_bpe(merges, text)
 
 
-def test_tiktoken_would_be_wrong_if_told_every_token():
+def test_tiktoken_with_all_tokens_would_be_wrong():
     tokenizer = with_merges(("b", "c"), ("a", "b"), ("ab", "c"))
     plain = tokenizer.encode("abc", add_special_tokens=False)
     assert naive_ids(tokenizer, "abc") != plain
@@ -179,7 +181,7 @@ def test_tiktoken_would_be_wrong_if_told_every_token():
 
 @st.composite
 def merge_lists(draw):
-    """Rules over two or three letters, in any order: many never apply."""
+    """Merges of one to three letters in any order; many never apply."""
     tokens = ["a", "b", "c"][: draw(st.integers(1, 3))]
     merges = []
     for _ in range(draw(st.integers(1, 12))):
@@ -212,10 +214,10 @@ def with_plain_added_token() -> RobertaTokenizer:
     "make",
     [
         lambda: with_merges(("a", "b"), ("b", "c"), ("ab", "c"), ("a", "bc")),  # "abc" twice
-        lambda: with_merges(("a", "b"), missing="z"),  # no text with a "z" can be spelled
+        lambda: with_merges(("a", "b"), missing="z"),  # "z" cannot be encoded
         with_plain_added_token,
     ],
-    ids=["two rules for one token", "a byte missing", "an added token"],
+    ids=["two merges for one token", "a byte missing", "an added token"],
 )
 def test_falls_back_to_tokenizers(make):
     encoder = BulkEncoder(make())
@@ -226,7 +228,7 @@ def test_falls_back_to_tokenizers(make):
 
 
 def test_falls_back_if_the_libraries_disagree(monkeypatch):
-    """Whatever the reason: here, tiktoken is given an expression that cuts differently."""
+    """Simulated by an expression that splits text differently."""
     monkeypatch.setattr(bulk, "_PATTERN_FOR_SINGLE_SPACES", r"\w+|\W")
     encoder = BulkEncoder(RobertaTokenizer.train(TEXTS, vocab_size=500))
     assert not encoder.uses_tiktoken
@@ -247,9 +249,9 @@ def test_real_text(real_data, name, roberta_encoder):
                 break
     tokens, lengths, _ = roberta_encoder.encode_documents(documents)
     lines = [line.strip() for document in documents for line in document]
-    slow_tokens, slow_lengths = roberta_encoder._encode_with_tokenizers(lines)
-    np.testing.assert_array_equal(tokens, slow_tokens)
-    np.testing.assert_array_equal(lengths, slow_lengths)
+    expected_tokens, expected_lengths = roberta_encoder._encode_with_tokenizers(lines)
+    np.testing.assert_array_equal(tokens, expected_tokens)
+    np.testing.assert_array_equal(lengths, expected_lengths)
 
 
 @pytest.fixture(scope="module")

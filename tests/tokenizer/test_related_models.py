@@ -1,6 +1,6 @@
-"""RoBERTa's relatives: unigram and word-piece tokenizers run from their own `tokenizer.json`.
+"""Tokenizers of related models: unigram and WordPiece, used as their `tokenizer.json` defines them.
 
-Each fixture is laid out as the released model's: ids, template, normalizer, white space.
+The fixtures have the ids, templates, normalizers and white space rules of the released models.
 """
 
 import copy
@@ -47,7 +47,7 @@ EVERYTHING = {
 
 
 def unigram(first: list[str], bos: str, eos: str) -> Tokenizer:
-    """A pipeline as XLM-R and CamemBERT have it; `first` are the entries before the pieces."""
+    """A pipeline like that of XLM-R or CamemBERT; `first` are the tokens before the pieces."""
     learner = Tokenizer(models.Unigram())
     learner.pre_tokenizer = pre_tokenizers.Metaspace()
     trainer = trainers.UnigramTrainer(
@@ -73,7 +73,7 @@ def unigram(first: list[str], bos: str, eos: str) -> Tokenizer:
 
 
 def word_pieces() -> Tokenizer:
-    """A pipeline as klue/roberta has it: BERT's, with RoBERTa's order of ids."""
+    """A pipeline like that of klue/roberta: BERT's, with RoBERTa's order of ids."""
     special = ["[CLS]", "[PAD]", "[SEP]", "[UNK]", "[MASK]"]
     backend = Tokenizer(models.WordPiece(unk_token="[UNK]"))
     backend.normalizer = normalizers.BertNormalizer(lowercase=False)
@@ -102,7 +102,7 @@ KLUE_NAMES = {
     "cls_token": "[CLS]",
     "mask_token": "[MASK]",
 }
-MAKERS = {
+MODELS = {
     "xlm-r": (lambda: unigram(XLM_R, "<s>", "</s>"), {"tokenizer_class": "XLMRobertaTokenizer"}),
     "camembert": (
         lambda: unigram(CAMEMBERT, "<s>", "</s>"),
@@ -122,8 +122,8 @@ CLASSES = {
 
 @pytest.fixture(scope="module")
 def folders(tmp_path_factory):
-    folder = tmp_path_factory.mktemp("siblings")
-    for name, (make, config) in MAKERS.items():
+    folder = tmp_path_factory.mktemp("related_models")
+    for name, (make, config) in MODELS.items():
         (folder / name).mkdir()
         make().save(str(folder / name / "tokenizer.json"))
         config = {"model_max_length": 512, **config}
@@ -131,7 +131,7 @@ def folders(tmp_path_factory):
     return folder
 
 
-@pytest.fixture(scope="module", params=list(MAKERS))
+@pytest.fixture(scope="module", params=list(MODELS))
 def name(request):
     return request.param
 
@@ -170,7 +170,7 @@ def test_calls(tokenizer):
     assert list(tokenizer(text)) == [
         "input_ids",
         "attention_mask",
-    ]  # RoBERTa's one type is no input
+    ]  # token type ids are not returned by default
     assert tokenizer.decode(a).replace(" ", "") == text.replace(" ", "")
     batch = tokenizer([3 * f"{text} ", other], padding=True, truncation=True, max_length=7)
     assert [len(row) for row in batch["input_ids"]] == [7, 7]
@@ -216,7 +216,7 @@ def test_files_and_copies(tokenizer, tmp_path):
         assert path.read_bytes() == (tmp_path / "two" / path.name).read_bytes()
 
 
-def test_what_only_byte_level_bpe_has(tokenizer, folders, name, tmp_path):
+def test_options_of_byte_level_bpe_are_refused(tokenizer, folders, name, tmp_path):
     with pytest.raises(ValueError, match="of another kind.*tokenizer.json"):
         tokenizer.save_vocabulary(tmp_path)
     with pytest.raises(ValueError, match="of another kind"):
@@ -226,18 +226,18 @@ def test_what_only_byte_level_bpe_has(tokenizer, folders, name, tmp_path):
         RobertaTokenizer.from_pretrained(folders / name, single_separator_pairs=True)
 
 
-def test_a_model_that_knows_no_words(tmp_path):
+def test_word_level_model_has_no_word_starts(tmp_path):
     vocab = {token: i for i, token in enumerate(["<s>", "<pad>", "</s>", "<unk>", "a", "<mask>"])}
     backend = Tokenizer(models.WordLevel(vocab, unk_token="<unk>"))
     backend.pre_tokenizer = pre_tokenizers.Whitespace()
     tokenizer = RobertaTokenizer(tokenizer_object=backend)
-    assert tokenizer.encode("a b") == [4, 3]  # no template, so nothing around it
+    assert tokenizer.encode("a b") == [4, 3]  # there is no template
     with pytest.raises(ValueError, match="WordLevel model do not show"):
         tokenizer.word_start_table()
 
 
-def test_byte_level_bpe_in_a_template_of_its_own(tmp_path):
-    """Taken as it is, as far as ids go; its tokens show words as RoBERTa's do."""
+def test_byte_level_bpe_with_another_template(tmp_path):
+    """The template is used as it is, and tokens show word starts as RoBERTa's do."""
     own = RobertaTokenizer.train(SENTENCES, vocab_size=600)
     backend = Tokenizer.from_str(own.backend.to_str())
     backend.post_processor = processors.TemplateProcessing(
@@ -252,7 +252,7 @@ def test_byte_level_bpe_in_a_template_of_its_own(tmp_path):
     np.testing.assert_array_equal(tokenizer.word_start_table(), own.word_start_table())
 
 
-def test_training_anew(tokenizer, name):
+def test_train_new_from_iterator(tokenizer, name):
     other = tokenizer.train_new_from_iterator(
         [SENTENCES[:80], SENTENCES[80:160]],
         vocab_size=150,
@@ -272,9 +272,9 @@ def test_training_anew(tokenizer, name):
     assert tokenizer.mask_token != "<hidden>"
 
 
-def test_special_tokens_by_name_alone(folders, tmp_path):
-    """Without a config the vocabulary's own names count; named tokens that it lacks are added."""
-    for name in MAKERS:
+def test_special_tokens_by_usual_names(folders, tmp_path):
+    """Without a config they are found by name; named tokens that are missing are added."""
+    for name in MODELS:
         folder = tmp_path / name
         folder.mkdir()
         pipeline = (folders / name / "tokenizer.json").read_bytes()
@@ -289,8 +289,8 @@ def test_special_tokens_by_name_alone(folders, tmp_path):
         assert RobertaTokenizer.from_pretrained(folder).pad_token_id == len(bare)
 
 
-def test_old_tokenizer_json_of_a_byte_level_model(tmp_path):
-    """distilroberta's and twitter-roberta's: merges as strings, flags as they were then."""
+def test_old_format_of_tokenizer_json(tmp_path):
+    """As in distilroberta and twitter-roberta: merges are strings, with older token settings."""
     own = RobertaTokenizer.train(SENTENCES, vocab_size=600)
     pipeline = json.loads(own.backend.to_str())
     pipeline["model"]["merges"] = [" ".join(m) for m in pipeline["model"]["merges"]]
@@ -304,17 +304,17 @@ def test_old_tokenizer_json_of_a_byte_level_model(tmp_path):
     assert dict(loaded(TEXTS)) == dict(own(TEXTS))
 
 
-def test_no_sentencepiece(folders):
+def test_sentencepiece_is_not_needed(folders):
     program = (
         "import sys; sys.modules['sentencepiece'] = None\n"
         "from roberta_jax.tokenizer import RobertaTokenizer\n"
-        f"for name in {list(MAKERS)}:\n"
+        f"for name in {list(MODELS)}:\n"
         f"    RobertaTokenizer.from_pretrained({str(folders)!r} + '/' + name)('a b')\n"
     )
     subprocess.run([sys.executable, "-c", program], check=True)
 
 
-# Against transformers
+# Comparison with transformers
 
 
 def assert_same(ours, theirs):
@@ -352,7 +352,7 @@ def assert_same(ours, theirs):
 
 
 @pytest.mark.parity
-def test_same_as_transformers_class_of_the_model(folders, name, tmp_path):
+def test_equals_the_models_class_of_transformers(folders, name, tmp_path):
     transformers = pytest.importorskip("transformers")
     ours = RobertaTokenizer.from_pretrained(folders / name)
     theirs = getattr(transformers, CLASSES[name]).from_pretrained(folders / name)
@@ -364,7 +364,7 @@ def test_same_as_transformers_class_of_the_model(folders, name, tmp_path):
 
 
 @pytest.mark.parity
-def test_same_as_transformers_generic_class(folders, name, tmp_path):
+def test_equals_the_generic_class_of_transformers(folders, name, tmp_path):
     transformers = pytest.importorskip("transformers")
     ours = RobertaTokenizer.from_pretrained(folders / name, padding_side="left")
     ours.add_tokens(["@user"])
