@@ -4,7 +4,6 @@ import itertools
 import json
 import lzma
 import pickle
-import pydoc_data.topics
 
 import numpy as np
 import pytest
@@ -12,10 +11,10 @@ from hypothesis import assume, example, given, settings
 from hypothesis import strategies as st
 
 from roberta_jax.tokenizer import RobertaTokenizer, bulk, pipeline, vocabulary
-from roberta_jax.tokenizer import byte_alphabet as ba
 from roberta_jax.tokenizer.bulk import BulkEncoder
+from roberta_jax.tokenizer.byte_alphabet import byte_alphabet
+from tests.support.tokenizer_examples import TEXTS
 
-TEXTS = list(pydoc_data.topics.topics.values())
 # Includes many characters at which GPT-2's regular expression splits text.
 TEXT = st.lists(
     st.one_of(
@@ -117,7 +116,7 @@ def test_libraries_agree_on_most_characters():
 
 
 def with_merges(*merges: tuple[str, str], missing=()) -> RobertaTokenizer:
-    tokens = ["<s>", "<pad>", "</s>", "<unk>", *ba.byte_alphabet()]
+    tokens = ["<s>", "<pad>", "</s>", "<unk>", *byte_alphabet()]
     vocab = {t: i for i, t in enumerate(t for t in tokens if t not in missing)}
     for left, right in merges:
         vocab.setdefault(left + right, len(vocab))
@@ -143,7 +142,7 @@ def naive_ids(tokenizer, text: str) -> list[int]:
     """Encodes with a tiktoken model of all merged tokens, whose ids can be wrong."""
     import tiktoken
 
-    alphabet = ba.byte_alphabet()
+    alphabet = byte_alphabet()
     vocab, merges = vocabulary.vocab_and_merges(tokenizer.backend)
     tokens = [*sorted(alphabet, key=alphabet.get), *(a + b for a, b in merges)]
     ranks = {bytes(alphabet[c] for c in token): r for r, token in enumerate(tokens)}

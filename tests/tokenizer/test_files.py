@@ -21,10 +21,10 @@ def test_each_set_of_files_gives_the_same_tokenizer(tokenizer, tmp_path):
     tokenizer.save_pretrained(tmp_path / "all")
     names = ["merges.txt", "special_tokens_map.json", "tokenizer.json", "tokenizer_config.json"]
     assert sorted(p.name for p in (tmp_path / "all").iterdir()) == [*names, "vocab.json"]
-    for kept in (["tokenizer.json"], ["vocab.json", "merges.txt"]):
-        folder = tmp_path / kept[0]
+    for subset in (["tokenizer.json"], ["vocab.json", "merges.txt"]):
+        folder = tmp_path / subset[0]
         folder.mkdir()
-        for name in kept:
+        for name in subset:
             (folder / name).write_bytes((tmp_path / "all" / name).read_bytes())
         loaded = RobertaTokenizer.from_pretrained(folder)
         assert loaded.fingerprint() == tokenizer.fingerprint()
