@@ -1,19 +1,19 @@
-"""Table 1 of RoBERTa: the same mask of a row in several epochs, or a new one in each.
+"""Table 1 of RoBERTa: static masking, with ten masks per row, against dynamic masking.
 
     python -m experiments.sweep table1:tiny --out=runs/table1
     python -m experiments.report table1:tiny --runs=runs/table1
 
-`tiny` runs on 2 cores; it cuts the corpus to what gives 40 epochs, so that each of the 10 static
-masks of a row is seen 4 times, as in the paper. It trains on Python's documentation; other text is
-named with --set=data.source=files --set=data.files=....
+`tiny` runs on 2 CPU cores. It uses only as much text as gives 40 epochs, so that each of the 10
+static masks of a row is seen 4 times, as in the paper. The text is Python's documentation, or other
+text with --set=data.source=files --set=data.files=...
 
-`paper` is the table's own run: BERT's data format, 16 GB of books and Wikipedia
-(--set=data.files=...), batches of 256 for 1M steps, which on that text are about 40 epochs. The
-table's dynamic row equals the row SEGMENT-PAIR of Table 2, from which we take it that it was run in
-that format; Liu et al. do not say so.
+`paper` is the run of the paper: BERT's data format, 16 GB of books and Wikipedia
+(--set=data.files=...) and batches of 256 for 1M steps, which is about 40 epochs of that text. The
+paper does not name the data format. Its result for dynamic masking equals that of SEGMENT-PAIR in
+Table 2, so we assume that format.
 """
 
-from experiments import recipes
+from experiments.studies import _recipes as recipes
 from experiments.study import Study
 
 FORMS = ("tiny", "paper")
@@ -23,12 +23,12 @@ def get_study(form: str) -> Study:
     if form == "paper":
         base = recipes.change(recipes.bert_base(), recipes.SEGMENT_PAIR_NSP)
     else:
-        # Of such short rows, cut at sentences, about 22% are padding.
-        few = int(recipes.TINY_TOKENS * 0.775 / 40)
-        base = recipes.change(recipes.tiny(), {"data.max_tokens": few})
+        # About 22% of the positions are padding, since rows this short end at sentences.
+        max_tokens = int(recipes.TINY_TOKENS * 0.775 / 40)
+        base = recipes.change(recipes.tiny(), {"data.max_tokens": max_tokens})
     return Study(
         name=f"table1_{form}",
-        question="Does a new mask in every epoch help, against ten that are seen again and again?",
+        question="Does a new mask in every epoch help, compared with ten masks that are reused?",
         base=base,
         settings={
             "static": {"masking.dupe_factor": 10},

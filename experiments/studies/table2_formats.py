@@ -1,18 +1,18 @@
-"""Table 2 of RoBERTa: what an input is made of, and whether to predict the next sentence.
+"""Table 2 of RoBERTa: input formats, with and without next-sentence prediction.
 
     python -m experiments.sweep table2:tiny --out=runs/table2
     python -m experiments.report table2:tiny --runs=runs/table2
 
-The paper's four formats, and SEGMENT-PAIR without next-sentence prediction, which tells the two
-apart: the format and the objective. Short inputs share rows, so that all train on about as many
-tokens; what is left of padding is a column.
+It compares the paper's four formats, and adds SEGMENT-PAIR without next-sentence prediction, which
+separates the effect of the format from that of the objective. Short inputs share rows, so that all
+settings train on about the same number of tokens; the share of padding is a column.
 
-`paper` is the table's own run: 16 GB of books and Wikipedia (--set=data.files=...), batches of 256
-for 1M steps. `tiny` runs on 2 cores, on Python's documentation or, with
---set=data.source=files --set=data.files=..., on other text.
+`paper` is the run of the paper: 16 GB of books and Wikipedia (--set=data.files=...) and batches of
+256 for 1M steps. `tiny` runs on 2 CPU cores. Its text is Python's documentation, or other text with
+--set=data.source=files --set=data.files=...
 """
 
-from experiments import recipes
+from experiments.studies import _recipes as recipes
 from experiments.study import Study
 
 FORMS = ("tiny", "paper")
@@ -37,7 +37,7 @@ def get_study(form: str) -> Study:
         seeds=recipes.SEEDS,
         columns={
             **recipes.PERPLEXITIES,
-            "pairs told right": "next_sentence_accuracy",
+            "next-sentence accuracy": "next_sentence_accuracy",
             "padding": "padding_share",
             "SQuAD 1.1": "squad1.f1",
             "SQuAD 2.0": "squad2.f1",
@@ -46,8 +46,8 @@ def get_study(form: str) -> Study:
             "RACE": "race.accuracy",
         },
         paper={
-            name: dict(zip(finetuned, figures, strict=True))
-            for name, figures in {
+            name: dict(zip(finetuned, scores, strict=True))
+            for name, scores in {
                 "SEGMENT-PAIR+NSP": (90.4, 78.7, 84.0, 92.9, 64.2),
                 "SENTENCE-PAIR+NSP": (88.7, 76.2, 82.9, 92.1, 63.0),
                 "FULL-SENTENCES": (90.4, 79.1, 84.7, 92.5, 64.8),

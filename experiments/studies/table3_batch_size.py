@@ -1,19 +1,19 @@
-"""Table 3 of RoBERTa: larger batches, at equal passes over the data.
+"""Table 3 of RoBERTa: larger batches, for the same number of passes over the data.
 
     python -m experiments.sweep table3:tiny --out=runs/table3
     python -m experiments.report table3:tiny --runs=runs/table3
 
-Batch sizes are in the ratio 1 : 8 : 32, steps in the inverse one, and each has its own learning
-rate, as in the paper. What does not fit a device at once is accumulated
-(--set=train.per_device_batch_size=...), so that any machine takes the same steps. LAMB (You et al.
-2020), made for large batches, is a setting more at the largest one.
+As in the paper, the batch sizes have the ratio 1 : 8 : 32, the numbers of steps the inverse ratio,
+and each batch size has its own learning rate. Batches that do not fit a device use gradient
+accumulation (--set=train.per_device_batch_size=...), so that every machine makes the same updates.
+We add LAMB (You et al. 2020), an optimizer for large batches, at the largest batch size.
 
-`paper` is the table's own run: 16 GB of books and Wikipedia (--set=data.files=...), batches of 256,
-2K and 8K. `tiny` runs on 2 cores, on Python's documentation or, with --set=data.source=files
---set=data.files=..., on other text.
+`paper` is the run of the paper: 16 GB of books and Wikipedia (--set=data.files=...) and batches of
+256, 2K and 8K. `tiny` runs on 2 CPU cores. Its text is Python's documentation, or other text with
+--set=data.source=files --set=data.files=...
 """
 
-from experiments import recipes
+from experiments.studies import _recipes as recipes
 from experiments.study import Study
 
 FORMS = ("tiny", "paper")
@@ -22,12 +22,12 @@ FORMS = ("tiny", "paper")
 def get_study(form: str) -> Study:
     if form == "paper":
         base = recipes.bert_base()
-        # The warmup is the same share of the steps for all; Table 3 does not tell it.
+        # Table 3 does not give the warmup; here it is the same share of the steps for all.
         rates = {256: (1_000_000, 1e-4), 2048: (125_000, 7e-4), 8192: (31_000, 1e-3)}
     else:
         base = recipes.tiny()
         steps, rows = base.train.steps, base.train.batch_size
-        # Of these only their ratios are the paper's; the rates were not tuned.
+        # Only the ratios of the batch sizes are the paper's. The learning rates were not tuned.
         rates = {
             rows // 2 * times: (steps * 2 // times, rate)
             for times, rate in ((1, 1.5e-3), (8, 3e-3), (32, 4e-3))
@@ -57,7 +57,7 @@ def get_study(form: str) -> Study:
     )
     return Study(
         name=f"table3_{form}",
-        question="Does a larger batch help, at as many passes over the data?",
+        question="Does a larger batch help, for the same number of passes over the data?",
         base=base,
         settings=settings,
         seeds=recipes.SEEDS,

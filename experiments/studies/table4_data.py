@@ -3,25 +3,25 @@
     python -m experiments.sweep table4:tiny --out=runs/table4
     python -m experiments.report table4:tiny --runs=runs/table4
 
-`paper` is the table's own run: the large model, batches of 8K, the 16 GB of books and Wikipedia
-(--set=data.files=...) and with them the further corpora, which `MORE` names: change it to where
-they lie. All are scored on held-out text of the first corpus. The paper does not say whether the
-runs of 300K and 500K steps went on from the one of 100K; here each is a run of its own with a
-schedule of its own. To go on with a finished run instead, call
-`roberta_jax.pretrain` on its workdir with more --config.train.steps and say how the rate goes on,
-with --config.schedule.decay_steps.
+`paper` is the run of the paper: the large model and batches of 8K, on the 16 GB of books and
+Wikipedia (--set=data.files=...) and, in the later rows, on three more corpora. Edit the paths of
+these in `MORE_CORPORA`. All settings are evaluated on held-out text of the first corpus. The paper
+does not say whether the runs of 300K and 500K steps continued the run of 100K steps; here each is a
+separate run with its own schedule. To continue a finished run instead, run `roberta_jax.pretrain`
+on its workdir with a larger --config.train.steps, and set --config.schedule.decay_steps.
 
-`tiny` runs on 2 cores: an eighth of the first corpus (Python's documentation, or what
---set=data.files=... names) or all of it, then more steps.
+`tiny` runs on 2 CPU cores: on an eighth of the text, on all of it, and on all of it for twice the
+steps. Its text is Python's documentation, or other text with
+--set=data.source=files --set=data.files=...
 """
 
-from experiments import recipes
+from experiments.studies import _recipes as recipes
 from experiments.study import Study
 
 FORMS = ("tiny", "paper")
 
-# The corpora beside books and Wikipedia, in the paper's sizes: 76, 38 and 31 GB of text.
-MORE = (
+# The paper's corpora besides books and Wikipedia: 76, 38 and 31 GB of text.
+MORE_CORPORA = (
     {"files": "data/cc_news/*.jsonl.zst"},
     {"files": "data/openwebtext/*.jsonl.zst"},
     {"files": "data/stories/*.jsonl.zst"},
@@ -33,7 +33,7 @@ def get_study(form: str) -> Study:
         base = recipes.roberta_large()
         settings = {"16GB, 100K steps": _steps(100_000)}
         for thousands in (100, 300, 500):
-            settings[f"160GB, {thousands}K steps"] = {"data.mixture": MORE} | _steps(
+            settings[f"160GB, {thousands}K steps"] = {"data.mixture": MORE_CORPORA} | _steps(
                 thousands * 1000
             )
     else:
@@ -44,18 +44,18 @@ def get_study(form: str) -> Study:
             "all of it": _steps(short),
             "all of it, 2 times the steps": _steps(2 * short),
         }
-    figures = ((93.6, 87.3, 89.0, 95.3), (94.0, 87.7, 89.3, 95.6), (94.4, 88.7, 90.0, 96.1),
-               (94.6, 89.4, 90.2, 96.4))  # fmt: skip
+    scores = ((93.6, 87.3, 89.0, 95.3), (94.0, 87.7, 89.3, 95.6), (94.4, 88.7, 90.0, 96.1),
+              (94.6, 89.4, 90.2, 96.4))  # fmt: skip
     finetuned = ("SQuAD 1.1", "SQuAD 2.0", "MNLI-m", "SST-2")
     paper = {}
     if form == "paper":
         paper = {
             name: dict(zip(finetuned, row, strict=True))
-            for name, row in zip(settings, figures, strict=True)
+            for name, row in zip(settings, scores, strict=True)
         }
     return Study(
         name=f"table4_{form}",
-        question="How far do more text and more steps go?",
+        question="Do more text and more steps help?",
         base=base,
         settings=settings,
         seeds=recipes.SEEDS if form == "tiny" else (0,),

@@ -1,8 +1,7 @@
-"""Sweeps of real, small runs: checked beforehand, run, killed, gone on with, split and printed."""
+"""Sweeps of small runs that train: checked, run, killed, continued and distributed."""
 
 import contextlib
 import json
-import os
 import pathlib
 import random
 import shlex
@@ -13,15 +12,13 @@ import time
 
 import psutil
 import pytest
-from hypothesis import given
-from hypothesis import strategies as st
 
-from experiments import launch, study_files, sweep
-from experiments.study_files import load_study
-from experiments.study_results import collect
-from tests.support import processes, texts
+from experiments import sweep
+from experiments.reporting.collect import collect
+from experiments.study.loading import load_study
+from tests.support import processes, texts, toy_study
 
-TOY = str(processes.ROOT / "tests" / "support" / "toy_study.py")
+TOY = toy_study.PATH
 
 
 @pytest.fixture(scope="module")
@@ -65,18 +62,18 @@ def run(*arguments, status=0, **variables):
 
 
 def results(place, out, form="evaluated"):
-    """What the runs came to, without what depends on the clock."""
-    found = {}
+    """Returns the final metrics and the weights of each point."""
+    outcomes = {}
     for point in points_of(place, form):
         workdir = pathlib.Path(point.workdir(out))
         metrics = point.progress(out).metrics
-        found[str(point)] = (metrics, (workdir / "hf" / "model.safetensors").read_bytes())
-    return found
+        outcomes[str(point)] = (metrics, (workdir / "hf" / "model.safetensors").read_bytes())
+    return outcomes
 
 
 @pytest.fixture(scope="module")
 def swept(place):
-    """The folder of a finished sweep that nothing disturbed, and what it printed."""
+    """The folder of a finished sweep that was not disturbed, and its output."""
     out = place / "undisturbed"
     printed, _ = run(*arguments(place, "evaluated", out, "--processes=2"))
     return out, printed
@@ -117,9 +114,12 @@ def test_a_finished_sweep_starts_nothing(place, swept):
         assert line.endswith(f"{point.workdir(out)}  finished")
 
 
-def test_all_points_are_checked_before_the_first_starts(place):
+def test_all_points_are_checked_before_the_first_starts(place, capfd):
     out = place / "wrong"
-    printed, errors = run(*arguments(place, "wrong", out), status=2)
+    with pytest.raises(SystemExit) as stop:
+        sweep.main(arguments(place, "wrong", out))
+    assert stop.value.code == 2
+    printed, errors = capfd.readouterr()
     assert "no steps, seed 0 1: train.steps=0: a run has at least one step." in errors
     assert "no rate, seed 0 1: " in errors
     assert "Small batch" not in errors
@@ -128,17 +128,23 @@ def test_all_points_are_checked_before_the_first_starts(place):
     assert not out.exists()
 
 
-def test_text_that_is_not_there_is_told_before_the_first_starts(place):
+def test_missing_text_is_reported_before_the_first_point_starts(place, capfd):
     out = place / "no_text"
-    _, errors = run(f"{TOY}:quick", "--set=data.files=/no/such/text", f"--out={out}", status=2)
+    with pytest.raises(SystemExit) as stop:
+        sweep.main([f"{TOY}:quick", "--set=data.files=/no/such/text", f"--out={out}"])
+    assert stop.value.code == 2
+    errors = capfd.readouterr().err
     assert "Small batch, seed 0: " in errors
     assert "/no/such/text" in errors
     assert not out.exists()
 
 
-def test_wrong_arguments_are_told(place, capsys):
-    for wrong, said in (
-        (["--point=none"], "no point 'none': with these --seeds and --set the study has"),
+def test_wrong_arguments_are_errors(place, capsys):
+    for wrong, message in (
+        (
+            ["--point=none"],
+            "--point=none: no such point. With these --seeds and --set the study",
+        ),
         (["--set=seq_length=3"], "unknown config key 'seq_length': did you mean seq_len?"),
         (["--shard=3/2"], "argument --shard: invalid"),
         (["--shard=1/2", "--point=a"], "not allowed with argument"),
@@ -149,113 +155,7 @@ def test_wrong_arguments_are_told(place, capsys):
         with pytest.raises(SystemExit) as stop:
             sweep.main(arguments(place, "quick", place / "none", *wrong))
         assert stop.value.code == 2
-        assert said in capsys.readouterr().err
-
-
-@given(st.integers(1, 9), st.integers(1, 12))
-def test_shards_are_disjoint_and_complete(n, seeds):
-    points = load_study(f"{TOY}:quick", seeds=range(seeds)).points()
-    shards = [sweep.selected(points, shard=(k, n)) for k in range(1, n + 1)]
-    assert sorted(str(point) for shard in shards for point in shard) == sorted(map(str, points))
-    assert max(map(len, shards)) - min(map(len, shards)) <= 1
-    assert shards == [sweep.selected(points, shard=(k, n)) for k in range(1, n + 1)]
-
-
-AWKWARD = '/text of mine/$HOME/it\'s "here"/*.txt'
-
-
-def printed_for(kind, capsys, *others):
-    sweep.main(
-        [f"{TOY}:quick", f"--set=data.files={AWKWARD}", "--seeds=3,4", *others, f"--print={kind}"]
-    )
-    return capsys.readouterr().out
-
-
-def check_command(argv, name, out):
-    """The printed command asks the sweep for the point `name` of the same study."""
-    assert argv[1:3] == ["-m", "experiments.sweep"]
-    parsed = sweep._parser().parse_args(argv[3:])
-    assert (parsed.point, parsed.out) == (name, out)
-    points = study_files.study_of(parsed).points()
-    assert points[0].config().data.files == AWKWARD
-    (point,) = sweep.selected(points, name=parsed.point)
-    return parsed, point
-
-
-def expected_points():
-    return load_study(f"{TOY}:quick", [f"data.files={AWKWARD}"], [3, 4]).points()
-
-
-def stub(folder, name):
-    """A program that prints its arguments, one a line."""
-    folder.mkdir(exist_ok=True)
-    path = folder / name
-    path.write_text('#!/bin/sh\nprintf "%s\\n" "$@"\n')
-    path.chmod(0o755)
-    return path
-
-
-def test_local_commands_name_each_point(capsys):
-    first, *lines = printed_for("local", capsys, "--out=a b").splitlines()
-    assert shlex.split(first) == ["cd", str(processes.ROOT)]
-    for line, point in zip(lines, expected_points(), strict=True):
-        _, found = check_command(shlex.split(line), point.name, "a b")
-        assert str(found) == str(point)
-
-
-def test_the_slurm_script_runs_a_point_a_task(capsys, tmp_path, monkeypatch):
-    monkeypatch.setattr(launch.sys, "executable", str(stub(tmp_path, "python")))
-    script = tmp_path / "sweep.sbatch"
-    script.write_text(printed_for("slurm", capsys, "--out=a b"))
-    points = expected_points()
-    assert script.read_text().startswith("#!/bin/bash\n#SBATCH")
-    assert f"--array=0-{len(points) - 1}\n" in script.read_text()
-    for number, point in enumerate(points):
-        done = subprocess.run(
-            ["bash", str(script)],
-            env={**os.environ, "SLURM_ARRAY_TASK_ID": str(number)},
-            capture_output=True,
-            text=True,
-            check=True,
-        )
-        check_command(["python", *done.stdout.splitlines()], point.name, "a b")
-
-
-def test_tpu_commands_start_all_hosts_of_a_pod(capsys, tmp_path):
-    stub(tmp_path / "bin", "gcloud")
-    script = printed_for("tpu", capsys, "--out=gs://bucket/a b")
-    done = subprocess.run(
-        ["bash", "-c", script],
-        env={
-            "PATH": f"{tmp_path / 'bin'}:{os.environ['PATH']}",
-            "TPU_NAME": "my pod",
-            "TPU_ZONE": "here",
-        },
-        capture_output=True,
-        text=True,
-        check=True,
-    )
-    lines = done.stdout.splitlines()
-    commands = [line for line in lines if line.startswith("--command=")]
-    assert lines.count("--worker=all") == lines.count("my pod") == len(commands) == 4
-    for command, point in zip(commands, expected_points(), strict=True):
-        there = command.removeprefix("--command=")
-        assert there.startswith("cd ~/roberta_jax && ")
-        argv = shlex.split(there.split(" && ", 1)[1])
-        parsed, _ = check_command(argv, point.name, "gs://bucket/a b")
-        assert parsed.distributed
-    without = subprocess.run(["bash", "-c", script], env={}, capture_output=True, text=True)
-    assert "the name of the TPU" in without.stderr
-
-
-def test_printing_checks_what_does_not_depend_on_the_machine(place, capsys):
-    with pytest.raises(SystemExit):
-        sweep.main(arguments(place, "wrong", "out", "--print=local"))
-    assert "no steps, seed 0 1: train.steps=0" in capsys.readouterr().err
-    # This machine has no 64 devices, and not those weights.
-    pod = ["--set=mesh.data=64", "--set=init_from=gs://bucket/weights"]
-    sweep.main(arguments(place, "quick", "out", "--print=local", *pod))
-    assert capsys.readouterr().out.count("--point=") == 4
+        assert message in capsys.readouterr().err
 
 
 @pytest.mark.slow
@@ -270,20 +170,20 @@ def test_a_printed_local_command_really_runs(place, swept, capsys):
     subprocess.run(["bash", "-e", "-c", script], env=processes.environment(), check=True)
     assert [path.name for path in out.glob("[!.]*")] == [point.name]
     metrics = point.progress(out).metrics
-    # The undisturbed one had one core of its own.
+    # The undisturbed sweep ran on another number of cores.
     assert metrics == pytest.approx(point.progress(undisturbed).metrics, rel=1e-4)
 
 
 @pytest.mark.slow
-def test_a_run_that_fails_leaves_the_others(place):
+def test_the_other_points_run_if_one_fails(place):
     out = place / "failing"
     printed, _ = run(*arguments(place, "failing", out, "--seeds=0"), status=1)
     assert "failed too large, seed 0 (status 2)" in printed
     assert "fewer than one batch (train.batch_size=4096)" in printed.replace("\n    ", " ")
     states = [str(point.progress(out)) for point in points_of(place, "failing", [0])]
     assert states == ["not begun", "finished", "finished"]
-    (again,) = (line for line in printed.splitlines() if line.startswith("To go on: "))
-    printed, _ = run(*shlex.split(again.removeprefix("To go on: "))[3:], status=1)
+    (again,) = (line for line in printed.splitlines() if line.startswith("To continue: "))
+    printed, _ = run(*shlex.split(again.removeprefix("To continue: "))[3:], status=1)
     assert "2 of 3 points were finished before" in printed
 
 
@@ -309,21 +209,21 @@ def test_two_processes_train_a_point_together(place, swept):
     assert point.progress(out).missing == ("measured",)
     for key, value in point.progress(out).metrics.items():
         assert value == pytest.approx(point.progress(undisturbed).metrics[key], rel=1e-4)
-    # The same without --distributed does what is left.
+    # Without --distributed the same command runs the evaluation that is left.
     run(*arguments(place, "evaluated", out, f"--point={point.name}"))
     assert point.progress(out).finished
 
 
-def trains(process):
-    """Whether a process of a sweep is one that trains a point."""
+def is_training(process):
+    """Whether a child process of a sweep trains a point."""
     with contextlib.suppress(psutil.NoSuchProcess, psutil.ZombieProcess):
         return "train" in process.cmdline()
     return False
 
 
 @pytest.mark.slow
-def test_killed_at_random_moments_it_ends_in_the_same_bits(place, swept):
-    """SIGKILL of the runner, or of one of its processes; then the same command again."""
+def test_a_sweep_killed_at_random_moments_ends_with_the_same_bits(place, swept):
+    """Kills the runner or one of its processes with SIGKILL, then runs the command again."""
     undisturbed, _ = swept
     chance, out = random.Random(0), place / "killed"
     command = arguments(place, "evaluated", out, "--processes=2")
@@ -333,7 +233,7 @@ def test_killed_at_random_moments_it_ends_in_the_same_bits(place, swept):
         process = start(*command)
         trainer = None
         while trainer is None and process.poll() is None:
-            trainer = next(filter(trains, psutil.Process(process.pid).children()), None)
+            trainer = next(filter(is_training, psutil.Process(process.pid).children()), None)
             time.sleep(0.05)
         time.sleep(chance.uniform(0, 6))  # importing, compiling, training, saving
         if victim == "worker" and trainer is not None:

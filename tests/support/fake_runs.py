@@ -1,4 +1,4 @@
-"""Workdirs as pretraining leaves them, without the training."""
+"""Writes workdirs as pretraining leaves them, without training."""
 
 import json
 import math
@@ -7,12 +7,16 @@ from roberta_jax.training.metrics import FILE
 
 
 def write_records(workdir, records):
+    """Writes the `metrics.jsonl` of a run."""
     workdir.mkdir(parents=True, exist_ok=True)
     (workdir / FILE).write_text("".join(json.dumps(record) + "\n" for record in records))
 
 
 def records_to(step, steps, *, every=1, start=6.0, speed=1000.0):
-    """A loss that falls by 1/step at each step, and an evaluation at each second record."""
+    """Returns records up to `step`, with a loss that falls by 1 over `steps` steps.
+
+    Every second record is followed by an evaluation.
+    """
     records = []
     for number in range(every, step + 1, every):
         loss = start - number / steps
@@ -23,16 +27,19 @@ def records_to(step, steps, *, every=1, start=6.0, speed=1000.0):
     return records
 
 
-def finish(point, root, *, perplexity, **how):
-    """Makes the point's workdir that of a finished run with this perplexity."""
+def finish(point, root, *, perplexity, **options):
+    """Writes the workdir of a finished run with a given perplexity, and returns it.
+
+    `options` are those of `records_to`.
+    """
     workdir, steps = point.workdir(root), point.config().train.steps
-    last = {"step": steps, "eval_loss": math.log(perplexity), "eval_perplexity": perplexity}
-    write_records(workdir, [*records_to(steps, steps, **how), {**last, "finished": 1.0}])
+    final = {"step": steps, "eval_loss": math.log(perplexity), "eval_perplexity": perplexity}
+    write_records(workdir, [*records_to(steps, steps, **options), {**final, "finished": 1.0}])
     (workdir / "hf").mkdir(exist_ok=True)
     (workdir / "hf" / "config.json").write_text("{}")
     return workdir
 
 
-def begin(point, root, step, **how):
-    """Makes the point's workdir that of a run on its way."""
-    write_records(point.workdir(root), records_to(step, point.config().train.steps, **how))
+def begin(point, root, step, **options):
+    """Writes the workdir of a run that is at `step`. `options` are those of `records_to`."""
+    write_records(point.workdir(root), records_to(step, point.config().train.steps, **options))

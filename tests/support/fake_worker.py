@@ -1,7 +1,7 @@
-"""In place of `experiments.worker` in tests of the runner: trains nothing, and ends as told.
+"""Replaces `experiments.running.worker` in tests of the runner, and does what a test tells it to.
 
-The variable FAKE_RUNS names a JSON file: for each point's number its workdir, its steps, and what
-its processes do one after the other.
+The environment variable FAKE_RUNS names a JSON file, which maps the index of a point to its
+workdir, its number of steps, and what its first, second, ... process does: see `train`.
 """
 
 import json
@@ -11,52 +11,63 @@ import signal
 import sys
 import time
 
-from experiments import worker
+from experiments.running import worker
 
 
-def train(number: str) -> None:
-    plan = json.loads(pathlib.Path(os.environ["FAKE_RUNS"]).read_text())[number]
+def train(index: str) -> None:
+    """Does what the plan says for this process of the point.
+
+    "fail" and "refuse" exit with status 1 and 2, "die" is killed, "busy" reports that another
+    process holds the point, "stop" exits as if asked to stop, "wait" waits for SIGTERM, and a
+    number is the seconds to work before the run is finished.
+    """
+    plan = json.loads(pathlib.Path(os.environ["FAKE_RUNS"]).read_text())[index]
     workdir = pathlib.Path(plan["workdir"])
     starts = workdir / "starts.jsonl"
-    times = len(starts.read_text().splitlines()) if starts.exists() else 0
-    with open(starts, "a") as file:
-        cores = sorted(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else []
-        start = {"pid": os.getpid(), "at": time.time(), "cores": cores}
-        start["cache"] = os.environ.get("JAX_COMPILATION_CACHE_DIR")
-        file.write(json.dumps(start) + "\n")
-    doing = plan["doing"][min(times, len(plan["doing"]) - 1)]
-    print(f"start {times}: {doing}", flush=True)
+    number = len(starts.read_text().splitlines()) if starts.exists() else 0
+    cores = sorted(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else []
+    start = {"pid": os.getpid(), "at": time.monotonic(), "cores": cores}
+    start["cache"] = os.environ.get("JAX_COMPILATION_CACHE_DIR")
+    _append(starts, start)
+    action = plan["actions"][min(number, len(plan["actions"]) - 1)]
+    print(f"start {number}: {action}", flush=True)
     records = [{"step": 1, "loss": 5.0}]
     (workdir / "metrics.jsonl").write_text(json.dumps(records[0]) + "\n")
-    if doing == "fail":
+    if action == "fail":
         print("\n".join(f"line {n}" for n in range(30)))
-        sys.exit("error: so it must be")
-    elif doing == "refuse":
+        sys.exit("error: it was told to fail")
+    elif action == "refuse":
         print("error: the corpus is too small\n" + "\n".join(f"noise {n}" for n in range(30)))
         sys.exit(2)
-    elif doing == "die":
+    elif action == "die":
         os.kill(os.getpid(), signal.SIGKILL)
-    elif doing == "busy":
+    elif action == "busy":
         sys.exit(worker.BUSY)
-    elif doing == "stop":
+    elif action == "stop":
         sys.exit(0)
-    elif doing == "wait":  # for a request to stop, as training does
+    elif action == "wait":  # as training does, it saves and exits with 0 on SIGTERM
         signal.signal(signal.SIGTERM, lambda *_: (print("saved", flush=True), os._exit(0)))
         (workdir / "waits").touch()
         time.sleep(60)
     else:
-        time.sleep(float(doing))
+        time.sleep(float(action))
         records.append({"step": plan["steps"], "eval_perplexity": 5.5, "finished": 1.0})
         (workdir / "hf").mkdir(exist_ok=True)
         (workdir / "hf" / "config.json").write_text("{}")
         text = "".join(json.dumps(record) + "\n" for record in records)
         (workdir / "metrics.jsonl").write_text(text)
+        _append(workdir / "ends.jsonl", {"at": time.monotonic()})
+
+
+def _append(path: pathlib.Path, record: dict) -> None:
+    with open(path, "a") as file:
+        file.write(json.dumps(record) + "\n")
 
 
 if __name__ == "__main__":
     worker.end_with(int(os.environ[worker.PARENT]))
-    task, *rest = sys.argv[1:]
+    task, *arguments = sys.argv[1:]
     if task == "evaluate":
-        worker.evaluate(rest[0], rest[1:])
-    (number,) = (part.removeprefix("--points=") for part in rest if part.startswith("--points="))
-    train(number)
+        worker.evaluate(arguments[0], arguments[1:])
+    (index,) = (each.removeprefix("--points=") for each in arguments if "--points=" in each)
+    train(index)

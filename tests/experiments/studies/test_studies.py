@@ -3,12 +3,16 @@
 import pytest
 
 from configs.pretrain import get_config
-from experiments import recipes
-from experiments.study_files import STUDIES, load_study
+from experiments.studies import _recipes as recipes
+from experiments.study.loading import load_study, study_files
 from roberta_jax.pretraining.spec import Plan, decay_steps
 
-NAMES = sorted(path.stem for path in STUDIES.glob("*.py"))
+NAMES = list(study_files())
 FORMS = ("tiny", "paper")
+
+
+def test_there_is_a_study_for_each_table():
+    assert NAMES == ["table1_masking", "table2_formats", "table3_batch_size", "table4_data"]
 
 
 @pytest.mark.parametrize("name", NAMES)
@@ -22,11 +26,11 @@ def test_every_point_has_a_plan(name, form):
         assert float(plan.schedule(config.schedule.warmup_steps)) == pytest.approx(
             config.optimizer.learning_rate
         )
-        assert config.eval.short_inputs  # what settings are compared on
+        assert config.eval.short_inputs  # studies compare settings on these too
 
 
 @pytest.mark.parametrize("name", NAMES)
-def test_all_settings_of_a_study_are_scored_alike(name):
+def test_all_settings_of_a_study_are_evaluated_alike(name):
     for form in FORMS:
         configs = [point.config() for point in load_study(f"{name}:{form}").points()]
         for key in ("eval", "seq_len", "tokenizer", "new_tokenizer"):
@@ -45,7 +49,7 @@ def test_table_1():
     config = study.points()[0].config()
     assert (config.data.format, config.objective.next_sentence) == ("segment_pair", True)
     assert (config.data.dupe_factor, config.train.batch_size) == (10, 256)
-    # Forty epochs of rows of which some 78% are text.
+    # Forty epochs; about 78% of the positions in a row are text.
     config = load_study("table1:tiny").points()[0].config()
     seen = config.train.steps * config.train.batch_size * config.seq_len
     assert seen * 0.775 / config.data.max_tokens == pytest.approx(40, rel=0.01)
@@ -54,11 +58,11 @@ def test_table_1():
 def test_table_2():
     study = load_study("table2:paper")
     configs = {point.setting: point.config() for point in study.points() if point.seed == 0}
-    told = {
+    summary = {
         name: (config.data.format, config.objective.next_sentence, config.model.type_vocab_size)
         for name, config in configs.items()
     }
-    assert told == {
+    assert summary == {
         "SEGMENT-PAIR+NSP": ("segment_pair", True, 2),
         "SEGMENT-PAIR": ("segment_pair", False, 2),
         "SENTENCE-PAIR+NSP": ("sentence_pair", True, 2),
@@ -73,7 +77,7 @@ def test_table_2():
 
 
 @pytest.mark.parametrize("form", FORMS)
-def test_table_3_makes_equal_passes(form):
+def test_table_3_trains_for_equal_numbers_of_rows(form):
     study = load_study(f"table3:{form}")
     configs = [point.config() for point in study.points() if point.seed == 0]
     sizes = [config.train.batch_size for config in configs]
@@ -82,8 +86,8 @@ def test_table_3_makes_equal_passes(form):
     assert max(rows) / min(rows) < 1.01
     assert [config.optimizer.name for config in configs] == ["adamw", "adamw", "adamw", "lamb"]
     if form == "paper":
-        told = [(c.train.steps, c.optimizer.learning_rate) for c in configs[:3]]
-        assert told == [(1_000_000, 1e-4), (125_000, 7e-4), (31_000, 1e-3)]
+        runs = [(c.train.steps, c.optimizer.learning_rate) for c in configs[:3]]
+        assert runs == [(1_000_000, 1e-4), (125_000, 7e-4), (31_000, 1e-3)]
         assert [config.optimizer.beta2 for config in configs[:3]] == [0.999, 0.98, 0.98]
         assert [row["perplexity"] for row in study.paper.values()] == [3.99, 3.68, 3.77]
 
@@ -99,7 +103,7 @@ def test_table_4():
     assert all(config.optimizer == large.optimizer for config in configs)
 
 
-def test_a_tiny_run_is_as_long_as_it_says():
+def test_tiny_tokens_are_the_tokens_of_a_tiny_run():
     config = recipes.tiny()
     tokens = config.train.steps * config.train.batch_size * config.seq_len
     assert tokens == recipes.TINY_TOKENS

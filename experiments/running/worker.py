@@ -1,11 +1,11 @@
-"""The processes that a sweep starts; `experiments.sweep` is the command for people.
+"""The child processes of a sweep. `experiments.sweep` is the command for people.
 
-    python -m experiments.worker prepare STUDY --points=0,1,2
-    python -m experiments.worker train STUDY --points=1 --out=runs/table2
-    python -m experiments.worker evaluate FOLDER COMMAND...
+    python -m experiments.running.worker prepare STUDY --points=0,1,2
+    python -m experiments.running.worker train STUDY --points=1 --out=runs/table2
+    python -m experiments.running.worker evaluate FOLDER COMMAND...
 
-Each ends when the sweep that started it does, so that nothing runs on unseen; a training saves
-first.
+`--points` are indices into the points of the study. When the sweep that started it ends, however it
+ends, a worker is told to stop; training saves a checkpoint first.
 """
 
 import argparse
@@ -17,47 +17,50 @@ import sys
 from collections.abc import Sequence
 from typing import TYPE_CHECKING
 
+# Modules that take seconds to import are imported by the functions that use them, so that a worker
+# ends with its sweep, and starts an evaluation, without delay.
 if TYPE_CHECKING:
-    from experiments.study import Point
+    from experiments.study.definition import Point
 
-BUSY = 75  # the exit status where another process is at work in the folder
-PARENT = "SWEEP_PROCESS_ID"  # the variable with the id of the process to end with
+BUSY = 75  # the exit status if another process is working in the folder
+LOCK = ".lock"  # in the folder of a point's evaluations, while one is running
+PARENT = "SWEEP_PROCESS_ID"  # the environment variable with the process id of the sweep
 
 
-def check(points: Sequence["Point"], here: bool = True) -> None:
-    """Checks the configs of the points.
+def check(points: Sequence["Point"], *, this_machine: bool = True) -> None:
+    """Checks the configs of the points, all of them before the first error is raised.
 
     Args:
-      points: all are checked before the first error is told.
-      here: False leaves out what only the machine that trains can say: whether its devices fit,
-        and whether `init_from` is there.
+      points: the points to check.
+      this_machine: False leaves out what depends on the machine that trains: whether the mesh fits
+        its devices, and whether it has the weights of `init_from`.
 
     Raises:
-      UsageError: with everything that is wrong.
+      UsageError: some configs are wrong; it lists all errors.
     """
     from roberta_jax.errors import UsageError
     from roberta_jax.pretraining.spec import Plan
 
-    wrong: dict[str, list[Point]] = {}
+    errors: dict[str, list[Point]] = {}
     for point in points:
         try:
             config = point.config()
-            if not here:
+            if not this_machine:
                 with config.unlocked():
                     config.mesh = {"data": -1, "fsdp": 1, "tensor": 1}
                     config.init_from = None
             Plan(config)
         except UsageError as error:
-            wrong.setdefault(_without(point, str(error)), []).append(point)
-    if wrong:
-        raise UsageError(_listed(wrong))
+            errors.setdefault(_without_point(point, str(error)), []).append(point)
+    if errors:
+        raise UsageError(_list_errors(errors))
 
 
 def prepare(points: Sequence["Point"]) -> None:
-    """Checks the points, and prepares the text of those that pass.
+    """Checks the points, then prepares the text of each.
 
     Raises:
-      UsageError: with what is wrong with each of the configs, or with each of the texts.
+      UsageError: some configs are wrong, or some texts cannot be prepared; it lists all errors.
     """
     check(points)
     import json
@@ -65,23 +68,23 @@ def prepare(points: Sequence["Point"]) -> None:
     from roberta_jax.errors import UsageError
     from roberta_jax.pretraining.text import prepare as prepare_text
 
-    done, wrong = set(), {}
+    prepared, errors = set(), {}
     for point in points:
         config = point.config()
         parts = [config.data.to_dict(), config.new_tokenizer.to_dict()]
         key = json.dumps([*parts, config.tokenizer, config.init_from], sort_keys=True)
-        if key not in done:
-            done.add(key)
+        if key not in prepared:
+            prepared.add(key)
             try:
                 prepare_text(config)
             except UsageError as error:
-                wrong[str(error)] = [point]
-    if wrong:
-        raise UsageError(_listed(wrong))
+                errors[str(error)] = [point]
+    if errors:
+        raise UsageError(_list_errors(errors))
 
 
 def train(point: "Point", out: str, distributed: bool = False) -> None:
-    """Pretrains the point; leaves with the status BUSY if another process does."""
+    """Pretrains a point; exits with the status BUSY if another process is training it."""
     from roberta_jax.pretrain import pretrain
     from roberta_jax.training.partitioning import join_processes
     from roberta_jax.training.workdir import WorkdirInUse
@@ -96,10 +99,12 @@ def train(point: "Point", out: str, distributed: bool = False) -> None:
 
 
 def evaluate(folder: str, argv: Sequence[str]) -> None:
-    """Becomes the command, holding the lock of the folder for as long as the command runs."""
-    import fcntl
+    """Replaces this process by a command, which holds the lock of the folder while it runs.
 
-    from roberta_jax.training.workdir import LOCK
+    The lock is taken with `fcntl` directly since the command has to inherit it. It is the same lock
+    as that of `roberta_jax.storage.locks`.
+    """
+    import fcntl
 
     if "://" not in folder:
         pathlib.Path(folder).mkdir(parents=True, exist_ok=True)
@@ -117,32 +122,36 @@ def evaluate(folder: str, argv: Sequence[str]) -> None:
 
 
 def end_with(parent: int) -> None:
-    """Lets the system send SIGTERM to this process when its parent ends; on Linux alone."""
+    """Makes the system send SIGTERM to this process when its parent ends. Linux only.
+
+    Exits if the process `parent` is not the parent any more, which means that it has ended.
+    """
     if sys.platform == "linux":
         set_death_signal = 1  # PR_SET_PDEATHSIG of <linux/prctl.h>
         ctypes.CDLL(None).prctl(set_death_signal, signal.SIGTERM)
-    if os.getppid() != parent:  # it ended before
+    if os.getppid() != parent:
         sys.exit(1)
 
 
-def _without(point: "Point", message: str) -> str:
-    """The message without the point's name, so that those of several seeds are told as one."""
+def _without_point(point: "Point", message: str) -> str:
+    """Removes the point's name from a message, so that equal errors of several seeds are equal."""
     return message.removeprefix(f"study {point.study.name}, {point}: ")
 
 
-def _listed(wrong: dict[str, list["Point"]]) -> str:
+def _list_errors(errors: dict[str, list["Point"]]) -> str:
+    """Returns a message with all errors: "SETTING, seed 0 1: MESSAGE" for each."""
     lines = []
-    for message, points in wrong.items():
+    for message, points in errors.items():
         settings: dict[str, list[str]] = {}
         for point in points:
             settings.setdefault(point.setting, []).append(str(point.seed))
         names = "; ".join(f"{name}, seed {' '.join(seeds)}" for name, seeds in settings.items())
         lines.append(f"{names}: {message}")
-    return "nothing was started, since something is wrong:\n" + "\n".join(lines)
+    return "nothing was started, because these points have errors:\n" + "\n".join(lines)
 
 
 def main() -> None:
-    """The command."""
+    """Runs the task that the command line names."""
     if PARENT in os.environ:
         end_with(int(os.environ[PARENT]))
     task, *rest = sys.argv[1:]
@@ -150,25 +159,25 @@ def main() -> None:
         evaluate(rest[0], rest[1:])
     from absl import logging
 
-    from experiments import study_files
+    from experiments.study.arguments import add_study_arguments, parsed_study
     from roberta_jax import cli
     from roberta_jax.training.host_memory import restart_with_huge_pages
 
     if task == "train":
         restart_with_huge_pages()
     parser = argparse.ArgumentParser()
-    study_files.add_arguments(parser)
+    add_study_arguments(parser)
     parser.add_argument("--points", type=lambda text: [int(part) for part in text.split(",")])
     parser.add_argument("--out")
     arguments = parser.parse_args(rest)
     logging.set_verbosity(logging.WARNING)
     with cli.usage_errors():
-        every = study_files.study_of(arguments).points()
-        points = [every[number] for number in arguments.points]
+        points = parsed_study(arguments).points()
+        selected = [points[index] for index in arguments.points]
         if task == "prepare":
-            prepare(points)
+            prepare(selected)
         else:
-            train(points[0], arguments.out)
+            train(selected[0], arguments.out)
 
 
 if __name__ == "__main__":

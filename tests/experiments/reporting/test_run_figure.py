@@ -1,4 +1,4 @@
-"""The curves that experiments/plot_metrics.py draws."""
+"""The curves of training runs, and the command that plots them."""
 
 import json
 
@@ -7,6 +7,7 @@ import pytest
 pytest.importorskip("matplotlib")
 
 from experiments import plot_metrics
+from experiments.reporting import run_figure
 from roberta_jax.errors import UsageError
 from roberta_jax.training.metrics import FILE
 
@@ -16,13 +17,13 @@ def write_run(folder, *, evaluated=True, start=9.0):
     folder.mkdir()
     records = []
     for step in (100, 200, 300, 400):
-        records.append({"step": step, plot_metrics.LOSS: start - step / 100, "learning_rate": 1e-3})
+        records.append({"step": step, run_figure.LOSS: start - step / 100, "learning_rate": 1e-3})
         if evaluated and step % 200 == 0:
-            records.append({"step": step, plot_metrics.HELD_OUT: 1000.0 - step})
+            records.append({"step": step, run_figure.PERPLEXITY: 1000.0 - step})
     if evaluated:
-        records.append(dict.fromkeys(plot_metrics.BASELINES, 500.0) | {"step": 400})
+        records.append(dict.fromkeys(run_figure.BASELINES, 500.0) | {"step": 400})
     text = "".join(json.dumps(record) + "\n" for record in records)
-    (folder / FILE).write_text(text + '{"step": 500, "lo')  # cut short by a kill
+    (folder / FILE).write_text(text + '{"step": 500, "lo')  # as after a kill
     return folder
 
 
@@ -32,13 +33,13 @@ def lines(panel):
 
 def test_each_run_is_a_curve_with_its_name(tmp_path):
     one, two = write_run(tmp_path / "one"), write_run(tmp_path / "two", start=8.0)
-    loss, perplexity = plot_metrics.figure([one, two]).axes
+    loss, perplexity = run_figure.figure([one, two]).axes
     curves = lines(loss)
     assert list(curves) == [str(one), str(two)]
     assert curves[str(one)] == [[100, 8.0], [200, 7.0], [300, 6.0], [400, 5.0]]
     assert curves[str(two)][0] == [100, 7.0]
     assert lines(perplexity)[f"{one}: 600"] == [[200, 800.0], [400, 600.0]]
-    # Both runs have the same yardsticks, drawn once.
+    # Both runs have the same baselines, which are drawn once.
     assert {"unigram model: 500", "bigram model: 500"} <= set(lines(perplexity))
     assert len(lines(perplexity)) == 4
     assert perplexity.get_yscale() == "log"
@@ -48,8 +49,8 @@ def test_each_run_is_a_curve_with_its_name(tmp_path):
 
 def test_a_run_without_evaluation_has_one_panel(tmp_path):
     one, two = write_run(tmp_path / "one", evaluated=False), write_run(tmp_path / "two")
-    assert len(plot_metrics.figure([one]).axes) == 1
-    labels = list(lines(plot_metrics.figure([one, two]).axes[1]))
+    assert len(run_figure.figure([one]).axes) == 1
+    labels = list(lines(run_figure.figure([one, two]).axes[1]))
     assert labels == [
         f"{one}: none yet",
         f"{two}: 600",
@@ -58,7 +59,7 @@ def test_a_run_without_evaluation_has_one_panel(tmp_path):
     ]
 
 
-def test_the_command_writes_a_picture(tmp_path, capsys):
+def test_the_command_writes_an_image(tmp_path, capsys):
     out = tmp_path / "loss.png"
     plot_metrics.main([str(write_run(tmp_path / "run")), f"--out={out}"])
     assert out.read_bytes().startswith(b"\x89PNG")
@@ -69,13 +70,16 @@ def test_the_command_writes_a_picture(tmp_path, capsys):
 def test_bad_input_ends_with_a_message(out, tmp_path, capsys, monkeypatch):
     monkeypatch.chdir(tmp_path)
     write_run(tmp_path / "run")
-    for arguments, said in ((["run", f"--out={out}"], f"cannot write {out}"), (["no"], "no/metr")):
+    for arguments, message in (
+        (["run", f"--out={out}"], f"cannot write {out}"),
+        (["no"], "no/metr"),
+    ):
         with pytest.raises(SystemExit) as stop:
             plot_metrics.main(arguments)
         assert stop.value.code == 2
-        assert said in capsys.readouterr().err
+        assert message in capsys.readouterr().err
 
 
 def test_an_empty_workdir_is_an_error(tmp_path):
     with pytest.raises(UsageError, match="no training loss in"):
-        plot_metrics.figure([tmp_path])
+        run_figure.figure([tmp_path])

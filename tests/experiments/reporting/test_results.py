@@ -1,4 +1,4 @@
-"""What a report says of a study: numbers, curves and what is missing."""
+"""The results of a study: numbers, curves, what is missing, and the written report."""
 
 import csv
 import dataclasses
@@ -8,16 +8,18 @@ import math
 import numpy as np
 import pytest
 
-from tests.support import fake_runs, processes
+from tests.support import fake_runs, toy_study
 
 pytest.importorskip("matplotlib")
 
-from experiments import report, study_results
-from experiments.study_files import load_study
-from experiments.study_results import Results, Summary, collect, training_seconds
+from experiments import report
+from experiments.reporting import report_files
+from experiments.reporting.collect import MAX_RECORDS, collect, training_seconds
+from experiments.reporting.results import Results, Summary
+from experiments.study.loading import load_study
 from roberta_jax.errors import UsageError
 
-TOY = str(processes.ROOT / "tests" / "support" / "toy_study.py")
+TOY = toy_study.PATH
 PERPLEXITIES = {"Small batch": [20.5, 23.75, 21.0], "LARGE (2x)": [30.0, 34.0, 31.5]}
 
 
@@ -36,7 +38,7 @@ def root(tmp_path):
     return tmp_path / "runs"
 
 
-def test_numbers_are_those_of_numpy(root):
+def test_the_numbers_equal_those_of_numpy(root):
     finish_all(toy(), root)
     results = collect(toy(), root)
     for setting, values in PERPLEXITIES.items():
@@ -67,17 +69,16 @@ def test_numbers_are_those_of_numpy(root):
     ]
 
 
-def test_without_matplotlib_there_is_all_but_pictures(root, tmp_path, monkeypatch):
+def test_without_matplotlib_the_report_has_no_plots(root, tmp_path, monkeypatch):
     finish_all(toy(), root)
-    monkeypatch.setattr(report.importlib.util, "find_spec", lambda name: None)
-    report.write(collect(toy(), root), tmp_path / "report")
+    monkeypatch.setattr(report_files.importlib.util, "find_spec", lambda name: None)
+    report_files.write_report(collect(toy(), root), tmp_path / "report")
     names = {path.name for path in (tmp_path / "report").iterdir()}
     assert names == {"README.md", "points.csv", "curves.csv", "study.json"}
     assert "png" not in (tmp_path / "report" / "README.md").read_text()
 
 
-def test_what_was_changed_for_all_is_told_without_its_folder(root, tmp_path):
-    """And what only says where or how often is not told."""
+def test_the_report_names_changes_that_affect_results_without_folders(root, tmp_path):
     changes = [
         f"data.files={tmp_path}/news.jsonl",
         f"data.cache_dir={tmp_path}",
@@ -85,7 +86,7 @@ def test_what_was_changed_for_all_is_told_without_its_folder(root, tmp_path):
     ]
     study = load_study(f"{TOY}:quick", changes, seeds=(0, 1, 2))
     finish_all(study, root)
-    report.write(collect(study, root), tmp_path / "report")
+    report_files.write_report(collect(study, root), tmp_path / "report")
     text = (tmp_path / "report" / "README.md").read_text()
     assert " --set=data.files=news.jsonl`" in text
     assert not any(str(tmp_path) in x.read_text() for x in (tmp_path / "report").glob("*.[mcj]*"))
@@ -106,7 +107,7 @@ def test_a_summary_as_text(values, text):
     assert str(Summary(values)) == text
 
 
-def test_a_partial_study_reports_what_is_there_and_names_what_is_not(root):
+def test_an_incomplete_study_is_reported_with_what_is_missing(root):
     study = toy("evaluated")
     points = {(point.setting, point.seed): point for point in study.points()}
     for seed in (0, 1):
@@ -128,7 +129,7 @@ def test_a_partial_study_reports_what_is_there_and_names_what_is_not(root):
         "LARGE (2x), seed 1: not begun",
         "LARGE (2x), seed 2: step 4/8",
     ]
-    text = report.readme(results, [])
+    text = report_files.readme(results, [])
     assert "1 of 6 runs are finished" in text
     assert all(f"- {line}\n" in text for line in results.missing())
     labels = [line.get_label() for line in results.figure().axes[0].get_lines()]
@@ -138,7 +139,7 @@ def test_a_partial_study_reports_what_is_there_and_names_what_is_not(root):
     ]
 
 
-def test_a_seed_on_its_way_does_not_bend_the_mean(root):
+def test_an_unfinished_seed_is_not_part_of_the_mean(root):
     study = toy()
     small = [point for point in study.points() if point.setting == "Small batch"]
     fake_runs.finish(small[0], root, perplexity=20.0, start=6.0)
@@ -147,7 +148,7 @@ def test_a_seed_on_its_way_does_not_bend_the_mean(root):
     assert line.get_xydata().tolist() == [[step, 6.0 - step / 12] for step in range(1, 13)]
 
 
-def test_while_none_is_finished_the_mean_goes_as_far_as_all_have_come(root):
+def test_if_no_seed_is_finished_the_mean_has_the_steps_that_all_have(root):
     study = toy(seeds=(0, 1))
     small = [point for point in study.points() if point.setting == "Small batch"]
     fake_runs.begin(small[0], root, 7, start=6.0)
@@ -174,12 +175,12 @@ def test_curves_are_drawn_with_the_spread_of_the_seeds(root):
             ):
                 assert line.get_label().startswith(f"{setting}: ")
                 at = line.get_xdata()[-1]
-                # A thousand tokens a second, as fake_runs writes.
+                # fake_runs writes a speed of 1000 tokens per second.
                 factor = tokens[setting] / 1000 if scale is None else scale(setting)
                 assert at == pytest.approx(steps[setting] * factor)
                 ends = [y for x_of, y in band.get_paths()[0].vertices if x_of == at]
                 if last is None:
-                    end = [5.0, 6.0, 7.0]  # of a loss that falls by 1 from 6, 7, 8
+                    end = [5.0, 6.0, 7.0]  # the losses fall by 1 from 6, 7 and 8
                 else:
                     end = last[setting]
                 assert line.get_ydata()[-1] == pytest.approx(np.mean(end))
@@ -187,38 +188,38 @@ def test_curves_are_drawn_with_the_spread_of_the_seeds(root):
     assert perplexity.get_yscale() == "log"  # from 1000 to 20
 
 
-def test_draws_against_known_things_alone(root):
+def test_an_unknown_axis_is_an_error(root):
     finish_all(toy(), root)
     with pytest.raises(UsageError, match="one of steps, tokens, seconds"):
         collect(toy(), root).figure("hours")
 
 
-def test_the_loss_is_that_of_masked_language_modelling(root):
+def test_the_loss_is_the_masked_language_modeling_loss(root):
     study = toy()
     records = [{"step": 1, "loss": 6.0, "masked_lm_loss": 5.25, "next_sentence_loss": 0.75}]
     fake_runs.write_records(study.points()[0].workdir(root), records)
     results = collect(study, root)
     assert [row["loss"] for row in results.curves] == [5.25]
-    # Without any speed there is no time to draw against.
+    # Seconds are computed from recorded speeds, and there are none.
     assert results.curves[0]["seconds"] is None
     with pytest.raises(UsageError, match="no curve to draw against seconds"):
         results.figure("seconds")
 
 
-def test_seconds_cumulate_the_recorded_speeds():
+def test_seconds_are_summed_from_the_recorded_speeds():
     records = [
-        {"step": 10, "loss": 1.0},  # counts with the median, 200
+        {"step": 10, "loss": 1.0},  # without a speed: the median is 200
         {"step": 20, "loss": 1.0, "tokens_per_second": 100.0},
         {"step": 25, "eval_loss": 1.0},
         {"step": 30, "loss": 1.0, "tokens_per_second": 200.0},
         {"step": 40, "loss": 1.0, "tokens_per_second": 400.0},
         {"step": 40, "eval_loss": 1.0},
     ]
-    found = training_seconds(records, 1000)
-    assert found == pytest.approx({10: 50.0, 20: 150.0, 25: 175.0, 30: 200.0, 40: 225.0})
+    seconds = training_seconds(records, 1000)
+    assert seconds == pytest.approx({10: 50.0, 20: 150.0, 25: 175.0, 30: 200.0, 40: 225.0})
 
 
-def test_long_curves_are_thinned_alike_for_all_seeds(root):
+def test_long_curves_are_thinned_to_the_same_steps_for_all_seeds(root):
     study = dataclasses.replace(
         toy(seeds=(0, 1)), settings={"long": {"train.steps": 5000}}, paper={}
     )
@@ -230,12 +231,12 @@ def test_long_curves_are_thinned_alike_for_all_seeds(root):
         seed: [row["step"] for row in rows if row["seed"] == seed and row["loss"] is not None]
         for seed in (0, 1)
     }
-    assert len(steps[0]) == study_results.MOST_RECORDS + 1
+    assert len(steps[0]) == MAX_RECORDS + 1
     assert steps[0][-1] == 5000
     assert steps[1][:-1] == steps[0][: len(steps[1]) - 1]
 
 
-def test_the_written_report_is_whole_and_read_again(root, tmp_path, capsys):
+def test_the_written_report_is_complete_and_can_be_read(root, tmp_path, capsys):
     finish_all(toy(), root)
     folder = tmp_path / "report"
     report.main([f"{TOY}:quick", "--seeds=0,1,2", f"--runs={root}", f"--out={folder}"])
@@ -268,12 +269,12 @@ def test_the_written_report_is_whole_and_read_again(root, tmp_path, capsys):
         np.testing.assert_array_equal(one.get_xydata(), other.get_xydata())
 
 
-def test_nothing_to_report_is_an_error_with_the_command(root, tmp_path, capsys):
+def test_a_study_without_runs_is_an_error_that_names_the_command(root, tmp_path, capsys):
     with pytest.raises(SystemExit) as stop:
         report.main([f"{TOY}:quick", f"--runs={root}", f"--out={tmp_path / 'report'}"])
     assert stop.value.code == 2
-    said = capsys.readouterr().err
-    assert f"python -m experiments.sweep tests/toy_study.py:quick --out={root}" in said
+    message = capsys.readouterr().err
+    assert f"python -m experiments.sweep tests/support/toy_study.py:quick --out={root}" in message
     assert not (tmp_path / "report").exists()
     with pytest.raises(UsageError, match="no report of a study"):
         Results.from_folder(tmp_path)

@@ -1,4 +1,4 @@
-"""What the studies of the paper's tables share: base configs, formats, columns."""
+"""Base configs, data formats and columns that the studies of the paper's tables share."""
 
 import math
 from collections.abc import Mapping
@@ -11,13 +11,13 @@ from experiments.study import changed_config
 
 SEEDS = (0, 1, 2)
 
-# All settings are scored on the same masks of the same held-out rows (see `pretraining.datasets`).
+# All settings are evaluated on the same held-out rows with the same masks.
 PERPLEXITIES = {
     "perplexity": "eval_perplexity",
     "perplexity, single sentences": "eval_short_perplexity",
 }
 
-# BERT's data format: pairs of segments with token types, sampled ten times.
+# BERT's data format: segment pairs with token types, sampled ten times (dupe_factor).
 SEGMENT_PAIR_NSP = {
     "data.format": "segment_pair",
     "data.dupe_factor": 10,
@@ -25,25 +25,25 @@ SEGMENT_PAIR_NSP = {
     "model.type_vocab_size": 2,
 }
 
-# A run of a tiny study: rows, tokens a row, steps.
+# A run of a tiny study: rows per batch, tokens per row, steps.
 _TINY = (12, 96, 3600)
 TINY_TOKENS = math.prod(_TINY)  # padding included
 
 NOTES = {
     "paper": "",
     "tiny": (
-        "Two layers of width 128 that have seen four million tokens: this shows that the settings "
-        "run and how they compare at that scale, and says nothing about a model of the paper's "
-        "size. Perplexities are on held-out text, all on the same masks; the paper's own are on "
-        "another text."
+        "The model has two layers of width 128 and is trained on four million tokens. This shows "
+        "that the settings run and how they compare at that scale, but says nothing about a model "
+        "of the paper's size. Perplexities are measured on held-out text with the same masks for "
+        "all settings; the paper's were measured on another text."
     ),
 }
 
 
 def bert_base() -> ConfigDict:
-    """Section 4's runs: BERT base with batches of 256, for 1M steps, at a rate of 1e-4.
+    """Returns the config of section 4: BERT base, batches of 256, 1M steps, learning rate 1e-4.
 
-    They follow BERT's optimization (sections 2.4 and 3.1); beta2 = 0.98 is for large batches.
+    The optimizer is BERT's (sections 2.4 and 3.1); beta2 = 0.98 is for large batches only.
     """
     return change(
         get_config("base"),
@@ -59,12 +59,12 @@ def bert_base() -> ConfigDict:
 
 
 def roberta_large() -> ConfigDict:
-    """Section 5's runs: the large model with batches of 8K (Table 9)."""
+    """Returns the config of section 5: the large model with batches of 8K (Table 9)."""
     return change(get_config("large"), {"eval.short_inputs": True})
 
 
 def tiny() -> ConfigDict:
-    """A model and a batch for 2 cores: some minutes a run."""
+    """Returns a config with a model and a batch for 2 CPU cores: a few minutes per run."""
     rows, length, steps = _TINY
     return change(
         get_config("tiny"),
@@ -86,5 +86,5 @@ def tiny() -> ConfigDict:
 
 
 def change(config: ConfigDict, changes: Mapping[str, Any]) -> ConfigDict:
-    """The config with other values, locked."""
-    return changed_config(config, changes, "a recipe")
+    """Returns a locked copy of the config with some values changed."""
+    return changed_config(config, changes, "experiments/studies/_recipes.py")

@@ -1,0 +1,210 @@
+"""The results of a study, as a table, curves and files.
+
+from experiments.reporting import Results, collect
+from experiments.study import load_study
+
+results = collect(load_study("table2:tiny"), "runs/table2")            # from the workdirs
+results = Results.from_folder("experiments/results/table2_tiny")       # from a report
+results.table()             # rows of text, for example for a pandas.DataFrame
+results.figure(x="tokens")  # a Matplotlib figure
+"""
+
+import csv
+import dataclasses
+import io
+import json
+import math
+import pathlib
+from collections.abc import Mapping, Sequence
+from typing import TYPE_CHECKING, Any
+
+import numpy as np
+from etils import epath
+
+from experiments.reporting import study_figure
+from experiments.study.progress import FINISHED
+from roberta_jax.errors import UsageError
+
+if TYPE_CHECKING:
+    from matplotlib.figure import Figure
+
+DESCRIPTION, POINTS, CURVES = "study.json", "points.csv", "curves.csv"
+
+POINT_FIELDS = ("setting", "seed", "workdir", "state", "step", "steps")
+CURVE_FIELDS = (
+    "setting",
+    "seed",
+    "step",
+    "tokens",
+    "seconds",
+    "loss",
+    "eval_loss",
+    "eval_perplexity",
+)
+_STRING_FIELDS = ("setting", "workdir", "state")
+_INTEGER_FIELDS = ("seed", "step", "steps", "tokens")
+
+Row = Mapping[str, Any]
+
+
+@dataclasses.dataclass(frozen=True)
+class Summary:
+    """The values of a metric for one setting, one for each seed."""
+
+    values: tuple[float, ...]
+
+    @property
+    def mean(self) -> float:
+        return float(np.mean(self.values))
+
+    @property
+    def deviation(self) -> float | None:
+        """The sample standard deviation, or None for a single value."""
+        if len(self.values) < 2:
+            return None
+        with np.errstate(invalid="ignore"):  # a run that diverged has an infinite perplexity
+            return float(np.std(self.values, ddof=1))
+
+    @property
+    def median(self) -> float:
+        return float(np.median(self.values))
+
+    def __str__(self) -> str:
+        """Formats the mean, the standard deviation and the median: "84.20 ± 0.31 (84.10)"."""
+        digits = 1
+        if math.isfinite(self.mean) and self.mean:
+            digits = min(max(3 - math.floor(math.log10(abs(self.mean))), 0), 6)
+        if self.deviation is None:
+            return f"{self.mean:.{digits}f}"
+        return f"{self.mean:.{digits}f} ± {self.deviation:.{digits}f} ({self.median:.{digits}f})"
+
+
+@dataclasses.dataclass(frozen=True)
+class Results:
+    """The results of a study, which may be incomplete.
+
+    Attributes:
+      study: the study: its name, origin, question, settings, seeds, columns, paper, source and
+        notes, and the changes of its base config.
+      points: a row for each point: POINT_FIELDS, and the metrics of those that are finished.
+      curves: rows with CURVE_FIELDS, some of which are None. `loss` is the masked language modeling
+        loss of training; `seconds` is the time spent in training steps.
+    """
+
+    study: Row
+    points: Sequence[Row]
+    curves: Sequence[Row]
+
+    def finished(self, setting: str) -> list[Row]:
+        """Returns the points of a setting whose pretraining is finished."""
+        return [
+            point
+            for point in self.points
+            if point["setting"] == setting and point["state"].startswith(FINISHED)
+        ]
+
+    def summary(self, setting: str, heading: str) -> Summary | None:
+        """Returns a metric over the seeds that have it, or None if no seed has it.
+
+        Args:
+          setting: the name of the setting.
+          heading: the metric's heading in the table, a key of `study["columns"]`.
+        """
+        metric = self.study["columns"][heading]
+        points = [point for point in self.points if point["setting"] == setting]
+        values = tuple(point[metric] for point in points if point.get(metric) is not None)
+        return Summary(values) if values else None
+
+    def table(self) -> list[dict[str, str]]:
+        """Returns the table: {heading: text} for each setting, with the paper's values."""
+        paper, rows = self.study["paper"], []
+        for setting in self.study["settings"]:
+            num_finished = len(self.finished(setting))
+            row = {"setting": setting, "seeds": f"{num_finished}/{len(self.study['seeds'])}"}
+            for heading in self.study["columns"]:
+                row[heading] = self._cell(setting, heading, num_finished)
+                if any(heading in values for values in paper.values()):
+                    row[f"{heading}, paper"] = str(paper.get(setting, {}).get(heading, ""))
+            rows.append(row)
+        return rows
+
+    def _cell(self, setting: str, heading: str, num_finished: int) -> str:
+        summary = self.summary(setting, heading)
+        if summary is None:
+            return "not measured" if num_finished else "no run finished"
+        number = len(summary.values)
+        return f"{summary}, n = {number}" if number < num_finished else str(summary)
+
+    def missing(self) -> list[str]:
+        """Returns a line for each point that is not finished, with its state."""
+        return [
+            f"{point['setting']}, seed {point['seed']}: {point['state']}"
+            for point in self.points
+            if point["state"] != FINISHED
+        ]
+
+    def figure(self, x: str = "steps") -> "Figure":
+        """Draws training loss and held-out perplexity against "steps", "tokens" or "seconds".
+
+        Each line is the mean over the seeds of a setting, and its band extends from their smallest
+        to their largest value.
+
+        Raises:
+          UsageError: `x` is none of these, there is no data yet, or Matplotlib is not installed.
+        """
+        seeds = {
+            setting: [point["seed"] for point in self.finished(setting)]
+            for setting in self.study["settings"]
+        }
+        return study_figure.draw(self.curves, x, seeds, len(self.study["seeds"]))
+
+    def files(self) -> dict[str, str]:
+        """Returns the contents of the files that `from_folder` reads, by file name."""
+        metrics = sorted({key for point in self.points for key in point} - set(POINT_FIELDS))
+        return {
+            DESCRIPTION: json.dumps(self.study, indent=2, ensure_ascii=False) + "\n",
+            POINTS: _to_csv((*POINT_FIELDS, *metrics), self.points),
+            CURVES: _to_csv(CURVE_FIELDS, self.curves),
+        }
+
+    @classmethod
+    def from_folder(cls, folder: epath.PathLike) -> "Results":
+        """Reads the results from the folder of a report, as `experiments.report` writes it.
+
+        Raises:
+          UsageError: the folder does not hold a report.
+        """
+        folder = pathlib.Path(folder)
+        try:
+            study = json.loads((folder / DESCRIPTION).read_text(encoding="utf-8"))
+            points, curves = (_read_csv(folder / name) for name in (POINTS, CURVES))
+        except FileNotFoundError as error:
+            raise UsageError(
+                f"no report of a study in {folder}: no file {error.filename}"
+            ) from None
+        points = [{key: value for key, value in row.items() if value is not None} for row in points]
+        return cls(study, points, curves)
+
+
+def _to_csv(fields: Sequence[str], rows: Sequence[Row]) -> str:
+    text = io.StringIO()
+    writer = csv.DictWriter(text, fields, lineterminator="\n")
+    writer.writeheader()
+    writer.writerows(rows)
+    return text.getvalue()
+
+
+def _read_csv(path: pathlib.Path) -> list[dict[str, Any]]:
+    with open(path, encoding="utf-8", newline="") as file:
+        return [
+            {key: _parse(key, text) for key, text in row.items()} for row in csv.DictReader(file)
+        ]
+
+
+def _parse(field: str, text: str) -> Any:
+    """Converts the text of a CSV field to the field's type; empty numbers become None."""
+    if field in _STRING_FIELDS:
+        return text
+    if not text:
+        return None
+    return int(text) if field in _INTEGER_FIELDS else float(text)

@@ -1,0 +1,84 @@
+"""Draws the loss and the held-out perplexity of training runs into one figure."""
+
+import math
+import os
+import pathlib
+from collections.abc import Sequence
+from typing import TYPE_CHECKING, Any
+
+from roberta_jax.errors import UsageError
+from roberta_jax.training.metrics import FILE, read_metrics
+
+if TYPE_CHECKING:
+    from matplotlib.figure import Figure
+
+LOSS = "loss"
+PERPLEXITY = "eval_perplexity"
+BASELINES = {"unigram_perplexity": "unigram model", "bigram_perplexity": "bigram model"}
+
+
+def curve(records: Sequence[dict[str, Any]], key: str) -> tuple[list[int], list[float]]:
+    """Returns the steps and the values of the records that have `key`."""
+    pairs = [(record["step"], record[key]) for record in records if key in record]
+    return [step for step, _ in pairs], [value for _, value in pairs]
+
+
+def figure(workdirs: Sequence[str | os.PathLike]) -> "Figure":
+    """Draws the training loss of runs and, below it, their held-out perplexity.
+
+    Dashed lines are the perplexities of n-gram models on the same text, if they were recorded.
+
+    Args:
+      workdirs: the folders of the runs; the legend shows them as given.
+
+    Raises:
+      UsageError: Matplotlib is not installed, or a workdir has no recorded loss.
+    """
+    try:
+        from matplotlib.figure import Figure
+        from matplotlib.ticker import EngFormatter, LogLocator, NullFormatter
+    except ImportError:
+        raise UsageError("drawing needs matplotlib: pip install matplotlib") from None
+    runs = {str(pathlib.Path(workdir)): read_metrics(workdir) for workdir in workdirs}
+    for workdir, records in zip(workdirs, runs.values(), strict=True):
+        if not curve(records, LOSS)[0]:
+            raise UsageError(f"no training loss in {pathlib.Path(workdir) / FILE}")
+
+    evaluated = any(curve(records, PERPLEXITY)[0] for records in runs.values())
+    num_panels = 2 if evaluated else 1
+    result = Figure(figsize=(7, 3.2 * num_panels), layout="constrained")
+    panels = result.subplots(num_panels, sharex=True, squeeze=False)[:, 0]
+    panels[0].set_ylabel("training loss (nats per masked token)")
+    for number, (name, records) in enumerate(runs.items()):
+        color = f"C{number % 10}"
+        panels[0].plot(*curve(records, LOSS), color=color, label=name, linewidth=1.2)
+        if evaluated:
+            steps, values = curve(records, PERPLEXITY)
+            label = f"{name}: {values[-1]:.4g}" if values else f"{name}: none yet"
+            panels[1].plot(steps, values, color=color, label=label, marker=".", linewidth=1.2)
+    if evaluated:
+        _draw_baselines(panels[1], runs)
+        panels[1].set_ylabel("held-out perplexity")
+        panels[1].set_yscale("log")
+        panels[1].yaxis.set_major_locator(LogLocator(subs=(1, 2, 5)))
+        panels[1].yaxis.set_major_formatter(EngFormatter())
+        panels[1].yaxis.set_minor_formatter(NullFormatter())
+    panels[-1].set_xlabel("step")
+    for panel in panels:
+        panel.grid(alpha=0.3)
+        panel.legend(fontsize="small")
+    return result
+
+
+def _draw_baselines(panel, runs: dict[str, list[dict[str, Any]]]) -> None:
+    """Draws the perplexities of the n-gram models; a value that several runs share is one line."""
+    for style, (key, model) in zip(("--", ":"), BASELINES.items(), strict=True):
+        runs_by_value: dict[float, list[str]] = {}
+        for name, records in runs.items():
+            _, values = curve(records, key)
+            if values and math.isfinite(values[-1]):
+                runs_by_value.setdefault(values[-1], []).append(name)
+        for value, names in runs_by_value.items():
+            suffix = f" ({', '.join(names)})" if len(names) < len(runs) else ""
+            label = f"{model}: {value:.4g}{suffix}"
+            panel.axhline(value, color="0.4", linestyle=style, linewidth=1, label=label)

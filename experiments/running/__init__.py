@@ -1,0 +1,1 @@
+"""Runs the points of a study as child processes, or prints the commands that run them elsewhere."""

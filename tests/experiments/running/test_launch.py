@@ -1,0 +1,112 @@
+"""The printed commands for a cluster, a TPU pod and this machine."""
+
+import os
+import shlex
+import subprocess
+
+import pytest
+
+from experiments import sweep
+from experiments.running import launch
+from experiments.study.arguments import parsed_study
+from experiments.study.loading import load_study
+from experiments.study.selection import select_points
+from tests.support import processes, toy_study
+
+TOY = toy_study.PATH
+
+AWKWARD = '/text of mine/$HOME/it\'s "here"/*.txt'
+
+
+def printed_for(kind, capsys, *others):
+    sweep.main(
+        [f"{TOY}:quick", f"--set=data.files={AWKWARD}", "--seeds=3,4", *others, f"--print={kind}"]
+    )
+    return capsys.readouterr().out
+
+
+def check_command(argv, name, out):
+    """Checks that a printed command trains the point `name` of the same study."""
+    assert argv[1:3] == ["-m", "experiments.sweep"]
+    parsed = sweep._parser().parse_args(argv[3:])
+    assert (parsed.point, parsed.out) == (name, out)
+    points = parsed_study(parsed).points()
+    assert points[0].config().data.files == AWKWARD
+    (point,) = select_points(points, name=parsed.point)
+    return parsed, point
+
+
+def expected_points():
+    return load_study(f"{TOY}:quick", [f"data.files={AWKWARD}"], [3, 4]).points()
+
+
+def stub(folder, name):
+    """Writes a program that prints its arguments, one per line."""
+    folder.mkdir(exist_ok=True)
+    path = folder / name
+    path.write_text('#!/bin/sh\nprintf "%s\\n" "$@"\n')
+    path.chmod(0o755)
+    return path
+
+
+def test_local_commands_name_each_point(capsys):
+    first, *lines = printed_for("local", capsys, "--out=a b").splitlines()
+    assert shlex.split(first) == ["cd", str(processes.ROOT)]
+    for line, point in zip(lines, expected_points(), strict=True):
+        _, selected = check_command(shlex.split(line), point.name, "a b")
+        assert str(selected) == str(point)
+
+
+def test_each_task_of_the_slurm_script_runs_a_point(capsys, tmp_path, monkeypatch):
+    monkeypatch.setattr(launch.sys, "executable", str(stub(tmp_path, "python")))
+    script = tmp_path / "sweep.sbatch"
+    script.write_text(printed_for("slurm", capsys, "--out=a b"))
+    points = expected_points()
+    assert script.read_text().startswith("#!/bin/bash\n#SBATCH")
+    assert f"--array=0-{len(points) - 1}\n" in script.read_text()
+    for number, point in enumerate(points):
+        task = subprocess.run(
+            ["bash", str(script)],
+            env={**os.environ, "SLURM_ARRAY_TASK_ID": str(number)},
+            capture_output=True,
+            text=True,
+            check=True,
+        )
+        check_command(["python", *task.stdout.splitlines()], point.name, "a b")
+
+
+def test_tpu_commands_start_all_hosts_of_a_pod(capsys, tmp_path):
+    stub(tmp_path / "bin", "gcloud")
+    script = printed_for("tpu", capsys, "--out=gs://bucket/a b")
+    process = subprocess.run(
+        ["bash", "-c", script],
+        env={
+            "PATH": f"{tmp_path / 'bin'}:{os.environ['PATH']}",
+            "TPU_NAME": "my pod",
+            "TPU_ZONE": "here",
+        },
+        capture_output=True,
+        text=True,
+        check=True,
+    )
+    lines = process.stdout.splitlines()
+    commands = [line for line in lines if line.startswith("--command=")]
+    assert lines.count("--worker=all") == lines.count("my pod") == len(commands) == 4
+    for command, point in zip(commands, expected_points(), strict=True):
+        remote = command.removeprefix("--command=")
+        assert remote.startswith("cd ~/roberta_jax && ")
+        argv = shlex.split(remote.split(" && ", 1)[1])
+        parsed, _ = check_command(argv, point.name, "gs://bucket/a b")
+        assert parsed.distributed
+    without = subprocess.run(["bash", "-c", script], env={}, capture_output=True, text=True)
+    assert "the name of the TPU" in without.stderr
+
+
+def test_printing_checks_what_does_not_depend_on_the_machine(capsys):
+    with pytest.raises(SystemExit):
+        sweep.main([f"{TOY}:wrong", "--set=data.files=text", "--out=out", "--print=local"])
+    assert "no steps, seed 0 1: train.steps=0" in capsys.readouterr().err
+    # This machine has neither 64 devices nor these weights.
+    pod = ["--set=mesh.data=64", "--set=init_from=gs://bucket/weights"]
+    sweep.main([f"{TOY}:quick", "--set=data.files=text", "--out=out", "--print=local", *pod])
+    assert capsys.readouterr().out.count("--point=") == 4
