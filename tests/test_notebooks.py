@@ -1,4 +1,4 @@
-"""The notebooks run from top to bottom, at a reduced size, and are kept without outputs."""
+"""The notebooks are valid, have no outputs, and run from top to bottom at a reduced size."""
 
 import json
 import pathlib
@@ -10,8 +10,7 @@ nbclient = pytest.importorskip("nbclient")
 
 NOTEBOOKS = pathlib.Path(__file__).parent.parent / "notebooks"
 
-# What a cell tagged "parameters" says instead, for a run of seconds: fewer steps of a smaller model
-# on a few documents.
+# Replaces the cell tagged "parameters" of the quickstart.
 PARAMETERS = """
 workdir = {workdir!r}
 changes = {changes!r}
@@ -30,7 +29,7 @@ def test_notebooks_are_valid_and_without_outputs(path):
 
 @pytest.mark.slow
 def test_ablations_runs(tmp_path):
-    """Reads the committed report, draws it, and trains the study that it writes."""
+    """It reads and plots a committed report, and trains the study that it defines."""
     pytest.importorskip("matplotlib")
     pytest.importorskip("ipykernel")
     notebook = nbformat.read(NOTEBOOKS / "ablations.ipynb", as_version=4)
@@ -43,10 +42,10 @@ def test_ablations_runs(tmp_path):
         f"{report}\nrun, steps, rates, seeds, out = True, 20, (0.15,), (0,), {out!r}"
     )
     cells = {cell.id: cell for cell in notebook.cells}
-    written = 'pathlib.Path("units.py")'
-    assert written in cells["write"].source
+    study_path = 'pathlib.Path("units.py")'
+    assert study_path in cells["write"].source
     cells["write"].source = cells["write"].source.replace(
-        written, f"pathlib.Path({str(tmp_path / 'units.py')!r})"
+        study_path, f"pathlib.Path({str(tmp_path / 'units.py')!r})"
     )
 
     resources = {"metadata": {"path": str(NOTEBOOKS)}}
@@ -65,6 +64,7 @@ def test_ablations_runs(tmp_path):
 
 @pytest.mark.slow
 def test_quickstart_runs(tmp_path):
+    """It trains a small model for a few steps on a few documents, and fills masks with it."""
     pytest.importorskip("matplotlib")
     pytest.importorskip("ipykernel")
     for number in range(40):
@@ -87,7 +87,7 @@ def test_quickstart_runs(tmp_path):
     ]
     parameters.source = PARAMETERS.format(workdir=str(tmp_path / "run"), changes=changes)
 
-    # The kernel starts where the notebook lies, as it does when one opens it.
+    # The kernel starts in the notebook's folder, as it does in Jupyter.
     resources = {"metadata": {"path": str(NOTEBOOKS)}}
     nbclient.NotebookClient(notebook, timeout=600, resources=resources).execute()
 
