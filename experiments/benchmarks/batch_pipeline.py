@@ -1,23 +1,23 @@
-r"""How fast are masked batches made, and how does Hugging Face's collator compare?
+"""Measures the speed of making masked batches, and that of Hugging Face's collator.
 
     python experiments/benchmarks/batch_pipeline.py [--rows=256 --seq_len=512 --rounds=7]
 
-Needs the extras `data` and `parity`. Takes about a minute and writes
-experiments/benchmarks/results/batch_pipeline.json. With --format=sentence_pair, say, it measures
-rows that several inputs share, and only prints.
+It needs the extras `data` and `parity`, takes about a minute and writes
+experiments/benchmarks/results/batch_pipeline.json. With another --format, such as sentence_pair, in
+which several inputs share a row, it only prints the results.
 
-Ours is the whole pipeline as training uses it, with its default number of threads: order of the
-rows, gather from the memory-mapped store, `<s>`, padding, exact counts of masked tokens; both
-engines. The peer is `transformers.DataCollatorForLanguageModeling` on the same rows, given every
-advantage: the rows lie ready in memory as tensors, with the mask of special tokens that
-`run_mlm.py` computes beforehand; it draws each token independently, so its counts are not exact.
-It runs as it usually does, in the main process, and also in a DataLoader with a worker process a
-core.
+Ours is the whole pipeline of training with its default number of threads: the order of the rows,
+the gather from the memory-mapped store, `<s>`, padding, and masking with exact counts; both engines
+are measured. The peer is `transformers.DataCollatorForLanguageModeling` on the same rows. It has
+less to do: the rows are in memory as tensors, with the mask of special tokens that `run_mlm.py`
+computes in advance, and it draws each token independently, so that its counts are not exact. It
+runs in the main process, as is usual, and in a DataLoader with one worker process per core.
 
-The contenders take turns within each round, so that a busy moment of the machine hits all; the
-figures are medians over the rounds. Beside tokens per second of wall time stand tokens per second
-of a core's time, which other work on the machine disturbs less (not for the DataLoader, whose work
-is done in other processes). Token ids are random: no step's time depends on their values.
+All variants are measured in turn within each round, so that other work on the machine affects all
+of them; results are medians over the rounds. In addition to tokens per second of wall time, it
+reports tokens per second of CPU time, which other work affects less (except for the DataLoader,
+which works in other processes). Token ids are random, since the time does not depend on their
+values.
 """
 
 import argparse
@@ -46,7 +46,7 @@ RESULTS = pathlib.Path(__file__).parent / "results" / "batch_pipeline.json"
 
 
 def make_store(folder: pathlib.Path, num_tokens: int) -> TokenStore:
-    """A store of random ids with English-like lengths: some 25 tokens a sentence."""
+    """Writes a store of random ids with about 25 tokens per sentence, as in English text."""
     rng = np.random.default_rng(0)
     num_documents = num_tokens // (30 * 25)
     sentences = rng.integers(10, 51, num_documents)
@@ -59,7 +59,7 @@ def make_store(folder: pathlib.Path, num_tokens: int) -> TokenStore:
 
 
 def make_collator():
-    """Hugging Face's collator with a tokenizer of RoBERTa's special ids."""
+    """Returns Hugging Face's collator, with a tokenizer that has RoBERTa's special ids."""
     import tokenizers
     import transformers
 
@@ -77,7 +77,7 @@ def make_collator():
 
 
 def peers(dataset: PackedDataset, num_rows: int) -> dict[str, Callable[[], Iterator]]:
-    """The collator in the main process and in a DataLoader, over rows of the same corpus."""
+    """Returns the collator in the main process and in a DataLoader, on rows of the same corpus."""
     import torch
 
     rows = dataset.assemble(np.arange(16 * num_rows) % dataset.num_rows)["input_ids"]
@@ -105,7 +105,7 @@ def peers(dataset: PackedDataset, num_rows: int) -> dict[str, Callable[[], Itera
 
 
 def stages(dataset: PackedDataset, num_rows: int, rounds: int) -> dict[str, float]:
-    """Milliseconds of one thread for the parts of a batch of ours."""
+    """Returns the milliseconds that one thread takes for the parts of one of our batches."""
     rows = np.arange(num_rows) * 7 % dataset.num_rows
     epochs = np.zeros_like(rows)
     keys = hashing.fold(0, rows)
@@ -130,12 +130,12 @@ def seconds(call: Callable) -> float:
 
 
 def measure(batches: Iterator, num_batches: int) -> tuple[float, float]:
-    """(batches per second, batches per second of a core) after a warm-up that fills the buffers."""
+    """Returns batches per second of wall time and of CPU time, after filling the buffers."""
     for _ in range(12):
         next(batches)
     wall, cpu = time.perf_counter(), time.process_time()
     for _ in range(num_batches):
-        next(batches)  # let go at once, as training does
+        next(batches)  # the batch is freed immediately, as in training
     wall, cpu = time.perf_counter() - wall, time.process_time() - cpu
     batches.close()
     return num_batches / wall, num_batches / cpu
@@ -173,11 +173,11 @@ def main():
                 dataset, batch_size=args.rows, seed=0, start_step=0, engine=engine
             )
 
-        contenders = {"tf": lambda: run("tf"), "numpy": lambda: run("numpy")}
-        contenders |= peers(dataset, args.rows)
-        measured = {name: [] for name in contenders}
+        variants = {"tf": lambda: run("tf"), "numpy": lambda: run("numpy")}
+        variants |= peers(dataset, args.rows)
+        measured = {name: [] for name in variants}
         for _ in range(args.rounds):
-            for name, start in contenders.items():
+            for name, start in variants.items():
                 measured[name].append(measure(start(), 12 if name.startswith("hf") else 300))
         mtok = args.rows * args.seq_len / 1e6
         wall = {name: sorted(mtok * x for x, _ in values) for name, values in measured.items()}

@@ -1,20 +1,20 @@
-"""How fast a large checkpoint loads, and how much memory that takes, beside transformers.
+"""Measures the time and the memory of loading a large checkpoint, in ours and in transformers.
 
     python experiments/benchmarks/load_weights.py
 
-A roberta-large of random numbers (1.4 GB in float32) is written to a temporary folder as
-model.safetensors and as pytorch_model.bin. Each load is a process of its own, so that its peak
-memory is its own too, and starts its clock after the imports. The sides take turns:
+It writes a roberta-large with random weights (1.4 GB in float32) to a temporary folder, as
+model.safetensors and as pytorch_model.bin. Each load is a process of its own, which gives its peak
+memory, and is timed after the imports. These are measured in turn:
 
-    read    the file's bytes into new memory: what no loader that reads them can beat
+    read    reading the bytes of the file into new memory, a lower bound for loaders that read it
     ours    `from_pretrained`: parameters stacked by layer, on JAX's default device
     torch   Hugging Face's `RobertaForMaskedLM.from_pretrained`
 
-transformers maps the file and reads a parameter when it is first used, so that "used" is timed as
-well: the load, then the sum of each parameter. Each time the file is read into the page cache
-first. A time is the shortest of the rounds, since other work on the machine can only add to it.
-Memory is the peak resident size less what was there before the load, as a multiple of the weights;
-pages of a mapped file count.
+transformers maps the file into memory and reads a parameter when it is first used. "used" is
+therefore timed too: the load, followed by the sum of each parameter. The file is read into the page
+cache before each load. Times are the shortest of all rounds, since other work on the machine only
+adds to them. Memory is the increase of the peak resident size, divided by the size of the weights;
+it includes the pages of a mapped file.
 """
 
 import argparse
@@ -43,7 +43,7 @@ def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
     parser.add_argument("--rounds", type=int, default=5)
     parser.add_argument(
-        "--small", action="store_true", help="2 layers of base: a trial of this script"
+        "--small", action="store_true", help="a model of 2 layers, to try this script"
     )
     parser.add_argument("--side", choices=SIDES, help=argparse.SUPPRESS)  # what a child runs
     parser.add_argument("--folder", type=pathlib.Path, help=argparse.SUPPRESS)
@@ -60,21 +60,21 @@ def main() -> None:
 
 
 def _compare(folder: pathlib.Path, size: int, rounds: int) -> dict:
-    found = {side: [] for side in SIDES}
+    runs = {side: [] for side in SIDES}
     for _ in range(rounds):
         for side in SIDES:
             _into_page_cache(folder / FILES[folder.name])
             command = [sys.executable, __file__, f"--side={side}", f"--folder={folder}"]
-            done = subprocess.run(command, stdout=subprocess.PIPE, check=True, env=_environment())
-            found[side].append(json.loads(done.stdout.splitlines()[-1]))
+            child = subprocess.run(command, stdout=subprocess.PIPE, check=True, env=_environment())
+            runs[side].append(json.loads(child.stdout.splitlines()[-1]))
     result = {"file": FILES[folder.name], "megabytes": round(size / 1e6)}
     for time_ in ("seconds", "used"):
-        best = {side: min(run[time_] for run in found[side]) for side in SIDES}
+        best = {side: min(run[time_] for run in runs[side]) for side in SIDES}
         result |= {f"{side}_{time_}": round(seconds, 2) for side, seconds in best.items()}
         for side in ("read", "torch"):
             result[f"ours_to_{side}_{time_}"] = round(best["ours"] / best[side], 2)
     for side in SIDES:
-        peaks = [run["peak"] / size for run in found[side]]
+        peaks = [run["peak"] / size for run in runs[side]]
         result[f"{side}_memory"] = round(statistics.median(peaks), 2)
     return result
 
@@ -91,7 +91,7 @@ def _environment() -> dict[str, str]:
 
 
 def _write(root: pathlib.Path, shape: dict) -> int:
-    """Writes the model in both formats; returns the bytes of its weights."""
+    """Writes the model in both formats; returns the size of its weights in bytes."""
     import jax
     import numpy as np
 
@@ -109,8 +109,8 @@ def _write(root: pathlib.Path, shape: dict) -> int:
     )
     weights.save_pretrained(root / "safetensors", model, params)
     (root / "bin").mkdir()
-    settings = (root / "safetensors" / "config.json").read_text()
-    (root / "bin" / "config.json").write_text(settings)
+    config = (root / "safetensors" / "config.json").read_text()
+    (root / "bin" / "config.json").write_text(config)
     tensors = open_weights(root / "safetensors").tensors
     keys = {name: key for key, name in enumerate(tensors)}
     state = {name: pytorch.Reference(keys[name], x.shape, x.dtype) for name, x in tensors.items()}
@@ -120,11 +120,11 @@ def _write(root: pathlib.Path, shape: dict) -> int:
 
 
 def _load(side: str, folder: pathlib.Path) -> dict:
-    """Loads once in this process.
+    """Loads the model once in this process.
 
     Returns:
-      "seconds" of the load, "used" with each parameter's sum, and "peak", the bytes of memory
-      beyond the start's.
+      "seconds", the time of the load; "used", the same with the sum of each parameter; "peak", the
+      increase of the peak memory in bytes.
     """
     import numpy as np
 
@@ -167,9 +167,9 @@ def _load(side: str, folder: pathlib.Path) -> dict:
     _reset_peak()
     before = _status("VmRSS")
     start = time.perf_counter()
-    kept = work()
+    loaded = work()
     seconds = time.perf_counter() - start
-    use(kept)
+    use(loaded)
     used = time.perf_counter() - start
     return {"seconds": seconds, "used": used, "peak": _status("VmHWM") - before}
 

@@ -1,14 +1,15 @@
-"""How long it takes to decide what makes a row, and how its cost grows with the corpus.
+"""Measures the time and the memory of packing text into rows, for corpora of two sizes.
 
     python experiments/benchmarks/pack_rows.py            # 10 and 100 million tokens
 
-Text is synthetic: sentences of 25 tokens and documents of 500 on average, both with geometric
-lengths, in shards of 10 million tokens. Each format is packed into rows of 512 in a process of its
-own, pairs ten times as in BERT. Peak memory is what the process took beyond its start.
+The text is synthetic, with 25 tokens per sentence and 500 tokens per document on average, both with
+geometric lengths, in shards of 10 million tokens. Each format is packed into rows of 512 tokens in
+a process of its own; pairs are sampled ten times, as in BERT. Memory is the increase of the peak
+memory of the process.
 
-There is no peer here: fairseq packs its single formats in C++ when a job starts, without an index
-of shared rows; BERT's `create_pretraining_data.py` writes its pairs out as text records. What is
-compared is ours at two sizes: a time that grows as the text does, a memory that does not.
+There is no peer to compare with: fairseq packs single sequences in C++ when a job starts, without
+an index of shared rows, and BERT's `create_pretraining_data.py` writes pairs as text records. The
+results show that the time is proportional to the size of the corpus and the memory is not.
 """
 
 import argparse
@@ -50,10 +51,10 @@ def main() -> None:
     with tempfile.TemporaryDirectory() as folder:
         stores = [_write(pathlib.Path(folder) / str(size), size) for size in sizes]
         for format in packing.FORMATS:
-            found = [_median(store, format, arguments.rounds) for store in stores]
-            growth = found[-1]["seconds"] / found[0]["seconds"]
+            results = [_median(store, format, arguments.rounds) for store in stores]
+            growth = results[-1]["seconds"] / results[0]["seconds"]
             print(f"{format:16}", end="")
-            for size, each in zip(sizes, found, strict=True):
+            for size, each in zip(sizes, results, strict=True):
                 print(
                     f"  {size // 1_000_000}M: {each['seconds']:.2f} s, {each['megabytes']:.0f} MB,"
                     f" {each['padding']:.2%} padding;",
@@ -81,11 +82,11 @@ def _write(folder: pathlib.Path, tokens: int) -> pathlib.Path:
 
 def _median(store: pathlib.Path, format: str, rounds: int) -> dict[str, float]:
     command = [sys.executable, __file__, "--child", str(store), format]
-    found = []
+    runs = []
     for _ in range(rounds):
-        done = subprocess.run(command, capture_output=True, text=True, check=True)
-        found.append(json.loads(done.stdout))
-    return {key: float(np.median([each[key] for each in found])) for key in found[0]}
+        child = subprocess.run(command, capture_output=True, text=True, check=True)
+        runs.append(json.loads(child.stdout))
+    return {key: float(np.median([run[key] for run in runs])) for key in runs[0]}
 
 
 def _pack(folder: str, format: str) -> dict[str, float]:
@@ -103,7 +104,7 @@ def _pack(folder: str, format: str) -> dict[str, float]:
 
 
 def _peak() -> float:
-    """Megabytes of memory at most so far; `getrusage` would count the parent process, too."""
+    """Returns the peak memory in megabytes. `getrusage` would include the parent process."""
     status = pathlib.Path("/proc/self/status").read_text()
     line = next(line for line in status.splitlines() if line.startswith("VmHWM"))
     return int(line.split()[1]) / 1024

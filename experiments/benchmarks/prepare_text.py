@@ -1,15 +1,15 @@
-"""How fast text becomes tokens: all of preparing against `tokenizers` encoding alone.
+"""Measures the speed of preparing text, and that of `tokenizers` for encoding only.
 
     python experiments/benchmarks/prepare_text.py --text='TEXT/*.jsonl' --tokenizer=FOLDER
 
-Ours reads the files, finds sentences, encodes, and writes the token stores, as `prepare` does.
-The peer only encodes: `encode_batch` of the `tokenizers` library on documents that are in memory
-already, some 8 MB in a call, with all cores. (`encode_batch_fast`, which leaves out the offsets, is
-measured too.) Both have the same vocabulary and take turns, so that a busy machine slows both.
+Ours reads the files, splits sentences, encodes, and writes the token stores, as `prepare` does. The
+peer only encodes: `encode_batch` of the `tokenizers` library, on documents in memory, with about 8
+MB per call, on all cores. `encode_batch_fast`, which computes no offsets, is measured too. Both use
+the same vocabulary and are measured in turn, so that other work on the machine affects both.
 
-MB are of UTF-8 text, without the JSON around it. Beside MB/s of wall time stand MB for each second
-of a core's time, which other work on the machine disturbs less. The stages of ours are timed apart
-as well, each on one core, to see what bounds it.
+MB are megabytes of UTF-8 text, without the JSON syntax. In addition to MB/s of wall time, it
+reports MB per second of CPU time, which other work affects less. The stages of ours are also timed
+separately, each on one core.
 """
 
 import argparse
@@ -36,10 +36,12 @@ RECIPE = Recipe(validation_fraction=0.01, sentences="split", language="en")
 
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
-    parser.add_argument("--text", required=True, help="files, as config.data.files takes them")
-    parser.add_argument("--tokenizer", required=True, help="a folder with a tokenizer's files")
+    parser.add_argument("--text", required=True, help="a glob of files, as for config.data.files")
+    parser.add_argument("--tokenizer", required=True, help="the folder of a tokenizer")
     parser.add_argument("--rounds", type=int, default=5)
-    parser.add_argument("--workers", type=int, default=None, help="default: one on each core")
+    parser.add_argument(
+        "--workers", type=int, default=None, help="worker processes (default: one per core)"
+    )
     arguments = parser.parse_args()
 
     tokenizer = RobertaTokenizer.from_pretrained(arguments.tokenizer)
@@ -62,14 +64,14 @@ def main() -> None:
             )
 
     batches = list(in_batches(documents))
-    contenders = {
+    variants = {
         "ours, end to end": ours,
         "encode_batch": lambda: [len(tokenizer.backend.encode_batch(b)) for b in batches],
         "encode_batch_fast": lambda: [len(tokenizer.backend.encode_batch_fast(b)) for b in batches],
     }
-    measured = {name: [] for name in contenders}
+    measured = {name: [] for name in variants}
     for _ in range(arguments.rounds):
-        for name, run in contenders.items():
+        for name, run in variants.items():
             measured[name].append([megabytes / spent for spent in seconds(run)])
     medians = {
         name: [statistics.median(x) for x in zip(*m, strict=True)] for name, m in measured.items()
@@ -108,7 +110,7 @@ def in_batches(documents: list[str], characters: int = 8_000_000) -> Iterator[li
 
 
 def seconds(run: Callable[[], object]) -> tuple[float, float]:
-    """Seconds by the clock, and seconds of all cores together, ended child processes included."""
+    """Returns the wall time and the CPU time in seconds; the latter includes child processes."""
     before = os.times()
     run()
     after = os.times()

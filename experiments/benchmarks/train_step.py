@@ -1,18 +1,19 @@
-"""How fast one training step is, and how much memory it takes, against PyTorch on the same machine.
+"""Measures the time and the memory of one training step, in ours and in PyTorch.
 
     python experiments/benchmarks/train_step.py            # all shapes; or --shapes=small,base-128
 
-Three sides take the same step: forward, backward and AdamW in float32 with dropout 0.1, 15% of the
-tokens masked, vocabulary 50265.
+Three implementations run the same step: forward, backward and AdamW in float32 with dropout 0.1,
+15% of the tokens masked, and a vocabulary of 50265.
 
-    ours    the step that `roberta_jax.pretrain` runs: stacked layers, K slots a row, own dropout
-    shipped Hugging Face's RobertaForMaskedLM with labels: logits at every position
-    honest  Hugging Face's encoder, its head on the masked tokens alone: what a careful user of
-            PyTorch would write, and all that is left to compare is the framework
+    ours         the step of `roberta_jax.pretrain`: stacked layers, K masked positions per row
+    shipped      Hugging Face's RobertaForMaskedLM with labels, with logits at every position
+    masked_only  Hugging Face's encoder with its head applied to the masked tokens only, as in ours,
+                 so that only the frameworks differ
 
-PyTorch attends with SDPA and updates with the fused AdamW, the fastest of its three here. Each side
-is a process of its own, so that peak memory is its own too; they take turns, a few steps each, so
-that a busy machine slows all alike. A ratio is the median over the rounds of (their step / ours).
+PyTorch uses SDPA attention and the fused AdamW, the fastest of its three implementations here. Each
+side is a process of its own, which gives its peak memory. They are measured in turn, a few steps
+each, so that other work on the machine affects all of them. A ratio is the median over the rounds
+of (time of the other / time of ours).
 """
 
 import argparse
@@ -29,7 +30,7 @@ import numpy as np
 
 from roberta_jax.training.host_memory import huge_page_environment
 
-# Rows, tokens a row, and the model where it is not base's.
+# Rows, tokens per row, and the values of the model config that differ from base.
 SMALL = {
     "num_hidden_layers": 4,
     "hidden_size": 256,
@@ -37,7 +38,7 @@ SMALL = {
     "intermediate_size": 1024,
 }
 SHAPES = {"small": (16, 128, SMALL), "base-128": (4, 128, {}), "base-512": (2, 512, {})}
-SIDES = ("ours", "shipped", "honest")
+SIDES = ("ours", "shipped", "masked_only")
 RATE = 0.15
 
 
@@ -45,7 +46,7 @@ def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
     parser.add_argument("--shapes", default=",".join(SHAPES))
     parser.add_argument("--rounds", type=int, default=7)
-    parser.add_argument("--steps", type=int, default=4, help="of each side in a round")
+    parser.add_argument("--steps", type=int, default=4, help="steps of each side per round")
     parser.add_argument("--side", choices=SIDES, help=argparse.SUPPRESS)  # what a child runs
     arguments = parser.parse_args()
     if arguments.side:
@@ -57,7 +58,7 @@ def main() -> None:
 
 
 def _compare(shape: str, rounds: int, steps: int) -> dict:
-    """Runs all sides in turn; seconds a step, ratios and peak memory."""
+    """Measures all sides in turn; returns milliseconds per step, ratios and peak memory."""
     children = {side: _Child(side, shape, steps) for side in SIDES}
     seconds = {side: [] for side in SIDES}
     for _ in range(rounds):
@@ -74,16 +75,16 @@ def _compare(shape: str, rounds: int, steps: int) -> dict:
         result[f"times_{side}"] = round(statistics.median(ratios), 2)
         result[f"times_{side}_range"] = [round(min(ratios), 2), round(max(ratios), 2)]
     result |= {f"{side}_peak_mb": round(peaks[side]) for side in SIDES}
-    result["memory_of_honest"] = round(peaks["ours"] / peaks["honest"], 2)
+    result["memory_of_masked_only"] = round(peaks["ours"] / peaks["masked_only"], 2)
     return result
 
 
 class _Child:
-    """A process that runs one side when asked."""
+    """A process that runs steps of one side on request."""
 
     def __init__(self, side: str, shape: str, steps: int):
         command = [sys.executable, __file__, f"--side={side}", f"--shapes={shape}"]
-        # As `roberta_jax.pretrain` starts itself.
+        # `roberta_jax.pretrain` restarts itself with this environment.
         added = huge_page_environment() if side == "ours" else {}
         self._process = subprocess.Popen(
             [*command, f"--steps={steps}"],
@@ -92,7 +93,7 @@ class _Child:
             text=True,
             env=os.environ | added,
         )
-        self._answer()  # compiled and warm
+        self._answer()  # sent after compilation and warm-up
 
     def ask(self, what: str = "go") -> dict:
         self._process.stdin.write(what + "\n")
@@ -126,7 +127,7 @@ def _serve(side: str, shape: str, steps: int) -> None:
 
 
 def _rows(shape: str) -> tuple[np.ndarray, list[np.ndarray]]:
-    """Token ids [B, L] and each row's masked positions, fairseq's count of them."""
+    """Returns token ids [B, L] and the masked positions of each row, as many as in fairseq."""
     rows, length, _ = SHAPES[shape]
     rng = np.random.default_rng(0)
     ids = rng.integers(4, 50000, (rows, length))
@@ -188,7 +189,7 @@ def _ours(shape: str) -> Callable[[], float]:
 
 
 def _torch(shape: str, shipped: bool) -> Callable[[], float]:
-    os.environ["USE_TF"] = "0"  # else transformers imports TensorFlow where it is installed
+    os.environ["USE_TF"] = "0"  # otherwise transformers imports TensorFlow if it is installed
     import torch
     from transformers import RobertaConfig, RobertaForMaskedLM
 

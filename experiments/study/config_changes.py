@@ -99,8 +99,8 @@ def _resolve(config: ConfigDict, key: str) -> tuple[ConfigDict, str, type]:
 
 def _unknown_key(key: str, known: Sequence[str]) -> str:
     """Returns a message that a config key does not exist, with the key that was probably meant."""
-    if key in RENAMED:
-        return f"unknown config key {key!r}: it was renamed to {RENAMED[key]}."
+    if RENAMED.get(key) in known:
+        return f"unknown config key {key!r}: it was renamed, use {RENAMED[key]}."
     group_keys = [each for each in known if each.startswith(f"{key}.")]
     suggestion = nearest(key, known)
     if suggestion and not group_keys:

@@ -46,7 +46,7 @@ def test_a_point_has_the_base_config_with_the_changes_of_its_setting_and_its_see
         ),
         ({"steps": 2}, "did you mean train.steps"),
         ({"masking": 2}, "the keys are masking.dupe_factor, "),
-        ({"data.duplicates": 5}, r"'data.duplicates': it was renamed to data.dupe_factor\."),
+        ({"data.duplicates": 5}, r"'data.duplicates': it was renamed, use data.dupe_factor\."),
         ({"masking.rate": "much"}, r"odd, seed 0: masking.rate takes a value like 0.15 \(float\)"),
         ({"train.steps": 2.5}, "train.steps takes a value like 12"),
         ({"train.steps": True}, "not True"),

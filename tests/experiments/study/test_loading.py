@@ -57,8 +57,8 @@ def test_seeds_and_changes_of_the_command_line_reach_every_point():
     [
         ("train.warmup=3", "--set=train.warmup=3: unknown config key"),
         ("data.fils=x", "did you mean data.files"),
-        ("data.workers=2", r"'data.workers': it was renamed to data.num_workers\."),
-        ("masking.unit=span", r"'masking.unit': it was renamed to masking.scheme\."),
+        ("data.workers=2", r"'data.workers': it was renamed, use data.num_workers\."),
+        ("masking.unit=span", r"'masking.unit': it was renamed, use masking.scheme\."),
         ("seq_len", "write --set=KEY=VALUE"),
         ("seq_len=long", "seq_len takes a value like 16"),
         ("data.mixture=[", "data.mixture takes"),
