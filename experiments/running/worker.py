@@ -4,8 +4,8 @@
     python -m experiments.running.worker train STUDY --points=1 --out=runs/table2
     python -m experiments.running.worker evaluate FOLDER COMMAND...
 
-`--points` are indices into the points of the study. When the sweep that started it ends, however it
-ends, a worker is told to stop; training saves a checkpoint first.
+`--points` are indices into the points of the study. A worker receives SIGTERM when the sweep that
+started it ends, even if the sweep was killed; training then saves a checkpoint and exits.
 """
 
 import argparse

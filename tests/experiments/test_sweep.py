@@ -22,24 +22,24 @@ TOY = toy_study.PATH
 
 
 @pytest.fixture(scope="module")
-def place(tmp_path_factory):
+def folder(tmp_path_factory):
     folder = tmp_path_factory.mktemp("sweep")
     texts.write_corpus(folder / "corpus.jsonl")
     return folder
 
 
-def arguments(place, form, out, *others):
+def arguments(folder, form, out, *others):
     return [
         f"{TOY}:{form}",
-        f"--set=data.files={place / 'corpus.jsonl'}",
-        f"--set=data.cache_dir={place / 'cache'}",
+        f"--set=data.files={folder / 'corpus.jsonl'}",
+        f"--set=data.cache_dir={folder / 'cache'}",
         f"--out={out}",
         *others,
     ]
 
 
-def points_of(place, form="evaluated", seeds=None):
-    changes = [f"data.files={place / 'corpus.jsonl'}"]
+def points_of(folder, form="evaluated", seeds=None):
+    changes = [f"data.files={folder / 'corpus.jsonl'}"]
     return load_study(f"{TOY}:{form}", changes, seeds).points()
 
 
@@ -61,10 +61,10 @@ def run(*arguments, status=0, **variables):
     return out, errors
 
 
-def results(place, out, form="evaluated"):
+def results(folder, out, form="evaluated"):
     """Returns the final metrics and the weights of each point."""
     outcomes = {}
-    for point in points_of(place, form):
+    for point in points_of(folder, form):
         workdir = pathlib.Path(point.workdir(out))
         metrics = point.progress(out).metrics
         outcomes[str(point)] = (metrics, (workdir / "hf" / "model.safetensors").read_bytes())
@@ -72,17 +72,17 @@ def results(place, out, form="evaluated"):
 
 
 @pytest.fixture(scope="module")
-def swept(place):
+def swept(folder):
     """The folder of a finished sweep that was not disturbed, and its output."""
-    out = place / "undisturbed"
-    printed, _ = run(*arguments(place, "evaluated", out, "--processes=2"))
+    out = folder / "undisturbed"
+    printed, _ = run(*arguments(folder, "evaluated", out, "--processes=2"))
     return out, printed
 
 
 @pytest.mark.slow
-def test_every_point_is_trained_and_evaluated(place, swept):
+def test_every_point_is_trained_and_evaluated(folder, swept):
     out, printed = swept
-    points = points_of(place)
+    points = points_of(folder)
     assert len(points) == 4
     for point in points:
         progress = point.progress(out)
@@ -95,29 +95,29 @@ def test_every_point_is_trained_and_evaluated(place, swept):
         )
         assert f"finished {point}, in" in printed
     assert "finished: 4\n" in printed
-    assert len({metrics["eval_loss"] for metrics, _ in results(place, out).values()}) == 4
+    assert len({metrics["eval_loss"] for metrics, _ in results(folder, out).values()}) == 4
     assert [cell["seeds"] for cell in collect(points[0].study, out).table()] == ["2/2", "2/2"]
 
 
 @pytest.mark.slow
-def test_a_finished_sweep_starts_nothing(place, swept):
+def test_a_finished_sweep_starts_nothing(folder, swept):
     out, _ = swept
     before = {path: path.stat().st_mtime_ns for path in out.glob("*/log.txt")}
-    printed, _ = run(*arguments(place, "evaluated", out))
+    printed, _ = run(*arguments(folder, "evaluated", out))
     assert "4 of 4 points were finished before" in printed
     assert {path: path.stat().st_mtime_ns for path in out.glob("*/log.txt")} == before
-    printed, _ = run(*arguments(place, "evaluated", out, "--list"))
+    printed, _ = run(*arguments(folder, "evaluated", out, "--list"))
     lines = printed.splitlines()
     assert len(lines) == 4
-    for line, point in zip(lines, points_of(place), strict=True):
+    for line, point in zip(lines, points_of(folder), strict=True):
         assert line.split("  ")[0].strip() == str(point)
         assert line.endswith(f"{point.workdir(out)}  finished")
 
 
-def test_all_points_are_checked_before_the_first_starts(place, capfd):
-    out = place / "wrong"
+def test_all_points_are_checked_before_the_first_starts(folder, capfd):
+    out = folder / "wrong"
     with pytest.raises(SystemExit) as stop:
-        sweep.main(arguments(place, "wrong", out))
+        sweep.main(arguments(folder, "wrong", out))
     assert stop.value.code == 2
     printed, errors = capfd.readouterr()
     assert "no steps, seed 0 1: train.steps=0: a run has at least one step." in errors
@@ -128,8 +128,8 @@ def test_all_points_are_checked_before_the_first_starts(place, capfd):
     assert not out.exists()
 
 
-def test_missing_text_is_reported_before_the_first_point_starts(place, capfd):
-    out = place / "no_text"
+def test_missing_text_is_reported_before_the_first_point_starts(folder, capfd):
+    out = folder / "no_text"
     with pytest.raises(SystemExit) as stop:
         sweep.main([f"{TOY}:quick", "--set=data.files=/no/such/text", f"--out={out}"])
     assert stop.value.code == 2
@@ -139,7 +139,7 @@ def test_missing_text_is_reported_before_the_first_point_starts(place, capfd):
     assert not out.exists()
 
 
-def test_wrong_arguments_are_errors(place, capsys):
+def test_wrong_arguments_are_errors(folder, capsys):
     for wrong, message in (
         (
             ["--point=none"],
@@ -153,18 +153,18 @@ def test_wrong_arguments_are_errors(place, capsys):
         (["--distributed"], "--distributed takes --point"),
     ):
         with pytest.raises(SystemExit) as stop:
-            sweep.main(arguments(place, "quick", place / "none", *wrong))
+            sweep.main(arguments(folder, "quick", folder / "none", *wrong))
         assert stop.value.code == 2
         assert message in capsys.readouterr().err
 
 
 @pytest.mark.slow
-def test_a_printed_local_command_really_runs(place, swept, capsys):
+def test_a_printed_local_command_really_runs(folder, swept, capsys):
     undisturbed, _ = swept
-    out = place / "by_hand"
-    sweep.main(arguments(place, "evaluated", out, "--print=local"))
+    out = folder / "by_hand"
+    sweep.main(arguments(folder, "evaluated", out, "--print=local"))
     cd, *lines = capsys.readouterr().out.splitlines()
-    point = points_of(place)[1]
+    point = points_of(folder)[1]
     (line,) = (line for line in lines if line.endswith(f"--point={point.name}"))
     script = f"{cd}\n{line}"
     subprocess.run(["bash", "-e", "-c", script], env=processes.environment(), check=True)
@@ -175,12 +175,12 @@ def test_a_printed_local_command_really_runs(place, swept, capsys):
 
 
 @pytest.mark.slow
-def test_the_other_points_run_if_one_fails(place):
-    out = place / "failing"
-    printed, _ = run(*arguments(place, "failing", out, "--seeds=0"), status=1)
+def test_the_other_points_run_if_one_fails(folder):
+    out = folder / "failing"
+    printed, _ = run(*arguments(folder, "failing", out, "--seeds=0"), status=1)
     assert "failed too large, seed 0 (status 2)" in printed
     assert "fewer than one batch (train.batch_size=4096)" in printed.replace("\n    ", " ")
-    states = [str(point.progress(out)) for point in points_of(place, "failing", [0])]
+    states = [str(point.progress(out)) for point in points_of(folder, "failing", [0])]
     assert states == ["not begun", "finished", "finished"]
     (again,) = (line for line in printed.splitlines() if line.startswith("To continue: "))
     printed, _ = run(*shlex.split(again.removeprefix("To continue: "))[3:], status=1)
@@ -188,15 +188,15 @@ def test_the_other_points_run_if_one_fails(place):
 
 
 @pytest.mark.slow
-def test_two_processes_train_a_point_together(place, swept):
+def test_two_processes_train_a_point_together(folder, swept):
     undisturbed, _ = swept
-    out, point = place / "together", points_of(place)[0]
+    out, point = folder / "together", points_of(folder)[0]
     with socket.socket() as free:
         free.bind(("localhost", 0))
         port = free.getsockname()[1]
     pair = [
         start(
-            *arguments(place, "evaluated", out, f"--point={point.name}", "--distributed"),
+            *arguments(folder, "evaluated", out, f"--point={point.name}", "--distributed"),
             JAX_COORDINATOR_ADDRESS=f"localhost:{port}",
             JAX_NUM_PROCESSES="2",
             JAX_PROCESS_ID=str(index),
@@ -210,7 +210,7 @@ def test_two_processes_train_a_point_together(place, swept):
     for key, value in point.progress(out).metrics.items():
         assert value == pytest.approx(point.progress(undisturbed).metrics[key], rel=1e-4)
     # Without --distributed the same command runs the evaluation that is left.
-    run(*arguments(place, "evaluated", out, f"--point={point.name}"))
+    run(*arguments(folder, "evaluated", out, f"--point={point.name}"))
     assert point.progress(out).finished
 
 
@@ -222,12 +222,12 @@ def is_training(process):
 
 
 @pytest.mark.slow
-def test_a_sweep_killed_at_random_moments_ends_with_the_same_bits(place, swept):
+def test_a_sweep_killed_at_random_moments_ends_with_the_same_bits(folder, swept):
     """Kills the runner or one of its processes with SIGKILL, then runs the command again."""
     undisturbed, _ = swept
-    chance, out = random.Random(0), place / "killed"
-    command = arguments(place, "evaluated", out, "--processes=2")
-    command[2] = f"--set=data.cache_dir={place / 'cache_killed'}"
+    chance, out = random.Random(0), folder / "killed"
+    command = arguments(folder, "evaluated", out, "--processes=2")
+    command[2] = f"--set=data.cache_dir={folder / 'cache_killed'}"
     kills = {"runner": 0, "worker": 0}
     for victim in ("worker", "runner", "runner", "worker", "worker", "runner"):
         process = start(*command)
@@ -247,7 +247,7 @@ def test_a_sweep_killed_at_random_moments_ends_with_the_same_bits(place, swept):
         process.communicate()
     assert min(kills.values())
     run(*command)
-    ours, theirs = results(place, out), results(place, undisturbed)
+    ours, theirs = results(folder, out), results(folder, undisturbed)
     assert ours.keys() == theirs.keys()
     for point, (metrics, weights) in ours.items():
         assert (point, metrics) == (point, theirs[point][0])

@@ -35,7 +35,7 @@ def train(index: str) -> None:
     (workdir / "metrics.jsonl").write_text(json.dumps(records[0]) + "\n")
     if action == "fail":
         print("\n".join(f"line {n}" for n in range(30)))
-        sys.exit("error: it was told to fail")
+        sys.exit("error: the plan says fail")
     elif action == "refuse":
         print("error: the corpus is too small\n" + "\n".join(f"noise {n}" for n in range(30)))
         sys.exit(2)

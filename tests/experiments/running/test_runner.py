@@ -155,12 +155,12 @@ def test_a_failure_is_reported_and_the_other_points_run(sweep, capsys):
     output = capsys.readouterr().out
     log = failing.workdir("b") / "log.txt"
     assert f"failed b, seed 0 (status 1); the end of {log}:" in output
-    assert "    line 29\n    error: it was told to fail\n" in output
+    assert "    line 29\n    error: the plan says fail\n" in output
     assert "line 15\n" not in output  # only the end of the log
     assert len(failing.starts("b")) == 1
     # The next process appends to the log.
     sweep({"a": OK, "b": ["fail"], "c": OK}).run()
-    assert log.read_text().count("told to fail") == 2
+    assert log.read_text().count("the plan says fail") == 2
 
 
 def test_a_usage_error_is_shown_whatever_follows_it(sweep, capsys):
