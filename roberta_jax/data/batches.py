@@ -17,7 +17,8 @@ import numpy as np
 from numpy.lib.stride_tricks import sliding_window_view
 
 from roberta_jax.data import hashing
-from roberta_jax.data.masking import Masker, Masking, input_numbers
+from roberta_jax.data.masking import Masker, Masking
+from roberta_jax.data.masking_schemes import input_numbers
 from roberta_jax.data.packing.index import PackedIndex
 from roberta_jax.data.store.token_store import Shard, TokenStore
 from roberta_jax.errors import UsageError

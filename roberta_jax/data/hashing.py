@@ -1,16 +1,16 @@
-"""Randomness without state: integer hashes, and a permutation computed one element at a time.
+"""Stateless random numbers: integer hashes, and permutations computed one element at a time.
 
-Every random choice of the data pipeline is a hash of what it is about: (seed, epoch, row, position
-in the row). So a batch can be made for any step, on any host, in any order, with the same bits,
-and nothing has to be saved to resume. NumPy's own generators would need one generator a row; these
-functions work on whole arrays.
+Every random choice of the data pipeline is a hash of (seed, epoch, row, position in the row). A
+batch therefore has the same bits whatever the order, step or host it is made in, and nothing has to
+be saved to resume. NumPy's own generators would need one generator per row; these functions work on
+whole arrays.
 
-The values are part of the data format: a run resumed under a newer version must see the same
+The values are part of the data format: a run resumed with a newer version must see the same
 batches. The tests pin them; never change them.
 
-Two hashes, both built from multiply and xor-shift steps: `mix64` (the finaliser of splitmix64,
-Steele et al. 2014) for keys, of which there are few, and `hash32` (the same idea on 32 bits with
-the constants of MurmurHash3's finaliser, which SIMD units multiply quickly) for positions, of
+There are two hashes, both built from multiply and xor-shift steps. `mix64` (the finaliser of
+splitmix64, Steele et al. 2014) is for keys, of which there are few. `hash32` does the same on 32
+bits with the constants of MurmurHash3's finaliser, which vectorizes well; it is for positions, of
 which there are many.
 """
 
@@ -22,8 +22,8 @@ _MASK64 = 2**64 - 1
 _GOLDEN64 = np.uint64(0x9E3779B97F4A7C15)
 _GOLDEN32 = np.uint32(0x9E3779B9)
 _FEISTEL_ROUNDS = 6
-_SMALLEST_BASE = 8  # with smaller digits, six rounds do not reach all orders equally
-_PERMUTATION_STREAM = 0x7065726D  # keeps the row order apart from every other use of a seed
+_SMALLEST_BASE = 8  # with smaller bases, six rounds do not reach all orders equally often
+_PERMUTATION_STREAM = 0x7065726D  # makes row orders independent of other uses of the same seed
 
 
 def mix64(values: np.ndarray) -> np.ndarray:
@@ -51,7 +51,7 @@ def fold(*values) -> np.ndarray:
         modulo 2^64.
 
     Returns:
-      uint64 of the broadcast shape, [1] if all the values are plain integers.
+      uint64 of the broadcast shape, [1] if all values are plain integers.
     """
     key = np.zeros(1, np.uint64)
     for value in values:
@@ -62,8 +62,8 @@ def fold(*values) -> np.ndarray:
 def hash32(keys: np.ndarray, counters: np.ndarray) -> np.ndarray:
     """32 random bits for each counter of each key.
 
-    Both halves of the key enter, at different depths: with one half alone, two rows whose halves
-    differ by a multiple of the counters' stride would be shifted copies of one another.
+    The two halves of the key are added at different stages. With one half only, two rows whose keys
+    differ by a multiple of the counters' stride would be shifted copies of each other.
 
     Args:
       keys: uint64 [B].
@@ -88,22 +88,25 @@ def hash32(keys: np.ndarray, counters: np.ndarray) -> np.ndarray:
 
 
 def permute(index, n: int, seed: int, epoch) -> np.ndarray:
-    """Where `index` goes in a random permutation of range(n), without the permutation in memory.
+    """Maps `index` by a random permutation of range(n), without storing the permutation.
 
-    A Feistel network over two digits (Black and Rogaway 2002): write the index as a pair of digits
-    with bases of about sqrt(n), and let each round add to one digit a hash of the other, which
-    subtracting undoes, so that the whole is a bijection whatever the hash. The few indices that
-    land between n and the product of the bases go through the network again until they are inside
-    ("cycle walking").
+    This is a Feistel network over two digits (Black and Rogaway 2002). The index is written as two
+    digits with bases of about sqrt(n), and each round adds a hash of one digit to the other. Each
+    round can be undone by subtraction, so the network is a bijection for any hash. Results between
+    n and the product of the bases go through the network again until they are below n ("cycle
+    walking").
 
     Args:
-      index: integers in [0, n), any shape.
-      n: size of the permuted range, at least 1.
-      seed: which family of permutations.
-      epoch: which member; an integer or integers of index's shape.
+      index: Integers in [0, n), any shape.
+      n: Size of the permuted range, at least 1.
+      seed: The seed of a family of permutations.
+      epoch: The member of the family: an integer, or integers of index's shape.
 
     Returns:
-      int64 of index's shape (at least one axis); for one epoch a bijection of range(n).
+      int64 of index's shape (at least one axis). For a fixed epoch, a bijection of range(n).
+
+    Raises:
+      ValueError: n is less than 1, or an index is outside [0, n).
     """
     x, epoch = np.broadcast_arrays(np.atleast_1d(np.asarray(index, np.int64)), epoch)
     if n < 1 or (x.size and (x.min() < 0 or x.max() >= n)):
@@ -128,8 +131,8 @@ def _feistel(x: np.ndarray, round_keys: np.ndarray, bases: tuple[int, int]) -> n
         noise = (digits[other] + key) * np.uint64(0xBF58476D1CE4E5B9)
         noise ^= noise >> np.uint64(32)
         noise *= np.uint64(0x94D049BB133111EB)
-        noise >>= np.uint64(32)  # the product's upper bits are its best
-        noise *= bases[changed]  # from 32 bits to [0, base)
+        noise >>= np.uint64(32)  # the upper bits of the product are the most random
+        noise *= bases[changed]  # scales 32 bits to [0, base)
         noise >>= np.uint64(32)
         noise += digits[changed]
         digits[changed] = noise % bases[changed]

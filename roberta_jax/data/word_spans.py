@@ -1,8 +1,10 @@
-"""Words, and spans of words: what masking may choose in place of single tokens.
+"""Words and spans of words, the units of whole-word and span masking.
 
-All words of a batch stand in one list, in reading order, whatever row or input they are from; so
-do the spans. A group is one input of one row. Letters in array names: B rows, L positions in a
-row, M inputs in a row, K slots for masked positions, W words, U units (words or spans), T tokens.
+The words of all rows and inputs are in one list, in reading order, and so are the spans. A group is
+one input of one row. A flat index is row * L + position.
+
+Letters in array names: B rows, L positions in a row, M inputs in a row, K slots for masked
+positions, W words, U units (words or spans), T tokens.
 """
 
 from typing import NamedTuple
@@ -13,11 +15,11 @@ _SHIFT = np.uint64(32)
 
 
 class Units(NamedTuple):
-    """Runs of tokens, one after the other.
+    """Units of consecutive tokens.
 
     Attributes:
-      starts: int64 [U], flat index of the first token, ascending.
-      lengths: int64 [U], tokens.
+      starts: int64 [U], flat index of each unit's first token.
+      lengths: int64 [U], number of tokens.
       groups: int64 [U], row * M + input.
     """
 
@@ -26,34 +28,37 @@ class Units(NamedTuple):
     groups: np.ndarray
 
     def where(self, chosen_U: np.ndarray) -> "Units":
-        """Those that a boolean array marks."""
-        places = np.flatnonzero(chosen_U)  # found once: faster than a boolean index for each array
-        return Units(*(np.take(array, places) for array in self))
+        """The units for which a boolean array is True."""
+        indices = np.flatnonzero(chosen_U)  # faster than a boolean index for each array
+        return Units(*(np.take(array, indices) for array in self))
 
 
 def find_words(
     ids_BL: np.ndarray,
     inputs_BL: np.ndarray,
-    usable_BL: np.ndarray,
+    maskable_BL: np.ndarray,
     max_inputs: int,
     word_starts: np.ndarray,
     is_special: np.ndarray,
 ) -> tuple[Units, np.ndarray]:
-    """Lists the words whose first token is usable.
+    """Lists the words whose first token may be masked.
 
-    fairseq glues a line's first word, which has no space before it, to the `</s>` in front; here a
-    special token is a word of its own, and what follows it or opens an input starts another.
+    A special token is a word by itself, and a new word starts after it and at the start of an
+    input. (fairseq treats the `</s>` before a line and the line's first word, which has no space in
+    front, as one word.)
 
     Args:
-      ids_BL: token ids.
-      inputs_BL: which of the row's inputs, max_inputs for padding.
-      usable_BL: bool, whether a token may be masked.
+      ids_BL: Token ids.
+      inputs_BL: The number of the input at each position, max_inputs for padding.
+      maskable_BL: bool, True for tokens that may be masked.
       max_inputs: M.
-      word_starts, is_special: bool, by token id.
+      word_starts: bool [vocab_size], True for tokens that start a word.
+      is_special: bool [vocab_size], True for special tokens.
 
     Returns:
-      The words, and bool [W], True where a word does not go on from the one before it: at the start
-      of an input, at a special token and after one.
+      The words in ascending order, and breaks bool [W]: True for a word that does not continue the
+      text of the previous word, because it is at the start of an input, is a special token or
+      follows one. A span never extends across a break.
     """
     special_BL = is_special[ids_BL]
     breaks_BL = special_BL.copy()
@@ -62,70 +67,86 @@ def find_words(
     starts_W = np.flatnonzero(word_starts[ids_BL] | breaks_BL)
     groups_W = starts_W // ids_BL.shape[1] * max_inputs + np.take(inputs_BL, starts_W)
     words = Units(starts_W, np.diff(starts_W, append=ids_BL.size), groups_W)
-    usable_W = np.take(usable_BL, starts_W)
-    return words.where(usable_W), np.take(breaks_BL, starts_W)[usable_W]
+    maskable_W = np.take(maskable_BL, starts_W)
+    return words.where(maskable_W), np.take(breaks_BL, starts_W)[maskable_W]
 
 
-def span_lengths(p: float, longest: int, noise_W: np.ndarray, breaks_W: np.ndarray) -> np.ndarray:
-    """int64 [W]: draws of Geo(p), which is 1 with probability p, given that it is at most longest.
+def span_lengths(
+    p: float, max_length: int, noise_W: np.ndarray, breaks_W: np.ndarray
+) -> np.ndarray:
+    """Draws the length of the span that would start at each word.
 
-    At a break stands what is left of a span that began before it: were a whole span to start at
-    each break, the words after it would be covered by fewer spans than others, and masked more
-    often. P(r left) is proportional to P(length >= r).
+    The lengths follow Geo(p), truncated at `max_length`: P(n) is proportional to p * (1 - p)^(n-1).
+
+    At a break the rest of a span that started earlier is drawn instead, with P(r words left)
+    proportional to P(length >= r). If a whole span started at each break, the words after a break
+    would have fewer possible spans than other words and would be masked more often.
 
     Args:
-      p: in (0, 1].
-      longest: the largest length.
+      p: In (0, 1].
+      max_length: The maximum length.
       noise_W: uint32, uniform.
-      breaks_W: bool, see `join_words`.
+      breaks_W: bool, see `find_words`.
+
+    Returns:
+      int64 [W], lengths in words.
     """
-    whole = np.cumprod(np.r_[p, np.full(longest - 1, 1 - p)])
-    left = np.cumsum(whole[::-1])[::-1]
+    whole = np.cumprod(np.r_[p, np.full(max_length - 1, 1 - p)])
+    rest = np.cumsum(whole[::-1])[::-1]
     lengths_W = np.empty(len(noise_W), np.int64)
-    for weights, mine in ((whole, ~breaks_W), (left, breaks_W)):
-        up_to = np.cumsum(weights)
-        limits = np.array([round(x * 2**32) for x in up_to[:-1] / up_to[-1]], np.uint64)
-        lengths_W[mine] = 1 + np.searchsorted(limits, noise_W[mine], side="right")
+    for weights, selected_W in ((whole, ~breaks_W), (rest, breaks_W)):
+        cumulative = np.cumsum(weights)
+        limits = np.array([round(x * 2**32) for x in cumulative[:-1] / cumulative[-1]], np.uint64)
+        lengths_W[selected_W] = 1 + np.searchsorted(limits, noise_W[selected_W], side="right")
     return lengths_W
 
 
 def join_words(words: Units, breaks_W: np.ndarray, lengths_W: np.ndarray) -> Units:
-    """Lays words into consecutive spans that together hold every word once.
+    """Divides the words into consecutive spans; each word is in exactly one span.
 
     Args:
-      words: as `find_words` lists them.
-      breaks_W: bool, words that no span may join with the one before.
-      lengths_W: how many words a span has that starts at this one; it ends earlier at a break.
+      words: See `find_words`.
+      breaks_W: bool, see `find_words`.
+      lengths_W: For each word, the number of words in a span that starts there. The span is shorter
+        if a break comes earlier.
+
+    Returns:
+      The spans in ascending order.
     """
-    # From each break on, a span's length says where the next one starts: all chains at once.
-    opens_W = breaks_W.copy()
-    here = np.flatnonzero(breaks_W)
-    ends = np.append(here[1:], len(breaks_W))
-    while len(here):
-        opens_W[here] = True
-        here = here + lengths_W[here]
-        inside = here < ends
-        here, ends = here[inside], ends[inside]
-    first_U = np.flatnonzero(opens_W)
-    total_W = np.append(0, np.cumsum(words.lengths))
-    lengths_U = np.diff(total_W[first_U], append=total_W[-1])
+    # A span's length says where the next span starts. The loop follows all breaks in parallel.
+    starts_span_W = breaks_W.copy()
+    current = np.flatnonzero(breaks_W)
+    ends = np.append(current[1:], len(breaks_W))
+    while len(current):
+        starts_span_W[current] = True
+        current = current + lengths_W[current]
+        inside = current < ends
+        current, ends = current[inside], ends[inside]
+    first_U = np.flatnonzero(starts_span_W)
+    token_offsets = np.append(0, np.cumsum(words.lengths))
+    lengths_U = np.diff(token_offsets[first_U], append=token_offsets[-1])
     return Units(words.starts[first_U], lengths_U, words.groups[first_U])
 
 
 def draw(
-    units: Units, keys_BL: np.ndarray, position_bits: np.uint32, counts_BM: np.ndarray, *, cut: bool
+    units: Units,
+    keys_BL: np.ndarray,
+    position_mask: np.uint32,
+    counts_BM: np.ndarray,
+    *,
+    truncate: bool,
 ) -> Units:
-    """Takes each group's units in random order while they fit into the group's count of tokens.
+    """Chooses each group's units in random order while they fit into the group's token count.
 
     Args:
-      units: to choose from.
+      units: The units to choose from.
       keys_BL: uint32, a random number for each token, with its position in the low bits.
-      position_bits: which bits these are.
-      counts_BM: the most tokens of each group.
-      cut: whether the first unit that does not fit is taken as far as it does.
+      position_mask: Bit mask of these low bits.
+      counts_BM: Maximum number of tokens of each group.
+      truncate: Whether the first unit that does not fit is truncated to what does, or left out.
 
     Returns:
-      The chosen units, in no particular order.
+      The chosen units, by group and in random order within a group.
     """
     seq_len, max_inputs = keys_BL.shape[1], counts_BM.shape[1]
     length_at = np.zeros(keys_BL.size, np.int64)
@@ -133,19 +154,19 @@ def draw(
     order_U = (units.groups.astype(np.uint64) << _SHIFT) | np.take(keys_BL, units.starts)
     order_U.sort()
     groups_U = (order_U >> _SHIFT).astype(np.int64)
-    starts_U = groups_U // max_inputs * seq_len + (order_U & position_bits).astype(np.int64)
+    starts_U = groups_U // max_inputs * seq_len + (order_U & position_mask).astype(np.int64)
     lengths_U = length_at[starts_U]
 
-    # Tokens of the group's units before each one.
+    # Number of tokens in the earlier units of the same group.
     before_U = np.cumsum(lengths_U) - lengths_U
     is_first_U = np.diff(groups_U, prepend=-1) != 0
     sizes = np.diff(np.flatnonzero(is_first_U), append=len(groups_U))
     before_U -= np.repeat(before_U[is_first_U], sizes)
-    left_U = np.take(counts_BM, groups_U) - before_U
-    if cut:
-        drawn = Units(starts_U, np.minimum(lengths_U, left_U), groups_U)
-        return drawn.where(left_U > 0)
-    return Units(starts_U, lengths_U, groups_U).where(lengths_U <= left_U)
+    remaining_U = np.take(counts_BM, groups_U) - before_U
+    if truncate:
+        truncated = Units(starts_U, np.minimum(lengths_U, remaining_U), groups_U)
+        return truncated.where(remaining_U > 0)
+    return Units(starts_U, lengths_U, groups_U).where(lengths_U <= remaining_U)
 
 
 def fill_slots(
@@ -154,8 +175,8 @@ def fill_slots(
     """Lists the units' tokens by row.
 
     Returns:
-      (positions int32, starts of their units int32, used bool), each [B, K]: positions ascending,
-      unused slots last.
+      (positions int32, positions of their units' first tokens int32, used bool), each [B, K]. The
+      positions are ascending; unused slots come last.
     """
     unit_T = np.repeat(units.starts, units.lengths)
     first_T = np.repeat(np.cumsum(units.lengths) - units.lengths, units.lengths)

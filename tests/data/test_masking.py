@@ -12,7 +12,8 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from roberta_jax.data.hashing import fold
-from roberta_jax.data.masking import SCHEMES, Masker, Masking, input_numbers, num_slots
+from roberta_jax.data.masking import SCHEMES, Masker, Masking, num_slots
+from roberta_jax.data.masking_schemes import input_numbers
 from roberta_jax.errors import UsageError
 from tests.support.masked_rows import (
     MASK_ID,
@@ -28,7 +29,7 @@ from tests.support.masked_rows import (
 options = st.fixed_dictionaries(
     {
         "rate": st.sampled_from([0.01, 0.15, 0.5, 0.97]),
-        "scheme": st.sampled_from(SCHEMES),
+        "scheme": st.sampled_from(list(SCHEMES)),
         "mask_special_tokens": st.booleans(),
     }
 )

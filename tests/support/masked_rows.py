@@ -9,7 +9,8 @@ import numpy as np
 from hypothesis import strategies as st
 
 from roberta_jax.data.hashing import fold
-from roberta_jax.data.masking import Masker, Masking, input_numbers
+from roberta_jax.data.masking import Masker, Masking
+from roberta_jax.data.masking_schemes import input_numbers
 
 VOCAB, MASK_ID, SPECIALS = 60, 59, (0, 1, 2, 3, 59)
 # Of the tokens 4 to 58 every third starts a word; specials do too.
