@@ -1,9 +1,8 @@
-"""Several corpora as one: rows of each, as often as their weights say.
+"""A weighted mixture of several packed corpora.
 
-An epoch of the mixture has n_i rows of corpus i, its weight times its number of rows (rounded).
-Where the weight is not 1, an epoch of the mixture ends in the midst of one of the corpus: the rows
-of each corpus are numbered on through all epochs of the mixture, so that none is seen a second time
-before all of that corpus have been seen once, and a batch is still a function of the step alone.
+An epoch of the mixture has weight_i * num_rows_i rows (rounded) of corpus i. The rows of a corpus
+are counted through all epochs of the mixture, so that each of them is seen once before any is seen
+again, even if the weight is not an integer. A batch still depends on the step alone.
 
 Letters in array names: B rows of a batch.
 """
@@ -17,22 +16,26 @@ from roberta_jax.data import hashing
 from roberta_jax.data.batches import PackedDataset, empty_aligned
 from roberta_jax.data.pipeline import rows_at
 
-_STREAM = 0x6D697875  # keeps the corpora's orders and masks apart from one another
+_STREAM = 0x6D697875  # makes the row orders and masks of the corpora independent of each other
 
 
 class Mixture:
-    """Makes batches of several corpora; takes the place of a `PackedDataset`.
+    """Several datasets as one, with the interface of a `PackedDataset`.
 
     Args:
-      datasets: the corpora's, of one length, one format and one tokenizer.
-      weights: how often a row of each is seen for once that it is there.
-      seed: of the orders and the masks.
+      datasets: One dataset per corpus, all with the same row length, format and tokenizer.
+      weights: For each corpus, how many times an epoch of the mixture goes through it.
+      seed: The seed of the row orders and masks.
 
-    Attributes: as `PackedDataset`'s; rows are those of an epoch of the mixture.
+    Attributes:
+      num_rows: Number of rows in an epoch of the mixture.
+      epoch_ends: int64 [1], num_rows.
+      seq_len, max_inputs, num_slots, vocab_size: Those of the datasets.
+      padding_share: Fraction of the positions that hold padding.
     """
 
     def __init__(self, datasets: Sequence[PackedDataset], weights: Sequence[float], seed: int):
-        self._makers = [dataset.with_seed(_seed(seed, i)) for i, dataset in enumerate(datasets)]
+        self._datasets = [dataset.with_seed(_seed(seed, i)) for i, dataset in enumerate(datasets)]
         self._seed = seed
         sizes = [
             max(1, round(weight * dataset.num_rows))
@@ -48,48 +51,49 @@ class Mixture:
         self.padding_share = float(np.average(shares, weights=sizes))
 
     def with_seed(self, seed: int) -> "Mixture":
-        """The same mixture with other masks; which rows it holds does not change."""
+        """Returns a mixture of the same rows whose masks have another seed."""
         other = copy.copy(self)
-        other._makers = [
-            dataset.with_seed(_seed(seed, i)) for i, dataset in enumerate(self._makers)
+        other._datasets = [
+            dataset.with_seed(_seed(seed, i)) for i, dataset in enumerate(self._datasets)
         ]
         return other
 
     def sources(self, rows: np.ndarray) -> np.ndarray:
-        """int64 [B]: the number of the corpus that each row comes from."""
+        """int64 [B]: the index of each row's corpus."""
         return np.searchsorted(self._ends, rows, side="right")
 
     def __call__(self, rows: np.ndarray, epochs: np.ndarray) -> dict[str, np.ndarray]:
-        """Makes the masked batch of some rows; see `PackedDataset.__call__`."""
-        return self._make(rows, epochs, lambda dataset, rows, epochs: dataset(rows, epochs))
+        """Builds a masked batch; see `PackedDataset.__call__`."""
+        return self._build(rows, epochs, lambda dataset, rows, epochs: dataset(rows, epochs))
 
     def assemble(self, rows: np.ndarray) -> dict[str, np.ndarray]:
-        """Makes rows of the first epoch before masking; see `PackedDataset.assemble`."""
-        return self._make(
+        """Builds a batch of rows of the first epoch without masks; see `PackedDataset.assemble`."""
+        return self._build(
             rows, np.zeros_like(rows), lambda dataset, rows, _: dataset.assemble(rows)
         )
 
-    def _make(self, rows, epochs, make):
+    def _build(self, rows, epochs, build):
+        """Calls build(dataset, rows, epochs) for each corpus and joins the results."""
         rows_B = np.asarray(rows, np.int64)
         epochs_B = np.broadcast_to(epochs, rows_B.shape)
         if len(rows_B) and not 0 <= rows_B.min() <= rows_B.max() < self.num_rows:
             raise IndexError(f"row numbers must lie in [0, {self.num_rows})")
         sources_B = self.sources(rows_B)
         batch: dict[str, np.ndarray] = {}
-        # An empty batch still has its arrays.
+        # A batch of no rows has the same arrays, so it is built from the first corpus.
         for source in np.unique(sources_B) if len(rows_B) else [0]:
-            mine = sources_B == source
-            dataset = self._makers[source]
+            selected_B = sources_B == source
+            dataset = self._datasets[source]
             start = self._ends[source - 1] if source else 0
             size = self._ends[source] - start
-            positions = epochs_B[mine] * size + rows_B[mine] - start
-            found = make(
+            positions = epochs_B[selected_B] * size + rows_B[selected_B] - start
+            arrays = build(
                 dataset, *rows_at(positions, dataset.epoch_ends, _seed(self._seed, source))
             )
-            for name, values in found.items():
+            for name, values in arrays.items():
                 if name not in batch:
                     batch[name] = empty_aligned((len(rows_B), values.shape[1]), values.dtype)
-                batch[name][mine] = values
+                batch[name][selected_B] = values
         return batch
 
 

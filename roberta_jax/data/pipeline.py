@@ -1,13 +1,15 @@
-"""From a step number to its batch, made ahead of time on the host's spare cores.
+"""Iterators over training and evaluation batches, which are built ahead of time by threads.
 
-Training sees the positions p = 0, 1, 2, … of an endless sequence of rows: epoch p // N, and in
-each epoch all N rows in an order of its own (where pairs were sampled several times, the epochs
-take the samples in turn). Step s takes positions s * B to s * B + B - 1, so
-batches straddle epochs, no row is dropped or seen twice in an epoch, and a run resumes at any
-step by starting there. A host makes only the rows that its devices hold.
+Training goes through an endless sequence of rows. Position p of the sequence belongs to epoch
+p // N, and each epoch contains all N rows once, in its own random order. (If pairs were sampled
+several times, the epochs use the samples in turn.) Step s takes the positions from s * B up to, but
+not including, (s + 1) * B, so a batch can contain the end of one epoch and the start of the next.
+There is no iterator state: a run resumes at any step by starting there. A host builds only the rows
+of its own devices.
 
-Two engines run the same function over the steps and give the same bits: tf.data where TensorFlow
-is installed, else a pool of threads (NumPy leaves Python's lock while it works on large arrays).
+Two engines call the same function for each step and give the same bits: tf.data if TensorFlow is
+installed, else a pool of threads. (NumPy releases Python's global lock in operations on large
+arrays.)
 """
 
 import collections
@@ -40,57 +42,58 @@ def train_batches(
     prefetch: int = 8,
     workers: int | None = None,
 ) -> Iterator[Batch]:
-    """The training batches from `start_step` on.
+    """Iterates over the training batches from `start_step` on.
 
     Args:
-      dataset: makes the rows.
+      dataset: The rows: a `PackedDataset` or a `Mixture`.
       batch_size: B, rows in the global batch.
-      seed: of the order of the rows; the masks' seed is the dataset's.
-      start_step: the first step.
-      stop_step: the step after the last; None goes on for ever.
-      local_rows: int64, which of range(B) to make, in this order; None makes all.
-      engine: "tf", "numpy", or "auto" for tf where it is installed.
-      prefetch: how many batches may wait, ready or in the making.
-      workers: threads; None takes half as many as there are cores, at most 8.
+      seed: The seed of the row order. (The seed of the masks is the dataset's.)
+      start_step: The first step.
+      stop_step: The step after the last one. None never stops.
+      local_rows: int64, the rows of the global batch to build, as indices in range(B). None builds
+        all of them.
+      engine: "tf", "numpy", or "auto", which is tf if TensorFlow is installed.
+      prefetch: Maximum number of batches built ahead of time.
+      workers: Number of threads. None uses half the cores, at most 8.
 
     Returns:
-      An iterator of batches (see `PackedDataset`) with len(local_rows) rows. Closing it or letting
-      it go stops its threads.
+      An iterator over batches (see `PackedDataset`) of len(local_rows) rows. Its threads stop when
+      it is closed or garbage-collected.
 
     Raises:
-      UsageError: an unknown engine, tf without TensorFlow, or a corpus or batch without rows.
+      UsageError: The engine is unknown or not installed, or the corpus or the batch has no rows.
     """
-    local_rows = _check(dataset, batch_size, local_rows)
+    local_rows = _check_rows(dataset, batch_size, local_rows)
 
-    def make(step: int) -> Batch:
+    def build_batch(step: int) -> Batch:
         return dataset(*rows_at(step * batch_size + local_rows, dataset.epoch_ends, seed))
 
-    return _run(make, start_step, stop_step, engine, prefetch, workers)
+    return _run(build_batch, start_step, stop_step, engine, prefetch, workers)
 
 
 def rows_at(
     positions: np.ndarray, epoch_ends: np.ndarray, seed: int
 ) -> tuple[np.ndarray, np.ndarray]:
-    """Which row stands where in the endless sequence, and in which epoch.
+    """Returns the rows and epochs at positions of the endless sequence of training rows.
 
     Args:
       positions: int64 [B], from 0.
-      epoch_ends: int64 [D]: epoch e takes, in an order of its own, the rows between the ends
-        number e % D - 1 and e % D. D is 1 unless the corpus was sampled several times.
-      seed: of the orders.
+      epoch_ends: int64 [D], see `PackedDataset`: the ends of the rows of D successive epochs.
+      seed: The seed of the row orders.
 
     Returns:
       (rows, epochs), int64 [B].
     """
-    cycles, places = np.divmod(positions, epoch_ends[-1])
-    parts = np.searchsorted(epoch_ends, places, side="right")
-    epochs = cycles * len(epoch_ends) + parts
-    rows = np.empty_like(places)
-    for part in np.unique(parts):
-        mine = parts == part
-        start = epoch_ends[part - 1] if part else 0
-        size = int(epoch_ends[part] - start)
-        rows[mine] = start + hashing.permute(places[mine] - start, size, seed, epochs[mine])
+    cycles, offsets = np.divmod(positions, epoch_ends[-1])
+    duplicates = np.searchsorted(epoch_ends, offsets, side="right")
+    epochs = cycles * len(epoch_ends) + duplicates
+    rows = np.empty_like(offsets)
+    for duplicate in np.unique(duplicates):
+        selected = duplicates == duplicate
+        start = epoch_ends[duplicate - 1] if duplicate else 0
+        size = int(epoch_ends[duplicate] - start)
+        index = offsets[selected] - start
+        rows[selected] = start + hashing.permute(index, size, seed, epochs[selected])
     return rows, epochs
 
 
@@ -105,26 +108,32 @@ def eval_batches(
     prefetch: int = 4,
     workers: int | None = None,
 ) -> Iterator[Batch]:
-    """Every row once, with masks that depend on (seed, row) alone.
+    """Iterates once over all rows, with masks that depend on (seed, row) alone.
 
-    The rows come in a random order that is fixed by the seed, so that the first `max_rows` are a
-    fair sample of the corpus. The last batch is filled up with rows whose weights are all 0.
+    The rows are in a random order given by the seed, so that the first `max_rows` are a random
+    sample of the corpus. The last batch is padded with rows whose weights are all 0.
 
     Args:
-      dataset: makes the rows; its own seed plays no part.
+      dataset: The rows. Its own seed is not used.
       batch_size: B, rows in the global batch.
-      seed: of the masks and the order.
-      max_rows: score at most so many rows; None scores all.
-      local_rows, engine, prefetch, workers: as for `train_batches`.
+      seed: The seed of the masks and the order.
+      max_rows: Maximum number of rows to score. None scores all rows.
+      local_rows: See `train_batches`.
+      engine: See `train_batches`.
+      prefetch: See `train_batches`.
+      workers: See `train_batches`.
+
+    Returns:
+      An iterator over batches, see `train_batches`.
 
     Raises:
-      UsageError: as for `train_batches`.
+      UsageError: `max_rows` is less than 1, or see `train_batches`.
     """
-    local_rows = _check(dataset, batch_size, local_rows)
+    local_rows = _check_rows(dataset, batch_size, local_rows)
     all_rows = eval_rows(dataset, seed, max_rows)
     dataset = dataset.with_seed(seed)
 
-    def make(step: int) -> Batch:
+    def build_batch(step: int) -> Batch:
         index = step * batch_size + local_rows
         rows = all_rows[np.minimum(index, len(all_rows) - 1)]
         batch = dataset(rows, np.zeros_like(rows))
@@ -133,99 +142,116 @@ def eval_batches(
                 batch[name][index >= len(all_rows)] = 0
         return batch
 
-    return _run(make, 0, -(-len(all_rows) // batch_size), engine, prefetch, workers)
+    num_steps = -(-len(all_rows) // batch_size)
+    return _run(build_batch, 0, num_steps, engine, prefetch, workers)
 
 
 def eval_rows(dataset: PackedDataset, seed: int, max_rows: int | None = None) -> np.ndarray:
-    """int64 [R]: the rows that `eval_batches` scores, in its order."""
+    """int64 [R]: the rows of `eval_batches`, in order."""
     if max_rows is not None and max_rows < 1:
-        raise UsageError(f"eval.max_rows is {max_rows}, but there must be a row to score")
+        raise UsageError(
+            f"--config.eval.max_rows is {max_rows}, but at least one row must be scored: use a "
+            "number from 1, or leave it unset to score all rows"
+        )
     num_rows = dataset.num_rows if max_rows is None else min(max_rows, dataset.num_rows)
     return hashing.permute(np.arange(num_rows), dataset.num_rows, seed, 0)
 
 
-def _check(dataset: PackedDataset, batch_size: int, local_rows: np.ndarray | None) -> np.ndarray:
-    """The rows to make, after looking at the sizes."""
+def _check_rows(
+    dataset: PackedDataset, batch_size: int, local_rows: np.ndarray | None
+) -> np.ndarray:
+    """Checks the sizes; returns `local_rows`, or all rows of the batch if it is None."""
     if dataset.num_rows < 1:
-        raise UsageError("the corpus holds no rows: give data.* a source with some text")
+        raise UsageError(
+            "the corpus holds no rows: name a source with some text, such as "
+            "--config.data.files='text/*.txt'"
+        )
     if batch_size < 1:
-        raise UsageError(f"the batch size is {batch_size}, but a batch holds at least one row")
+        raise UsageError(
+            f"the batch size is {batch_size}, but a batch holds at least one row "
+            "(--config.train.batch_size, --config.eval.batch_size)"
+        )
     local_rows = np.arange(batch_size) if local_rows is None else np.asarray(local_rows, np.int64)
     if local_rows.size and not 0 <= local_rows.min() <= local_rows.max() < batch_size:
-        raise ValueError(f"local_rows must lie in [0, {batch_size}), the global batch's rows")
+        raise ValueError(f"local_rows must lie in [0, {batch_size}), the rows of the global batch")
     return local_rows
 
 
 def _run(
-    make: Callable[[int], Batch],
+    build_batch: Callable[[int], Batch],
     start: int,
     stop: int | None,
     engine: str,
     prefetch: int,
     workers: int | None,
 ) -> Iterator[Batch]:
-    """make(start), make(start + 1), … in order, some ahead of their use."""
+    """Yields build_batch(start), build_batch(start + 1), ... in order, built ahead of time."""
     if engine not in ENGINES:
-        raise UsageError(f"data.engine is {engine!r}, but it must be one of {', '.join(ENGINES)}")
+        raise UsageError(
+            f"--config.data.engine is {engine!r}, but it must be one of {', '.join(ENGINES)}"
+        )
     has_tensorflow = importlib.util.find_spec("tensorflow") is not None
     if engine == "tf" and not has_tensorflow:
         raise UsageError(
-            "data.engine is 'tf', but TensorFlow is not installed: install the extra `data` "
-            "(pip install -e '.[data]'), or use data.engine=numpy, which gives the same batches"
+            "--config.data.engine is 'tf', but TensorFlow is not installed: install the extra "
+            "`data` (pip install -e '.[data]'), or use --config.data.engine=numpy, which gives the "
+            "same batches"
         )
     workers = workers or _default_workers()
     prefetch = max(prefetch, workers)
     if engine == "numpy" or not has_tensorflow:
-        return _run_threads(make, start, stop, prefetch, workers)
-    return _run_tensorflow(make, start, stop, prefetch, workers)
+        return _run_threads(build_batch, start, stop, prefetch, workers)
+    return _run_tensorflow(build_batch, start, stop, prefetch, workers)
 
 
 def _default_workers() -> int:
-    """Half the cores, at most 8: the step needs the rest, and one thread makes 10^8 tokens a second
-    where the text is in memory. More than one is for slow disks and for costlier masking; working
-    flat out, they mostly wait for one another at Python's lock.
+    """Half the cores, at most 8.
+
+    The training step needs the other cores. One thread builds some 10^8 tokens per second if the
+    text is in memory. More threads help with slow disks and with word and span masking; otherwise
+    they mostly wait for Python's global lock.
     """
     on_linux = hasattr(os, "sched_getaffinity")
     cores = len(os.sched_getaffinity(0)) if on_linux else os.cpu_count() or 1
     return max(1, min(cores // 2, 8))
 
 
-def _run_threads(make, start, stop, prefetch, workers):
-    """A pool of threads whose results are taken in the order of the steps."""
+def _run_threads(build_batch, start, stop, prefetch, workers):
+    """Builds batches in a pool of threads and yields them in the order of the steps."""
     steps = itertools.count(start) if stop is None else iter(range(start, stop))
     pool = concurrent.futures.ThreadPoolExecutor(workers, thread_name_prefix="batches")
     pending = collections.deque()
     try:
         for step in itertools.islice(steps, prefetch):
-            pending.append(pool.submit(make, step))
+            pending.append(pool.submit(build_batch, step))
         while pending:
-            batch = pending.popleft().result()  # raises what make raised
-            pending.extend(pool.submit(make, step) for step in itertools.islice(steps, 1))
+            batch = pending.popleft().result()  # raises the exceptions of build_batch
+            pending.extend(pool.submit(build_batch, step) for step in itertools.islice(steps, 1))
             yield batch
-    finally:  # also when the consumer closes the generator or lets it go
+    finally:  # also when the generator is closed or garbage-collected
         pool.shutdown(wait=True, cancel_futures=True)
 
 
-def _run_tensorflow(make, start, stop, prefetch, workers):
-    """tf.data over the step numbers, with the work done in NumPy."""
-    import tensorflow as tf  # here, because it takes seconds and half a gigabyte
+def _run_tensorflow(build_batch, start, stop, prefetch, workers):
+    """Maps build_batch over the step numbers with tf.data; the work itself is done by NumPy."""
+    import tensorflow as tf  # lazily, because it takes seconds and half a gigabyte
 
-    # The accelerators are JAX's; TensorFlow would reserve their memory. Too late, and an error, if
-    # the caller has used TensorFlow before: then it has them already.
+    # Hide the accelerators, whose memory TensorFlow would reserve. This raises RuntimeError if the
+    # caller has already used TensorFlow, which then holds them anyway.
     with contextlib.suppress(RuntimeError):
         for kind in ("GPU", "TPU"):
             tf.config.set_visible_devices([], kind)
 
-    # tf.data sees the step numbers alone. The batches themselves pass it by: turning each array
-    # into a tensor and back costs half as much again as making it.
-    ready: dict[int, Batch] = {}
-    failures = []  # tf.data turns exceptions into its own and loses their type
+    # tf.data handles only the step numbers. The batches are passed in a dict: converting arrays to
+    # tensors and back would add half of the time that building them takes.
+    batches: dict[int, Batch] = {}
+    errors = []  # tf.data converts exceptions to its own and loses their type
 
-    def make_ready(step):
+    def store_batch(step):
         try:
-            ready[int(step)] = make(int(step))
+            batches[int(step)] = build_batch(int(step))
         except Exception as error:
-            failures.append(error)
+            errors.append(error)
             raise
         return step
 
@@ -234,11 +260,11 @@ def _run_tensorflow(make, start, stop, prefetch, workers):
     options.autotune.enabled = False
     options.threading.private_threadpool_size = workers
     steps = tf.data.Dataset.range(start, np.iinfo(np.int64).max if stop is None else stop)
-    made = steps.map(
-        lambda step: tf.numpy_function(make_ready, [step], tf.int64), num_parallel_calls=workers
+    stored = steps.map(
+        lambda step: tf.numpy_function(store_batch, [step], tf.int64), num_parallel_calls=workers
     )
     try:
-        for step in made.prefetch(prefetch).with_options(options).as_numpy_iterator():
-            yield ready.pop(int(step))
+        for step in stored.prefetch(prefetch).with_options(options).as_numpy_iterator():
+            yield batches.pop(int(step))
     except tf.errors.OpError as error:
-        raise failures[0] if failures else error from None
+        raise errors[0] if errors else error from None

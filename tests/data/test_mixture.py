@@ -123,7 +123,7 @@ def test_rows_are_those_of_the_corpora(datasets, mixture):
     assert set(sources) == {0, 1, 2}
     for number, dataset in enumerate(datasets):
         mine = sources == number
-        seed = recorded(datasets)._makers[number].seed
+        seed = recorded(datasets)._datasets[number].seed
         own = dataset.with_seed(seed)(asked[mine, 0], asked[mine, 1])
         assert_equal({name: array[mine] for name, array in batch.items()}, own)
 
@@ -208,7 +208,7 @@ def test_every_row_of_the_mixture_once_an_epoch_through_the_pipeline(datasets):
         mixture, batch_size=1, seed=5, start_step=0, stop_step=stop, engine="numpy", workers=1
     )
     seen = np.concatenate([batch["seen"] for batch in batches])
-    seeds = [dataset.seed % 2**62 for dataset in mixture._makers]
+    seeds = [dataset.seed % 2**62 for dataset in mixture._datasets]
     for number, (dataset, weight) in enumerate(zip(datasets, (1, 3, 2), strict=True)):
         for half in np.split(seen, 2):
             counts = np.bincount(half[half[:, 2] == seeds[number], 0], minlength=dataset.num_rows)
