@@ -6,6 +6,7 @@ import numpy as np
 
 from roberta_jax.data.batches import PackedDataset
 from roberta_jax.data.masking import Masking
+from roberta_jax.data.packing import formats
 from roberta_jax.data.packing import index as packing
 from roberta_jax.data.store import token_store
 
@@ -70,7 +71,7 @@ def share_rows(store: token_store.TokenStore, seq_len: int, max_inputs: int = 3)
             rows[-1] += 1
             room -= length + 1
             members += 1
-    inputs = np.array(inputs, packing.INPUT)
+    inputs = np.array(inputs, formats.INPUT)
     return packing.PackedIndex(
         inputs=inputs,
         rows=np.array(rows, np.int64),

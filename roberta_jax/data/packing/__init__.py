@@ -1,1 +1,1 @@
-"""Packing: which tokens make an input and which inputs share a row."""
+"""Packing: divides the text into inputs and assigns inputs to rows."""

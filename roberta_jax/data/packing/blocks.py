@@ -1,11 +1,13 @@
-"""Inputs that are one run of lines: FULL-SENTENCES, DOC-SENTENCES, and single sentences.
+"""Inputs of consecutive lines: FULL-SENTENCES, DOC-SENTENCES and single sentences.
 
-These are fairseq's break modes `complete`, `complete_doc` and `eos` (`token_block_utils_fast.pyx`):
-take whole lines until the next one does not fit; never cut a sentence. Where fairseq lets a line
-that is longer than an input overflow it, here the line is cut into pieces of an input's length and
-a rest, and the rest goes on like any other line.
+These are fairseq's break modes `complete`, `complete_doc` and `eos` (`token_block_utils_fast.pyx`).
+An input takes whole lines until the next one does not fit. There is one difference: in fairseq a
+line that is longer than an input overflows it; here the line is cut into pieces of an input's
+length and a rest, and the rest is treated like any other line.
 
-All functions take one shard's ends as `TokenStore` has them, and give starts and lengths within it.
+A line is a sentence with its `</s>`, or the blank line, a lone `</s>`, that ends a document. All
+functions take the ends of one shard's lines and documents, and return starts and lengths in tokens
+from the start of the shard.
 
 Letters in array names: S lines, D documents, N inputs.
 """
@@ -17,11 +19,11 @@ import numpy as np
 
 
 def full_sentences(line_ends_S: np.ndarray, block: int) -> tuple[np.ndarray, np.ndarray]:
-    """Whole lines, blank ones included, until the next does not fit; across documents.
+    """Inputs of whole lines, blank ones included, that may cross document boundaries.
 
     Args:
       line_ends_S: int64, ascending exclusive ends of the lines, in tokens; no line is empty.
-      block: the most tokens an input takes.
+      block: Maximum number of tokens of an input.
 
     Returns:
       (starts, lengths), int64 [N].
@@ -33,12 +35,15 @@ def full_sentences(line_ends_S: np.ndarray, block: int) -> tuple[np.ndarray, np.
 def doc_sentences(
     line_ends_S: np.ndarray, document_ends_D: np.ndarray, block: int
 ) -> tuple[np.ndarray, np.ndarray]:
-    """The same within each document, whose closing blank line is left out, as in fairseq.
+    """Inputs of whole lines of one document, without its final blank line, as in fairseq.
 
     Args:
-      line_ends_S: as for `full_sentences`; a document's last line is the blank one.
+      line_ends_S: See `full_sentences`. The last line of a document is the blank one.
       document_ends_D: int64, exclusive ends of the documents, in tokens.
-      block: the most tokens an input takes.
+      block: Maximum number of tokens of an input.
+
+    Returns:
+      (starts, lengths), int64 [N].
     """
     ends_S = _cut_long_lines(line_ends_S, block)
     blank_D = np.searchsorted(ends_S, document_ends_D)
@@ -49,29 +54,32 @@ def doc_sentences(
 def sentences(
     line_ends_S: np.ndarray, document_ends_D: np.ndarray, block: int
 ) -> tuple[np.ndarray, np.ndarray]:
-    """Each line an input of its own, blank ones left out; arguments as for `doc_sentences`."""
+    """Inputs of one line each, without blank lines; the arguments are those of `doc_sentences`."""
     ends_S = _cut_long_lines(line_ends_S, block)
     lengths_S = np.diff(ends_S, prepend=0)
-    text_S = np.ones(len(ends_S), bool)
-    text_S[np.searchsorted(ends_S, document_ends_D)] = False
-    return (ends_S - lengths_S)[text_S], lengths_S[text_S]
+    is_text_S = np.ones(len(ends_S), bool)
+    is_text_S[np.searchsorted(ends_S, document_ends_D)] = False
+    return (ends_S - lengths_S)[is_text_S], lengths_S[is_text_S]
 
 
 def _fill(
     ends_S: np.ndarray, stops_G: np.ndarray, starts_G: np.ndarray, block: int
 ) -> tuple[np.ndarray, np.ndarray]:
-    """Fills inputs within each of G groups of lines.
+    """Fills inputs with the lines of each of G groups. No input crosses groups.
 
     Args:
-      ends_S: ends of the lines, none longer than `block`.
-      stops_G: number of the line after each group's last; what lies between two groups is left out.
-      starts_G: each group's first token.
-      block: the most tokens an input takes.
+      ends_S: Ends of the lines, none longer than `block`.
+      stops_G: The index of the line after each group's last. Lines between groups are left out.
+      starts_G: Each group's first token.
+      block: Maximum number of tokens of an input.
+
+    Returns:
+      (starts, lengths), int64 [N].
     """
     view = memoryview(np.ascontiguousarray(ends_S))
     starts, stops = array.array("q"), array.array("q")
-    # Each input's end depends on the one before, so this is a loop; a line has a token at least,
-    # which bounds how far ahead to look.
+    # Each input starts where the previous one ends, so this is a loop. A line has at least one
+    # token, so an input has at most `block` lines, which bounds the binary search.
     for stop, end in zip(stops_G.tolist(), starts_G.tolist(), strict=True):
         line = bisect.bisect_right(view, end)
         while line < stop:
@@ -86,7 +94,7 @@ def _fill(
 
 
 def _cut_long_lines(line_ends_S: np.ndarray, block: int) -> np.ndarray:
-    """Adds an end after each `block` tokens of a line that is longer than that."""
+    """Returns the line ends, with an end added after every `block` tokens of longer lines."""
     lengths_S = np.diff(line_ends_S, prepend=0)
     long = np.flatnonzero(lengths_S > block)
     if not len(long):

@@ -8,14 +8,8 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from configs.pretrain import get_config
-from roberta_jax.data.packing import index as packing
-from roberta_jax.data.packing.index import (
-    FORMATS,
-    MAX_INPUTS,
-    PAIR_FORMATS,
-    PairOptions,
-    load_or_pack,
-)
+from roberta_jax.data.packing.formats import FORMATS, MAX_INPUTS, PairOptions
+from roberta_jax.data.packing.index import PAIR_FORMATS, load_or_pack
 from roberta_jax.data.store import build, layout
 from roberta_jax.data.store.token_store import write_store
 from roberta_jax.data.text import corpus
@@ -143,7 +137,7 @@ def check_pairs(store, packed, format, options):
 def test_single_inputs(tmp_path_factory, documents, seq_len, shard_tokens):
     folder = tmp_path_factory.mktemp("store")
     store = write_store(folder, documents, vocab_size=100, shard_tokens=shard_tokens)
-    for format in packing.SINGLE_FORMATS:
+    for format in set(FORMATS) - set(PAIR_FORMATS):
         packed = load_or_pack(store, format, seq_len)
         assert packed.num_separators == 0
         assert len(packed.duplicate_ends) == 1
