@@ -118,7 +118,7 @@ def test_a_finished_cache_may_be_read_only(make_config, monkeypatch):
         raise AssertionError("takes a lock, which is a file to write")
 
     monkeypatch.setattr(prepare_module, "only_process", only_process)
-    monkeypatch.setattr("roberta_jax.data.store.build.only_process", only_process)
+    monkeypatch.setattr("roberta_jax.data.store.build.folder_lock", only_process)
     assert quiet(make_config()).train.folder == wanted
 
 

@@ -1,1 +1,1 @@
-"""From text to batches, in NumPy; TensorFlow only drives the pipeline."""
+"""The data pipeline from text to batches, in NumPy; TensorFlow is optional."""

@@ -1,1 +1,1 @@
-"""The token store: tokenised text in memory-mapped shards."""
+"""The token store: tokenized text in memory-mapped shards."""

@@ -1,10 +1,12 @@
-"""From a corpus to its two token stores, train/ and heldout/, with many processes.
+"""Builds the two token stores of a corpus, train/ and heldout/, with several processes.
 
-This process cuts the text into chunks of some 8 MB; a worker makes of each chunk documents, of
-these sentences, of these ids, and writes a part; this process puts parts into shards (`assembly`).
+The main process divides the text into chunks of some 8 MB. A worker splits a chunk into documents
+and sentences, encodes them and writes a part. The main process joins the parts into shards (see
+`shards`).
 
-Chunks are cut by bytes alone and put together in order, so the stores are the same byte for byte
-for any number of workers and after any number of kills. Finished parts are not made again.
+The chunks depend only on the bytes of the text, and parts are joined in order. The stores are
+therefore the same byte for byte for any number of workers, and after any number of interruptions.
+Finished parts are not built again.
 """
 
 import collections
@@ -22,15 +24,15 @@ import time
 from collections.abc import Iterator
 from concurrent.futures.process import BrokenProcessPool
 
-import filelock
 import tqdm.auto
 
 from roberta_jax.data.store.layout import INDEX, lay_out, new_hash, token_dtype
-from roberta_jax.data.store.shards import HELDOUT, TRAIN, Assembly, write_part
+from roberta_jax.data.store.shards import HELDOUT, TRAIN, ShardWriter, write_part
 from roberta_jax.data.store.token_store import TokenStore
 from roberta_jax.data.text.corpus import Corpus, Piece, is_heldout
 from roberta_jax.data.text.sentences import split_sentences
 from roberta_jax.errors import UsageError
+from roberta_jax.storage.locks import exclusive_lock
 from roberta_jax.tokenizer import RobertaTokenizer
 from roberta_jax.tokenizer.bulk import BulkEncoder
 
@@ -39,12 +41,12 @@ CHUNK_BYTES = 8 << 20
 
 @dataclasses.dataclass(frozen=True)
 class Recipe:
-    """How a corpus is split.
+    """How a corpus is divided into stores and sentences.
 
     Attributes:
-      validation_fraction: The share of documents, in [0, 1), that goes to the held-out store.
+      validation_fraction: Fraction of the documents, in [0, 1), in the held-out store.
       sentences: "split" or "lines", see `split_sentences`.
-      language: Code of the language, for "split".
+      language: The language code, for "split".
     """
 
     validation_fraction: float
@@ -61,36 +63,36 @@ def build_stores(
     workers: int | None = None,
     progress: bool = False,
 ) -> tuple[TokenStore, TokenStore]:
-    """Makes the stores train/ and heldout/ in `folder`, or opens them if they are there.
+    """Opens the stores train/ and heldout/ in `folder`; builds them first if necessary.
 
-    A process that comes while another builds the same stores waits for it.
+    If another process is building the same stores, this one waits for it.
 
     Args:
-      folder: Belongs to this corpus, tokenizer and recipe alone: its name tells them apart.
+      folder: A folder for this corpus, tokenizer and recipe only; its name must identify them.
       corpus: The text.
-      tokenizer: Makes the ids.
-      recipe: How to split.
-      workers: Number of processes; None for one on each core.
+      tokenizer: Encodes the text.
+      recipe: How the corpus is divided.
+      workers: Number of processes. None uses one for each core.
       progress: Whether to show a progress bar.
 
     Raises:
-      UsageError: The text cannot be read, a worker died, or a store there is damaged.
-      OSError: Writing failed: no room, no permission.
+      UsageError: The text cannot be read, a worker died, or a store in the folder is damaged.
+      OSError: Writing failed because of lacking space or permission.
     """
 
-    def there() -> bool:
+    def is_complete() -> bool:
         return all((folder / side / INDEX).exists() for side in (TRAIN, HELDOUT))
 
-    if not there():  # otherwise nothing is written, so that a mount may be read-only
-        with only_process(folder, progress):
-            if not there():
+    if not is_complete():  # if it is, nothing is written, so the folder can be read-only
+        with folder_lock(folder, progress):
+            if not is_complete():
                 workers = workers or len(_usable_cores())
                 _build(folder, _Encoder(corpus, tokenizer, recipe), workers, progress)
     return TokenStore.open(folder / TRAIN), TokenStore.open(folder / HELDOUT)
 
 
 def content_hash(corpus: Corpus) -> str:
-    """The hash of all text of a corpus, as `build_stores` put it into the index: "text_blake2b"."""
+    """The hash of a corpus's text, which `build_stores` writes into the index ("text_blake2b")."""
     hasher = new_hash()
     for piece in corpus.pieces():
         hasher.update(piece.data)
@@ -98,24 +100,28 @@ def content_hash(corpus: Corpus) -> str:
 
 
 @contextlib.contextmanager
-def only_process(folder: pathlib.Path, progress: bool) -> Iterator[None]:
-    """Lets one process at a time work on a folder; the lock of one that dies is free at once."""
-    folder.parent.mkdir(parents=True, exist_ok=True)
-    lock = filelock.FileLock(folder.with_name(folder.name + ".lock"))
-    try:
-        lock.acquire(timeout=0)
-    except filelock.Timeout:
+def folder_lock(folder: pathlib.Path, progress: bool) -> Iterator[None]:
+    """Holds an exclusive lock on a folder; waits if another process holds it.
+
+    Args:
+      folder: The folder, which need not exist. The lock file is created beside it.
+      progress: Whether to print a line before waiting.
+    """
+
+    def report_wait() -> None:
         if progress:
             print(f"Waiting for another process that prepares {folder}", file=sys.stderr)
-        lock.acquire()
-    try:
+
+    folder.parent.mkdir(parents=True, exist_ok=True)
+    with exclusive_lock(folder.with_name(folder.name + ".lock"), on_wait=report_wait):
         yield
-    finally:
-        lock.release()
+
+
+only_process = folder_lock  # the former name, which `pretraining.text` imports
 
 
 class _Encoder:
-    """All that a worker needs; makes a part of a chunk. Pickles."""
+    """Encodes chunks of text in a worker process; can be pickled."""
 
     def __init__(self, corpus: Corpus, tokenizer: RobertaTokenizer, recipe: Recipe):
         self.corpus, self.tokenizer, self.recipe = corpus, tokenizer, recipe
@@ -148,32 +154,33 @@ class _Encoder:
 
 
 def _build(folder: pathlib.Path, encoder: _Encoder, workers: int, progress: bool) -> None:
-    assembly = Assembly(folder, encoder.dtype)
+    writer = ShardWriter(folder, encoder.dtype)
     corpus, tokenizer = encoder.corpus, encoder.tokenizer
     hasher = new_hash()
     chunks = enumerate(_chunks(corpus.pieces(), hasher))
     first = list(itertools.islice(chunks, 2))
     if len(first) < 2:
         workers = 1  # starting processes takes longer than encoding one chunk
-    waiting: dict[concurrent.futures.Future, list[Piece]] = {}
+    pending: dict[concurrent.futures.Future, list[Piece]] = {}
     with _Bar(corpus.size, progress) as bar, _pool(encoder, workers) as submit:
 
         def collect(at_most: int) -> None:
-            while len(waiting) > at_most:
-                done = concurrent.futures.wait(waiting, return_when="FIRST_COMPLETED").done
-                for future in done:
-                    pieces = waiting.pop(future)
-                    assembly.add(_result(future))
-                    bar.advance(pieces, assembly.counts)
+            """Adds finished parts until at most this many are pending."""
+            while len(pending) > at_most:
+                completed = concurrent.futures.wait(pending, return_when="FIRST_COMPLETED").done
+                for future in completed:
+                    pieces = pending.pop(future)
+                    writer.add(_result(future))
+                    bar.advance(pieces, writer.counts)
 
         for number, pieces in itertools.chain(first, chunks):
-            if assembly.has(number):
-                bar.advance(pieces, assembly.counts)
+            if writer.has(number):
+                bar.advance(pieces, writer.counts)
                 continue
-            waiting[submit(assembly.building, number, pieces)] = pieces
-            collect(at_most=2 * workers)  # what is in memory, and in the queue, is bounded
+            pending[submit(writer.building, number, pieces)] = pieces
+            collect(at_most=2 * workers)  # bounds the memory
         collect(at_most=0)
-    assembly.finish(
+    writer.finish(
         vocab_size=len(tokenizer),
         eos_id=tokenizer.eos_token_id,
         fingerprint=tokenizer.fingerprint(),
@@ -186,7 +193,7 @@ def _build(folder: pathlib.Path, encoder: _Encoder, workers: int, progress: bool
 
 
 def _chunks(pieces: Iterator[Piece], hasher) -> Iterator[list[Piece]]:
-    """Groups pieces into chunks of at least CHUNK_BYTES (the last is shorter); hashes them all."""
+    """Groups pieces into chunks of at least CHUNK_BYTES, except the last; hashes all of them."""
     chunk: list[Piece] = []
     size = 0
     for piece in pieces:
@@ -201,7 +208,7 @@ def _chunks(pieces: Iterator[Piece], hasher) -> Iterator[list[Piece]]:
 
 
 class _Bar:
-    """The progress bar: how far through the files, and how fast in bytes of text."""
+    """A progress bar over the bytes of the files, with the speed in bytes of text."""
 
     def __init__(self, size: int | None, show: bool):
         self._text_bytes = 0
@@ -232,11 +239,11 @@ class _Bar:
 
 @contextlib.contextmanager
 def _pool(encoder: _Encoder, workers: int):
-    """Gives `submit(*arguments) -> Future`, which runs `encoder(*arguments)` in some process."""
+    """Yields `submit(*arguments) -> Future`, which runs `encoder(*arguments)` in a process."""
     if workers == 1:
         yield lambda *arguments: _run_here(encoder, *arguments)
         return
-    # Forking a process in which JAX or TensorFlow has started threads can hang: start afresh.
+    # Spawn, because forking a process in which JAX or TensorFlow has started threads can hang.
     executor = concurrent.futures.ProcessPoolExecutor(
         workers, multiprocessing.get_context("spawn"), _start_worker, (encoder,)
     )
@@ -259,10 +266,10 @@ def _run_here(encoder: _Encoder, *arguments) -> concurrent.futures.Future:
 
 @contextlib.contextmanager
 def _without_main():
-    """Hides where `__main__` came from, so that new processes do not run it again.
+    """Hides the origin of `__main__`, so that new processes do not import the user's script.
 
-    They would import the user's script, and with it JAX; a script or notebook need not guard
-    itself with `if __name__ == "__main__"` against that.
+    The script would import JAX in each process. Without this, scripts would also need the guard
+    `if __name__ == "__main__"`.
     """
     main = sys.modules["__main__"]
     hidden = {name: vars(main)[name] for name in ("__file__", "__spec__") if name in vars(main)}
@@ -279,9 +286,9 @@ def _result(future: concurrent.futures.Future) -> int:
         return future.result()
     except BrokenProcessPool as error:
         raise UsageError(
-            "A worker process died while preparing text; most often memory ran out. What was "
-            "finished is kept: run the command again, with a smaller config.data.num_workers (now "
-            "one for each core, or what you set)."
+            "A worker process died while preparing text, most likely because memory ran out. "
+            "Finished parts are kept: run the command again with fewer processes, such as "
+            "--config.data.num_workers=1 (the default is one for each core)."
         ) from error
 
 
@@ -291,13 +298,13 @@ _encoder: _Encoder  # in a worker process
 def _start_worker(encoder: _Encoder) -> None:
     global _encoder
     _encoder = encoder
-    signal.signal(signal.SIGINT, signal.SIG_IGN)  # Ctrl-C is the parent's to handle
+    signal.signal(signal.SIGINT, signal.SIG_IGN)  # the parent handles Ctrl-C
     os.environ["TOKENIZERS_PARALLELISM"] = "false"  # the processes are the parallelism
     threading.Thread(target=_die_with_parent, daemon=True).start()
 
 
 def _die_with_parent() -> None:
-    """Ends a worker whose parent was killed; it would wait for work forever."""
+    """Ends a worker whose parent was killed, which would otherwise wait for work forever."""
     multiprocessing.parent_process().join()
     os._exit(1)
 

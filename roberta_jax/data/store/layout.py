@@ -1,69 +1,68 @@
-"""How a token store lies on disk, and how it is written; `token_store` reads it.
+"""The on-disk format of a token store, and functions that write it; `token_store` reads it.
 
-Tokens lie as fairseq lays them: the ids of a sentence, then `</s>`; a document is closed by one
-more `</s>`, which counts as a sentence of length 1 (fairseq's blank line). So FULL-SENTENCES
-(fairseq's `complete` mode) is a contiguous slice of a shard.
+The tokens are in fairseq's order: the ids of each sentence, then `</s>`, and one more `</s>` at the
+end of each document, which counts as a sentence of length 1 (fairseq's blank line). An input in the
+format FULL-SENTENCES (fairseq's `complete` mode) is therefore a contiguous slice of a shard.
 
 A store is one folder:
 
     index.json                      counts, the tokenizer's fingerprint, sizes, hashes; written last
     00000.tokens.npy                uint16 or uint32 [T]
-    00000.sentence_ends.npy         int64 [S], exclusive ends in tokens within the shard
+    00000.sentence_ends.npy         int64 [S], exclusive ends in tokens from the shard's start
     00000.document_ends.npy         int64 [D], the same for documents
     00001.tokens.npy                ...
 
-A shard ends where a document ends and is of bounded size, so nothing that reads a store needs to
-hold more than one shard. A folder without `index.json` is no store: whatever was killed while
-writing left none.
+A shard holds whole documents and its size is bounded, so a reader never needs more than one shard
+in memory. A folder without `index.json` is not a complete store.
 
 Letters in array names: T tokens, S sentences, D documents.
 """
 
 import hashlib
 import io
-import json
-import os
 import pathlib
-import secrets
 from collections.abc import Sequence
 from typing import Any
 
 import numpy as np
+
+from roberta_jax.storage.atomic import replace_file, temporary_path, write_json
 
 FORMAT = "roberta_jax token store"
 VERSION = 1
 INDEX = "index.json"
 ARRAYS = ("tokens", "sentence_ends", "document_ends")
 COUNTS = ("num_tokens", "num_sentences", "num_documents")
-# 256 MB of uint16: some 300 shards for the paper's 160 GB of text, each one open file at most.
+# 256 MB of uint16. The paper's 160 GB of text give some 300 shards, each of them one open file.
 SHARD_TOKENS = 1 << 27
 
 
 def token_dtype(vocab_size: int) -> np.dtype:
-    """The smallest dtype that holds ids below `vocab_size`: uint16 up to 65536, else uint32."""
+    """The dtype of token ids: uint16 for vocabularies of up to 65536 ids, else uint32."""
     return np.dtype("<u2") if vocab_size <= 1 << 16 else np.dtype("<u4")
 
 
 def array_path(folder: pathlib.Path, name: str, array: str) -> pathlib.Path:
-    """Where the array (one of `ARRAYS`) of the shard `name` lies."""
+    """The file of an array (one of `ARRAYS`) of the shard `name`."""
     return folder / f"{name}.{array}.npy"
 
 
 def lay_out(
     ids_T: np.ndarray, sentence_lengths_S: np.ndarray, document_lengths_D: np.ndarray, eos_id: int
 ) -> tuple[np.ndarray, np.ndarray, np.ndarray]:
-    """Puts the `</s>`s in: after each sentence, and one more after each document.
+    """Adds a `</s>` after each sentence and one more after each document.
 
     Args:
-      ids_T: ids of all sentences, end to end, without special tokens.
-      sentence_lengths_S: tokens in each sentence.
-      document_lengths_D: sentences in each document.
-      eos_id: the id of `</s>`.
+      ids_T: The ids of all sentences, concatenated, without special tokens.
+      sentence_lengths_S: Number of tokens of each sentence.
+      document_lengths_D: Number of sentences of each document.
+      eos_id: The id of `</s>`.
 
     Returns:
-      (tokens, sentence_ends, document_ends) as a shard holds them; dtypes of `ids_T`, int64, int64.
+      (tokens, sentence_ends, document_ends), the arrays of a shard. `tokens` has the dtype of
+      `ids_T`, the others are int64.
     """
-    # In lines, as fairseq counts them: a document has a line for each sentence and an empty one.
+    # A line is a sentence or the blank line that ends a document, as in fairseq.
     line_ends_D = np.cumsum(np.asarray(document_lengths_D, np.int64) + 1)
     is_sentence = np.ones(len(sentence_lengths_S) + len(line_ends_D), bool)
     is_sentence[line_ends_D - 1] = False
@@ -84,16 +83,17 @@ def write_shard(
     dtype: np.dtype,
     parts: Sequence[tuple[np.ndarray, np.ndarray, np.ndarray]],
 ) -> dict[str, Any]:
-    """Writes one shard's files, each under a temporary name, then renamed.
+    """Writes the files of one shard, each of them atomically.
 
     Args:
-      folder: the store's folder.
-      name: stem of the files.
-      dtype: of the tokens.
-      parts: (tokens, sentence_ends, document_ends) of each part, counted from the part's start.
+      folder: The store's folder.
+      name: The stem of the file names.
+      dtype: The dtype of the tokens.
+      parts: (tokens, sentence_ends, document_ends) of each part of the shard. The ends count from
+        the start of the part.
 
     Returns:
-      Its entry for the index: the name, its counts, and each file's size and hash.
+      The shard's entry in the index: name, counts, and the size and hash of each file.
     """
     starts = np.cumsum([0] + [len(tokens) for tokens, _, _ in parts])
     arrays = {
@@ -119,9 +119,8 @@ def write_shard(
 def _write_array(
     path: pathlib.Path, dtype: np.dtype, parts: Sequence[np.ndarray]
 ) -> dict[str, Any]:
-    """Writes parts, end to end, as one `.npy` file; returns its size and the hash of its bytes."""
-    temporary = temporary_name(path)
-    with temporary.open("wb") as file:
+    """Writes the concatenated parts as one `.npy` file; returns its size and hash."""
+    with replace_file(path) as temporary, temporary.open("wb") as file:
         header = {
             "descr": np.lib.format.dtype_to_descr(dtype),
             "fortran_order": False,
@@ -137,7 +136,6 @@ def _write_array(
             hasher.update(data)
             file.write(data)
         size = file.tell()
-    os.replace(temporary, path)
     return {"bytes": size, "blake2b": hasher.hexdigest()}
 
 
@@ -150,15 +148,15 @@ def write_index(
     shards: Sequence[dict[str, Any]],
     about: dict[str, Any] | None = None,
 ) -> None:
-    """Writes `index.json`, which makes the folder a store.
+    """Writes `index.json`, which completes a store.
 
     Args:
-      folder: where the shards' files are already.
-      vocab_size: number of ids of the tokenizer.
-      eos_id: the id of `</s>`.
-      fingerprint: the tokenizer's fingerprint.
-      shards: what `write_shard` returned, in order.
-      about: more to keep in the index: where the text came from, what was met in it.
+      folder: The store's folder, with the files of all shards.
+      vocab_size: Number of ids of the tokenizer.
+      eos_id: The id of `</s>`.
+      fingerprint: The tokenizer's fingerprint.
+      shards: The return values of `write_shard`, in order.
+      about: More entries for the index, such as the source of the text and its statistics.
     """
     index = {
         "format": FORMAT,
@@ -171,20 +169,12 @@ def write_index(
         **(about or {}),
         "shards": list(shards),
     }
-    write_json(folder / INDEX, index)
+    write_json(folder / INDEX, index, indent=1)
 
 
-def write_json(path: pathlib.Path, value: Any) -> None:
-    """Writes JSON under a temporary name, then renames it."""
-    temporary = temporary_name(path)
-    temporary.write_text(json.dumps(value, indent=1) + "\n", encoding="utf-8")
-    os.replace(temporary, path)
-
-
-def temporary_name(path: pathlib.Path) -> pathlib.Path:
-    """A name beside `path` that no other process or host uses, to write to before renaming."""
-    return path.with_name(f"{path.name}.{secrets.token_hex(4)}.tmp")
+temporary_name = temporary_path  # the former name, which `pretraining.text` imports
 
 
 def new_hash():
+    """The hash of files and text in a store's index; has `update` and `hexdigest`."""
     return hashlib.blake2b(digest_size=16)

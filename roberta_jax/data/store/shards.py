@@ -1,17 +1,17 @@
-"""From numbered parts to the shards of two stores, so that a kill at any moment loses little.
+"""Joins the parts that workers write into the shards of two stores; an interrupted build resumes.
 
-Workers write parts, in any order: `building/00000012.npz` holds the tokens that chunk 12 of the
-text gave, for training and held-out. Consecutive parts become a shard of each store as soon as
-there are enough of them; then `building/shard-00000.json` says so and the parts go. When all are
-in shards, the indices are written and `building/` goes. Every file appears under its name only when
-it is whole, so whatever a killed process leaves can be taken up by the next one.
+Workers write parts in any order: `building/00000012.npz` holds the tokens of chunk 12 of the text,
+for training and for validation. As soon as enough consecutive parts exist, they are joined into one
+shard of each store, `building/shard-00000.json` records this, and the parts are deleted. When all
+parts are in shards, the indices are written and `building/` is deleted. All files are written
+atomically, so the next process can use whatever an interrupted one has finished.
 
-Which parts share a shard follows from their sizes alone, never from when they came.
+The sizes of the parts alone determine which parts share a shard, not the order in which they are
+written.
 """
 
 import collections
 import json
-import os
 import pathlib
 import shutil
 import zipfile
@@ -23,6 +23,7 @@ import numpy as np
 from roberta_jax.data.store import layout
 from roberta_jax.data.store.layout import ARRAYS
 from roberta_jax.errors import UsageError
+from roberta_jax.storage.atomic import replace_file, write_json
 
 TRAIN, HELDOUT = "train", "heldout"
 SIDES = (TRAIN, HELDOUT)
@@ -36,39 +37,39 @@ def write_part(
     """Writes one part.
 
     Args:
-      folder: `Assembly.building`.
-      number: Of the chunk that it holds, from 0.
-      sides: For TRAIN and for HELDOUT (tokens, sentence_ends, document_ends), see `lay_out`.
-      counts: What was met in the text.
+      folder: `ShardWriter.building`.
+      number: The number of the chunk of text, from 0.
+      sides: (tokens, sentence_ends, document_ends) for TRAIN and for HELDOUT, see `lay_out`.
+      counts: Statistics of the chunk; "tokens" is required.
     """
-    arrays = {
+    named = {
         f"{side}.{name}": array
-        for side, three in sides.items()
-        for name, array in zip(ARRAYS, three, strict=True)
+        for side, arrays in sides.items()
+        for name, array in zip(ARRAYS, arrays, strict=True)
     }
-    path = _part_path(folder, number)
-    temporary = layout.temporary_name(path)
-    with temporary.open("wb") as file:
-        np.savez(file, counts=np.array(json.dumps(counts)), **arrays)
-    os.replace(temporary, path)
+    with replace_file(_part_path(folder, number)) as temporary, temporary.open("wb") as file:
+        np.savez(file, counts=np.array(json.dumps(counts)), **named)
 
 
-class Assembly:
-    """Gathers the parts of one pair of stores; takes up what an earlier process has left.
+class ShardWriter:
+    """Joins the parts of one pair of stores, including those of an interrupted process.
+
+    Args:
+      folder: The folder of the two stores; created if it is missing.
+      dtype: The dtype of the tokens.
 
     Attributes:
-      building: The folder for parts.
-      counts: Sums of the counts of all parts so far, and "tokens", both sides together.
+      building: The folder of the parts.
+      counts: The sums of the counts of all parts so far. Both stores count.
     """
 
     def __init__(self, folder: pathlib.Path, dtype: np.dtype):
-        """Opens or makes `folder`; the stores' tokens will have `dtype`."""
         self.building = folder / "building"
         self.counts: collections.Counter = collections.Counter()
         self._folder = folder
         self._dtype = dtype
         self._shards: list[dict[str, Any]] = []
-        self._parts: dict[int, dict[str, int]] = {}  # counts of those that are in no shard yet
+        self._parts: dict[int, dict[str, int]] = {}  # counts of the parts that are in no shard yet
         for path in (self.building, folder / TRAIN, folder / HELDOUT):
             path.mkdir(parents=True, exist_ok=True)
         while (path := self._record_path(len(self._shards))).exists():
@@ -76,32 +77,34 @@ class Assembly:
             self.counts.update(self._shards[-1]["counts"])
         for path in self.building.glob("*.npz"):
             number = int(path.stem)
-            counts = _read_counts(path) if number >= self._first_loose else None
+            counts = _read_counts(path) if number >= self._first_pending else None
             if counts is None:
                 path.unlink()
             else:
-                self._note(number, counts)
+                self._add_counts(number, counts)
 
     def has(self, number: int) -> bool:
-        """Whether this part is there already."""
-        return number < self._first_loose or number in self._parts
+        """Whether a part exists already, as a file or in a shard."""
+        return number < self._first_pending or number in self._parts
 
     def add(self, number: int) -> None:
-        """Takes in a part that `write_part` has just written."""
+        """Adds a part that `write_part` has just written; writes the shards it completes."""
         counts = _read_counts(_part_path(self.building, number))
         if counts is None:
-            raise FileNotFoundError(f"{self.building} has lost part {number} while it was filled")
-        self._note(number, counts)
-        self._write_shards(all_parts_are_here=False)
+            raise FileNotFoundError(
+                f"{self.building} lost part {number}, or it was damaged, after it was written"
+            )
+        self._add_counts(number, counts)
+        self._write_shards(is_last=False)
 
     def finish(
         self, *, vocab_size: int, eos_id: int, fingerprint: str, about: dict[str, Any]
     ) -> None:
-        """Puts the last parts into shards and writes the indices; see `write_index`."""
-        self._write_shards(all_parts_are_here=True)
+        """Writes the last shards and the indices; for the arguments see `write_index`."""
+        self._write_shards(is_last=True)
         for side in (HELDOUT, TRAIN):
             for path in (self._folder / side).glob("*.tmp"):
-                path.unlink()  # of a process killed while writing
+                path.unlink()  # left by a process that was killed while writing
             layout.write_index(
                 self._folder / side,
                 vocab_size=vocab_size,
@@ -113,18 +116,19 @@ class Assembly:
         shutil.rmtree(self.building)
 
     @property
-    def _first_loose(self) -> int:
-        """Number of the first part that is in no shard."""
+    def _first_pending(self) -> int:
+        """The number of the first part that is in no shard."""
         return self._shards[-1]["end"] if self._shards else 0
 
-    def _note(self, number: int, counts: dict[str, int]) -> None:
+    def _add_counts(self, number: int, counts: dict[str, int]) -> None:
         self._parts[number] = counts
         self.counts.update(counts)
 
-    def _write_shards(self, all_parts_are_here: bool) -> None:
+    def _write_shards(self, is_last: bool) -> None:
+        """Writes the shards for which all parts exist; `is_last` if no more parts will come."""
         group: list[int] = []
         tokens = 0
-        number = self._first_loose
+        number = self._first_pending
         while number in self._parts:
             size = self._parts[number]["tokens"]
             if group and tokens + size > layout.SHARD_TOKENS:
@@ -133,11 +137,11 @@ class Assembly:
             group.append(number)
             tokens += size
             number += 1
-        if group and all_parts_are_here:
+        if group and is_last:
             self._write_shard(group)
 
     def _write_shard(self, numbers: list[int]) -> None:
-        """Writes one shard of each store (of a store that gets no document here, none)."""
+        """Writes a shard of each store, or none if the parts hold no document for the store."""
         name = f"{len(self._shards):05d}"
         record: dict[str, Any] = {"end": numbers[-1] + 1}
         for side in SIDES:
@@ -149,7 +153,7 @@ class Assembly:
         for number in numbers:
             counts.update(self._parts.pop(number))
         record["counts"] = dict(counts)
-        layout.write_json(self._record_path(len(self._shards)), record)
+        write_json(self._record_path(len(self._shards)), record, indent=1)
         self._shards.append(record)
         for number in numbers:
             _part_path(self.building, number).unlink()
@@ -162,15 +166,15 @@ class Assembly:
         except _DAMAGE as error:
             path.unlink()
             raise UsageError(
-                f"{path} was damaged after it was written ({error}); it is deleted now. Run the "
-                f"command again: it makes that part anew and keeps the others."
+                f"{path} was damaged after it was written ({error}) and has been deleted. Run the "
+                f"command again: it rebuilds that part and keeps the others."
             ) from error
 
     def _record_path(self, shard: int) -> pathlib.Path:
         return self.building / f"shard-{shard:05d}.json"
 
 
-# What NumPy and zipfile raise on a file that a power cut left short, or whose checksum is wrong.
+# Raised by NumPy and zipfile for a truncated file or a wrong checksum.
 _DAMAGE = (zipfile.BadZipFile, zlib.error, EOFError, KeyError, ValueError)
 
 
@@ -179,7 +183,7 @@ def _part_path(folder: pathlib.Path, number: int) -> pathlib.Path:
 
 
 def _read_counts(path: pathlib.Path) -> dict[str, int] | None:
-    """The counts of a part; None where it is missing or damaged."""
+    """The counts of a part, or None if it is missing or damaged."""
     try:
         with np.load(path) as part:
             return json.loads(str(part["counts"]))

@@ -1,7 +1,7 @@
-"""A tokenised corpus: memory-mapped shards of token ids, with the ends of sentences and documents.
+"""Reads a token store: memory-mapped shards of token ids, with sentence and document ends.
 
-`store_format` tells how it lies on disk. The global position of a token is `shard.start` plus its
-place in the shard.
+`layout` describes the files. The global position of a token is `shard.start` plus its position in
+the shard.
 """
 
 from __future__ import annotations
@@ -39,10 +39,12 @@ class Shard:
     """One shard; its arrays are memory-mapped, read-only, at first use.
 
     Attributes:
-      folder: the store's folder.
-      name: stem of its files.
-      start: global position of its first token.
-      num_tokens, num_sentences, num_documents: T, S and D.
+      folder: The store's folder.
+      name: The stem of the file names.
+      start: The global position of the first token.
+      num_tokens: T.
+      num_sentences: S.
+      num_documents: D.
     """
 
     folder: pathlib.Path
@@ -52,8 +54,8 @@ class Shard:
     num_sentences: int
     num_documents: int
 
-    # Rows are gathered from `tokens` at random, so the map stays open: one file for each shard.
-    # The ends are read once, in order, when packing: they are mapped anew at each use.
+    # Batches read `tokens` at random positions, so it stays mapped: one open file for each shard.
+    # The ends are only read when packing, from start to end, and are mapped at each access.
     @functools.cached_property
     def tokens(self) -> np.ndarray:
         """uint16 or uint32 [T]."""
@@ -61,7 +63,7 @@ class Shard:
 
     @property
     def sentence_ends(self) -> np.ndarray:
-        """int64 [S], exclusive ends in tokens; the lone `</s>` of a document's end has one too."""
+        """int64 [S], exclusive ends in tokens, the lone `</s>` at each document's end included."""
         return self._map("sentence_ends")[: self.num_sentences]
 
     @property
@@ -74,14 +76,14 @@ class Shard:
 
 
 class TokenStore:
-    """The read side of a store. Make one with `TokenStore.open(folder)`."""
+    """A finished token store. Open one with `TokenStore.open(folder)`."""
 
     def __init__(self, folder: pathlib.Path, index: dict[str, Any]):
         self.folder = folder
         self.index = index
         starts = np.cumsum([0] + [entry["num_tokens"] for entry in index["shards"]], dtype=np.int64)
         self.shard_starts: np.ndarray = starts
-        """int64 [n+1]: global position of each shard's first token, then the number of tokens."""
+        """int64 [n+1]: the global position of each shard's first token, then the total."""
         self.shards: tuple[Shard, ...] = tuple(
             Shard(
                 folder=folder,
@@ -96,18 +98,18 @@ class TokenStore:
 
     @classmethod
     def open(cls, folder: str | os.PathLike) -> TokenStore:
-        """Opens a finished store; looks at its files' sizes, not at their contents (see `verify`).
+        """Opens a finished store. Checks the sizes of its files, but not their contents.
 
         Raises:
-          UsageError: there is no store, it is of another version, or a file is missing, short or
-            of another size than was written; the message says how to rebuild.
+          UsageError: There is no store, it has another version, or a file is missing or has the
+            wrong size. The message says how to rebuild the store.
         """
         folder = pathlib.Path(folder)
         try:
             index = json.loads((folder / INDEX).read_text(encoding="utf-8"))
         except (FileNotFoundError, NotADirectoryError):
             raise UsageError(
-                f"{folder} holds no token store (no {INDEX}). Prepare the text again with "
+                f"{folder} holds no token store (no {INDEX}). Prepare the text with "
                 f"`python -m roberta_jax.prepare --config=...`."
             ) from None
         except ValueError:
@@ -116,23 +118,23 @@ class TokenStore:
             raise UsageError(_broken(folder, f"{INDEX} does not describe a token store"))
         if index["version"] != VERSION:
             raise UsageError(
-                _broken(folder, f"it is of version {index['version']}, this code reads {VERSION}")
+                _broken(folder, f"it has version {index['version']}, this code reads {VERSION}")
             )
         for entry in index["shards"]:
             for array in ARRAYS:
                 path = array_path(folder, entry["name"], array)
-                wanted = entry["files"][array]["bytes"]
+                expected = entry["files"][array]["bytes"]
                 size = path.stat().st_size if path.is_file() else None
-                if size != wanted:
-                    found = "is missing" if size is None else f"has {size} bytes, not {wanted}"
-                    raise UsageError(_broken(folder, f"{path.name} {found}"))
+                if size != expected:
+                    problem = "is missing" if size is None else f"has {size} bytes, not {expected}"
+                    raise UsageError(_broken(folder, f"{path.name} {problem}"))
         return cls(folder, index)
 
     def verify(self) -> None:
-        """Reads every file again and compares its hash with the one taken when it was written.
+        """Reads all files and compares their hashes with those in the index.
 
         Raises:
-          UsageError: naming the first file whose contents have changed.
+          UsageError: The contents of a file have changed; the message names the first such file.
         """
         for entry in self.index["shards"]:
             for array in ARRAYS:
@@ -145,12 +147,12 @@ class TokenStore:
                     )
 
     def first(self, max_tokens: int) -> TokenStore:
-        """A view of the first documents, up to so many tokens; at least of one document."""
+        """A view of the first documents, up to `max_tokens` tokens; at least of one document."""
         index = dict(self.index)
-        entries, left = [], max_tokens
+        entries, remaining = [], max_tokens
         for entry, shard in zip(self.index["shards"], self.shards, strict=True):
             ends = np.asarray(shard.document_ends)
-            documents = int(np.searchsorted(ends, left, side="right"))
+            documents = int(np.searchsorted(ends, remaining, side="right"))
             if not entries:
                 documents = max(documents, 1)
             if documents == 0:
@@ -163,18 +165,18 @@ class TokenStore:
             )
             if documents < len(ends):
                 break
-            left -= tokens
+            remaining -= tokens
         counts = {count: sum(entry[count] for entry in entries) for count in COUNTS}
         return TokenStore(self.folder, index | counts | {"shards": entries})
 
     @property
     def num_tokens(self) -> int:
-        """All tokens, each `</s>` included."""
+        """Number of tokens, each `</s>` included."""
         return self.index["num_tokens"]
 
     @property
     def num_sentences(self) -> int:
-        """All sentences, the lone `</s>` at the end of each document included."""
+        """Number of sentences, the lone `</s>` at the end of each document included."""
         return self.index["num_sentences"]
 
     @property
@@ -195,11 +197,11 @@ class TokenStore:
 
     @property
     def fingerprint(self) -> str:
-        """The fingerprint of the tokenizer that made the ids."""
+        """The fingerprint of the tokenizer."""
         return self.index["fingerprint"]
 
     def __reduce__(self):
-        return TokenStore, (self.folder, self.index)  # never pickle the tokens themselves
+        return TokenStore, (self.folder, self.index)  # without the tokens
 
     def __repr__(self) -> str:
         return (
@@ -216,15 +218,15 @@ def write_store(
     shard_tokens: int = SHARD_TOKENS,
     fingerprint: str = "",
 ) -> TokenStore:
-    """Writes a store from ids in memory: for tests and small experiments.
+    """Writes a store from ids in memory, for tests and small experiments.
 
     Args:
-      folder: where to write; made if it is missing.
-      documents: the ids of each sentence of each document, without special tokens.
-      vocab_size: number of ids; decides the dtype.
-      eos_id: the id of `</s>`.
-      shard_tokens: a shard holds whole documents of at most so many tokens (one at least).
-      fingerprint: what `TokenStore.fingerprint` shall say.
+      folder: The store's folder; created if it is missing.
+      documents: The ids of each sentence of each document, without special tokens.
+      vocab_size: Number of ids; determines the dtype.
+      eos_id: The id of `</s>`.
+      shard_tokens: Maximum number of tokens of a shard. A shard holds at least one document.
+      fingerprint: The value of `TokenStore.fingerprint`.
     """
     folder = pathlib.Path(folder)
     folder.mkdir(parents=True, exist_ok=True)
@@ -254,8 +256,8 @@ def write_store(
     return TokenStore.open(folder)
 
 
-def _broken(folder: pathlib.Path, what: str) -> str:
+def _broken(folder: pathlib.Path, problem: str) -> str:
     return (
-        f"The token store {folder} cannot be used: {what}. Delete that folder and prepare the text "
-        f"again with `python -m roberta_jax.prepare --config=...`."
+        f"The token store {folder} cannot be used: {problem}. Delete that folder and prepare the "
+        f"text again with `python -m roberta_jax.prepare --config=...`."
     )

@@ -324,7 +324,7 @@ def test_shards_are_grouped_by_sizes_alone(tmp_path, monkeypatch):
         "shuffled": rng.permutation(len(sizes)).tolist(),
     }
     for name, order in orders.items():
-        gathered = shards.Assembly(tmp_path / name, np.dtype(np.uint16))
+        gathered = shards.ShardWriter(tmp_path / name, np.dtype(np.uint16))
         for i, number in enumerate(order):
             tokens = np.full(sizes[number], number, np.uint16)
             ends = np.array([len(tokens)])
@@ -337,7 +337,7 @@ def test_shards_are_grouped_by_sizes_alone(tmp_path, monkeypatch):
             )
             gathered.add(number)
             if name == "shuffled" and i == 20:
-                gathered = shards.Assembly(tmp_path / name, np.dtype(np.uint16))
+                gathered = shards.ShardWriter(tmp_path / name, np.dtype(np.uint16))
                 assert all(gathered.has(n) == (n in order[:21]) for n in range(len(sizes)))
         gathered.finish(vocab_size=100, eos_id=2, fingerprint="", about={})
         assert gathered.counts["tokens"] == sum(sizes)
