@@ -245,7 +245,7 @@ def test_tokenizer_that_is_not_there(make_config, tmp_path, key):
 def test_errors_in_the_text_stay_what_they_are(make_config, tmp_path):
     """They are raised while a tokenizer is trained; they are not the trainer's."""
     (tmp_path / "a.jsonl").write_text('{"text": "good"}\nbad\n')
-    with pytest.raises(UsageError, match=r"^\S*a\.jsonl:2: this line is no JSON"):
+    with pytest.raises(UsageError, match=r"^\S*a\.jsonl:2: this line is not JSON"):
         quiet(make_config(files=str(tmp_path / "a.jsonl")))
 
 

@@ -23,10 +23,9 @@ from collections.abc import Callable, Iterator
 
 import tiktoken
 import tokenizers
-from ml_collections import ConfigDict
 
 from roberta_jax.data.store.build import Recipe, build_stores
-from roberta_jax.data.text.corpus import open_corpus
+from roberta_jax.data.text.corpus import TextSource, open_corpus
 from roberta_jax.data.text.sentences import split_sentences
 from roberta_jax.tokenizer import RobertaTokenizer
 from roberta_jax.tokenizer.bulk import BulkEncoder
@@ -45,9 +44,7 @@ def main() -> None:
     arguments = parser.parse_args()
 
     tokenizer = RobertaTokenizer.from_pretrained(arguments.tokenizer)
-    corpus = open_corpus(
-        ConfigDict({"source": "files", "files": arguments.text, "text_field": "text"})
-    )
+    corpus = open_corpus(TextSource(files=arguments.text))
     counts = collections.Counter()
     documents = [text for piece in corpus.pieces() for text in corpus.documents(piece, counts)]
     megabytes = sum(len(text.encode()) for text in documents) / 1e6

@@ -1,8 +1,9 @@
-"""English that every Python brings along: its documentation topics and its docstrings.
+"""The built-in corpus: English text from Python's documentation topics and docstrings.
 
-The topics are those of `help("with")`; the docstrings are those of the standard library's sources.
-All is read with `ast`, nothing is imported, so no module's side effects and no module that a
-platform lacks can matter. Some 2 MB: enough to see a small model learn, with no download.
+The topics are those of `help("with")`, the docstrings those of the standard library's sources. They
+are read with `ast` and no module is imported, so modules with side effects and modules that the
+platform lacks are no problem. The corpus has some 2 MB, enough to see a small model learn without a
+download.
 """
 
 import ast
@@ -14,18 +15,17 @@ from collections.abc import Iterator
 
 from roberta_jax.errors import UsageError
 
-# Changes whenever other text comes out of the same sources.
-VERSION = 1
+VERSION = 1  # to be raised when the same sources give other text
 
-_LEFT_OUT = {"test", "tests", "idle_test", "idlelib", "site-packages", "dist-packages"}
+_EXCLUDED = {"test", "tests", "idle_test", "idlelib", "site-packages", "dist-packages"}
 _TOPICS = pathlib.PurePath("pydoc_data", "topics.py")
 
 
 def documents() -> Iterator[tuple[str, str]]:
-    """Yields (name, text): each topic, then for each module its docstrings in source order.
+    """Yields the name and text of each document: first the topics, then the modules by path.
 
-    The docstrings of one module make one document, a blank line between them; modules are sorted
-    by path. Modules without docstrings are left out.
+    The document of a module consists of its docstrings in source order, separated by blank lines.
+    Modules without docstrings are left out.
     """
     folder = _library()
     sources = _sources(folder)
@@ -40,32 +40,33 @@ def documents() -> Iterator[tuple[str, str]]:
 
 
 def digest() -> str:
-    """A hash of the sources' names and sizes: it tells one build of the library from another."""
+    """A hash of the sources' names and sizes, which identifies the build of the library."""
     folder = _library()
     listing = [f"{path.as_posix()} {(folder / path).stat().st_size}" for path in _sources(folder)]
     return hashlib.blake2b("\n".join(listing).encode(), digest_size=16).hexdigest()
 
 
 def _library() -> pathlib.Path:
-    # In a virtual environment this is the library of the Python that it was made from.
+    # In a virtual environment this is the library of the base Python.
     return pathlib.Path(sysconfig.get_path("stdlib"))
 
 
 def _sources(folder: pathlib.Path) -> list[pathlib.PurePath]:
     sources = [pathlib.PurePath(path.relative_to(folder)) for path in folder.rglob("*.py")]
-    sources = sorted(path for path in sources if not _LEFT_OUT & set(path.parts))
+    sources = sorted(path for path in sources if not _EXCLUDED & set(path.parts))
     if not sources:
         raise UsageError(
-            f"This Python has no library sources in {folder}, so config.data.source='builtin' has "
-            f"no text. Use 'files' with config.data.files, or another build of Python."
+            f"This Python has no library sources in {folder}, so --config.data.source=builtin has "
+            f"no text. Name text with --config.data.source=files and --config.data.files=..., or "
+            f"use another build of Python."
         )
     return sources
 
 
 def _parse(path: pathlib.Path) -> ast.Module | None:
-    """Parses a source; None for the few that are no Python of this version (templates)."""
+    """Parses a source file; returns None if it is not valid Python, as some templates."""
     with warnings.catch_warnings():
-        warnings.simplefilter("ignore")  # old modules hold escapes that warn
+        warnings.simplefilter("ignore")  # for invalid escape sequences in old modules
         try:
             return ast.parse(path.read_bytes())
         except (SyntaxError, ValueError):
@@ -81,11 +82,11 @@ def _topics(path: pathlib.Path) -> dict[str, str]:
 
 
 def _docstrings(node: ast.AST) -> Iterator[str]:
-    """Yields the docstrings below `node`, its own first, in the order of the source."""
+    """Yields the docstrings of `node` and of the statements in it, in source order."""
     if isinstance(node, ast.Module | ast.ClassDef | ast.FunctionDef | ast.AsyncFunctionDef):
         text = ast.get_docstring(node)
         if text:
             yield text
     for child in ast.iter_child_nodes(node):
-        if isinstance(child, ast.stmt):  # docstrings are below statements alone
+        if isinstance(child, ast.stmt):  # only statements contain docstrings
             yield from _docstrings(child)

@@ -1,13 +1,13 @@
-"""Where text comes from: a corpus gives documents, in an order that never changes.
+"""Text sources: corpora of documents, in an order that never changes.
 
-Reading is in two steps, because the first cannot be shared among workers and the second can:
-`Corpus.pieces()` streams bytes, and `Corpus.documents(piece)` finds the documents in a piece.
+A corpus is read in two steps: `Corpus.pieces()` streams bytes in the main process, and
+`Corpus.documents(piece)` finds the documents of a piece in a worker.
 
 | config.data.source | a document is |
 |---|---|
 | builtin | a Python documentation topic, or the docstrings of one library module |
 | files, *.jsonl *.json *.ndjson | one field of the JSON object on each line |
-| files, other names | what stands between blank lines |
+| files, other names | the text between blank lines |
 | tfds | one field of an example of a TensorFlow dataset |
 """
 
@@ -15,6 +15,7 @@ from __future__ import annotations
 
 import abc
 import collections
+import dataclasses
 import functools
 import hashlib
 import json
@@ -24,27 +25,52 @@ import sys
 from collections.abc import Iterator, Sequence
 from typing import Any, NamedTuple
 
-from ml_collections import ConfigDict
-
 from roberta_jax.data.text import builtin, files
 from roberta_jax.errors import UsageError
 
 SOURCES = ("builtin", "files", "tfds")
 
-# Small enough that some hundred pieces, as many as may wait for workers, fit in memory easily.
+# Some hundred pieces, the maximum that waits for workers, must fit into memory.
 PIECE_BYTES = 1 << 20
 
 _BLANK_LINE = re.compile(rb"\r?\n\s*\n")
 
 
-class Piece(NamedTuple):
-    """Bytes that hold whole documents.
+@dataclasses.dataclass(frozen=True)
+class TextSource:
+    """The keys of `config.data` that describe one corpus.
 
     Attributes:
-      source: Where they come from, for messages: a file's path.
-      line: Number of the first line there.
+      source: One of `SOURCES`.
+      files: Comma-separated globs of text files. Required for the source "files".
+      text_field: The field of JSON objects that holds the text, for the source "files".
+      sentences: "split", or "lines" if each line is a sentence; see `split_sentences`.
+      language: The language code for splitting sentences.
+      tfds_name: The name of a TensorFlow dataset. Required for the source "tfds".
+      tfds_split: The split of the dataset, such as "train[:10%]". Required for the source "tfds".
+      tfds_field: The feature that holds the text. Required for the source "tfds".
+      tfds_data_dir: The folder of TensorFlow datasets. None uses the default of TFDS.
+    """
+
+    source: str = "files"
+    files: str | None = None
+    text_field: str = "text"
+    sentences: str = "split"
+    language: str = "en"
+    tfds_name: str | None = None
+    tfds_split: str | None = None
+    tfds_field: str | None = None
+    tfds_data_dir: str | None = None
+
+
+class Piece(NamedTuple):
+    """Bytes of one or more whole documents.
+
+    Attributes:
+      source: The origin for error messages, such as the path of a file.
+      line: The number of the first line in it.
       data: The bytes.
-      read: Bytes newly read from disk for it, for progress against `Corpus.size`.
+      read: Number of bytes read from disk for this piece, out of `Corpus.size`.
     """
 
     source: str
@@ -54,21 +80,21 @@ class Piece(NamedTuple):
 
 
 class Corpus(abc.ABC):
-    """Documents of one origin. Pickles small, for workers."""
+    """The documents of one source. A pickle for workers holds no text."""
 
     size: int | None = None
-    """Bytes on disk (compressed, where files are), or None where that is not known."""
+    """Number of bytes on disk (compressed, for compressed files), or None if it is not known."""
 
     @abc.abstractmethod
     def identity(self) -> dict[str, Any]:
-        """What tells this corpus from any other, as JSON; the same again if nothing changed."""
+        """A JSON value that identifies the corpus; it changes if the text may have changed."""
 
     @abc.abstractmethod
     def pieces(self) -> Iterator[Piece]:
-        """Streams the text, always the same pieces in the same order.
+        """Streams the text as pieces, which are always the same and in the same order.
 
         Raises:
-          UsageError: Something cannot be read.
+          UsageError: The text cannot be read.
         """
 
     def documents(self, piece: Piece, counts: collections.Counter) -> Iterator[str]:
@@ -76,51 +102,56 @@ class Corpus(abc.ABC):
 
         Args:
           piece: One of `pieces()`.
-          counts: Its "invalid_utf8" grows by the number of documents in which invalid UTF-8 (or
+          counts: "invalid_utf8" is increased by the number of documents in which invalid UTF-8 (or
             half a surrogate pair, in JSON) was replaced by U+FFFD.
 
         Raises:
-          UsageError: Naming file and line, where a record is not what it should be.
+          UsageError: A record is malformed; the message names the file and line.
         """
         yield _decode(piece.data, counts)
 
 
-def open_corpus(data: ConfigDict) -> Corpus:
-    """Opens the corpus that `config.data` describes.
+def open_corpus(source: TextSource) -> Corpus:
+    """Opens a corpus.
 
     Raises:
-      UsageError: The source is unknown, its settings are missing, or there is nothing there.
+      UsageError: The source is unknown, a value that it requires is missing, or its files or
+        dataset do not exist.
     """
-    if data.source == "builtin":
+    if source.source == "builtin":
         return BuiltinCorpus()
-    if data.source == "files":
-        if not data.files:
+    if source.source == "files":
+        if not source.files:
             raise UsageError(
-                "config.data.source is 'files' and config.data.files is not set: give a path or a "
-                "glob, such as --config.data.files='text/**/*.jsonl.gz'."
+                "--config.data.source is 'files' and --config.data.files is not set: name a file "
+                "or a glob, such as --config.data.files='text/**/*.jsonl.gz'."
             )
-        return FilesCorpus(files.find(data.files), data.text_field)
-    if data.source == "tfds":
-        return TfdsCorpus(data.tfds_name, data.tfds_split, data.tfds_field, data.tfds_data_dir)
-    raise UsageError(f"config.data.source is {data.source!r}; it takes one of {', '.join(SOURCES)}")
+        return FilesCorpus(files.find(source.files), source.text_field)
+    if source.source == "tfds":
+        return TfdsCorpus(
+            source.tfds_name, source.tfds_split, source.tfds_field, source.tfds_data_dir
+        )
+    raise UsageError(
+        f"--config.data.source is {source.source!r}, but it must be one of {', '.join(SOURCES)}."
+    )
 
 
-def is_heldout(text: str, share: float) -> bool:
-    """Whether a document belongs to the held-out share.
+def is_heldout(text: str, fraction: float) -> bool:
+    """Whether a document belongs to the held-out fraction of the corpus.
 
-    It is decided by a hash of the text alone: equal documents fall on the same side, and a document
-    stays on its side when others come or go.
+    This depends only on a hash of the text. Equal documents are on the same side, and adding or
+    removing other documents changes nothing.
     """
     digest = hashlib.blake2b(text.strip().encode(), digest_size=8, person=b"heldout").digest()
-    return int.from_bytes(digest, "little") < share * 2**64
+    return int.from_bytes(digest, "little") < fraction * 2**64
 
 
 class BuiltinCorpus(Corpus):
-    """See `builtin_corpus`."""
+    """Python's documentation topics and docstrings; see `builtin`."""
 
     @functools.cached_property
     def _documents(self) -> list[tuple[str, str]]:
-        return list(builtin.documents())  # seconds of parsing, 2 MB
+        return list(builtin.documents())  # takes seconds and 2 MB
 
     def identity(self) -> dict[str, Any]:
         return {
@@ -132,7 +163,7 @@ class BuiltinCorpus(Corpus):
 
     def pieces(self) -> Iterator[Piece]:
         for name, text in self._documents:
-            # A docstring may hold any escape, half a surrogate pair too.
+            # A docstring can contain any escape sequence, also half a surrogate pair.
             data = text.encode("utf-8", "surrogatepass")
             yield Piece(name, 1, data, len(data))
 
@@ -141,7 +172,7 @@ class BuiltinCorpus(Corpus):
 
 
 class FilesCorpus(Corpus):
-    """JSON lines and plain text.
+    """Files of JSON lines or plain text.
 
     Args:
       paths: The files, in order.
@@ -167,7 +198,8 @@ class FilesCorpus(Corpus):
                 yield Piece(str(path), *block)
             if _size_and_time(path) != size_and_time:
                 raise UsageError(
-                    f"{path} has changed while it was read. Run again when it is done."
+                    f"{path} has changed while it was read. Run the command again when the file is "
+                    "complete."
                 )
 
     def documents(self, piece: Piece, counts: collections.Counter) -> Iterator[str]:
@@ -185,18 +217,19 @@ class FilesCorpus(Corpus):
             value = json.loads(_decode(line, counts))
         except (ValueError, RecursionError) as error:
             raise UsageError(
-                f"{where}: this line is no JSON ({error}). Each line of a .jsonl, .json or .ndjson "
-                f"file holds one object; mend the line, or rename a file of plain text to .txt."
+                f"{where}: this line is not JSON ({error}). Each line of a .jsonl, .json or "
+                f".ndjson file holds one object; fix the line, or rename a file of plain text to "
+                f".txt."
             ) from None
         if not isinstance(value, dict):
             raise UsageError(
                 f"{where}: this line holds a {type(value).__name__}, not a JSON object. Each line "
-                f"holds one object with the text in its field {self._text_field!r}."
+                f"must be an object with the text in its field {self._text_field!r}."
             )
         if self._text_field not in value:
             raise UsageError(
                 f"{where}: no field {self._text_field!r}; the fields are "
-                f"{', '.join(map(repr, value)) or 'none'}. Set config.data.text_field."
+                f"{', '.join(map(repr, value)) or 'none'}. Set --config.data.text_field=..."
             )
         text = value[self._text_field]
         if text is None:
@@ -204,44 +237,45 @@ class FilesCorpus(Corpus):
         if not isinstance(text, str):
             raise UsageError(
                 f"{where}: the field {self._text_field!r} holds a {type(text).__name__}, not text. "
-                f"Set config.data.text_field to one of {', '.join(map(repr, value))}."
+                f"Set --config.data.text_field to one of {', '.join(map(repr, value))}."
             )
-        return _whole(text, counts)
+        return _replace_surrogates(text, counts)
 
 
 class TfdsCorpus(Corpus):
-    """A split of a TensorFlow dataset, its files read one after the other.
+    """A split of a TensorFlow dataset, read file by file.
 
     Args:
-      name: As `tfds.builder` takes it: "wiki40b/en:1.3.0".
-      split: "train", "train[:10%]" and so on.
+      name: The argument of `tfds.builder`, such as "wiki40b/en:1.3.0".
+      split: The split, such as "train" or "train[:10%]".
       field: The feature that holds the text.
-      data_dir: Where datasets are; None for TFDS's own default.
+      data_dir: The folder of datasets. None uses the default of TFDS.
     """
 
     def __init__(self, name: str, split: str, field: str, data_dir: str | None):
         for key, value in (("name", name), ("split", split), ("field", field)):
             if not value:
                 raise UsageError(
-                    f"config.data.source is 'tfds' and config.data.tfds_{key} is not set."
+                    f"--config.data.source is 'tfds' and --config.data.tfds_{key} is not set: this "
+                    "source needs --config.data.tfds_name=..., --config.data.tfds_split=... and "
+                    "--config.data.tfds_field=..."
                 )
-        self._settings = (name, split, field, data_dir)
         self._split, self._field = split, field
         tfds = _import_tfds()
         try:
             self._builder = tfds.builder(name, data_dir=data_dir)
             self._builder.download_and_prepare()
-            known = self._builder.info.features
+            features = self._builder.info.features
             self._num_examples = self._builder.info.splits[split].num_examples
-        except Exception as error:  # TFDS raises its own, urllib's, TensorFlow's, bare ValueErrors
+        except Exception as error:  # TFDS raises errors of its own, urllib, TensorFlow and Python
             raise UsageError(
-                f"TFDS cannot give {name!r}, split {split!r}, from "
+                f"TFDS cannot load {name!r}, split {split!r}, from "
                 f"{data_dir or 'its default folder'}: {error}"
             ) from error
-        if field not in known:
+        if field not in features:
             raise UsageError(
                 f"The dataset {name!r} has no field {field!r}; the fields are "
-                f"{', '.join(map(repr, known))}. Set config.data.tfds_field."
+                f"{', '.join(map(repr, features))}. Set --config.data.tfds_field=..."
             )
 
     def identity(self) -> dict[str, Any]:
@@ -265,7 +299,7 @@ class TfdsCorpus(Corpus):
             if not isinstance(text, bytes):
                 raise UsageError(
                     f"The field {self._field!r} of {self._builder.info.full_name} holds a "
-                    f"{type(text).__name__}, not text. Set config.data.tfds_field."
+                    f"{type(text).__name__}, not text. Set --config.data.tfds_field=..."
                 )
             yield Piece(self._builder.info.full_name, number, text, len(text))
 
@@ -274,10 +308,10 @@ class TfdsCorpus(Corpus):
 
 
 class _Decoder(Corpus):
-    """What workers get where pieces are documents already: no text, no TensorFlow."""
+    """The pickle of corpora whose pieces are documents; it holds no text and no TensorFlow."""
 
     def identity(self):
-        raise NotImplementedError("a decoder has no text of its own")
+        raise NotImplementedError("a decoder has no text")
 
     pieces = identity
 
@@ -288,10 +322,10 @@ def _import_tfds():
         import tensorflow_datasets as tfds
     except ImportError as error:
         raise UsageError(
-            f"config.data.source='tfds' needs TensorFlow Datasets ({error}). Install the extra "
+            f"--config.data.source=tfds needs TensorFlow Datasets ({error}). Install the extra "
             f"`data`: pip install -e '.[data]'"
         ) from error
-    tf.config.set_visible_devices([], "GPU")  # the accelerators are JAX's
+    tf.config.set_visible_devices([], "GPU")  # so that it does not reserve their memory
     return tfds
 
 
@@ -315,7 +349,7 @@ def _decode(data: bytes, counts: collections.Counter) -> str:
         return data.decode(errors="replace")
 
 
-def _whole(text: str, counts: collections.Counter) -> str:
+def _replace_surrogates(text: str, counts: collections.Counter) -> str:
     """Replaces halves of surrogate pairs, which JSON can spell and UTF-8 cannot."""
     try:
         text.encode()

@@ -1,8 +1,8 @@
-"""Text files on disk: found, opened whatever their compression, cut in blocks.
+"""Finds text files, decompresses them and divides them into blocks.
 
-A block is a run of whole lines of one file that ends where a document may end, so that blocks can
-be parsed by any worker. Reading here does nothing but decompress and count lines: it is the one
-serial stage of preparing text, and must keep many workers fed.
+A block consists of whole lines of one file and ends at the end of a document, so any worker can
+parse it. Reading a file only decompresses it and counts lines, because it is the only serial stage
+of preparing text and must supply many workers.
 """
 
 import bz2
@@ -24,16 +24,16 @@ JSON_SUFFIXES = (".jsonl", ".json", ".ndjson")
 
 _BUFFER = 1 << 20
 _UTF8_MARK = b"\xef\xbb\xbf"
-_UTF16_MARKS = (b"\xff\xfe", b"\xfe\xff")  # UTF-32's little-endian mark starts with the first
+_UTF16_MARKS = (b"\xff\xfe", b"\xfe\xff")  # the first also starts UTF-32's little-endian mark
 
 
 class Block(NamedTuple):
     """Whole lines of one file.
 
     Attributes:
-      line: Number of the first line, from 1.
-      data: The lines, as they are in the file, decompressed.
-      read: Bytes of the file on disk that were newly read for it, for a progress bar.
+      line: The number of the first line, from 1.
+      data: The decompressed lines.
+      read: Number of bytes read from the file for this block, for a progress bar.
     """
 
     line: int
@@ -42,28 +42,31 @@ class Block(NamedTuple):
 
 
 def find(patterns: str) -> list[pathlib.Path]:
-    """Returns the files that any of the comma-separated globs names, sorted, each once.
+    """Returns the files that match any of the comma-separated globs, sorted, without duplicates.
 
-    `**` stands for any number of folders and `~` for the home folder. Folders that a glob matches
-    beside files are passed over.
+    `**` matches any number of folders and `~` is the home folder. Matching folders are ignored if
+    the glob also matches files.
 
     Raises:
       UsageError: A glob matches no file.
     """
-    found: set[pathlib.Path] = set()
+    paths: set[pathlib.Path] = set()
     for pattern in filter(None, (part.strip() for part in patterns.split(","))):
         matches = glob.glob(os.path.expanduser(pattern), recursive=True)
         files = {pathlib.Path(match).absolute() for match in matches if os.path.isfile(match)}
         if not files:
-            raise UsageError(_nothing_found(pattern, matches))
-        found |= files
-    if not found:
-        raise UsageError("config.data.files is empty: name a file or a glob, such as 'text/*.txt'.")
-    return sorted(found)
+            raise UsageError(_no_match_message(pattern, matches))
+        paths |= files
+    if not paths:
+        raise UsageError(
+            "--config.data.files is empty: name a file or a glob, such as "
+            "--config.data.files='text/*.txt'."
+        )
+    return sorted(paths)
 
 
 def is_json(path: pathlib.Path) -> bool:
-    """Whether the name, any compression's suffix left off, says that each line is JSON."""
+    """Whether a file name, without the suffix of a compression, is that of JSON lines."""
     name = path.name.lower()
     for suffix in _OPENERS:
         name = name.removesuffix(suffix)
@@ -73,16 +76,16 @@ def is_json(path: pathlib.Path) -> bool:
 def read_blocks(
     path: pathlib.Path, block_bytes: int, may_end: Callable[[bytes], bool]
 ) -> Iterator[Block]:
-    """Cuts a file into blocks.
+    """Divides a file into blocks.
 
     Args:
       path: A plain, .gz, .bz2, .xz or .zst file.
-      block_bytes: A block ends at the first line that makes it at least so long and that
-        `may_end` allows; it is longer only by what a document needs.
-      may_end: Whether a document may end with this line.
+      block_bytes: The minimum size of a block, except the last. A block ends at the first line
+        after that size at which a document may end.
+      may_end: Returns whether a document may end with a line.
 
     Raises:
-      UsageError: The file cannot be read, is cut short or damaged, or is UTF-16.
+      UsageError: The file cannot be read, is truncated or damaged, or is UTF-16.
     """
     try:
         with path.open("rb") as raw:
@@ -105,13 +108,13 @@ def read_blocks(
                 yield Block(first_line, b"".join(lines), raw.tell() - on_disk)
     except (OSError, EOFError, lzma.LZMAError, zlib.error, zstandard.ZstdError) as error:
         raise UsageError(
-            f"{path} cannot be read to its end: {error}. If the file was cut short or damaged, "
-            f"fetch it again; or leave it out of config.data.files."
+            f"{path} cannot be read to its end: {error}. If the file is truncated or damaged, "
+            f"download it again, or leave it out of --config.data.files."
         ) from error
 
 
 class _ZstdFile(io.RawIOBase):
-    """Decompresses .zst frames; zstandard's own reader takes a file cut short for a whole one."""
+    """Decompresses .zst frames. (zstandard's own reader does not report truncated files.)"""
 
     def __init__(self, raw: BinaryIO):
         self._raw = raw
@@ -123,11 +126,11 @@ class _ZstdFile(io.RawIOBase):
 
     def readinto(self, buffer) -> int:
         while not self._ready:
-            left_over = self._frame.unused_data if self._frame and self._frame.eof else b""
-            data = left_over or self._raw.read(1 << 16)
+            unused = self._frame.unused_data if self._frame and self._frame.eof else b""
+            data = unused or self._raw.read(1 << 16)
             if not data:
                 if self._frame is not None and not self._frame.eof:
-                    raise EOFError("it ends in the middle of a zstd frame")
+                    raise EOFError("the file ends in the middle of a zstd frame")
                 return 0
             if self._frame is None or self._frame.eof:
                 self._frame = zstandard.ZstdDecompressor(max_window_size=1 << 31).decompressobj()
@@ -142,7 +145,7 @@ _OPENERS = {".gz": gzip.GzipFile, ".bz2": bz2.BZ2File, ".xz": lzma.LZMAFile, ".z
 
 
 def _decompressed(raw: BinaryIO, name: str) -> BinaryIO:
-    """Wraps a file opened for reading so that it gives the text's bytes."""
+    """Wraps an open file so that it returns decompressed bytes."""
     for suffix, opener in _OPENERS.items():
         if name.endswith(suffix):
             file = gzip.GzipFile(fileobj=raw) if suffix == ".gz" else opener(raw)
@@ -150,11 +153,11 @@ def _decompressed(raw: BinaryIO, name: str) -> BinaryIO:
     return raw
 
 
-def _nothing_found(pattern: str, folders: list[str]) -> str:
-    message = f"config.data.files: no file matches {pattern!r} (from {os.getcwd()})"
+def _no_match_message(pattern: str, folders: list[str]) -> str:
+    message = f"--config.data.files: no file matches {pattern!r} (from {os.getcwd()})"
     if "://" in pattern:
         return f"{message}: text is read from local or mounted folders; copy or mount it first."
     if folders:
         example = os.path.join(folders[0], "**", "*.jsonl")
         return f"{message}, only a folder does: name the files in it, such as {example!r}."
-    return f"{message}. Check the path; quote globs so that the shell leaves them alone."
+    return f"{message}. Check the path, and quote globs so that the shell does not expand them."

@@ -1,10 +1,10 @@
-"""From a document to its sentences: paragraphs first, then sentencex within each.
+"""Splits documents into sentences: first into paragraphs, then with sentencex within each.
 
-What a line break means differs. An encyclopedia's dump has a paragraph on each line, a headline on
-a line of its own; books and docstrings break prose at some 70 to 80 columns, and put verse, tables
-and code between. Joining all lines would glue headlines to prose, splitting at all of them would
-cut sentences. So a line break is taken as a mere wrap where it was needed: where the next line's
-first word would not have fit. Lines longer than any hard wrap are paragraphs of their own.
+Line breaks have different meanings. In dumps of encyclopedias each line is a paragraph or a
+headline. Books and docstrings wrap prose at some 70 to 80 columns, and contain verse, tables and
+code. Joining all lines would join headlines to prose; splitting at every line break would cut
+sentences. Therefore a line break counts as a wrap only if the first word of the next line would not
+have fit into the line. Lines longer than any wrap column are paragraphs.
 """
 
 import itertools
@@ -15,48 +15,53 @@ import sentencex
 
 from roberta_jax.errors import UsageError
 
-HOW = ("split", "lines")
+MODES = ("split", "lines")
 
-# Hard-wrapped text has its longest line in this range of columns.
-_NARROWEST, _WIDEST = 40, 120
-# People wrap by hand, up to so many columns early. Of the breaks inside sentences in the standard
-# library's docstrings 97% are then seen as wraps; 0 would see 90%, 20 would join much code as well.
+# The longest line of wrapped text is in this range of columns.
+_MIN_WIDTH, _MAX_WIDTH = 40, 120
+# Number of columns by which a wrapped line may be too short. With 8, 97% of the line breaks inside
+# sentences of the standard library's docstrings are recognized as wraps; with 0 only 90%, and with
+# 20 much code is joined as well.
 _SLACK = 8
 _WIDE_SPACE = re.compile(r"[^\S\x00-\x7f]")
-# sentencex's time grows with the square of a paragraph's length, from some 100 thousand characters.
+# Characters per call of sentencex, whose time is quadratic for paragraphs of over some 100,000.
 _WINDOW = 1 << 15
 
 
-def check_splitting(how: str, language: str) -> None:
-    """Checks the two settings that decide how documents are split.
+def check_splitting(mode: str, language: str) -> None:
+    """Checks the two options of sentence splitting.
 
-    A well-formed language that sentencex has no rules for is split by its default ones, which know
-    the sentence ends of all scripts but no abbreviations of that language.
+    Languages that sentencex has no rules for use its default rules, which know the sentence ends of
+    all scripts but no abbreviations.
+
+    Args:
+      mode: `config.data.sentences`, one of `MODES`.
+      language: `config.data.language`, a code such as "en" or "pt-br".
 
     Raises:
-      UsageError: `how` is none of `HOW`, or `language` is no code such as "en" or "pt-br".
+      UsageError: The mode is unknown, or the language is not a language code.
     """
-    if how not in HOW:
+    if mode not in MODES:
         raise UsageError(
-            f"config.data.sentences is {how!r}; it takes 'split' (find the sentences) or 'lines' "
-            f"(each line of a document is a sentence)."
+            f"--config.data.sentences is {mode!r}, but it must be 'split' (find the sentences) or "
+            f"'lines' (each line of a document is a sentence)."
         )
-    if how == "split" and not re.fullmatch(r"[a-z]{2,3}([-_][A-Za-z0-9]+)*", language):
+    if mode == "split" and not re.fullmatch(r"[a-z]{2,3}([-_][A-Za-z0-9]+)*", language):
         raise UsageError(
-            f"config.data.language is {language!r}; it takes a code of two or three small letters, "
-            f"such as 'en', 'de' or 'zh'."
+            f"--config.data.language is {language!r}, but it must be a code of two or three "
+            f"lowercase letters, such as 'en', 'de' or 'zh'."
         )
 
 
-def split_sentences(text: str, how: str, language: str) -> list[str]:
+def split_sentences(text: str, mode: str, language: str) -> list[str]:
     """Splits a document into stripped, non-empty sentences without line breaks.
 
     Args:
       text: The document.
-      how: "split", or "lines" where each line is a sentence already.
-      language: Code of the language, for "split".
+      mode: "split", or "lines" if each line is a sentence already.
+      language: The language code, for "split".
     """
-    if how == "lines":
+    if mode == "lines":
         sentences = (line.strip() for line in text.replace("\r", "\n").split("\n"))
     else:
         sentences = (
@@ -68,7 +73,7 @@ def split_sentences(text: str, how: str, language: str) -> list[str]:
 
 
 def _paragraphs(text: str) -> Iterator[str]:
-    """Yields paragraphs: no line breaks inside, wrapped lines joined by a space."""
+    """Yields paragraphs without line breaks; wrapped lines are joined by spaces."""
     block: list[str] = []
     for line in text.splitlines():
         if line and not line.isspace():
@@ -81,45 +86,45 @@ def _paragraphs(text: str) -> Iterator[str]:
 
 
 def _unwrap(lines: list[str]) -> Iterator[str]:
-    """Joins those lines of a block (no blank ones among them) that were one before wrapping."""
+    """Joins the wrapped lines of a block of non-blank lines."""
     width = max(map(len, lines)) if len(lines) > 1 else 0
-    if not _NARROWEST <= width <= _WIDEST:
+    if not _MIN_WIDTH <= width <= _MAX_WIDTH:
         yield from lines
         return
     joined = [lines[0]]
-    for line, following in itertools.pairwise(lines):
-        needed = len(line) + 1 + len(following.split(None, 1)[0]) > width - _SLACK
-        if not needed:
+    for line, next_line in itertools.pairwise(lines):
+        is_wrap = len(line) + 1 + len(next_line.split(None, 1)[0]) > width - _SLACK
+        if not is_wrap:
             yield " ".join(joined)
             joined = []
-        joined.append(following.lstrip())
+        joined.append(next_line.lstrip())
     yield " ".join(joined)
 
 
 def _segment(paragraph: str, language: str) -> Iterator[str]:
-    """Yields the sentences of a paragraph of any length in time linear in it."""
+    """Yields the sentences of a paragraph, in time linear in its length."""
     start = 0
     while len(paragraph) - start > _WINDOW:
-        found = _find(paragraph[start : start + _WINDOW], language)
-        # The last sentence may go on behind the window; a window without an end is cut as it is.
-        complete = found[:-1] or found
+        sentences = _call_sentencex(paragraph[start : start + _WINDOW], language)
+        # The last sentence may continue after the window. A window of one sentence is used whole.
+        complete = sentences[:-1] or sentences
         yield from complete
         start += sum(map(len, complete))
-    yield from _find(paragraph[start:], language)
+    yield from _call_sentencex(paragraph[start:], language)
 
 
-def _find(text: str, language: str) -> list[str]:
-    """Calls sentencex; the sentences, end to end, are the text again."""
-    # sentencex 1.0.32 takes each space for one byte: "I\u202f." makes it panic. So it sees the text
-    # with plain spaces, and the sentences are cut from the text by their lengths.
+def _call_sentencex(text: str, language: str) -> list[str]:
+    """Splits a text with sentencex. The concatenated sentences are the text."""
+    # sentencex 1.0.32 assumes that each space is one byte and panics on "I\u202f.". It therefore
+    # gets the text with plain spaces, and the lengths of its sentences are used to cut the text.
     plain = text if text.isascii() else _WIDE_SPACE.sub(" ", text)
     try:
-        found = sentencex.segment(language, plain)
+        sentences = sentencex.segment(language, plain)
     except BaseException as error:
-        if type(error).__name__ != "PanicException":  # pyo3's; it cannot be imported
+        if type(error).__name__ != "PanicException":  # of pyo3; it cannot be imported
             raise
-        return [text]  # one long sentence is better than days of preparing lost
+        return [text]  # one long sentence does less harm than an aborted run
     if plain is text:
-        return found
-    ends = list(itertools.accumulate(map(len, found), initial=0))
+        return sentences
+    ends = list(itertools.accumulate(map(len, sentences), initial=0))
     return [text[start:end] for start, end in itertools.pairwise(ends)]

@@ -13,12 +13,11 @@ import time
 import numpy as np
 import psutil
 import pytest
-from ml_collections import ConfigDict
 
 from roberta_jax.data.store import build, layout, shards
 from roberta_jax.data.store.build import Recipe, build_stores
 from roberta_jax.data.store.token_store import TokenStore
-from roberta_jax.data.text.corpus import FilesCorpus, is_heldout, open_corpus
+from roberta_jax.data.text.corpus import FilesCorpus, TextSource, is_heldout, open_corpus
 from roberta_jax.data.text.sentences import split_sentences
 from roberta_jax.errors import UsageError
 from roberta_jax.tokenizer import RobertaTokenizer
@@ -57,9 +56,7 @@ def text_folder(tmp_path_factory):
 
 
 def open_text(folder):
-    return open_corpus(
-        ConfigDict({"source": "files", "files": f"{folder}/*.jsonl", "text_field": "text"})
-    )
+    return open_corpus(TextSource(files=f"{folder}/*.jsonl"))
 
 
 def contents(folder):

@@ -2,6 +2,7 @@
 
 import bz2
 import collections
+import dataclasses
 import gzip
 import json
 import lzma
@@ -13,10 +14,10 @@ import sys
 import numpy as np
 import pytest
 import zstandard
-from ml_collections import ConfigDict
 
+from configs.pretrain import get_config
 from roberta_jax.data.text import builtin, corpus
-from roberta_jax.data.text.corpus import is_heldout, open_corpus
+from roberta_jax.data.text.corpus import TextSource, is_heldout, open_corpus
 from roberta_jax.errors import UsageError
 
 COMPRESS = {
@@ -31,9 +32,7 @@ JSONL = "".join(json.dumps({"id": i, "text": text}) + "\n" for i, text in enumer
 
 
 def open_files(files, text_field="text"):
-    return open_corpus(
-        ConfigDict({"source": "files", "files": str(files), "text_field": text_field})
-    )
+    return open_corpus(TextSource(files=str(files), text_field=text_field))
 
 
 def read(opened):
@@ -157,11 +156,11 @@ def test_object_stores_are_refused():
     [
         ('{"id": 1, "body": "x"}', r"no field 'text'; the fields are 'id', 'body'.*text_field"),
         ("{}", "the fields are none"),
-        ('{"text": "x"', "this line is no JSON"),
-        ("plain text", r"this line is no JSON.*rename a file of plain text to \.txt"),
+        ('{"text": "x"', "this line is not JSON"),
+        ("plain text", r"this line is not JSON.*rename a file of plain text to \.txt"),
         ('["x"]', "holds a list, not a JSON object"),
         ('{"text": 3}', "holds a int, not text"),
-        ("[" * 100_000, "this line is no JSON"),
+        ("[" * 100_000, "this line is not JSON"),
     ],
 )
 def test_broken_json_lines_name_file_and_line(tmp_path, monkeypatch, line, message):
@@ -212,23 +211,23 @@ def test_file_that_grows_while_it_is_read(tmp_path):
 
 
 @pytest.mark.parametrize(
-    ("settings", "message"),
+    ("fields", "message"),
     [
-        ({"source": "web"}, "takes one of builtin, files, tfds"),
-        (
-            {"source": "files", "files": None, "text_field": "text"},
-            r"config\.data\.files is not set",
-        ),
-        (
-            {"source": "tfds", **dict.fromkeys(["tfds_name", "tfds_split", "tfds_field"])},
-            r"config\.data\.tfds_name is not set",
-        ),
+        ({"source": "web"}, "must be one of builtin, files, tfds"),
+        ({"source": "files"}, r"--config\.data\.files is not set"),
+        ({"source": "tfds"}, r"--config\.data\.tfds_name is not set"),
+        ({"source": "tfds", "tfds_name": "x"}, r"--config\.data\.tfds_split is not set"),
     ],
 )
-def test_wrong_settings(settings, message):
-    settings.setdefault("tfds_data_dir", None)
+def test_invalid_sources(fields, message):
     with pytest.raises(UsageError, match=message):
-        open_corpus(ConfigDict(settings))
+        open_corpus(TextSource(**fields))
+
+
+def test_defaults_are_those_of_the_config():
+    data = get_config("base").data
+    for field in dataclasses.fields(TextSource):
+        assert getattr(TextSource(), field.name) == data[field.name]
 
 
 def test_heldout_is_decided_by_the_text_alone():
@@ -244,7 +243,7 @@ def test_heldout_is_decided_by_the_text_alone():
 
 
 def test_builtin_is_real_and_deterministic():
-    opened = open_corpus(ConfigDict({"source": "builtin"}))
+    opened = open_corpus(TextSource(source="builtin"))
     documents, counts = read(opened)
     assert len(documents) > 400
     assert not counts
@@ -299,10 +298,10 @@ def test_builtin_without_sources(tmp_path, monkeypatch):
 
 
 def open_tfds(folder, **changes):
-    settings = {"name": "letters", "split": "train", "field": "text", "data_dir": str(folder)}
-    settings |= changes
+    fields = {"name": "letters", "split": "train", "field": "text", "data_dir": str(folder)}
+    fields |= changes
     return open_corpus(
-        ConfigDict({"source": "tfds", **{f"tfds_{key}": value for key, value in settings.items()}})
+        TextSource(source="tfds", **{f"tfds_{key}": value for key, value in fields.items()})
     )
 
 
@@ -342,12 +341,12 @@ def test_tfds(tfds_folder):
     ("changes", "message"),
     [
         ({"field": "body"}, r"no field 'body'; the fields are .*'text'"),
-        ({"name": "nothing_of_this_name"}, "TFDS cannot give 'nothing_of_this_name'"),
-        ({"split": "dev"}, "TFDS cannot give 'letters', split 'dev'"),
+        ({"name": "nothing_of_this_name"}, "TFDS cannot load 'nothing_of_this_name'"),
+        ({"split": "dev"}, "TFDS cannot load 'letters', split 'dev'"),
         ({"field": "id"}, "holds a int32, not text"),
     ],
 )
-def test_tfds_wrong_settings(tfds_folder, changes, message):
+def test_invalid_tfds_sources(tfds_folder, changes, message):
     with pytest.raises(UsageError, match=message):
         read(open_tfds(tfds_folder, **changes))
 
