@@ -1,4 +1,4 @@
-"""Batches: rows against plain Python, independence of how they are asked for, pinned values."""
+"""Tests of batches: rows against plain Python, purity, pinned values."""
 
 import concurrent.futures
 import pickle
@@ -49,7 +49,7 @@ def expected_row(store, packed, row):
 
 
 @pytest.mark.parametrize("format", FORMATS)
-def test_rows_hold_what_the_index_says(store, datasets, format):
+def test_rows_match_the_index(store, datasets, format):
     dataset = datasets[format]
     packed = share_rows(store, 48) if format == "shared" else None
     packed = packed or packing.load_or_pack(store, "full_sentences", 32)
@@ -57,11 +57,11 @@ def test_rows_hold_what_the_index_says(store, datasets, format):
     batch = dataset.assemble(np.arange(dataset.num_rows))
     assert list(batch) == ["input_ids", "segment_ids", "position_ids"]
     for row in range(dataset.num_rows):
-        found = tuple(array[row].tolist() for array in batch.values())
-        assert found == expected_row(store, packed, row)
+        actual = tuple(array[row].tolist() for array in batch.values())
+        assert actual == expected_row(store, packed, row)
 
 
-def test_rows_put_together_are_the_corpus(store):
+def test_all_rows_together_are_the_corpus(store):
     dataset = make_dataset(store, 64)
     ids = dataset.assemble(np.arange(dataset.num_rows))["input_ids"]
     text = ids[(ids != BOS) & (ids != PAD)]
@@ -69,7 +69,7 @@ def test_rows_put_together_are_the_corpus(store):
 
 
 def test_shards_shorter_than_a_row(tmp_path):
-    store = make_store(tmp_path, num_documents=5, shard_tokens=1)  # a document each
+    store = make_store(tmp_path, num_documents=5, shard_tokens=1)  # one document per shard
     dataset = make_dataset(store, 512)
     ids = dataset.assemble(np.arange(dataset.num_rows)[::-1])["input_ids"]
     assert dataset.num_rows == 5
@@ -79,7 +79,7 @@ def test_shards_shorter_than_a_row(tmp_path):
 
 
 def test_wide_ids(tmp_path):
-    """A vocabulary past 65536 is stored as uint32 and comes out the same."""
+    """Ids of a vocabulary over 65536 are stored as uint32."""
     store = toy_corpus.token_store.write_store(tmp_path, [[[70_000, 5], [99_998]]], 100_000)
     packed = packing.load_or_pack(store, "full_sentences", 8)
     dataset = batches.PackedDataset(
@@ -109,7 +109,7 @@ def test_masked_batches(datasets, format):
             len(rows),
             dataset.num_slots if "masked" in name else dataset.seq_len,
         )
-        assert array.ctypes.data % 64 == 0  # so that nothing downstream has to copy it
+        assert array.ctypes.data % 64 == 0  # so that JAX and TensorFlow need not copy it
     for name in ("segment_ids", "position_ids"):
         assert np.array_equal(batch[name], plain[name])
     restored = batch["input_ids"].copy()
@@ -123,7 +123,7 @@ def test_masked_batches(datasets, format):
 
 
 @pytest.mark.parametrize("format", FORMATS)
-def test_a_row_is_the_same_in_any_company(datasets, format, monkeypatch):
+def test_a_row_does_not_depend_on_the_rest_of_the_batch(datasets, format, monkeypatch):
     dataset = datasets[format]
     rng = np.random.default_rng(0)
     rows, epochs = rng.integers(0, dataset.num_rows, 50), rng.integers(0, 4, 50)
@@ -141,22 +141,22 @@ def test_a_row_is_the_same_in_any_company(datasets, format, monkeypatch):
 def test_masks_change_with_epoch_row_and_seed(store, datasets):
     dataset = datasets["one input"]
     rows = np.arange(30)
-    here = dataset(rows, np.zeros(30, int))["masked_positions"]
+    positions = dataset(rows, np.zeros(30, int))["masked_positions"]
     others = [
         dataset(rows, np.ones(30, int))["masked_positions"],
         dataset.with_seed(6)(rows, np.zeros(30, int))["masked_positions"],
         dataset(rows + 1, np.zeros(30, int))["masked_positions"],
     ]
     for other in others:
-        assert (here == other).all(axis=1).mean() < 0.2
+        assert (positions == other).all(axis=1).mean() < 0.2
     assert equal(
         dataset.with_seed(6)(rows, rows),
         make_dataset(store, 32, seed=6)(rows, rows),
     )
 
 
-def test_values_are_pinned_for_ever(datasets):
-    """A change here would give other batches to a resumed run: never change these numbers."""
+def test_pinned_values(datasets):
+    """Never change these numbers: a resumed run would get other batches."""
     checksums = {}
     for format, dataset in datasets.items():
         batch = dataset(np.arange(20), np.arange(20) // 7)
@@ -170,8 +170,8 @@ def test_threads_and_pickles(datasets, format):
     rows = [np.arange(i, i + 20) for i in range(40)]
     expected = [dataset(r, r) for r in rows]
     with concurrent.futures.ThreadPoolExecutor(8) as pool:
-        found = list(pool.map(lambda r: dataset(r, r), rows))
-    assert all(equal(a, b) for a, b in zip(expected, found, strict=True))
+        actual = list(pool.map(lambda r: dataset(r, r), rows))
+    assert all(equal(a, b) for a, b in zip(expected, actual, strict=True))
     assert equal(pickle.loads(pickle.dumps(dataset))(rows[3], rows[3]), expected[3])
 
 
@@ -182,7 +182,7 @@ def test_no_rows(datasets):
         assert batch["masked_labels"].shape == (0, dataset.num_slots)
 
 
-def test_bad_input(store, datasets):
+def test_invalid_input(store, datasets):
     dataset = datasets["one input"]
     for row in (-1, dataset.num_rows):
         with pytest.raises(IndexError, match="row numbers must lie in"):

@@ -1,4 +1,4 @@
-"""Batches of every format: built one token at a time against ours; their masks; static masks."""
+"""Tests of batches of every format against plain Python, and of their dynamic and static masks."""
 
 import collections
 import itertools
@@ -26,9 +26,9 @@ def store(tmp_path_factory):
 
 
 def expected_row(store, packed, row):
-    """A row's arrays, one token at a time; those of next-sentence prediction as they are used."""
+    """The expected arrays of a row, built one token at a time."""
     tokens = np.concatenate([shard.tokens for shard in store.shards]).tolist()
-    found = collections.defaultdict(list)
+    arrays = collections.defaultdict(list)
     for number, i in enumerate(range(packed.rows[row], packed.rows[row + 1]), 1):
         a_start, a_len, b_start, b_len, label = packed.inputs[i].tolist()
         first = [BOS, *tokens[a_start : a_start + a_len]]
@@ -39,25 +39,25 @@ def expected_row(store, packed, row):
             second = [*tokens[b_start : b_start + b_len], EOS]
             if packed.num_separators == 2:
                 second.insert(0, EOS)
-        found["next_sentence_positions"].append(len(found["input_ids"]))
-        found["next_sentence_labels"].append(label)
-        found["input_ids"] += first + second
-        found["token_type_ids"] += [0] * len(first) + [1] * len(second)
-        found["segment_ids"] += [number] * len(first + second)
-        found["position_ids"] += range(PAD + 1, PAD + 1 + len(first + second))
-    padding = packed.seq_len - len(found["input_ids"])
+        arrays["next_sentence_positions"].append(len(arrays["input_ids"]))
+        arrays["next_sentence_labels"].append(label)
+        arrays["input_ids"] += first + second
+        arrays["token_type_ids"] += [0] * len(first) + [1] * len(second)
+        arrays["segment_ids"] += [number] * len(first + second)
+        arrays["position_ids"] += range(PAD + 1, PAD + 1 + len(first + second))
+    padding = packed.seq_len - len(arrays["input_ids"])
     for name, filler in (
         ("input_ids", PAD),
         ("position_ids", PAD),
         ("segment_ids", 0),
         ("token_type_ids", 0),
     ):
-        found[name] += [filler] * padding
-    found["next_sentence_weights"] = [1.0] * len(found["next_sentence_labels"])
+        arrays[name] += [filler] * padding
+    arrays["next_sentence_weights"] = [1.0] * len(arrays["next_sentence_labels"])
     for name in ("positions", "labels", "weights"):
-        used = found[f"next_sentence_{name}"]
+        used = arrays[f"next_sentence_{name}"]
         used += [0] * (packed.max_inputs - len(used))
-    return found
+    return arrays
 
 
 @pytest.mark.parametrize(
@@ -65,7 +65,7 @@ def expected_row(store, packed, row):
 )
 @pytest.mark.parametrize("separators", [1, 2])
 @pytest.mark.parametrize("format", PAIR_FORMATS)
-def test_pairs_are_put_together(store, format, separators, token_types, next_sentence):
+def test_rows_of_pairs(store, format, separators, token_types, next_sentence):
     options = PairOptions(dupe_factor=2, num_separators=separators)
     packed = packing.load_or_pack(store, format, SEQ_LEN, options)
     dataset = make_dataset(
@@ -96,25 +96,26 @@ def test_pairs_are_put_together(store, format, separators, token_types, next_sen
 
 
 @pytest.mark.parametrize("format", ["doc_sentences", "sentences"])
-def test_single_inputs_are_put_together(store, format):
+def test_rows_of_single_inputs(store, format):
     packed = packing.load_or_pack(store, format, SEQ_LEN)
     dataset = make_dataset(store, packed=packed, token_types=True)
     plain = dataset.assemble(np.arange(dataset.num_rows))
-    assert list(plain) == ["input_ids", "segment_ids", "position_ids"]  # no second text, no types
+    # Single inputs have no token types.
+    assert list(plain) == ["input_ids", "segment_ids", "position_ids"]
     for row in range(dataset.num_rows):
         expected = expected_row(store, packed, row)
         for name, array in plain.items():
             assert array[row].tolist() == expected[name], name
 
 
-def test_one_pair_by_hand(tmp_path):
+def test_one_row_of_pairs_by_hand(tmp_path):
     store = write_store(tmp_path, [[[10, 11]], [[20]]], VOCAB)
     options = PairOptions(dupe_factor=1)
     dataset = make_dataset(
         store, 16, format="sentence_pair", pairs=options, token_types=True, next_sentence=True
     )
     batch = dataset(np.array([0]), np.array([0])) | dataset.assemble(np.array([0]))
-    # Two documents of one sentence: each is followed by the other, which is random.
+    # Two documents of one sentence: each is paired with the other, as a random text.
     assert {name: array[0].tolist() for name, array in batch.items() if "masked" not in name} == {
         "input_ids": [0, 10, 11, 2, 2, 20, 2, 0, 20, 2, 2, 10, 11, 2, 1, 1],
         "segment_ids": [1, 1, 1, 1, 1, 1, 1, 2, 2, 2, 2, 2, 2, 2, 0, 0],
@@ -138,11 +139,11 @@ def counts_by_input(batch, max_inputs):
     return masked[:, 1:], tokens[:, 1:]
 
 
-@pytest.mark.parametrize("unit", SCHEMES)
+@pytest.mark.parametrize("scheme", SCHEMES)
 @pytest.mark.parametrize("format", FORMATS)
-def test_masks_of_every_format_and_unit(store, format, unit):
+def test_masks_of_every_format_and_scheme(store, format, scheme):
     rate = 0.15
-    dataset = make_dataset(store, SEQ_LEN, format=format, scheme=unit, rate=rate)
+    dataset = make_dataset(store, SEQ_LEN, format=format, scheme=scheme, rate=rate)
     by_token = make_dataset(store, SEQ_LEN, format=format, rate=rate)
     rows = np.arange(dataset.num_rows)[-600:]
     batch, plain = dataset(rows, rows), dataset.assemble(rows)
@@ -156,38 +157,38 @@ def test_masks_of_every_format_and_unit(store, format, unit):
     assert np.array_equal(restored, plain["input_ids"])
     assert used.sum(axis=1).max() <= dataset.num_slots
 
-    # Each input's count is its share rounded by a coin of its own: the same coin for tokens and
-    # spans, and words stop where the next would be too long.
-    found, tokens = counts_by_input(batch, dataset.max_inputs)
-    wanted = rate * tokens
+    # Each input rounds its count randomly, in the same way for tokens and spans. Whole words stop
+    # before the count is exceeded.
+    masked, tokens = counts_by_input(batch, dataset.max_inputs)
+    exact = rate * tokens
     counts, _ = counts_by_input(by_token(rows, rows), dataset.max_inputs)
-    assert ((counts == np.floor(wanted + 1e-6)) | (counts == np.floor(wanted - 1e-6) + 1)).all()
-    there = tokens > 0
-    rounded_up = (counts - np.floor(wanted + 1e-6))[there]
-    share = (wanted - np.floor(wanted + 1e-6))[there]
+    assert ((counts == np.floor(exact + 1e-6)) | (counts == np.floor(exact - 1e-6) + 1)).all()
+    exists = tokens > 0
+    rounded_up = (counts - np.floor(exact + 1e-6))[exists]
+    share = (exact - np.floor(exact + 1e-6))[exists]
     sigma = math.sqrt((share * (1 - share)).sum())
     assert abs(rounded_up.sum() - share.sum()) < 5 * sigma
-    if unit == "whole_word":
-        assert (found <= counts).all()
-        assert found.sum() > 0.7 * counts.sum()
+    if scheme == "whole_word":
+        assert (masked <= counts).all()
+        assert masked.sum() > 0.7 * counts.sum()
     else:
-        assert np.array_equal(found, counts)
+        assert np.array_equal(masked, counts)
 
 
 @pytest.mark.parametrize("rate", [0.01, 0.5, 0.95])
 @pytest.mark.parametrize("format", FORMATS)
-def test_there_is_a_slot_for_every_masked_token(store, format, rate):
-    for unit in SCHEMES:
-        dataset = make_dataset(store, SEQ_LEN, format=format, scheme=unit, rate=rate)
+def test_every_masked_token_has_a_slot(store, format, rate):
+    for scheme in SCHEMES:
+        dataset = make_dataset(store, SEQ_LEN, format=format, scheme=scheme, rate=rate)
         rows = np.arange(dataset.num_rows)[:400]
         batch = dataset(rows, rows)
-        found, tokens = counts_by_input(batch, dataset.max_inputs)
-        assert found.sum() == batch["masked_weights"].sum()
-        assert (found <= np.floor(rate * tokens + 1e-6) + 1).all()
+        masked, tokens = counts_by_input(batch, dataset.max_inputs)
+        assert masked.sum() == batch["masked_weights"].sum()
+        assert (masked <= np.floor(rate * tokens + 1e-6) + 1).all()
 
 
 @pytest.mark.parametrize("format", FORMATS)
-def test_a_row_is_the_same_in_any_company(store, format, monkeypatch):
+def test_a_row_does_not_depend_on_the_rest_of_the_batch(store, format, monkeypatch):
     dataset = make_dataset(
         store, SEQ_LEN, format=format, token_types=True, next_sentence=format in PAIR_FORMATS
     )
@@ -206,41 +207,41 @@ def test_a_row_is_the_same_in_any_company(store, format, monkeypatch):
     assert {k: v.shape[1:] for k, v in none.items()} == {k: v.shape[1:] for k, v in whole.items()}
 
 
-def assert_equal(found, expected):
-    assert list(found) == list(expected)
-    for name, array in found.items():
+def assert_equal(actual, expected):
+    assert list(actual) == list(expected)
+    for name, array in actual.items():
         assert np.array_equal(array, expected[name]), name
 
 
 def masks_of(batch):
-    """What each row looks like, masked: positions and what stands there."""
+    """For each row the masked positions and the masked ids, as bytes."""
     return [
         (positions.tobytes(), ids.tobytes())
         for positions, ids in zip(batch["masked_positions"], batch["input_ids"], strict=True)
     ]
 
 
-@pytest.mark.parametrize("unit", SCHEMES)
-def test_static_masks_come_again_and_dynamic_ones_do_not(store, unit):
+@pytest.mark.parametrize("scheme", SCHEMES)
+def test_static_masks_repeat_and_dynamic_masks_do_not(store, scheme):
     epochs = 30
-    for copies, distinct in ((10, 10), (3, 3), (1, 1), (None, epochs)):
-        dataset = make_dataset(store, 256, scheme=unit, dupe_factor=copies)
+    for dupe_factor, distinct in ((10, 10), (3, 3), (1, 1), (None, epochs)):
+        dataset = make_dataset(store, 256, scheme=scheme, dupe_factor=dupe_factor)
         plain = dataset.assemble(np.arange(dataset.num_rows))
         rows = np.flatnonzero(plain["segment_ids"].sum(axis=1) > 200)
         assert len(rows) > 20
         seen = [masks_of(dataset(rows, np.full(len(rows), epoch))) for epoch in range(epochs)]
         for of_row in zip(*seen, strict=True):
             assert len(set(of_row)) == distinct
-            if copies:
-                assert of_row[copies:] == of_row[:-copies]
-    # The copies are the first dynamic masks.
-    static = make_dataset(store, 256, scheme=unit, dupe_factor=10)
-    dynamic = make_dataset(store, 256, scheme=unit)
+            if dupe_factor:
+                assert of_row[dupe_factor:] == of_row[:-dupe_factor]
+    # The static masks are the first dynamic masks.
+    static = make_dataset(store, 256, scheme=scheme, dupe_factor=10)
+    dynamic = make_dataset(store, 256, scheme=scheme)
     assert_equal(static(rows, rows + 10), dynamic(rows, rows % 10))
 
 
-def test_a_sample_of_pairs_keeps_its_static_mask(store):
-    """BERT's data: the corpus ten times, each with its own pairs and its own masks."""
+def test_each_sample_of_pairs_has_one_static_mask(store):
+    """As in BERT's data, where each of ten copies of the corpus has its own pairs and masks."""
     duplicates = 10
     dataset = make_dataset(
         store, SEQ_LEN, format="segment_pair", pairs=PairOptions(duplicates), dupe_factor=duplicates
@@ -254,11 +255,11 @@ def test_a_sample_of_pairs_keeps_its_static_mask(store):
     assert len(seen) == dataset.num_rows
 
 
-@pytest.mark.parametrize("unit", SCHEMES)
-def test_what_stands_in_place_of_static_masked_tokens(store, unit):
-    """80% masks, 10% random tokens, 10% kept, whatever the scheme: drawn once a unit."""
+@pytest.mark.parametrize("scheme", SCHEMES)
+def test_replacements_of_statically_masked_tokens(store, scheme):
+    """80% `<mask>`, 10% random tokens, 10% unchanged, drawn once per scheme, for each scheme."""
     dataset = make_dataset(
-        store, SEQ_LEN, format="segment_pair", pairs=PairOptions(50), dupe_factor=50, scheme=unit
+        store, SEQ_LEN, format="segment_pair", pairs=PairOptions(50), dupe_factor=50, scheme=scheme
     )
     rows = np.arange(dataset.num_rows)
     batch = dataset(rows, np.searchsorted(dataset.epoch_ends, rows, side="right"))
@@ -266,11 +267,11 @@ def test_what_stands_in_place_of_static_masked_tokens(store, unit):
     after = batch["input_ids"][row, batch["masked_positions"][row, slot]]
     before = batch["masked_labels"][row, slot]
     drawable = VOCAB - 4
-    # One coin decides for so many tokens, or fewer.
-    tokens_a_unit = {"token": 1, "whole_word": 3, "span": 12}[unit]
-    for share, found in (
+    # The maximum number of tokens that share one random draw.
+    tokens_per_unit = {"token": 1, "whole_word": 3, "span": 12}[scheme]
+    for share, outcomes in (
         (0.8 + 0.1 / drawable, after == MASK),
         (0.1 + 0.1 / drawable, after == before),
     ):
-        bound = 6 * math.sqrt(share * (1 - share) * tokens_a_unit / len(after))
-        assert abs(found.mean() - share) < bound < 0.03
+        bound = 6 * math.sqrt(share * (1 - share) * tokens_per_unit / len(after))
+        assert abs(outcomes.mean() - share) < bound < 0.03

@@ -1,4 +1,4 @@
-"""The hashes and the permutation: pinned values, bijections, and statistics."""
+"""Tests of the hashes and the permutation: pinned values, bijections, statistics."""
 
 import numpy as np
 import pytest
@@ -8,8 +8,8 @@ from hypothesis import strategies as st
 from roberta_jax.data.hashing import fold, hash32, mix64, permute
 
 
-def test_values_are_pinned_for_ever():
-    """A change here would give other batches to a resumed run: never change these numbers."""
+def test_pinned_values():
+    """Never change these numbers: a resumed run would get other batches."""
     assert mix64(np.array([0, 1, 2**64 - 1], np.uint64)).tolist() == [
         0x0,
         0x5692161D100B05E5,
@@ -48,7 +48,7 @@ def test_fold_is_elementwise():
     assert keys.tolist() == [int(fold(3, i, 9)[0]) for i in range(5)]
 
 
-def test_hash32_takes_counters_per_row():
+def test_hash32_accepts_counters_per_row():
     keys = fold(1, np.arange(4))
     counters = np.arange(12, dtype=np.uint32).reshape(4, 3)
     expected = [hash32(keys[i : i + 1], counters[i])[0].tolist() for i in range(4)]
@@ -71,18 +71,18 @@ def test_hash32_is_uniform():
 
 
 @pytest.mark.parametrize("neighbour", ["row", "epoch", "seed", "position"])
-def test_neighbours_share_no_bits(neighbour):
-    """Half of the 32 bits differ between neighbours, bit by bit, as between strangers."""
+def test_hashes_of_neighbours_are_independent(neighbour):
+    """Each of the 32 bits differs between neighbours with probability 1/2."""
     rows, positions = np.arange(1024), np.arange(256, dtype=np.uint32)
-    here = hash32(fold(5, 3, rows), positions)
-    there = {
+    hashes = hash32(fold(5, 3, rows), positions)
+    neighbours = {
         "row": hash32(fold(5, 3, rows + 1), positions),
         "epoch": hash32(fold(5, 4, rows), positions),
         "seed": hash32(fold(6, 3, rows), positions),
         "position": hash32(fold(5, 3, rows), positions + np.uint32(1)),
     }[neighbour]
-    flipped = _bits(here ^ there).mean(axis=(0, 1))
-    assert abs(flipped - 0.5).max() < 6 * 0.5 / np.sqrt(here.size)
+    flipped = _bits(hashes ^ neighbours).mean(axis=(0, 1))
+    assert abs(flipped - 0.5).max() < 6 * 0.5 / np.sqrt(hashes.size)
 
 
 @given(
@@ -110,7 +110,7 @@ def test_permute_stays_inside_huge_ranges(n):
     assert abs(image.mean() / n - 0.5) < 6 / np.sqrt(12 * len(image))
 
 
-def test_permute_takes_an_epoch_for_each_index():
+def test_permute_accepts_an_epoch_for_each_index():
     index, epochs = np.array([3, 9, 3, 0]), np.array([0, 0, 1, 7])
     one_by_one = [int(permute(i, 10, 5, e)[0]) for i, e in zip(index, epochs, strict=True)]
     assert permute(index, 10, 5, epochs).tolist() == one_by_one
@@ -118,7 +118,7 @@ def test_permute_takes_an_epoch_for_each_index():
 
 @pytest.mark.parametrize("n", [3, 5, 16, 37])
 def test_permute_mixes_pairs(n):
-    """Over many epochs the images of two indices are every ordered pair equally often."""
+    """Over many epochs, all ordered pairs of images of two indices are equally likely."""
     epochs = np.arange(60_000)
     first, second = (permute(np.full(len(epochs), i), n, 8, epochs) for i in (0, 1))
     counts = np.bincount(first * n + second, minlength=n * n).reshape(n, n)
@@ -129,7 +129,7 @@ def test_permute_mixes_pairs(n):
     assert abs(chi_square - freedom) < 6 * np.sqrt(2 * freedom)
 
 
-def test_permutations_of_epochs_are_unrelated():
+def test_permutations_of_different_epochs_are_uncorrelated():
     n = 20_000
     index = np.arange(n)
     orders = [permute(index, n, seed, epoch) for seed, epoch in [(0, 0), (0, 1), (1, 0)]]
@@ -141,6 +141,6 @@ def test_permutations_of_epochs_are_unrelated():
 
 
 @pytest.mark.parametrize(("index", "n"), [([5], 5), ([-1], 5), ([0], 0)])
-def test_permute_rejects_what_is_outside(index, n):
+def test_permute_rejects_indices_outside_the_range(index, n):
     with pytest.raises(ValueError, match="permute needs"):
         permute(index, n, 0, 0)

@@ -1,4 +1,4 @@
-"""Masking: exact counts, 80/10/10, what may be drawn, inputs that share a row, pinned values.
+"""Tests of masking: counts, 80/10/10, replacements, shared rows, pinned values.
 
 Letters in array names as in the module: B rows, L positions, M inputs in a row, K slots.
 """
@@ -13,7 +13,7 @@ from hypothesis import strategies as st
 
 from roberta_jax.data.hashing import fold
 from roberta_jax.data.masking import SCHEMES, Masker, Masking, num_slots
-from roberta_jax.data.masking_schemes import input_numbers
+from roberta_jax.data.masking_schemes import ChosenTokens, Scheme, input_numbers
 from roberta_jax.errors import UsageError
 from tests.support.masked_rows import (
     MASK_ID,
@@ -37,7 +37,7 @@ options = st.fixed_dictionaries(
 
 @given(options, layouts())
 @settings(max_examples=300, deadline=None)
-def test_whatever_the_options(options, layout):
+def test_invariants_for_all_options(options, layout):
     seed, ids_BL, lengths_BM = layout
     seq_len, max_inputs = ids_BL.shape[1], lengths_BM.shape[1]
     masker = make_masker(seq_len, max_inputs, **options)
@@ -51,7 +51,7 @@ def test_whatever_the_options(options, layout):
     ascending = np.diff(positions_BK, axis=1) > 0
     assert ascending[used_BK[:, 1:]].all()
 
-    # Labels are what stood there, nothing else changed, and padding is never chosen.
+    # Labels are the original tokens, other tokens are unchanged, and padding is never chosen.
     chosen_BL = chosen(positions_BK, weights_BK, seq_len)
     assert chosen_BL.sum() == num_masked.sum()
     assert np.array_equal(labels_BK[used_BK], ids_BL[chosen_BL])
@@ -61,21 +61,21 @@ def test_whatever_the_options(options, layout):
     if not options["mask_special_tokens"]:
         assert not np.isin(ids_BL[chosen_BL], SPECIALS).any()
 
-    # Counts are per input: its share rounded down or up, and for words no more than that.
+    # The count of an input is rate * tokens, rounded down or up; whole words may stop below it.
     for number in range(max_inputs):
-        mine_BL = inputs_BL == number
+        input_BL = inputs_BL == number
         maskable_BL = (
-            mine_BL if options["mask_special_tokens"] else mine_BL & ~np.isin(ids_BL, SPECIALS)
+            input_BL if options["mask_special_tokens"] else input_BL & ~np.isin(ids_BL, SPECIALS)
         )
-        wanted = options["rate"] * maskable_BL.sum(axis=1)
-        count = (chosen_BL & mine_BL).sum(axis=1)
-        assert (count <= np.floor(wanted + 1e-6) + 1).all()
+        exact = options["rate"] * maskable_BL.sum(axis=1)
+        count = (chosen_BL & input_BL).sum(axis=1)
+        assert (count <= np.floor(exact + 1e-6) + 1).all()
         if options["scheme"] != "whole_word":
-            assert (count >= np.floor(wanted - 1e-6)).all()
+            assert (count >= np.floor(exact - 1e-6)).all()
 
 
-def test_values_are_pinned_for_ever():
-    """A change here would give other batches to a resumed run: never change these numbers."""
+def test_pinned_values():
+    """Never change these numbers: a resumed run would get other batches."""
     ids_BL = np.tile(np.arange(4, 24, dtype=np.int32), (2, 1))
     masker = make_masker(20, rate=0.25, mask_replace_prob=0.3, random_replace_prob=0.4)
     masked_BL, positions_BK, labels_BK, _ = mask(masker, ids_BL, [[20], [20]])
@@ -102,8 +102,8 @@ def test_values_are_pinned_for_ever():
         ({"scheme": "span", "geometric_p": 0.5, "max_span_length": 3}, 2, 4110385370),
     ],
 )
-def test_checksums_are_pinned_for_ever(options, max_inputs, checksum):
-    """As above, for what is too long to write out."""
+def test_pinned_checksums(options, max_inputs, checksum):
+    """Like `test_pinned_values`, for longer arrays."""
     lengths_BM = np.tile(np.array([[40, 20]])[:, :max_inputs], (5, 1))
     ids_BL = (fold(0, np.arange(5)[:, None], np.arange(64)) % np.uint64(55)).astype(np.int32) + 4
     ids_BL[:, ::6] = 2
@@ -113,7 +113,7 @@ def test_checksums_are_pinned_for_ever(options, max_inputs, checksum):
 
 @pytest.mark.parametrize("max_inputs", [1, 2])
 def test_statistics(max_inputs):
-    """Counts, places, actions and replacements over 8000 rows of 62 tokens and 2 of padding."""
+    """Counts, positions, actions and replacements in 8000 rows of 62 tokens and 2 of padding."""
     seq_len, num_rows = 64, 8000
     rng = np.random.default_rng(0)
     lengths_BM = np.zeros((num_rows, max_inputs), np.int64)
@@ -127,7 +127,7 @@ def test_statistics(max_inputs):
     assert set(counts) == {9, 10}
     assert abs((counts == 10).mean() - 0.3) < 6 * np.sqrt(0.3 * 0.7 / num_rows)
 
-    # Every place equally often (chi-square with 61 degrees of freedom), <s> included.
+    # All positions are equally likely (chi-square with 61 degrees of freedom), <s> included.
     chosen_BL = chosen(positions_BK, weights_BK, seq_len)
     places = chosen_BL.sum(axis=0)
     assert places[62:].sum() == 0
@@ -135,15 +135,15 @@ def test_statistics(max_inputs):
     assert abs(chi_square - 61) < 6 * np.sqrt(2 * 61)
     assert (ids_BL[chosen_BL] == 2).any()
 
-    # 80% masks, 10% random tokens, 10% kept; a random token can be the mask or the same again.
+    # 80% <mask>, 10% random tokens, 10% unchanged. A random token can be <mask> or the original.
     before, after = ids_BL[chosen_BL], masked_BL[chosen_BL]
     drawable = VOCAB - 4
     expected = {
         "mask": (0.8 + 0.1 / drawable, (after == MASK_ID).mean()),
         "same": (0.1 + 0.1 * (before >= 4).mean() / drawable, (after == before).mean()),
     }
-    for share, found in expected.values():
-        assert abs(found - share) < 6 * np.sqrt(share * (1 - share) / len(after))
+    for share, frequency in expected.values():
+        assert abs(frequency - share) < 6 * np.sqrt(share * (1 - share) / len(after))
     drawn = after[(after != MASK_ID) & (after != before)]
     assert drawn.min() == 4
     counts = np.bincount(drawn, minlength=VOCAB)[4:MASK_ID]
@@ -151,7 +151,7 @@ def test_statistics(max_inputs):
     assert abs(chi_square - len(counts)) < 6 * np.sqrt(2 * len(counts))
 
 
-def test_random_draws_reach_every_id_but_the_first_four():
+def test_random_replacements_are_all_ids_but_the_first_four():
     ids_BL = np.full((2000, 32), 10, np.int32)
     masker = make_masker(32, rate=0.9, mask_replace_prob=0, random_replace_prob=1)
     masked_BL, *_ = mask(masker, ids_BL, np.full((2000, 1), 32))
@@ -159,7 +159,7 @@ def test_random_draws_reach_every_id_but_the_first_four():
 
 
 @pytest.mark.parametrize(("mask_replace_prob", "random_replace_prob"), [(1, 0), (0, 0)])
-def test_extreme_shares(mask_replace_prob, random_replace_prob):
+def test_extreme_probabilities(mask_replace_prob, random_replace_prob):
     ids_BL = np.full((50, 32), 10, np.int32)
     masker = make_masker(
         32, mask_replace_prob=mask_replace_prob, random_replace_prob=random_replace_prob
@@ -169,9 +169,9 @@ def test_extreme_shares(mask_replace_prob, random_replace_prob):
     assert (masked_BL[chosen(positions_BK, weights_BK, 32)] == expected).all()
 
 
-@pytest.mark.parametrize("unit", SCHEMES)
-def test_no_rows_and_rows_of_nothing(unit):
-    masker = make_masker(16, 2, scheme=unit)
+@pytest.mark.parametrize("scheme", SCHEMES)
+def test_no_rows_and_empty_rows(scheme):
+    masker = make_masker(16, 2, scheme=scheme)
     for num_rows in (0, 3):
         ids_BL, lengths_BM = np.ones((num_rows, 16), np.int32), np.zeros((num_rows, 2), np.int64)
         masked_BL, positions_BK, _, weights_BK = mask(masker, ids_BL, lengths_BM)
@@ -180,19 +180,19 @@ def test_no_rows_and_rows_of_nothing(unit):
         assert np.array_equal(masked_BL, ids_BL)
 
 
-@pytest.mark.parametrize("unit", SCHEMES)
+@pytest.mark.parametrize("scheme", SCHEMES)
 @pytest.mark.parametrize("lengths_M", [[30], [20, 9]])
-def test_an_input_is_masked_alike_wherever_its_row_is_computed(unit, lengths_M):
+def test_a_row_is_masked_the_same_in_any_batch(scheme, lengths_M):
     rng = np.random.default_rng(2)
     lengths_BM = np.tile(lengths_M, (10, 1))
     ids_BL = make_rows(rng, lengths_BM, 32)
-    masker = make_masker(32, len(lengths_M), scheme=unit)
+    masker = make_masker(32, len(lengths_M), scheme=scheme)
     whole = mask(masker, ids_BL, lengths_BM)
     for row in range(10):
         alone = ids_BL[row : row + 1].copy()
         arrays = masker(fold(0, np.array([row])), alone, lengths_BM[row : row + 1])
-        for expected, found in zip(whole, [alone, *arrays], strict=True):
-            assert np.array_equal(expected[row], found[0])
+        for expected, actual in zip(whole, [alone, *arrays], strict=True):
+            assert np.array_equal(expected[row], actual[0])
 
 
 @given(st.integers(2, 600), st.floats(0.001, 0.999), st.integers(1, 16))
@@ -231,19 +231,39 @@ def test_overflow_is_an_error():
         ({"dupe_factor": 0}, r"masking\.dupe_factor is 0"),
     ],
 )
-def test_bad_options(options, message):
+def test_invalid_options(options, message):
     with pytest.raises(UsageError, match=message):
         Masking(**options)
 
 
-def test_bad_tables():
+def test_a_scheme_is_one_row_of_the_table(monkeypatch):
+    def choose_first(context):
+        """The first token of each row."""
+        positions_BK = np.zeros((len(context.ids_BL), context.num_slots), np.int32)
+        used_BK = np.zeros(positions_BK.shape, bool)
+        used_BK[:, 0] = True
+        return ChosenTokens(positions_BK, positions_BK, used_BK)
+
+    monkeypatch.setitem(SCHEMES, "first", Scheme(choose_first, needs_word_starts=False))
+    assert not Masking(scheme="first").needs_word_starts
+    ids_BL = np.full((3, 8), 10, np.int32)
+    masker = make_masker(8, scheme="first", mask_replace_prob=1, random_replace_prob=0)
+    masked_BL, _, labels_BK, weights_BK = mask(masker, ids_BL, np.full((3, 1), 8))
+    assert masked_BL.tolist() == [[MASK_ID] + 7 * [10]] * 3
+    assert labels_BK[:, 0].tolist() == [10, 10, 10]
+    assert weights_BK.sum(axis=1).tolist() == [1, 1, 1]
+    with pytest.raises(UsageError, match=r"'phrase'.* token, whole_word, span, first"):
+        Masking(scheme="phrase")
+
+
+def test_invalid_tables():
     common = {"seq_len": 8, "max_inputs": 1, "mask_id": 3, "pad_id": 1, "special_ids": [0, 1, 2]}
     with pytest.raises(UsageError, match="leaves no token to draw"):
         Masker(Masking(), vocab_size=4, **common)
-    for unit, word_starts in [
+    for scheme, word_starts in [
         ("whole_word", None),
         ("span", None),
         ("whole_word", np.ones(9, bool)),
     ]:
-        with pytest.raises(UsageError, match=rf"masking\.scheme='{unit}' needs"):
-            Masker(Masking(scheme=unit), vocab_size=10, word_starts=word_starts, **common)
+        with pytest.raises(UsageError, match=rf"masking\.scheme='{scheme}' needs"):
+            Masker(Masking(scheme=scheme), vocab_size=10, word_starts=word_starts, **common)

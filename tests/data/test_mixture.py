@@ -1,4 +1,4 @@
-"""Mixtures: each corpus' rows as often as its weight says, made as its own dataset makes them."""
+"""Tests of mixtures: how often the rows of each corpus are seen, and that they are unchanged."""
 
 import collections
 import pickle
@@ -17,7 +17,7 @@ SEED = 3
 
 
 class Recorder:
-    """Stands in for a dataset: the batch says which rows and epochs were asked for."""
+    """A fake dataset whose batches contain the requested rows and epochs, and the seed."""
 
     seq_len, vocab_size, max_inputs, num_slots = 32, 120, 1, 8
 
@@ -50,13 +50,13 @@ def mixture(datasets):
 
 
 def recorded(datasets, weights=WEIGHTS):
-    """The same mixture of stand-ins."""
+    """The same mixture of fake datasets."""
     return Mixture([Recorder(m.num_rows, tuple(m.epoch_ends)) for m in datasets], weights, SEED)
 
 
-def assert_equal(found, expected):
-    assert list(found) == list(expected)
-    for name, array in found.items():
+def assert_equal(actual, expected):
+    assert list(actual) == list(expected)
+    for name, array in actual.items():
         assert array.dtype == expected[name].dtype
         assert np.array_equal(array, expected[name]), name
 
@@ -82,20 +82,20 @@ def test_rows_of_a_corpus_are_seen_equally_often(corpora, num_epochs):
     seen = mixture(rows, epochs)["seen"]
     sources = mixture.sources(rows)
     for number, (dataset, weight) in enumerate(zip(datasets, weights, strict=True)):
-        mine = seen[sources == number]
-        assert len(mine) == num_epochs * max(1, round(weight * dataset.num_rows))
-        counts = np.bincount(mine[:, 0], minlength=dataset.num_rows)
+        from_corpus = seen[sources == number]
+        assert len(from_corpus) == num_epochs * max(1, round(weight * dataset.num_rows))
+        counts = np.bincount(from_corpus[:, 0], minlength=dataset.num_rows)
         assert len(counts) == dataset.num_rows
         assert counts.max() - counts.min() <= 1
-        # A row has its own epochs, one after the other: no mask comes twice.
-        times = collections.Counter(map(tuple, mine[:, :2].tolist()))
+        # A corpus counts its own epochs, so that no row gets the same mask twice.
+        times = collections.Counter(map(tuple, from_corpus[:, :2].tolist()))
         assert max(times.values()) == 1
-        assert mine[:, 1].max() == (len(mine) - 1) // dataset.num_rows * len(dataset.epoch_ends) + (
-            np.searchsorted(dataset.epoch_ends, (len(mine) - 1) % dataset.num_rows, side="right")
-        )
+        cycles, offset = divmod(len(from_corpus) - 1, dataset.num_rows)
+        last_epoch = np.searchsorted(dataset.epoch_ends, offset, side="right")
+        assert from_corpus[:, 1].max() == cycles * len(dataset.epoch_ends) + last_epoch
 
 
-def test_what_it_says_of_itself(datasets, mixture):
+def test_attributes(datasets, mixture):
     sizes = [round(w * m.num_rows) for w, m in zip(WEIGHTS, datasets, strict=True)]
     assert mixture.num_rows == sum(sizes)
     assert mixture.epoch_ends.tolist() == [sum(sizes)]
@@ -107,29 +107,29 @@ def test_what_it_says_of_itself(datasets, mixture):
     assert mixture.padding_share == pytest.approx((ids == 0).mean(), abs=0.01)
 
 
-def test_padding_share_is_by_rows():
+def test_padding_share_is_weighted_by_rows():
     datasets = [Recorder(10, padding_share=0.1), Recorder(20, padding_share=0.4)]
     assert Mixture(datasets, [1, 1], SEED).padding_share == pytest.approx(0.3)
     assert Mixture(datasets, [2, 1], SEED).padding_share == pytest.approx(0.25)
 
 
-def test_rows_are_those_of_the_corpora(datasets, mixture):
+def test_rows_equal_those_of_the_datasets(datasets, mixture):
     rng = np.random.default_rng(0)
     rows, epochs = rng.integers(0, mixture.num_rows, 200), rng.integers(0, 9, 200)
-    asked = recorded(datasets)(rows, epochs)["seen"]
+    requested = recorded(datasets)(rows, epochs)["seen"]
     batch = mixture(rows, epochs)
     assert batch["input_ids"].shape == (200, 32)
     sources = mixture.sources(rows)
     assert set(sources) == {0, 1, 2}
     for number, dataset in enumerate(datasets):
-        mine = sources == number
+        selected = sources == number
         seed = recorded(datasets)._datasets[number].seed
-        own = dataset.with_seed(seed)(asked[mine, 0], asked[mine, 1])
-        assert_equal({name: array[mine] for name, array in batch.items()}, own)
+        expected = dataset.with_seed(seed)(requested[selected, 0], requested[selected, 1])
+        assert_equal({name: array[selected] for name, array in batch.items()}, expected)
 
 
-def test_corpora_have_masks_and_orders_of_their_own(datasets):
-    """The same corpus twice: the copies go through it in unlike orders, and mask it unlike."""
+def test_corpora_have_independent_masks_and_orders(datasets):
+    """The same corpus twice: the two copies have different orders and different masks."""
     dataset = datasets[0]
     n = dataset.num_rows
     seen = recorded([dataset, dataset], (1, 1))(np.arange(2 * n), np.zeros(2 * n, int))["seen"]
@@ -142,7 +142,7 @@ def test_corpora_have_masks_and_orders_of_their_own(datasets):
     assert (first == second).all(axis=1).mean() < 0.2
 
 
-def test_one_corpus_alone_is_each_row_once_an_epoch(datasets):
+def test_a_single_corpus_has_each_row_once_per_epoch(datasets):
     dataset = datasets[1]
     mixture = Mixture([dataset], [1.0], SEED)
     assert mixture.num_rows == dataset.num_rows
@@ -150,15 +150,15 @@ def test_one_corpus_alone_is_each_row_once_an_epoch(datasets):
     rows = np.arange(dataset.num_rows)
     orders = []
     for epoch in range(3):
-        asked = recorded([dataset], (1.0,))(rows, np.full(len(rows), epoch))["seen"]
-        assert sorted(asked[:, 0]) == rows.tolist()
-        assert set(asked[:, 1]) == {epoch}
-        orders.append(asked[:, 0].tolist())
+        requested = recorded([dataset], (1.0,))(rows, np.full(len(rows), epoch))["seen"]
+        assert sorted(requested[:, 0]) == rows.tolist()
+        assert set(requested[:, 1]) == {epoch}
+        orders.append(requested[:, 0].tolist())
     assert orders[0] != orders[1] != orders[2]
     assert np.array_equal(mixture.assemble(rows)["input_ids"], plain[orders[0]])
 
 
-def test_a_row_is_the_same_in_any_company(mixture):
+def test_a_row_does_not_depend_on_the_rest_of_the_batch(mixture):
     rng = np.random.default_rng(1)
     rows, epochs = rng.integers(0, mixture.num_rows, 60), rng.integers(0, 9, 60)
     whole = mixture(rows, epochs)
@@ -173,35 +173,35 @@ def test_a_row_is_the_same_in_any_company(mixture):
     assert all(array.ctypes.data % 64 == 0 for array in whole.values())
 
 
-def test_another_seed_is_other_masks_of_the_same_rows(mixture):
+def test_another_seed_gives_other_masks_of_the_same_rows(mixture):
     rows = np.arange(mixture.num_rows)
     other = mixture.with_seed(99)
     assert_equal(other.assemble(rows), mixture.assemble(rows))
-    here, there = mixture(rows, rows * 0), other(rows, rows * 0)
-    assert np.array_equal(here["position_ids"], there["position_ids"])
-    same = (here["masked_positions"] == there["masked_positions"]).all(axis=1)
+    first, second = mixture(rows, rows * 0), other(rows, rows * 0)
+    assert np.array_equal(first["position_ids"], second["position_ids"])
+    same = (first["masked_positions"] == second["masked_positions"]).all(axis=1)
     assert same.mean() < 0.2
     assert_equal(other.with_seed(SEED)(rows, rows), mixture(rows, rows))
 
 
-def test_training_from_any_step_on_any_hosts(mixture):
+def test_training_batches_are_the_same_for_any_start_step_and_hosts(mixture):
     def train(start, stop, **options):
         options = {"batch_size": 8, "seed": 5, "engine": "numpy", **options}
         return list(train_batches(mixture, start_step=start, stop_step=stop, **options))
 
     steps = 3 * mixture.num_rows // 8
-    assert mixture.num_rows % 8  # so that batches straddle epochs
+    assert mixture.num_rows % 8  # so that some batches span two epochs
     straight = train(0, steps)
     for start in (1, steps - 2):
-        for found, expected in zip(train(start, steps), straight[start:], strict=True):
-            assert_equal(found, expected)
+        for actual, expected in zip(train(start, steps), straight[start:], strict=True):
+            assert_equal(actual, expected)
     halves = [train(0, steps, local_rows=part) for part in np.split(np.arange(8), 2)]
     for first, second, expected in zip(*halves, straight, strict=True):
         assert_equal({k: np.concatenate([v, second[k]]) for k, v in first.items()}, expected)
 
 
-def test_every_row_of_the_mixture_once_an_epoch_through_the_pipeline(datasets):
-    """Weights of whole numbers: an epoch sees each row of a corpus just so many times."""
+def test_integer_weights_give_each_row_that_often_per_epoch(datasets):
+    """With the batches of the pipeline."""
     mixture = recorded(datasets, (1, 3, 2))
     stop = 2 * mixture.num_rows
     batches = train_batches(
@@ -216,11 +216,11 @@ def test_every_row_of_the_mixture_once_an_epoch_through_the_pipeline(datasets):
 
 
 def test_evaluation(mixture):
-    found = list(eval_batches(mixture, batch_size=16, seed=7, engine="numpy"))
+    batches = list(eval_batches(mixture, batch_size=16, seed=7, engine="numpy"))
     again = list(eval_batches(mixture.with_seed(1), batch_size=16, seed=7, engine="numpy"))
-    for a, b in zip(found, again, strict=True):
+    for a, b in zip(batches, again, strict=True):
         assert_equal(a, b)
-    joined = {name: np.concatenate([batch[name] for batch in found]) for name in found[0]}
+    joined = {name: np.concatenate([batch[name] for batch in batches]) for name in batches[0]}
     rows = eval_rows(mixture, seed=7)
     assert sorted(rows) == list(range(mixture.num_rows))
     expected = mixture.with_seed(7)(rows, np.zeros_like(rows))
@@ -244,7 +244,7 @@ def test_pairs_of_several_corpora(tmp_path):
     assert batch["next_sentence_weights"].dtype == np.float32
 
 
-def test_bad_rows(mixture):
+def test_invalid_rows(mixture):
     for row in (-1, mixture.num_rows):
         with pytest.raises(IndexError, match="row numbers must lie in"):
             mixture(np.array([row]), np.array([0]))

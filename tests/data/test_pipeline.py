@@ -1,4 +1,4 @@
-"""The pipeline: the same batches from any step, engine and host; epochs; evaluation; threads."""
+"""Tests that batches depend on the step alone, and of epochs, evaluation and threads."""
 
 import collections
 import gc
@@ -33,23 +33,23 @@ BATCH = 8
 @pytest.fixture(scope="module")
 def dataset(tmp_path_factory):
     dataset = make_dataset(make_store(tmp_path_factory.mktemp("store")), seq_len=32)
-    assert dataset.num_rows % BATCH  # so that batches straddle epochs
+    assert dataset.num_rows % BATCH  # so that some batches span two epochs
     return dataset
 
 
 class Recorder:
-    """Stands in for a dataset: the batch says which rows and epochs were asked for."""
+    """A fake dataset whose batches contain the requested rows and epochs."""
 
     def __init__(self, num_rows, fail_at=None, delay=0.0, epoch_ends=None):
         self.num_rows, self._fail_at, self._delay = num_rows, fail_at, delay
         self.epoch_ends = np.array(epoch_ends or (num_rows,))
-        self.made = 0
+        self.num_batches = 0
 
     def __call__(self, rows, epochs):
         time.sleep(self._delay)
-        self.made += 1
-        if self._fail_at is not None and self.made > self._fail_at:
-            raise ZeroDivisionError("row 13 is unlucky")
+        self.num_batches += 1
+        if self._fail_at is not None and self.num_batches > self._fail_at:
+            raise ZeroDivisionError("cannot build this batch")
         return {name: np.stack([rows, epochs]).astype(dtype) for name, dtype in DTYPES.items()}
 
 
@@ -58,8 +58,8 @@ def train(dataset, start, stop, **options):
     return list(train_batches(dataset, start_step=start, stop_step=stop, **options))
 
 
-def assert_equal(found, expected):
-    for a, b in zip(found, expected, strict=True):
+def assert_equal(actual, expected):
+    for a, b in zip(actual, expected, strict=True):
         assert list(a) == list(b)
         for key in a:
             assert a[key].dtype == b[key].dtype
@@ -67,7 +67,7 @@ def assert_equal(found, expected):
 
 
 @pytest.mark.parametrize("engine", ENGINES)
-def test_any_start_gives_the_same_batches(dataset, engine):
+def test_every_start_step_gives_the_same_batches(dataset, engine):
     steps = 3 * dataset.num_rows // BATCH
     straight = train(dataset, 0, steps)
     assert_equal(train(dataset, 0, steps, engine=engine), straight)
@@ -76,16 +76,16 @@ def test_any_start_gives_the_same_batches(dataset, engine):
     assert_equal(train(dataset, 0, 6, engine=engine, workers=3, prefetch=1), straight[:6])
 
 
-def test_auto_takes_an_engine_that_is_there(dataset, monkeypatch):
+def test_auto_uses_an_installed_engine(dataset, monkeypatch):
     expected = train(dataset, 2, 4)
     assert_equal(train(dataset, 2, 4, engine="auto"), expected)
     monkeypatch.setattr(importlib.util, "find_spec", lambda name: None)
-    monkeypatch.setitem(sys.modules, "tensorflow", None)  # importing it would fail
+    monkeypatch.setitem(sys.modules, "tensorflow", None)  # makes importing it fail
     assert_equal(train(dataset, 2, 4, engine="auto"), expected)
 
 
 @pytest.mark.parametrize("num_hosts", [1, 2, 4])
-def test_the_hosts_parts_make_up_the_batch(dataset, num_hosts):
+def test_parts_of_all_hosts_make_up_the_batch(dataset, num_hosts):
     expected = train(dataset, 5, 12)
     for parts in (
         np.split(np.arange(BATCH), num_hosts),
@@ -101,7 +101,7 @@ def test_the_hosts_parts_make_up_the_batch(dataset, num_hosts):
 
 
 @pytest.mark.parametrize(("num_rows", "batch_size"), [(37, 8), (5, 8), (1, 4), (64, 16)])
-def test_every_epoch_sees_every_row_once(num_rows, batch_size):
+def test_every_epoch_contains_every_row_once(num_rows, batch_size):
     seen = collections.defaultdict(list)
     num_epochs = 4
     steps = -(-num_epochs * num_rows // batch_size)
@@ -137,8 +137,8 @@ samples = st.lists(st.integers(0, 30), min_size=1, max_size=5).filter(any)
 
 @given(samples, st.integers(0, 2**40), st.integers(1, 2**30))
 @settings(max_examples=100, deadline=None)
-def test_epochs_take_the_samples_in_turn(sizes, seed, cycle):
-    """Each epoch holds its sample's rows once; samples may be unlike in size, or empty."""
+def test_epochs_use_the_duplicates_in_turn(sizes, seed, cycle):
+    """Each epoch has the rows of one duplicate; duplicates can differ in size or be empty."""
     epoch_ends = np.cumsum(sizes)
     num_rows = epoch_ends[-1]
     positions = cycle * num_rows + np.arange(2 * num_rows)
@@ -146,15 +146,16 @@ def test_epochs_take_the_samples_in_turn(sizes, seed, cycle):
     assert (np.diff(epochs) >= 0).all()
     for turn in range(2 * len(sizes)):
         number = turn % len(sizes)
-        mine = rows[epochs == cycle * len(sizes) + turn]
-        assert sorted(mine) == list(range(epoch_ends[number] - sizes[number], epoch_ends[number]))
-    for i in range(0, len(positions), 7):  # one at a time the same
+        epoch_rows = rows[epochs == cycle * len(sizes) + turn]
+        end = epoch_ends[number]
+        assert sorted(epoch_rows) == list(range(end - sizes[number], end))
+    for i in range(0, len(positions), 7):  # the same for single positions
         one = rows_at(positions[i : i + 1], epoch_ends, seed)
         assert (one[0][0], one[1][0]) == (rows[i], epochs[i])
 
 
-def test_another_order_in_every_epoch():
-    """Also from one sample to the next of the same size."""
+def test_every_epoch_has_another_order():
+    """This includes epochs of different duplicates of the same size."""
     epoch_ends = np.array([20, 40, 60])
     rows, epochs = rows_at(np.arange(4 * 60), epoch_ends, 3)
     orders = {tuple(rows[epochs == epoch] % 20) for epoch in range(12)}
@@ -164,7 +165,7 @@ def test_another_order_in_every_epoch():
 
 
 @pytest.mark.parametrize("batch_size", [1, 7, 16, 200])
-def test_batches_straddle_the_samples(batch_size):
+def test_batches_can_span_duplicates(batch_size):
     dataset = Recorder(60, epoch_ends=(10, 30, 60))
     steps = -(-150 // batch_size)
     batches = train(dataset, 0, steps, batch_size=batch_size)
@@ -176,7 +177,7 @@ def test_batches_straddle_the_samples(batch_size):
 
 
 @pytest.mark.parametrize("format", FORMATS)
-def test_every_format_from_any_step_on_any_hosts(tmp_path, format):
+def test_every_format_is_the_same_for_any_start_step_and_hosts(tmp_path, format):
     is_pair = format in PAIR_FORMATS
     dataset = make_dataset(
         make_store(tmp_path),
@@ -199,7 +200,7 @@ def test_every_format_from_any_step_on_any_hosts(tmp_path, format):
             for hosts in zip(*by_host, strict=True)
         ]
         assert_equal(joined, straight)
-    # Another batch size takes the same rows, as many at a time.
+    # Half the batch size gives the same rows in twice as many batches.
     halves = train(dataset, 0, 2 * steps, batch_size=BATCH // 2)
     joined = [
         {key: np.concatenate([a[key], b[key]]) for key in a}
@@ -217,15 +218,15 @@ def test_evaluation_of_pairs(tmp_path):
         next_sentence=True,
     )
     batch_size = next(size for size in range(5, 20) if dataset.num_rows % size)
-    found = list(eval_batches(dataset, batch_size=batch_size, seed=1, engine="numpy"))
-    weights = np.concatenate([batch["next_sentence_weights"] for batch in found])
+    batches = list(eval_batches(dataset, batch_size=batch_size, seed=1, engine="numpy"))
+    weights = np.concatenate([batch["next_sentence_weights"] for batch in batches])
     expected = dataset(eval_rows(dataset, seed=1), np.zeros(dataset.num_rows, np.int64))
     assert np.array_equal(weights[: dataset.num_rows], expected["next_sentence_weights"])
     assert len(weights) > dataset.num_rows
     assert not weights[dataset.num_rows :].any()
 
 
-def test_without_a_stop_it_goes_on(dataset):
+def test_without_a_stop_step_the_batches_never_end(dataset):
     endless = train_batches(dataset, batch_size=BATCH, seed=3, start_step=7, engine="numpy")
     assert_equal(itertools.islice(endless, 3), train(dataset, 7, 10))
 
@@ -233,19 +234,19 @@ def test_without_a_stop_it_goes_on(dataset):
 @pytest.mark.parametrize("engine", ENGINES)
 @pytest.mark.parametrize("batch_size", [7, 16])
 def test_evaluation_scores_every_row_once(dataset, engine, batch_size):
-    found = list(eval_batches(dataset, batch_size=batch_size, seed=11, engine=engine))
-    assert all(len(batch["input_ids"]) == batch_size for batch in found)
-    joined = {key: np.concatenate([batch[key] for batch in found]) for key in found[0]}
+    batches = list(eval_batches(dataset, batch_size=batch_size, seed=11, engine=engine))
+    assert all(len(batch["input_ids"]) == batch_size for batch in batches)
+    joined = {key: np.concatenate([batch[key] for batch in batches]) for key in batches[0]}
     rows = eval_rows(dataset, seed=11)
     assert sorted(rows) == list(range(dataset.num_rows))
     expected = dataset.with_seed(11)(rows, np.zeros_like(rows))
     for key, array in expected.items():
         assert np.array_equal(joined[key][: len(rows)], array)
     assert not joined["masked_weights"][len(rows) :].any()
-    assert (joined["segment_ids"][:, 0] == 1).all()  # the filling, too, is made of real rows
+    assert (joined["segment_ids"][:, 0] == 1).all()  # the padding consists of real rows too
 
 
-def test_evaluation_depends_on_its_own_seed_alone(dataset):
+def test_evaluation_depends_only_on_its_seed(dataset):
     first = list(eval_batches(dataset, batch_size=4, seed=1, engine="numpy"))
     same = list(eval_batches(dataset.with_seed(99), batch_size=4, seed=1, engine="numpy"))
     assert_equal(first, same)
@@ -268,7 +269,7 @@ def test_evaluation_of_some_rows_on_two_hosts(dataset):
 
 
 @pytest.mark.parametrize("engine", ENGINES)
-def test_exceptions_reach_the_consumer(engine):
+def test_exceptions_are_raised_by_the_iterator(engine):
     batches = train_batches(
         Recorder(100, fail_at=3),
         batch_size=4,
@@ -278,16 +279,16 @@ def test_exceptions_reach_the_consumer(engine):
         engine=engine,
         workers=1,
     )
-    with pytest.raises(ZeroDivisionError, match="row 13 is unlucky"):
+    with pytest.raises(ZeroDivisionError, match="cannot build this batch"):
         list(batches)
 
 
-def own_threads():
+def batch_threads():
     return [thread for thread in threading.enumerate() if thread.name.startswith("batches")]
 
 
 @pytest.mark.parametrize("ending", ["close", "forget", "exhaust", "fail", "never start"])
-def test_no_thread_is_left(ending):
+def test_all_threads_end(ending):
     dataset = Recorder(100, fail_at=5 if ending == "fail" else None, delay=0.001)
     stop = 20 if ending == "exhaust" else None
     batches = train_batches(
@@ -295,7 +296,7 @@ def test_no_thread_is_left(ending):
     )
     if ending != "never start":
         next(batches)
-        assert own_threads()
+        assert batch_threads()
     if ending == "close":
         batches.close()
     elif ending == "exhaust":
@@ -305,21 +306,21 @@ def test_no_thread_is_left(ending):
             list(batches)
     del batches
     gc.collect()
-    assert not own_threads()
+    assert not batch_threads()
 
 
-def test_no_more_than_prefetch_is_made_ahead():
+def test_at_most_prefetch_batches_are_built_ahead():
     dataset = Recorder(100)
     batches = train_batches(
         dataset, batch_size=4, seed=0, start_step=0, engine="numpy", prefetch=5, workers=2
     )
     next(batches)
     time.sleep(0.1)
-    assert dataset.made == 6  # the one taken and five ahead
+    assert dataset.num_batches == 6  # the one returned and five ahead
     batches.close()
 
 
-def test_bad_input(dataset, monkeypatch):
+def test_invalid_input(dataset, monkeypatch):
     good = {"batch_size": 4, "seed": 0, "start_step": 0}
     with pytest.raises(UsageError, match=r"data\.engine is 'torch'.*auto, tf, numpy"):
         train_batches(dataset, **good, engine="torch")
@@ -336,7 +337,7 @@ def test_bad_input(dataset, monkeypatch):
         train_batches(dataset, **good, engine="tf")
 
 
-def test_tensorflow_stays_out_of_the_numpy_engine(monkeypatch, dataset):
-    monkeypatch.setitem(sys.modules, "tensorflow", None)  # importing it would fail
+def test_the_numpy_engine_does_not_import_tensorflow(monkeypatch, dataset):
+    monkeypatch.setitem(sys.modules, "tensorflow", None)  # makes importing it fail
     assert len(train(dataset, 0, 2)) == 2
     assert "tensorflow" not in vars(pipeline)

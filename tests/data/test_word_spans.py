@@ -1,4 +1,4 @@
-"""Words and spans of words: chosen whole, treated alike, laid out by the rule.
+"""Tests of whole-word and span masking against the rules in plain Python.
 
 Letters in array names as in the modules: B rows, L positions, M inputs in a row, K slots, W words,
 U units.
@@ -45,60 +45,65 @@ def test_whole_words(specials):
                     actions["keep"] += 1
                 else:
                     actions["random"] += 1
-    # One action a word: a word is hidden, drawn anew or kept as a whole.
+    # A word is masked, replaced or left unchanged as a whole.
     total = sum(actions.values())
     for action, share in [("mask", 0.8), ("keep", 0.1), ("random", 0.1)]:
         assert abs(actions[action] / total - share) < 6 * np.sqrt(share * (1 - share) / total)
-    # Stopping before the count is exceeded costs about half a word.
+    # Stopping before the count is exceeded loses about half a word.
     maskable = length if specials else (~np.isin(ids_BL[:, :length], SPECIALS)).sum() / num_rows
     assert 0.85 < weights_BK.sum() / (0.15 * maskable * num_rows) <= 1.01
 
 
-def test_an_endless_word_does_not_empty_its_input():
-    """A word longer than the count is never chosen, and others still are."""
+def test_a_very_long_word_does_not_prevent_masking():
+    """A word longer than the count is never chosen, and other words still are."""
     ids_BL = np.full((200, 64), 4, np.int32)  # 4 starts no word
-    ids_BL[:, 40:] = 6  # 6 does: one word of 40 tokens, 24 of one
+    ids_BL[:, 40:] = 6  # 6 does: a word of 40 tokens, then 24 words of one token
     masker = make_masker(64, scheme="whole_word")
     _, positions_BK, _, weights_BK = mask(masker, ids_BL, np.full((200, 1), 64))
     assert (weights_BK.sum(axis=1) >= 9).all()
     assert positions_BK[weights_BK > 0].min() == 40
 
 
-def spans_of(ids, length, places, key, specials, p, longest):
-    """Slices of the spans of one input, in the order they are taken, by the rule in plain Python.
+def spans_of(ids, length, positions, key, specials, p, max_length):
+    """The spans of one input as slices, in the order in which they are chosen, in plain Python.
 
     Args:
-      ids: the input's.
-      length: its length.
-      places: where its tokens stand in the row, which is what is hashed.
-      key: the row's.
+      ids: The token ids of the input.
+      length: The number of tokens.
+      positions: The positions of the tokens in the row, which are hashed.
+      key: The random key of the row.
+      specials: Whether special tokens may be chosen.
+      p: The parameter of the geometric distribution.
+      max_length: The maximum length of a span in words.
     """
-    noise, order = (hash32(fold(key, stream), places)[0] for stream in (4, 0))
-    spans, left = [], 0
+    noise, order = (hash32(fold(key, stream), positions)[0] for stream in (4, 0))
+    spans, remaining = [], 0
     for word in words_of(ids, length):
         special = ids[word.start] in SPECIALS
         if special and not specials:
-            left = 0
-        elif special or not left:
+            remaining = 0
+        elif special or not remaining:
             spans.append(word)
-            lengths = [p * (1 - p) ** k for k in range(longest)]
+            lengths = [p * (1 - p) ** k for k in range(max_length)]
             if word.start == 0 or ids[word.start - 1] in SPECIALS:
-                lengths = [sum(lengths[k:]) for k in range(longest)]  # what is left of a span
+                lengths = [sum(lengths[k:]) for k in range(max_length)]  # the rest of a span
             share = noise[word.start] / 2**32 * sum(lengths)
-            left = next((k for k in range(longest) if share < sum(lengths[: k + 1])), longest - 1)
-            left *= not special
+            remaining = next(
+                (k for k in range(max_length) if share < sum(lengths[: k + 1])), max_length - 1
+            )
+            remaining *= not special
         else:
             spans[-1] = slice(spans[-1].start, word.stop)
-            left -= 1
+            remaining -= 1
     return sorted(spans, key=lambda span: order[span.start])
 
 
 @given(layouts(), st.booleans(), st.sampled_from([(0.2, 10), (0.6, 3), (1.0, 4), (0.1, 50)]))
 @settings(max_examples=100, deadline=None)
-def test_spans_are_those_of_the_rule(layout, specials, lengths):
-    """Each input's first spans in random order, whole but for the last one, and nothing else."""
+def test_spans_equal_the_reference(layout, specials, lengths):
+    """The tokens of an input's first spans in random order, of which the last may be truncated."""
     seed, ids_BL, lengths_BM = layout
-    p, longest = lengths
+    p, max_length = lengths
     seq_len = ids_BL.shape[1]
     masker = make_masker(
         seq_len,
@@ -107,21 +112,23 @@ def test_spans_are_those_of_the_rule(layout, specials, lengths):
         scheme="span",
         mask_special_tokens=specials,
         geometric_p=p,
-        max_span_length=longest,
+        max_span_length=max_length,
     )
     _, positions_BK, _, weights_BK = mask(masker, ids_BL, lengths_BM, seed)
     chosen_BL = chosen(positions_BK, weights_BK, seq_len)
     for row, lengths_M in enumerate(lengths_BM):
         for end, length in zip(np.cumsum(lengths_M), lengths_M, strict=True):
-            mine = slice(end - length, end)
-            places, key = np.arange(mine.start, mine.stop), fold(seed, row)
-            spans = spans_of(ids_BL[row, mine], length, places, key, specials, p, longest)
+            input_slice = slice(end - length, end)
+            input_positions, key = np.arange(input_slice.start, input_slice.stop), fold(seed, row)
+            spans = spans_of(
+                ids_BL[row, input_slice], length, input_positions, key, specials, p, max_length
+            )
             in_order = [i for span in spans for i in range(span.start, span.stop)]
-            found = np.flatnonzero(chosen_BL[row, mine])
-            assert sorted(in_order[: len(found)]) == found.tolist()
+            actual = np.flatnonzero(chosen_BL[row, input_slice])
+            assert sorted(in_order[: len(actual)]) == actual.tolist()
 
 
-def test_a_span_is_hidden_redrawn_or_kept_as_a_whole():
+def test_a_span_is_masked_replaced_or_unchanged_as_a_whole():
     seq_len, num_rows = 128, 1500
     lengths_BM = np.full((num_rows, 1), seq_len)
     ids_BL = make_rows(np.random.default_rng(1), lengths_BM, seq_len, end_share=0)
@@ -148,9 +155,9 @@ def test_a_span_is_hidden_redrawn_or_kept_as_a_whole():
         assert abs(actions[action] / total - share) < 6 * np.sqrt(share * (1 - share) / total)
 
 
-@pytest.mark.parametrize(("p", "longest"), [(0.2, 10), (0.5, 3), (0.01, 4)])
-def test_lengths_of_spans(p, longest):
-    """Each row's spans from the second on: independent draws, too early to be cut by its end."""
+@pytest.mark.parametrize(("p", "max_length"), [(0.2, 10), (0.5, 3), (0.01, 4)])
+def test_distribution_of_span_lengths(p, max_length):
+    """Uses spans 2 to 13 of each row, which are too early to be cut by the row's end."""
     num_rows, seq_len, num_spans = 4000, 128, 12
     ids_BL = np.full((num_rows, seq_len), 6, np.int32)  # every token is a word
     zeros_BL, ones_BL = np.zeros_like(ids_BL), np.ones_like(ids_BL, bool)
@@ -158,25 +165,25 @@ def test_lengths_of_spans(p, longest):
         ids_BL, zeros_BL, ones_BL, 1, WORD_STARTS, np.zeros(VOCAB, bool)
     )
     noise_W = hash32(fold(0, np.arange(num_rows)), np.arange(seq_len)).reshape(-1)
-    lengths_W = word_spans.span_lengths(p, longest, noise_W, breaks_W)
+    lengths_W = word_spans.span_lengths(p, max_length, noise_W, breaks_W)
     spans = word_spans.join_words(words, breaks_W, lengths_W)
     assert (spans.starts[1:] == (spans.starts + spans.lengths)[:-1]).all()  # no gap, no overlap
     assert spans.lengths.sum() == ids_BL.size
-    assert spans.lengths.max() == longest
+    assert spans.lengths.max() == max_length
 
     second_U = np.searchsorted(spans.groups, np.arange(num_rows)) + 1
     first_U = second_U[:, None] + np.arange(num_spans)
-    found = np.bincount(spans.lengths[first_U].reshape(-1), minlength=longest + 1)[1:]
-    shares = p * (1 - p) ** np.arange(longest)
-    expected = shares / shares.sum() * found.sum()
-    chi_square = ((found - expected) ** 2 / expected).sum()
-    assert abs(chi_square - (longest - 1)) < 6 * np.sqrt(2 * (longest - 1))
-    if (p, longest) == (0.2, 10):  # SpanBERT's, whose mean the paper gives
-        assert found @ np.arange(1, 11) / found.sum() == pytest.approx(3.8, abs=0.05)
+    counts = np.bincount(spans.lengths[first_U].reshape(-1), minlength=max_length + 1)[1:]
+    shares = p * (1 - p) ** np.arange(max_length)
+    expected = shares / shares.sum() * counts.sum()
+    chi_square = ((counts - expected) ** 2 / expected).sum()
+    assert abs(chi_square - (max_length - 1)) < 6 * np.sqrt(2 * (max_length - 1))
+    if (p, max_length) == (0.2, 10):  # SpanBERT's values; the paper states the mean
+        assert counts @ np.arange(1, 11) / counts.sum() == pytest.approx(3.8, abs=0.05)
 
 
-def test_spans_cover_every_place_alike():
-    """But for the edges, where spans are shorter and so less often cut to the count."""
+def test_all_positions_are_equally_likely_to_be_in_a_span():
+    """Except near the edges, where spans are shorter and therefore less often truncated."""
     num_rows, seq_len = 30_000, 128
     ids_BL = np.full((num_rows, seq_len), 6, np.int32)  # every token is a word
     _, positions_BK, _, weights_BK = mask(
@@ -189,10 +196,10 @@ def test_spans_cover_every_place_alike():
 
 
 @pytest.mark.parametrize("max_inputs", [1, 3])
-def test_spans_of_one_word_of_one_token_are_tokens(max_inputs):
+def test_spans_of_one_token_equal_the_token_scheme(max_inputs):
     lengths_BM = np.full((50, max_inputs), 20)
     ids_BL = np.full((50, 64), 6, np.int32)
     tokens = mask(make_masker(64, max_inputs), ids_BL, lengths_BM)
     spans = mask(make_masker(64, max_inputs, scheme="span", max_span_length=1), ids_BL, lengths_BM)
-    for expected, found in zip(tokens, spans, strict=True):
-        assert np.array_equal(expected, found)
+    for expected, actual in zip(tokens, spans, strict=True):
+        assert np.array_equal(expected, actual)

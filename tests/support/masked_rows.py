@@ -1,4 +1,4 @@
-"""A small vocabulary, rows of it and what masks them, for the tests of masking.
+"""A small vocabulary, rows of its ids and maskers, for tests of masking.
 
 Letters in array names as in the modules: B rows, L positions, M inputs in a row, K slots.
 """
@@ -13,7 +13,7 @@ from roberta_jax.data.masking import Masker, Masking
 from roberta_jax.data.masking_schemes import input_numbers
 
 VOCAB, MASK_ID, SPECIALS = 60, 59, (0, 1, 2, 3, 59)
-# Of the tokens 4 to 58 every third starts a word; specials do too.
+# Special tokens start a word, and every third of the tokens 4 to 58.
 WORD_STARTS = np.isin(np.arange(VOCAB), SPECIALS) | (np.arange(VOCAB) % 3 == 0)
 
 
@@ -42,14 +42,14 @@ def make_rows(rng, lengths_BM, seq_len, end_share=0.1):
 
 
 def mask(masker, ids_BL, lengths_BM, seed=0):
-    """(masked ids, positions, labels, weights); the given ids stay as they are."""
+    """(masked ids, positions, labels, weights); `ids_BL` is not changed."""
     masked_BL = ids_BL.copy()
     keys_B = fold(seed, np.arange(len(ids_BL)))
     return masked_BL, *masker(keys_B, masked_BL, np.asarray(lengths_BM, np.int64))
 
 
 def chosen(positions_BK, weights_BK, seq_len):
-    """bool [B, L]: which positions are predicted."""
+    """bool [B, L]: True for positions that are predicted."""
     chosen_BL = np.zeros((len(positions_BK), seq_len), bool)
     rows, slots = np.nonzero(weights_BK)
     chosen_BL[rows, positions_BK[rows, slots]] = True
@@ -57,7 +57,7 @@ def chosen(positions_BK, weights_BK, seq_len):
 
 
 def words_of(ids, length):
-    """Slices of the words of one input that starts at 0, by the rule in plain Python."""
+    """The words of one input that starts at 0, as slices, in plain Python."""
     starts = [
         i
         for i in range(length)
@@ -68,7 +68,7 @@ def words_of(ids, length):
 
 @st.composite
 def layouts(draw):
-    """(seed, ids, lengths of the inputs) of some rows, with few, short and no inputs among them."""
+    """(seed, ids, lengths of the inputs) of 7 rows, some of them with few, short or no inputs."""
     max_inputs, seq_len = draw(st.integers(1, 5)), draw(st.integers(2, 40))
     seed = draw(st.integers(0, 2**32))
     rng = np.random.default_rng(seed)

@@ -1,7 +1,7 @@
-"""The rules of packing as one would say them, one line at a time: what the fast ones must equal.
+"""Reference implementations of packing in plain Python, one line at a time.
 
-A line is given by its number of tokens, `</s>` included; a document by its lines without the blank
-one that closes it. Inputs come out as `(start, length)` and pairs as `Pair`, in tokens of the
+A line is given by its number of tokens, `</s>` included, and a document by its lines without the
+final blank one. Inputs are `(start, length)` and pairs are `Pair`, in tokens from the start of the
 shard.
 """
 
@@ -15,19 +15,19 @@ from roberta_jax.data.packing import pairs
 
 
 def line_ends(documents):
-    """(line_ends, document_ends) of documents, each closed by a blank line."""
+    """(line_ends, document_ends) of documents, with a blank line at the end of each."""
     lines = [length for document in documents for length in [*document, 1]]
     tokens = [sum(document) + 1 for document in documents]
     return np.cumsum(lines, dtype=np.int64), np.cumsum(tokens, dtype=np.int64)
 
 
 def pieces(length, block):
-    """A line, cut where it is longer than an input."""
+    """The lengths of the pieces of a line, which is cut if it is longer than an input."""
     return [block] * ((length - 1) // block) + [(length - 1) % block + 1]
 
 
 def full_sentences(line_lengths, block):
-    """fairseq's `complete`, with long lines cut."""
+    """fairseq's `complete`, but long lines are cut."""
     inputs, start, size = [], 0, 0
     for length in itertools.chain.from_iterable(pieces(n, block) for n in line_lengths):
         if size + length > block:
@@ -38,7 +38,7 @@ def full_sentences(line_lengths, block):
 
 
 def doc_sentences(documents, block):
-    """fairseq's `complete_doc`, with long lines cut: a blank line ends an input and is in none."""
+    """fairseq's `complete_doc`, but long lines are cut. Blank lines are in no input."""
     inputs, start, size = [], 0, 0
     for document in documents:
         for length in itertools.chain.from_iterable(pieces(n, block) for n in document):
@@ -52,7 +52,7 @@ def doc_sentences(documents, block):
 
 
 def sentences(documents, block):
-    """fairseq's `eos` without blank lines, with long lines cut."""
+    """fairseq's `eos` without blank lines, but long lines are cut."""
     inputs, start = [], 0
     for document in documents:
         for length in itertools.chain.from_iterable(pieces(n, block) for n in document):
@@ -68,14 +68,14 @@ class Pair(NamedTuple):
     b_start: int
     b_len: int
     label: int
-    had_choice: bool  # whether a coin decided the label
+    had_choice: bool  # whether the label was drawn at random
 
 
 class Sampler:
-    """What `random.Random` is to BERT's code: draws that are those of `pairs.Choices`."""
+    """The random numbers of `pairs.Choices`, one at a time."""
 
     def __init__(self, documents, seed=0, duplicate=0, shard=0):
-        self._about = (pairs._STREAM, seed, duplicate, shard)
+        self._key = (pairs._STREAM, seed, duplicate, shard)
         choices = pairs.Choices(seed, duplicate, shard)
         lines = sum(len(document) + 1 for document in documents)
         self._bits = {purpose: choices.bits(purpose, lines).tolist() for purpose in range(6)}
@@ -87,14 +87,14 @@ class Sampler:
         return self._bits[purpose][number] * limit // 2**32
 
     def tosses(self, purpose, line):
-        """An endless row of coins: the bits of one hash after the other, the highest first."""
+        """An endless series of coin tosses: the bits of successive hashes, highest bit first."""
         for word in itertools.count():
-            bits = int(hashing.fold(*self._about, purpose, line, word)[0])
+            bits = int(hashing.fold(*self._key, purpose, line, word)[0])
             yield from (bool(bits >> place & 1) for place in range(63, -1, -1))
 
 
 def truncate(a, b, budget, sampler, line):
-    """BERT's `truncate_seq_pair`: (start, end) of a and of b, until both fit."""
+    """BERT's `truncate_seq_pair`: shortens the ranges a and b until both fit."""
     a, b = list(a), list(b)
     coins = {
         0: sampler.tosses(pairs._FRONT_A, line),
@@ -113,7 +113,7 @@ def truncate(a, b, budget, sampler, line):
 def segment_pairs(documents, budget, short_seq_prob, sampler):
     """BERT's `create_instances_from_document`, over all documents of a shard."""
     first_lines, starts = _places(documents)
-    found = []
+    sampled = []
     for number, document in enumerate(documents):
         target = budget
         if sampler.chance(pairs._SHORT, number) < short_seq_prob:
@@ -121,7 +121,7 @@ def segment_pairs(documents, budget, short_seq_prob, sampler):
         line, chunk = 0, []
         while line < len(document):
             chunk.append(line)
-            # A and B lose the `</s>` at their ends: what is gathered is two tokens shorter.
+            # The last `</s>` of A and of B does not count.
             gathered = sum(document[i] for i in chunk) - 2
             if line == len(document) - 1 or gathered >= target:
                 opening = first_lines[number] + chunk[0]
@@ -141,27 +141,27 @@ def segment_pairs(documents, budget, short_seq_prob, sampler):
                     label = 1
                     other = sampler.below(pairs._DOCUMENT, opening, len(documents) - 1)
                     other += other >= number
-                    wanted = target - (a[1] - a[0])
+                    room = target - (a[1] - a[0])
                     begin = sampler.below(pairs._LINE, opening, len(documents[other]))
                     end = begin
                     while True:
                         end += 1
                         b = _span(starts[other], documents[other], begin, end)
-                        if b[1] - b[0] >= wanted or end == len(documents[other]):
+                        if b[1] - b[0] >= room or end == len(documents[other]):
                             break
-                    line -= len(chunk) - in_a  # put the unused ones back
+                    line -= len(chunk) - in_a  # the unused sentences are used again
                 if b is not None:
                     a, b = truncate(a, b, budget, sampler, opening)
-                    found.append(_pair(a, b, label, had_choice))
+                    sampled.append(_pair(a, b, label, had_choice))
                 chunk = []
             line += 1
-    return found
+    return sampled
 
 
 def sentence_pairs(documents, budget, sampler):
-    """Each sentence with the next one, or with any of another document."""
+    """Each sentence with the next one or a random one of another document."""
     first_lines, starts = _places(documents)
-    found = []
+    sampled = []
     for number, document in enumerate(documents):
         line = 0
         while line < len(document):
@@ -171,33 +171,33 @@ def sentence_pairs(documents, budget, sampler):
             had_choice = has_next and len(documents) > 1
             if has_next and (len(documents) == 1 or sampler.chance(pairs._COIN, opening) >= 0.5):
                 b = _span(starts[number], document, line + 1, line + 2)
-                found.append(_pair(*truncate(a, b, budget, sampler, opening), 0, had_choice))
+                sampled.append(_pair(*truncate(a, b, budget, sampler, opening), 0, had_choice))
                 line += 1
             elif len(documents) > 1:
                 other = sampler.below(pairs._DOCUMENT, opening, len(documents) - 1)
                 other += other >= number
-                there = sampler.below(pairs._LINE, opening, len(documents[other]))
-                b = _span(starts[other], documents[other], there, there + 1)
-                found.append(_pair(*truncate(a, b, budget, sampler, opening), 1, had_choice))
+                other_line = sampler.below(pairs._LINE, opening, len(documents[other]))
+                b = _span(starts[other], documents[other], other_line, other_line + 1)
+                sampled.append(_pair(*truncate(a, b, budget, sampler, opening), 1, had_choice))
             line += 1
-    return found
+    return sampled
 
 
 def assert_true_pairs(line_ends, document_ends, budget, a_start, a_len, b_start, b_len, label):
-    """Checks that pairs are what their labels say, whatever was chosen and cut."""
+    """Checks that pairs fit, lie within documents and agree with their labels."""
     assert a_len.min(initial=1) >= 1
     assert b_len.min(initial=1) >= 1
     assert (a_len + b_len).max(initial=0) <= budget
     document_a = np.searchsorted(document_ends, a_start, side="right")
     document_b = np.searchsorted(document_ends, b_start, side="right")
-    # Neither crosses a document's end, or holds the `</s>` of its last line.
+    # Neither text crosses the end of a document or holds the `</s>` of its last line.
     assert (a_start + a_len <= document_ends[document_a] - 2).all()
     assert (b_start + b_len <= document_ends[document_b] - 2).all()
     follows = label == pairs.FOLLOWS
     assert (document_a == document_b)[follows].all()
     assert (document_a != document_b)[~follows].all()
-    # What follows does so at once: a line begins between the two, behind A's `</s>`, and nothing
-    # else lies there unless something was cut off.
+    # A text that follows starts with the line after A. Only the `</s>` of A is in between, unless
+    # the pair was truncated.
     a_end, b_start = (a_start + a_len)[follows], b_start[follows]
     line_starts = np.append(0, line_ends[:-1])
     assert (line_starts[np.searchsorted(line_starts, a_end + 1)] <= b_start).all()
@@ -206,14 +206,14 @@ def assert_true_pairs(line_ends, document_ends, budget, a_start, a_len, b_start,
 
 
 def _places(documents):
-    """(number of the first line, first token) of each document."""
+    """(first lines, first tokens) of the documents."""
     first_lines = np.cumsum([0] + [len(document) + 1 for document in documents]).tolist()
     starts = np.cumsum([0] + [sum(document) + 1 for document in documents]).tolist()
     return first_lines, starts
 
 
 def _span(start, document, first, stop):
-    """(start, end) of some lines, without the last one's `</s>`."""
+    """(start, end) of consecutive lines without the last `</s>`."""
     return start + sum(document[:first]), start + sum(document[:stop]) - 1
 
 

@@ -1,4 +1,4 @@
-"""A small corpus of random ids, for the tests of everything after the tokenizer."""
+"""A small corpus of random token ids, for tests of packing, batches and training."""
 
 import pathlib
 
@@ -17,7 +17,7 @@ def make_store(
     folder: pathlib.Path, num_documents: int = 40, seed: int = 0, shard_tokens: int = 1500
 ) -> token_store.TokenStore:
     """Documents of 1 to 12 sentences of up to 39 ids from [4, 119)."""
-    rng = np.random.RandomState(seed)  # whose numbers no NumPy version changes
+    rng = np.random.RandomState(seed)  # its numbers are the same in all NumPy versions
     documents = [
         [rng.randint(4, MASK, rng.randint(1, 40)).tolist() for _ in range(rng.randint(1, 13))]
         for _ in range(num_documents)
@@ -36,7 +36,7 @@ def make_dataset(
     next_sentence: bool = False,
     **masking,
 ) -> PackedDataset:
-    """Rows of the store, FULL-SENTENCES unless `format` or `packed` says otherwise."""
+    """A dataset of a store, with the index `packed` or else one of the given format."""
     return PackedDataset(
         store,
         packed or packing.load_or_pack(store, format, seq_len, pairs),
@@ -54,8 +54,8 @@ def make_dataset(
 
 
 def share_rows(store: token_store.TokenStore, seq_len: int, max_inputs: int = 3):
-    """An index by hand: each sentence of at most seq_len - 1 tokens is an input of its own, and
-    inputs of one shard share a row while they fit."""
+    """A simple index: each sentence of at most seq_len - 1 tokens is an input, and consecutive
+    inputs of a shard share a row while they fit."""
     inputs, rows, room, members = [], [0], 0, 0
     for shard in store.shards:
         room = 0  # rows never cross shards

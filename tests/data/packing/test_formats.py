@@ -1,4 +1,4 @@
-"""All formats: what their inputs and rows hold, over random documents and over real text."""
+"""Tests of the inputs and rows of all formats, with random documents and real text."""
 
 import math
 
@@ -31,7 +31,7 @@ options = st.builds(
 
 
 def documents_of(shard):
-    """The lengths of the lines of each document, without the blank one."""
+    """The lengths of each document's lines, without the blank one."""
     lengths = np.diff(shard.sentence_ends, prepend=0)
     stops = np.searchsorted(shard.sentence_ends, shard.document_ends)
     starts = np.append(0, stops[:-1] + 1)
@@ -47,7 +47,7 @@ def ends_of(store):
 
 
 def check_rows(store, packed, specials):
-    """Rows partition the inputs, hold no more than fits, and lie in one shard each."""
+    """Checks that each input is in one row, and that rows fit and do not cross shards."""
     inputs, rows = packed.inputs, packed.rows
     lengths = inputs["a_len"].astype(np.int64) + inputs["b_len"] + specials
     assert rows[0] == 0
@@ -69,7 +69,7 @@ def check_rows(store, packed, specials):
 
 
 def times_used(store, inputs):
-    """How many inputs each token of the store is in."""
+    """The number of inputs that contain each token of the store."""
     change = np.zeros(store.num_tokens + 1, np.int64)
     np.add.at(change, inputs["a_start"], 1)
     np.add.at(change, inputs["a_start"] + inputs["a_len"], -1)
@@ -77,7 +77,7 @@ def times_used(store, inputs):
 
 
 def check_single(store, packed, format):
-    """Each token is used once, blank lines in FULL-SENTENCES alone; the rule is the plain one."""
+    """Checks inputs against the reference; blank lines are used only in FULL-SENTENCES."""
     assert not packed.inputs["b_len"].any()
     assert (packed.inputs["next_label"] == -1).all()
     expected = np.ones(store.num_tokens, np.int64)
@@ -89,19 +89,21 @@ def check_single(store, packed, format):
         assert (np.searchsorted(document_ends, last, side="right") == first).all()
     assert np.array_equal(times_used(store, packed.inputs), expected)
     rule = getattr(plain_packing, format)
-    wanted = set()
+    expected_inputs = set()
     for shard in store.shards:
         lines = documents_of(shard)
         if format == "full_sentences":
             lines = [length for document in lines for length in [*document, 1]]
-        wanted |= {(shard.start + i, length) for i, length in rule(lines, packed.seq_len - 1)}
-    found = packed.inputs[["a_start", "a_len"]].tolist()
-    assert len(found) == len(wanted)
-    assert set(found) == wanted
+        expected_inputs |= {
+            (shard.start + i, length) for i, length in rule(lines, packed.seq_len - 1)
+        }
+    inputs = packed.inputs[["a_start", "a_len"]].tolist()
+    assert len(inputs) == len(expected_inputs)
+    assert set(inputs) == expected_inputs
 
 
 def check_pairs(store, packed, format, options):
-    """Labels are true, and each duplicate is BERT's sampling anew; returns the reference's."""
+    """Checks labels, and each duplicate against the reference; returns the reference's pairs."""
     inputs = packed.inputs
     budget = packed.seq_len - 2 - options.num_separators
     fields = ("a_start", "a_len", "b_start", "b_len")
@@ -111,24 +113,26 @@ def check_pairs(store, packed, format, options):
     assert len(packed.duplicate_ends) == options.dupe_factor
     start, expected = 0, []
     for duplicate, end in enumerate(packed.duplicate_ends):
-        wanted = []
+        expected_pairs = []
         for number, shard in enumerate(store.shards):
             lines = documents_of(shard)
             sampler = plain_packing.Sampler(lines, options.seed, duplicate, number)
             if format == "segment_pair":
-                found = plain_packing.segment_pairs(lines, budget, options.short_seq_prob, sampler)
+                sampled = plain_packing.segment_pairs(
+                    lines, budget, options.short_seq_prob, sampler
+                )
             else:
-                found = plain_packing.sentence_pairs(lines, budget, sampler)
-            wanted += [
+                sampled = plain_packing.sentence_pairs(lines, budget, sampler)
+            expected_pairs += [
                 pair._replace(
                     a_start=pair.a_start + shard.start, b_start=pair.b_start + shard.start
                 )
-                for pair in found
+                for pair in sampled
             ]
-        mine = inputs[packed.rows[start] : packed.rows[end]].tolist()
-        assert sorted(mine) == sorted(pair[:5] for pair in wanted)
+        actual = inputs[packed.rows[start] : packed.rows[end]].tolist()
+        assert sorted(actual) == sorted(pair[:5] for pair in expected_pairs)
         start = end
-        expected.append(wanted)
+        expected.append(expected_pairs)
     return expected
 
 
@@ -149,7 +153,7 @@ def test_single_inputs(tmp_path_factory, documents, seq_len, shard_tokens):
 @settings(max_examples=60, deadline=None)
 def test_pairs(tmp_path_factory, documents, seq_len, shard_tokens, options):
     folder = tmp_path_factory.mktemp("store")
-    # The last shard has two documents at least, so that there is some pair.
+    # At least one shard needs two documents, or there might be no pair.
     store = write_store(folder, documents, vocab_size=100, shard_tokens=shard_tokens)
     if all(len(shard.document_ends) == 1 for shard in store.shards):
         store = write_store(folder / "one", documents, vocab_size=100)
@@ -161,7 +165,7 @@ def test_pairs(tmp_path_factory, documents, seq_len, shard_tokens, options):
 
 @pytest.fixture(scope="module")
 def real_store(real_data, tmp_path_factory):
-    """Wikipedia's validation text with RoBERTa's vocabulary, in several shards."""
+    """The validation text of Wikipedia with RoBERTa's vocabulary, in several shards."""
     config = get_config("small")
     config.data.files = str(real_data / "pretrain" / "wiki_en.valid.jsonl.xz")
     config.data.cache_dir = str(tmp_path_factory.mktemp("cache"))
@@ -176,7 +180,7 @@ def real_store(real_data, tmp_path_factory):
     return store
 
 
-# So much padding is there at most, as measured.
+# Upper bounds of the fraction of padding, from measurements.
 PADDING = {
     "full_sentences": 0.15,
     "doc_sentences": 0.15,
@@ -198,12 +202,14 @@ def test_real_text(real_store, format, seq_len):
         check_single(real_store, packed, format)
         return
     expected = check_pairs(real_store, packed, format, options)
-    labels = np.array([pair.label for found in expected for pair in found if pair.had_choice])
+    labels = np.array(
+        [pair.label for duplicate in expected for pair in duplicate if pair.had_choice]
+    )
     assert len(labels) > 5000
     assert abs(labels.mean() - 0.5) < 5 * 0.5 / math.sqrt(len(labels))
-    # More than half are random: nothing follows a document's last sentence, and where a document's
-    # target is short, a sentence that reaches it alone is followed by a random one, as in BERT.
+    # More than half are random, as in BERT: no text follows the last sentence of a document, and a
+    # single sentence that reaches a short target is paired with a random text.
     assert 0.49 < packed.inputs["next_label"].mean() < 0.62
-    # The duplicates share few of their pairs.
+    # The duplicates have few pairs in common.
     first, second = map(set, expected)
     assert len(first & second) < 0.3 * len(first)

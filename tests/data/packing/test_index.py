@@ -1,4 +1,4 @@
-"""Packing: what inputs and rows of each format hold, and the index on disk."""
+"""Tests of the packing index: its tables, its cache on disk and its errors."""
 
 import concurrent.futures
 import os
@@ -24,12 +24,12 @@ documents = st.lists(
 
 @given(documents, st.integers(2, 24), st.integers(1, 200))
 @settings(max_examples=40, deadline=None)
-def test_every_token_is_used_once(tmp_path_factory, documents, seq_len, shard_tokens):
+def test_every_token_is_in_one_input(tmp_path_factory, documents, seq_len, shard_tokens):
     folder = tmp_path_factory.mktemp("store")
     store = write_store(folder, documents, vocab_size=100, shard_tokens=shard_tokens)
     packed = packing.load_or_pack(store, "full_sentences", seq_len)
     starts, lengths = packed.inputs["a_start"], packed.inputs["a_len"].astype(np.int64)
-    # End to end from 0 to the last token: each is used once, in order.
+    # The inputs are contiguous from the first token to the last.
     assert starts.tolist() == [0, *np.cumsum(lengths)[:-1]]
     assert lengths.sum() == store.num_tokens
     assert lengths.min() >= 1
@@ -38,7 +38,7 @@ def test_every_token_is_used_once(tmp_path_factory, documents, seq_len, shard_to
     ends = starts + lengths
     shard_of = np.searchsorted(store.shard_starts, starts, side="right")
     assert (shard_of == np.searchsorted(store.shard_starts, ends - 1, side="right")).all()
-    # Within each shard, fairseq's rule.
+    # Within each shard, the inputs are those of the reference.
     row_lengths = [
         length
         for shard in store.shards
@@ -75,14 +75,14 @@ def test_tables(store):
 
 def test_the_index_is_cached_and_mapped(store, monkeypatch):
     first = packing.load_or_pack(store, "full_sentences", 64)
-    monkeypatch.setattr(packing, "_build", None)  # would fail if called
+    monkeypatch.setattr(packing, "_build", None)  # fails if called
     again = packing.load_or_pack(store, "full_sentences", 64)
     assert isinstance(again.inputs, np.memmap)
     assert np.array_equal(first.inputs, again.inputs)
     assert not again.inputs.flags.writeable
 
 
-def test_another_length_or_version_is_another_index(store, monkeypatch):
+def test_length_and_version_select_the_index(store, monkeypatch):
     for seq_len in (64, 32):
         packing.load_or_pack(store, "full_sentences", seq_len)
     monkeypatch.setattr(packing, "VERSION", -1)
@@ -90,13 +90,13 @@ def test_another_length_or_version_is_another_index(store, monkeypatch):
     assert len(os.listdir(store.folder / "packed")) == 3
 
 
-def test_builds_at_the_same_time(store):
+def test_concurrent_builds(store):
     with concurrent.futures.ThreadPoolExecutor(8) as pool:
         indices = list(
             pool.map(lambda _: packing.load_or_pack(store, "full_sentences", 16), range(16))
         )
     assert all(np.array_equal(index.inputs, indices[0].inputs) for index in indices)
-    assert len(os.listdir(store.folder / "packed")) == 1  # nothing temporary is left
+    assert len(os.listdir(store.folder / "packed")) == 1  # no temporary folder is left
 
 
 def test_a_failed_build_leaves_nothing(store, monkeypatch):
@@ -109,7 +109,7 @@ def test_a_failed_build_leaves_nothing(store, monkeypatch):
     assert os.listdir(store.folder / "packed") == []
 
 
-def test_bad_input(store, tmp_path):
+def test_invalid_input(store, tmp_path):
     with pytest.raises(UsageError, match=r"data\.format is 'doc'.*full_sentences"):
         packing.load_or_pack(store, "doc", 16)
     with pytest.raises(UsageError, match="seq_len is 1"):
@@ -126,7 +126,7 @@ PAIR_OPTIONS = PairOptions(dupe_factor=2)
 
 
 @pytest.mark.parametrize("format", packing.FORMATS)
-def test_every_format_is_cached_by_what_decides_it(store, format, monkeypatch):
+def test_every_format_is_cached_by_its_options(store, format, monkeypatch):
     first = packing.load_or_pack(store, format, 64, PAIR_OPTIONS)
     others = [
         PairOptions(dupe_factor=3),
@@ -138,7 +138,7 @@ def test_every_format_is_cached_by_what_decides_it(store, format, monkeypatch):
         packing.load_or_pack(store, format, 64, options)
     of_pairs = format in packing.PAIR_FORMATS
     assert len(os.listdir(store.folder / "packed")) == (5 if of_pairs else 1)
-    monkeypatch.setattr(packing, "_build", None)  # would fail if called
+    monkeypatch.setattr(packing, "_build", None)  # fails if called
     again = packing.load_or_pack(store, format, 64, PAIR_OPTIONS)
     assert np.array_equal(first.inputs, again.inputs)
     assert np.array_equal(first.rows, again.rows)
@@ -147,7 +147,7 @@ def test_every_format_is_cached_by_what_decides_it(store, format, monkeypatch):
     assert again.num_separators == (2 if of_pairs else 0)
 
 
-def test_what_fits_no_pair(store):
+def test_corpora_without_pairs(store):
     for format in packing.PAIR_FORMATS:
         for separators in (1, 2):
             options = PairOptions(1, num_separators=separators)
@@ -164,13 +164,13 @@ def test_pairs_need_a_second_document(tmp_path, caplog):
     for format in packing.PAIR_FORMATS:
         with pytest.raises(UsageError, match=r"a single document.*more documents"):
             packing.load_or_pack(one, format, 16)
-    # Here each document has a shard of its own: all that is left is what follows.
+    # Each document is in a separate shard, so that there are no random texts.
     documents = [[[5, 6], [7], [8], [9]], [[5]], [[6, 7], [8]]]
     store = write_store(tmp_path / "shards", documents, vocab_size=100, shard_tokens=1)
     for format in packing.PAIR_FORMATS:
         caplog.clear()
         packed = packing.load_or_pack(store, format, 16, PairOptions(3))
-        assert len(caplog.records) == 3  # one a shard, not one a duplicate
+        assert len(caplog.records) == 3  # one per shard, not one per duplicate
         assert "shard 00000" in caplog.text
         assert len(packed.inputs) >= 6
         assert (packed.inputs["next_label"] == 0).all()
@@ -179,8 +179,8 @@ def test_pairs_need_a_second_document(tmp_path, caplog):
         packing.load_or_pack(lone, "segment_pair", 16)
 
 
-def test_shards_without_pairs_take_no_rows(tmp_path):
-    """One shard of a document of two lines gives a pair in every sample, one of a line never."""
+def test_shards_without_pairs_have_no_rows(tmp_path):
+    """A shard of one document gives one pair if it has two lines, and none if it has one."""
     store = write_store(tmp_path, [[[5], [6]], [[7]]], vocab_size=100, shard_tokens=1)
     packed = packing.load_or_pack(store, "sentence_pair", 16, PairOptions(3))
     assert packed.duplicate_ends == (1, 2, 3)
@@ -198,6 +198,6 @@ def test_shards_without_pairs_take_no_rows(tmp_path):
         ({"num_separators": 3}, r"data\.num_separators is 3"),
     ],
 )
-def test_bad_options(options, message):
+def test_invalid_options(options, message):
     with pytest.raises(UsageError, match=message):
         PairOptions(**options)

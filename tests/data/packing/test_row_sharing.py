@@ -1,4 +1,4 @@
-"""Inputs that share rows: each in one row, rows that hold no more than they can and little less."""
+"""Tests of rows shared by inputs: each input is in one row, and rows are nearly full."""
 
 import numpy as np
 import pytest
@@ -18,8 +18,8 @@ def rows_of(lengths, max_inputs=16):
     return [row.tolist() for row in np.split(order, ends[:-1])] if len(ends) else []
 
 
-def by_the_rule(lengths, max_inputs):
-    """The longest, then the next in the text while much room is left, then the longest that fit."""
+def reference_rows(lengths, max_inputs):
+    """The rule of `share_rows` in plain Python."""
     left, rows = list(range(len(lengths))), []
 
     def longest(numbers):
@@ -44,31 +44,32 @@ def by_the_rule(lengths, max_inputs):
 
 @given(lengths, st.integers(1, 16))
 @settings(max_examples=300, deadline=None)
-def test_every_input_is_in_one_row_and_fits(lengths, max_inputs):
+def test_every_input_is_in_one_row_that_fits(lengths, max_inputs):
     rows = rows_of(lengths, max_inputs)
     assert sorted(i for row in rows for i in row) == list(range(len(lengths)))
     for row in rows:
         assert 1 <= len(row) <= max_inputs
         assert sum(lengths[i] for i in row) <= SEQ_LEN
-        assert row == sorted(row)  # as in the text
+        assert row == sorted(row)  # in the order of the text
 
 
 @given(lengths, st.integers(1, 16))
 @settings(max_examples=300, deadline=None)
-def test_rows_are_filled_by_the_rule(lengths, max_inputs):
-    assert rows_of(lengths, max_inputs) == by_the_rule(lengths, max_inputs)
+def test_rows_equal_the_reference(lengths, max_inputs):
+    assert rows_of(lengths, max_inputs) == reference_rows(lengths, max_inputs)
 
 
 def test_by_hand():
-    # The mean is 7.6, so more than 14 is much room. 20 leaves 12, and 12 fills it. To 9 come 3, 4
-    # and 6 as in the text, until 10 are left; then the longest that fit, 5 and 2.
+    # The mean is 7.6, so more than 14 is much room. The first row is 20, which leaves 12, and the
+    # input of 12. The second is 9, then 3, 4 and 6 in the order of the text, which leave 10, and
+    # then the longest that fit, 5 and 2.
     assert rows_of([3, 4, 20, 9, 6, 12, 5, 2]) == [[2, 5], [0, 1, 3, 4, 6, 7]]
     assert rows_of([1] * 20, max_inputs=8) == [[*range(8)], [*range(8, 16)], [*range(16, 20)]]
     assert rows_of([32, 32]) == [[0], [1]]
     assert rows_of([]) == []
 
 
-def test_rows_take_the_inputs_of_one_window(monkeypatch):
+def test_rows_do_not_cross_windows(monkeypatch):
     monkeypatch.setattr(row_sharing, "WINDOW", 10)
     rng = np.random.default_rng(0)
     lengths = rng.integers(1, 20, 95)
@@ -79,7 +80,7 @@ def test_rows_take_the_inputs_of_one_window(monkeypatch):
 
 
 @pytest.mark.parametrize(("most", "bound"), [(32, 0.01), (16, 0.002), (4, 0.01)])
-def test_little_is_left_over(most, bound):
+def test_rows_have_little_padding(most, bound):
     lengths = np.random.default_rng(1).integers(1, most + 1, 20_000)
     rows = rows_of(lengths)
     assert 0 <= 1 - lengths.sum() / (len(rows) * SEQ_LEN) < bound

@@ -1,4 +1,4 @@
-"""Stores hold exactly what a plain loop would make, however many workers, kills and rivals."""
+"""Tests that stores equal a plain loop for any number of workers, kills and concurrent builds."""
 
 import json
 import os
@@ -69,14 +69,14 @@ def contents(folder):
 
 @pytest.fixture
 def small_chunks(monkeypatch):
-    """Some dozens of chunks and several shards from little text."""
+    """Makes dozens of chunks and several shards from little text."""
     monkeypatch.setattr("roberta_jax.data.text.corpus.PIECE_BYTES", 1000)
     monkeypatch.setattr(build, "CHUNK_BYTES", 4000)
     monkeypatch.setattr(layout, "SHARD_TOKENS", 12_000)
 
 
 def reference(documents, tokenizer, recipe):
-    """The two sides as lists of ids, one document after the other."""
+    """The ids of the two stores, in plain Python."""
     sides = {"train": [], "heldout": []}
     for text in documents:
         side = sides["heldout" if is_heldout(text, recipe.validation_fraction) else "train"]
@@ -90,7 +90,7 @@ def reference(documents, tokenizer, recipe):
 
 @pytest.mark.usefixtures("small_chunks")
 @pytest.mark.parametrize("sentences", ["split", "lines"])
-def test_stores_equal_a_plain_loop(tmp_path, text_folder, tokenizer, sentences):
+def test_stores_equal_the_reference(tmp_path, text_folder, tokenizer, sentences):
     recipe = Recipe(0.2, sentences, "en")
     corpus = open_text(text_folder)
     stores = build_stores(tmp_path / "x", corpus, tokenizer, recipe, workers=1)
@@ -99,8 +99,10 @@ def test_stores_equal_a_plain_loop(tmp_path, text_folder, tokenizer, sentences):
         for name in ("a.jsonl", "b.jsonl")
         for line in (text_folder / name).read_text().splitlines()
     ]
-    for store, wanted in zip(stores, reference(documents, tokenizer, recipe).values(), strict=True):
-        assert np.concatenate([shard.tokens for shard in store.shards]).tolist() == wanted
+    for store, expected in zip(
+        stores, reference(documents, tokenizer, recipe).values(), strict=True
+    ):
+        assert np.concatenate([shard.tokens for shard in store.shards]).tolist() == expected
         assert store.fingerprint == tokenizer.fingerprint()
         assert store.vocab_size == 300
         for shard in store.shards:
@@ -118,7 +120,7 @@ def test_stores_equal_a_plain_loop(tmp_path, text_folder, tokenizer, sentences):
 
 
 @pytest.mark.usefixtures("small_chunks")
-def test_same_bytes_for_any_number_of_workers(tmp_path, text_folder, tokenizer):
+def test_any_number_of_workers_gives_the_same_bytes(tmp_path, text_folder, tokenizer):
     for workers in (1, 2, 3):
         folder = tmp_path / str(workers)
         build_stores(folder, open_text(text_folder), tokenizer, RECIPE, workers=workers)
@@ -128,21 +130,21 @@ def test_same_bytes_for_any_number_of_workers(tmp_path, text_folder, tokenizer):
     assert one == contents(tmp_path / "2") == contents(tmp_path / "3")
 
 
-def test_second_time_nothing_is_written(tmp_path, text_folder, tokenizer):
+def test_a_finished_store_is_not_written_again(tmp_path, text_folder, tokenizer):
     build_stores(tmp_path / "x", open_text(text_folder), tokenizer, RECIPE)
     before = {path: path.stat().st_mtime_ns for path in (tmp_path / "x").rglob("*")}
     build_stores(tmp_path / "x", open_text(text_folder), tokenizer, RECIPE)
     assert before == {path: path.stat().st_mtime_ns for path in (tmp_path / "x").rglob("*")}
 
 
-def test_share_of_zero_leaves_an_empty_heldout_store(tmp_path, text_folder, tokenizer):
+def test_validation_fraction_of_zero_gives_an_empty_heldout_store(tmp_path, text_folder, tokenizer):
     recipe = Recipe(0, "split", "en")
     train, heldout = build_stores(tmp_path / "x", open_text(text_folder), tokenizer, recipe)
     assert train.num_documents == 402
     assert (heldout.num_documents, heldout.num_tokens, len(heldout.shards)) == (0, 0, 0)
 
 
-# A script without `if __name__ == "__main__"`, as users write them: workers must not run it again.
+# A script without `if __name__ == "__main__"`, which workers must not run again.
 SCRIPT = """
     import pathlib, sys, time
     print("started", flush=True)
@@ -154,7 +156,7 @@ SCRIPT = """
     tokenizer = RobertaTokenizer.from_pretrained(pathlib.Path(text) / "tokenizer")
     opened = corpus.FilesCorpus(sorted(pathlib.Path(text).glob("*.jsonl")), "text")
     recipe = build.Recipe(0.2, "split", "en")
-    quick = opened.pieces  # too quick to be killed in the middle
+    quick = opened.pieces  # too fast to be killed halfway
     corpus.FilesCorpus.pieces = lambda self: (time.sleep(0.02) or piece for piece in quick())
     build.build_stores(pathlib.Path(folder), opened, tokenizer, recipe, workers=2)
     assert "jax" not in sys.modules and "tensorflow" not in sys.modules
@@ -164,7 +166,7 @@ SCRIPT = """
 
 @pytest.fixture
 def start_script(tmp_path, text_folder, tokenizer):
-    """Starts processes that build; kills what is left of them at the end."""
+    """Starts processes that build stores, and kills them at the end of the test."""
     script = tmp_path / "script.py"
     script.write_text(textwrap.dedent(SCRIPT))
     tokenizer.save_pretrained(text_folder / "tokenizer")
@@ -192,9 +194,9 @@ def start_script(tmp_path, text_folder, tokenizer):
 def test_resumes_after_kills(tmp_path, text_folder, tokenizer, start_script):
     build_stores(tmp_path / "whole", open_text(text_folder), tokenizer, RECIPE, workers=1)
     building = tmp_path / "x" / "building"
-    for parts in (1, 8, 15):  # killed when so many parts, or their shards, are there
+    for parts in (1, 8, 15):  # killed when this many parts, loose or in shards, exist
         process = start_script(tmp_path / "x")
-        while _parts_there(building) < parts and process.poll() is None:
+        while _num_parts(building) < parts and process.poll() is None:
             time.sleep(0.002)
         assert process.poll() is None, process.communicate()
         children = psutil.Process(process.pid).children(recursive=True)
@@ -205,30 +207,30 @@ def test_resumes_after_kills(tmp_path, text_folder, tokenizer, start_script):
             TokenStore.open(tmp_path / "x" / "train")
         _, alive = psutil.wait_procs(children, timeout=20)
         assert not alive, "workers outlive their parent"
-    (tmp_path / "x" / "train" / "00000.tokens.npy.0123.tmp").touch()  # killed in the middle of it
-    kept = {path: path.stat().st_mtime_ns for path in _finished(tmp_path / "x")}
-    assert len(kept) > 3
+    (tmp_path / "x" / "train" / "00000.tokens.npy.0123.tmp").touch()  # as a killed process leaves
+    finished = {path: path.stat().st_mtime_ns for path in _finished(tmp_path / "x")}
+    assert len(finished) > 3
     build_stores(tmp_path / "x", open_text(text_folder), tokenizer, RECIPE, workers=2)
-    assert kept == {path: path.stat().st_mtime_ns for path in kept}
+    assert finished == {path: path.stat().st_mtime_ns for path in finished}
     assert contents(tmp_path / "x") == contents(tmp_path / "whole")
 
 
 def _finished(folder):
-    """The files of shards that a record says are whole."""
+    """The files of the shards that are recorded as finished."""
     for path in (folder / "building").glob("shard-*.json"):
         record = json.loads(path.read_text())
         for side in shards.SIDES:
             yield from (folder / side).glob(f"{record[side]['name']}.*.npy") if record[side] else ()
 
 
-def _parts_there(building):
+def _num_parts(building):
     records = sorted(building.glob("shard-*.json"))
     loose = len(list(building.glob("*.npz")))
     return loose + (json.loads(records[-1].read_text())["end"] if records else 0)
 
 
 @pytest.mark.usefixtures("small_chunks")
-def test_rivals_do_not_disturb_each_other(tmp_path, text_folder, tokenizer, start_script):
+def test_concurrent_builds(tmp_path, text_folder, tokenizer, start_script):
     build_stores(tmp_path / "whole", open_text(text_folder), tokenizer, RECIPE, workers=1)
     processes = [start_script(tmp_path / "x") for _ in range(3)]
     for process in processes:
@@ -239,7 +241,7 @@ def test_rivals_do_not_disturb_each_other(tmp_path, text_folder, tokenizer, star
 
 @pytest.mark.usefixtures("small_chunks")
 @pytest.mark.parametrize("moment", ["loose part", "while joining"])
-def test_damaged_part_is_made_again(tmp_path, text_folder, tokenizer, monkeypatch, moment):
+def test_damaged_parts_are_rebuilt(tmp_path, text_folder, tokenizer, monkeypatch, moment):
     corpus = open_text(text_folder)
     build_stores(tmp_path / "whole", corpus, tokenizer, RECIPE, workers=1)
     write_part = build.write_part
@@ -249,7 +251,7 @@ def test_damaged_part_is_made_again(tmp_path, text_folder, tokenizer, monkeypatc
         if number == 2:
             path = folder / f"{number:08d}.npz"
             data = bytearray(path.read_bytes())
-            # The middle holds tokens, the end the archive's directory.
+            # The middle of the file holds tokens, its end the directory of the archive.
             data[len(data) // 2 if moment == "while joining" else -1] ^= 255
             path.write_bytes(data[: None if moment == "while joining" else len(data) // 2])
 
@@ -265,7 +267,7 @@ def test_damaged_part_is_made_again(tmp_path, text_folder, tokenizer, monkeypatc
 
 
 class DeadlyCorpus(FilesCorpus):
-    """Its workers die as if memory had run out."""
+    """A corpus whose workers die, as they do when memory runs out."""
 
     def documents(self, piece, counts):
         os._exit(9)
@@ -279,7 +281,7 @@ def test_death_of_a_worker(tmp_path, text_folder, tokenizer):
 
 
 @pytest.mark.usefixtures("small_chunks")
-def test_errors_of_workers_arrive(tmp_path, text_folder, tokenizer):
+def test_errors_of_workers_are_raised(tmp_path, text_folder, tokenizer):
     corpus = FilesCorpus([text_folder / "a.jsonl"], "body")
     with pytest.raises(UsageError, match=r"a\.jsonl:\d+: no field 'body'"):
         build_stores(tmp_path / "x", corpus, tokenizer, RECIPE, workers=2)
@@ -310,8 +312,8 @@ def test_document_of_50_megabytes(tmp_path, tokenizer):
     assert time.monotonic() - start < 240
 
 
-def test_shards_are_grouped_by_sizes_alone(tmp_path, monkeypatch):
-    """The same shards whether parts come in order, in disorder, or in two lives."""
+def test_shards_depend_only_on_the_sizes_of_parts(tmp_path, monkeypatch):
+    """The order in which parts come and interruptions make no difference."""
     monkeypatch.setattr(layout, "SHARD_TOKENS", 100)
     rng = np.random.default_rng(0)
     sizes = [*rng.integers(1, 60, 40).tolist(), 150, 5]
@@ -321,26 +323,26 @@ def test_shards_are_grouped_by_sizes_alone(tmp_path, monkeypatch):
         "shuffled": rng.permutation(len(sizes)).tolist(),
     }
     for name, order in orders.items():
-        gathered = shards.ShardWriter(tmp_path / name, np.dtype(np.uint16))
+        writer = shards.ShardWriter(tmp_path / name, np.dtype(np.uint16))
         for i, number in enumerate(order):
             tokens = np.full(sizes[number], number, np.uint16)
             ends = np.array([len(tokens)])
             nothing = (tokens[:0], ends[:0], ends[:0])
             shards.write_part(
-                gathered.building,
+                writer.building,
                 number,
                 {"train": (tokens, ends, ends), "heldout": nothing},
                 {"tokens": len(tokens)},
             )
-            gathered.add(number)
+            writer.add(number)
             if name == "shuffled" and i == 20:
-                gathered = shards.ShardWriter(tmp_path / name, np.dtype(np.uint16))
-                assert all(gathered.has(n) == (n in order[:21]) for n in range(len(sizes)))
-        gathered.finish(vocab_size=100, eos_id=2, fingerprint="", about={})
-        assert gathered.counts["tokens"] == sum(sizes)
+                writer = shards.ShardWriter(tmp_path / name, np.dtype(np.uint16))
+                assert all(writer.has(n) == (n in order[:21]) for n in range(len(sizes)))
+        writer.finish(vocab_size=100, eos_id=2, fingerprint="", about={})
+        assert writer.counts["tokens"] == sum(sizes)
     train = TokenStore.open(tmp_path / "sorted" / "train")
     assert all(shard.num_tokens <= 100 or shard.num_documents == 1 for shard in train.shards)
-    # Greedy: the first part of a shard would not have fit into the one before.
+    # The first part of a shard would not have fit into the previous one.
     for shard, following in zip(train.shards, train.shards[1:], strict=False):
         assert shard.num_tokens + following.document_ends[0] > 100
     assert contents(tmp_path / "sorted") == contents(tmp_path / "reversed")

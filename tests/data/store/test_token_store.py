@@ -1,4 +1,4 @@
-"""Tokens on disk: their layout, what survives a reopening, damage, and views of the first."""
+"""Tests of token stores: layout, damage, and views of the first documents."""
 
 import json
 import pickle
@@ -18,7 +18,7 @@ EOS = 2
 DOCUMENTS = [[[10, 11], [12]], [[13, 14, 15]], [[16], [17], [18, 19]]]
 
 
-def test_layout_is_fairseqs(tmp_path):
+def test_layout_is_that_of_fairseq(tmp_path):
     store = write_store(tmp_path, DOCUMENTS, vocab_size=100)
     (shard,) = store.shards
     assert shard.tokens.tolist() == [
@@ -33,7 +33,7 @@ def test_layout_is_fairseqs(tmp_path):
     assert store.eos_id == EOS
 
 
-def test_shards_end_at_documents_and_are_bounded(tmp_path):
+def test_shards_hold_whole_documents_and_are_bounded(tmp_path):
     rng = np.random.default_rng(0)
     documents = [
         [list(range(10, 10 + length)) for length in rng.integers(1, 9, rng.integers(1, 6))]
@@ -72,14 +72,14 @@ def test_empty_store_opens(tmp_path):
     assert store.shard_starts.tolist() == [0]
 
 
-def test_arrays_are_mapped_and_read_only(tmp_path):
+def test_arrays_are_memory_mapped_and_read_only(tmp_path):
     shard = write_store(tmp_path, DOCUMENTS, vocab_size=100).shards[0]
     assert isinstance(shard.tokens, np.memmap)
     with pytest.raises(ValueError, match="read-only"):
         shard.tokens[0] = 1
 
 
-def test_pickle_carries_the_folder_only(tmp_path):
+def test_pickles_hold_no_tokens(tmp_path):
     store = write_store(tmp_path, [[[10] * 100_000]], vocab_size=100)
     assert store.shards[0].tokens[0] == 10
     data = pickle.dumps(store)
@@ -96,7 +96,7 @@ def test_files_are_plain_npy_and_deterministic(tmp_path):
         assert (tmp_path / "a" / name).read_bytes() == (tmp_path / "b" / name).read_bytes()
 
 
-def test_no_store(tmp_path):
+def test_missing_store(tmp_path):
     with pytest.raises(UsageError, match=r"holds no token store.*roberta_jax\.prepare"):
         TokenStore.open(tmp_path)
 
@@ -122,48 +122,54 @@ def contents(store):
     st.integers(0, 2**30),
 )
 @settings(max_examples=100, deadline=None)
-def test_the_first_documents_are_a_store(tmp_path_factory, count, shard_tokens, max_tokens, seed):
+def test_a_view_equals_a_store_of_the_first_documents(
+    tmp_path_factory, count, shard_tokens, max_tokens, seed
+):
     documents = make_documents(count, seed)
     folder = tmp_path_factory.mktemp("store")
     store = write_store(folder / "all", documents, 100, shard_tokens=shard_tokens)
     sizes = np.cumsum([sum(map(len, lines)) + len(lines) + 1 for lines in documents])
-    kept = int((sizes <= max_tokens).sum())
-    kept = max(kept, 1) if documents else 0
-    wanted = write_store(folder / "few", documents[:kept], 100, shard_tokens=shard_tokens)
-    found = store.first(max_tokens)
-    assert contents(found) == contents(wanted)
+    num_documents = int((sizes <= max_tokens).sum())
+    num_documents = max(num_documents, 1) if documents else 0
+    expected = write_store(
+        folder / "few", documents[:num_documents], 100, shard_tokens=shard_tokens
+    )
+    view = store.first(max_tokens)
+    assert contents(view) == contents(expected)
     for name in ("num_tokens", "num_sentences", "num_documents", "vocab_size", "eos_id"):
-        assert getattr(found, name) == getattr(wanted, name)
-    assert found.shard_starts.tolist() == wanted.shard_starts.tolist()
-    # A view is pickled as one, verified as one, and may be narrowed again.
-    again = pickle.loads(pickle.dumps(found))
-    assert contents(again) == contents(found)
-    found.verify()
+        assert getattr(view, name) == getattr(expected, name)
+    assert view.shard_starts.tolist() == expected.shard_starts.tolist()
+    # Views can be pickled, verified and narrowed further.
+    again = pickle.loads(pickle.dumps(view))
+    assert contents(again) == contents(view)
+    view.verify()
     assert contents(store.first(10**9)) == contents(store)
-    assert contents(store.first(10**9).first(max_tokens)) == contents(found)
-    assert contents(found.first(max_tokens)) == contents(found)
+    assert contents(store.first(10**9).first(max_tokens)) == contents(view)
+    assert contents(view.first(max_tokens)) == contents(view)
 
 
-def test_a_view_is_packed_for_itself(tmp_path):
+def test_a_view_has_its_own_packing_index(tmp_path):
     documents = make_documents(60)
     store = write_store(tmp_path / "all", documents, 100, shard_tokens=700)
     view = store.first(store.num_tokens // 2)
     assert 1 < len(view.shards) < len(store.shards)
     few = write_store(tmp_path / "few", documents[: view.num_documents], 100, shard_tokens=700)
     for format in packing.FORMATS:
-        whole, part, wanted = (packing.load_or_pack(x, format, 32) for x in (store, view, few))
-        assert part.num_rows == wanted.num_rows < whole.num_rows
-        assert np.array_equal(part.inputs, wanted.inputs)
-        assert np.array_equal(part.rows, wanted.rows)
-        assert part.duplicate_ends == wanted.duplicate_ends
-        assert part.padding_share == wanted.padding_share
+        whole, index, expected_index = (
+            packing.load_or_pack(x, format, 32) for x in (store, view, few)
+        )
+        assert index.num_rows == expected_index.num_rows < whole.num_rows
+        assert np.array_equal(index.inputs, expected_index.inputs)
+        assert np.array_equal(index.rows, expected_index.rows)
+        assert index.duplicate_ends == expected_index.duplicate_ends
+        assert index.padding_share == expected_index.padding_share
         assert np.array_equal(packing.load_or_pack(store, format, 32).inputs, whole.inputs)
-        rows = np.arange(part.num_rows)
-        found = toy_corpus.make_dataset(view, packed=part)(rows, rows)
-        expected = toy_corpus.make_dataset(few, packed=wanted)(rows, rows)
+        rows = np.arange(index.num_rows)
+        actual = toy_corpus.make_dataset(view, packed=index)(rows, rows)
+        expected = toy_corpus.make_dataset(few, packed=expected_index)(rows, rows)
         for name in expected:
-            assert np.array_equal(found[name], expected[name])
-    # A view of everything is the store: nothing is packed anew.
+            assert np.array_equal(actual[name], expected[name])
+    # A view of all documents uses the index of the store.
     number = len(list((store.folder / "packed").iterdir()))
     packing.load_or_pack(store.first(store.num_tokens), "full_sentences", 32)
     assert len(list((store.folder / "packed").iterdir())) == number
@@ -185,7 +191,7 @@ def test_missing_or_resized_file(tmp_path, damage, array):
 
 
 @pytest.mark.parametrize("array", ARRAYS)
-def test_flipped_byte_is_found_by_verify(tmp_path, array):
+def test_verify_detects_a_flipped_byte(tmp_path, array):
     write_store(tmp_path, DOCUMENTS, vocab_size=100)
     TokenStore.open(tmp_path).verify()
     path = tmp_path / f"00000.{array}.npy"

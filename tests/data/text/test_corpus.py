@@ -1,4 +1,4 @@
-"""Documents from each kind of source, and a clear word about each kind of broken input."""
+"""Tests of the documents of each text source, and of the errors for malformed input."""
 
 import bz2
 import collections
@@ -38,7 +38,7 @@ def open_files(files, text_field="text"):
 def read(opened):
     """All documents and the counts."""
     counts = collections.Counter()
-    reader = pickle.loads(pickle.dumps(opened))  # as a worker has it
+    reader = pickle.loads(pickle.dumps(opened))  # as in a worker
     documents = [text for piece in opened.pieces() for text in reader.documents(piece, counts)]
     return documents, counts
 
@@ -67,7 +67,7 @@ def test_files_of_several_frames(tmp_path, suffix):
 
 
 @pytest.mark.parametrize("name", ["a.jsonl", "a.json", "A.NDJSON", "a.json.gz", "a.ndjson.zst"])
-def test_names_of_json(tmp_path, name):
+def test_file_names_of_json_lines(tmp_path, name):
     suffix = os.path.splitext(name)[1]
     (tmp_path / name).write_bytes(COMPRESS.get(suffix, bytes)(JSONL))
     assert read(open_files(tmp_path / name))[0] == TEXTS
@@ -82,7 +82,7 @@ def test_crlf_and_byte_order_mark(tmp_path):
 
 
 @pytest.mark.parametrize("piece_bytes", [1, 10, 100, 1000])
-def test_pieces_are_cut_where_documents_end(tmp_path, monkeypatch, piece_bytes):
+def test_pieces_end_with_documents(tmp_path, monkeypatch, piece_bytes):
     (tmp_path / "a.txt").write_text("\n\n".join(f"line {i}\nof {i}" for i in range(50)))
     (tmp_path / "b.jsonl").write_bytes(JSONL * 10)
     whole = read(open_files(tmp_path / "*"))
@@ -114,7 +114,7 @@ def test_globs(tmp_path):
     assert read(open_files(tmp_path / "**/*.txt"))[0] == ["3.txt", "b/2.txt", "b/c/1.txt"]
     both = f"{tmp_path}/b/*.jsonl, {tmp_path}/**/?.txt,{tmp_path}/3*"
     assert read(open_files(both))[0] == ["3.txt", "b/2.txt", "b/4.jsonl", "b/c/1.txt"]
-    # Folders among the matches are passed over.
+    # Matching folders are ignored.
     assert len(read(open_files(tmp_path / "**"))[0]) == 4
 
 
@@ -138,7 +138,7 @@ def test_order_and_identity_are_stable(tmp_path):
         (" , ", "is empty"),
     ],
 )
-def test_nothing_found(tmp_path, monkeypatch, pattern, message):
+def test_no_file_matches(tmp_path, monkeypatch, pattern, message):
     monkeypatch.chdir(tmp_path)
     (tmp_path / "folder").mkdir()
     (tmp_path / "a.txt").write_text("a")
@@ -163,7 +163,7 @@ def test_object_stores_are_refused():
         ("[" * 100_000, "this line is not JSON"),
     ],
 )
-def test_broken_json_lines_name_file_and_line(tmp_path, monkeypatch, line, message):
+def test_errors_in_json_lines_name_file_and_line(tmp_path, monkeypatch, line, message):
     monkeypatch.setattr(corpus, "PIECE_BYTES", 20)  # so that lines are counted across pieces
     (tmp_path / "a.jsonl").write_bytes(JSONL + b"\n" + line.encode() + b"\n" + JSONL)
     with pytest.raises(UsageError, match=rf"a\.jsonl:{len(TEXTS) + 2}: .*{message}"):
@@ -198,7 +198,7 @@ def test_empty_files(tmp_path):
     assert read(open_files(tmp_path / "*")) == ([], {})
 
 
-def test_file_that_grows_while_it_is_read(tmp_path):
+def test_file_that_changes_while_it_is_read(tmp_path):
     path = tmp_path / "a.txt"
     path.write_text("text\n\n" * 1000)
     opened = open_files(path)
@@ -230,19 +230,19 @@ def test_defaults_are_those_of_the_config():
         assert getattr(TextSource(), field.name) == data[field.name]
 
 
-def test_heldout_is_decided_by_the_text_alone():
+def test_heldout_depends_only_on_the_text():
     texts = [f"document {i}" for i in range(20_000)]
     chosen = {share: {t for t in texts if is_heldout(t, share)} for share in (0, 0.01, 0.1, 0.5)}
     assert not chosen[0]
     for share in (0.01, 0.1, 0.5):
         assert abs(len(chosen[share]) / len(texts) - share) < 4 * (share / len(texts)) ** 0.5
     assert chosen[0.01] < chosen[0.1] < chosen[0.5]
-    # Golden values: a cache made today is found tomorrow.
+    # Never change these values: existing caches would become invalid.
     assert [i for i in range(100) if is_heldout(f"document {i}", 0.05)] == [10, 20, 39, 75]
     assert is_heldout(" document 0\n", 0.5) == is_heldout("document 0", 0.5)
 
 
-def test_builtin_is_real_and_deterministic():
+def test_builtin_corpus():
     opened = open_corpus(TextSource(source="builtin"))
     documents, counts = read(opened)
     assert len(documents) > 400

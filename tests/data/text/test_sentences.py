@@ -1,4 +1,4 @@
-"""Line breaks that mean something, sentences from any text, time that grows with its length."""
+"""Tests of sentence splitting: line breaks, robustness and linear time."""
 
 import random
 import time
@@ -11,8 +11,8 @@ from roberta_jax.data.text.sentences import check_splitting, split_sentences
 from roberta_jax.errors import UsageError
 
 
-def split(text, how="split", language="en"):
-    return split_sentences(text, how, language)
+def split(text, mode="split", language="en"):
+    return split_sentences(text, mode, language)
 
 
 def test_wrapped_prose_is_joined():
@@ -39,7 +39,7 @@ def test_indented_wraps_are_joined_with_one_space():
     ]
 
 
-def test_short_lines_stay_apart():
+def test_short_lines_are_not_joined():
     code = ">>> x = 1\n>>> print(x)\n1\n"
     assert split(code) == [">>> x = 1", ">>> print(x)", "1"]
 
@@ -75,9 +75,9 @@ def test_lines():
 
 
 @pytest.mark.parametrize("text", ["", " ", "\n\n", "\t\r\n \u00a0"])
-@pytest.mark.parametrize("how", ["split", "lines"])
-def test_nothing(text, how):
-    assert split(text, how) == []
+@pytest.mark.parametrize("mode", ["split", "lines"])
+def test_nothing(text, mode):
+    assert split(text, mode) == []
 
 
 @pytest.mark.parametrize("space", ["\u00a0", "\u2009", "\u202f", "\u3000"])
@@ -86,7 +86,7 @@ def test_wide_spaces_do_not_crash_the_splitter(space):
 
 
 @pytest.mark.parametrize("language", ["en", "fr", "zh", "ar", "ko", "xx"])
-def test_only_white_space_is_lost(language):
+def test_only_white_space_is_removed(language):
     rng = random.Random(0)
     alphabet = [
         *" .!?\"'()[]«»“”。！،؟\u00a0\u2009\u3000\u200b\u0085\u2028\x1c\t\n\raAéßİ中ア٣½😀\u0301",
@@ -94,12 +94,12 @@ def test_only_white_space_is_lost(language):
     ]
     for _ in range(500):
         text = "".join(rng.choices(alphabet, k=rng.randint(1, 60)))
-        found = split(text, language=language)
-        assert "".join("".join(found).split()) == "".join(text.split())
-        assert all(s and s == s.strip() and "\n" not in s and "\r" not in s for s in found)
+        split_text = split(text, language=language)
+        assert "".join("".join(split_text).split()) == "".join(text.split())
+        assert all(s and s == s.strip() and "\n" not in s and "\r" not in s for s in split_text)
 
 
-def test_cut_windows_change_nothing(monkeypatch):
+def test_windows_do_not_change_the_sentences(monkeypatch):
     text = "Mr. Brown and Dr. Smith met e.g. in Rome. Did they? They did! " * 30
     whole = split(text)
     monkeypatch.setattr(sentences, "_WINDOW", 200)
@@ -110,13 +110,13 @@ def test_cut_windows_change_nothing(monkeypatch):
     "unit", ["Dr. Smith said so, and went. ", "word ", "(a. b! ", "x", "？！", "a\n", '"Yes. ']
 )
 def test_time_is_linear(unit):
-    """4 MB in a paragraph: a splitter quadratic in it, as sentencex is, takes over a minute."""
+    """4 MB in one paragraph, for which quadratic time, as sentencex takes, is over a minute."""
     start = time.monotonic()
     split(unit * (4_000_000 // len(unit)))
     assert time.monotonic() - start < 20
 
 
-def test_a_crash_of_the_splitter_costs_one_paragraph(monkeypatch):
+def test_a_panic_of_sentencex_affects_one_paragraph(monkeypatch):
     class PanicException(BaseException):
         pass
 
@@ -129,7 +129,7 @@ def test_a_crash_of_the_splitter_costs_one_paragraph(monkeypatch):
     assert split("good\n\nbad. bad.\n\ngood") == ["good", "bad. bad.", "good"]
 
 
-def test_other_errors_of_the_splitter_are_raised(monkeypatch):
+def test_other_errors_of_sentencex_are_raised(monkeypatch):
     def segment(language, text):
         raise KeyboardInterrupt
 
@@ -153,6 +153,6 @@ def test_unknown_language_uses_the_default_rules():
     assert split("Eins. Zwei!", language="xyz") == ["Eins.", "Zwei!"]
 
 
-def test_unknown_way():
+def test_unknown_mode():
     with pytest.raises(UsageError, match=r"config\.data\.sentences is 'nltk'"):
         check_splitting("nltk", "en")
