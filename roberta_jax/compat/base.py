@@ -1,9 +1,10 @@
-"""What the drop-in classes share: made from a config, called, cast (see `flax_classes`).
+"""The base of the drop-in classes: construction, parameters, calls and casts.
 
-Array names carry their shape: B inputs, L tokens an input, S tokens of the other model's input, D
-hidden width.
+Array names carry their shape: B batch, L tokens of an input, S tokens of the encoder's input, D
+hidden size.
 """
 
+import dataclasses
 import functools
 from collections.abc import Mapping
 from typing import Any
@@ -13,10 +14,10 @@ import jax
 import jax.numpy as jnp
 from flax import traverse_util
 
-from roberta_jax.compat.config import FlaxRobertaConfig, as_config, shape_of
-from roberta_jax.compat.generation import FlaxGenerationConfig
+from roberta_jax.compat.config import FlaxRobertaConfig, to_mutable_config, to_roberta_config
+from roberta_jax.compat.generation_config import FlaxGenerationConfig
 from roberta_jax.compat.outputs import FlaxGenerateOutput, FlaxLogitsOutput, FlaxOutput
-from roberta_jax.compat.pretrained import FlaxSaved
+from roberta_jax.compat.pretrained import FlaxPretrainedMixin
 from roberta_jax.errors import listed
 from roberta_jax.modeling import generation
 from roberta_jax.modeling.config import Execution
@@ -25,26 +26,34 @@ from roberta_jax.weights.save import parameter_values
 Params = Mapping[str, Any]
 
 
-class FlaxRobertaPreTrainedModel(FlaxSaved):
-    """What the classes share: a config, a module and its parameters, loaded, saved and called.
+class FlaxRobertaPreTrainedModel(FlaxPretrainedMixin):
+    """The base class: a config, a linen module and its parameters.
+
+    Create one of its subclasses, which set `module_class` and `output_class`.
 
     Attributes:
-      config: The object that the model was made with, or, for this package's frozen
-        `RobertaConfig`, a `FlaxRobertaConfig` of it.
+      config: The config that was passed; for this package's frozen `RobertaConfig`, a
+        `FlaxRobertaConfig` with its values.
       module: The linen module.
-      params: Its parameters, a nested dictionary in transformers' tree; may be set to another one
-        with the same leaves. With `_do_init=False` there are none: keep them yourself.
-      params_shape_tree: The tree of their shapes and types.
-      required_params: The set of their paths.
-      key, seed, input_shape, dtype: What the model was made with.
+      params: The parameters, a nested dictionary in transformers' tree. It can be set to a tree
+        that has all of `required_params`. With `_do_init=False` the model holds no parameters;
+        pass them to each call.
+      params_shape_tree: The tree of the parameters' shapes and dtypes.
+      required_params: The set of the parameters' paths.
+      key, seed, input_shape, dtype: The values passed to the constructor.
+      generation_config: Default options of `generate`; None if the class cannot generate.
 
     Args:
       config: A config of this package or of transformers.
-      input_shape: Kept; the parameters do not depend on it.
-      seed: Of the initial parameters.
-      dtype: What to compute in. Parameters are float32 until cast (`to_bf16`).
-      _do_init: False draws no parameters.
-      gradient_checkpointing: Whether the backward pass computes each block again.
+      input_shape: Stored only; parameters do not depend on it.
+      seed: Seed of the initial parameters.
+      dtype: The dtype of the computation. Parameters are float32 until they are cast (`to_bf16`).
+      _do_init: Whether to initialize parameters.
+      gradient_checkpointing: Whether the backward pass recomputes the activations of each layer.
+
+    Raises:
+      TypeError: `config` is not a config, or this class was instantiated itself.
+      ValueError: The config is not a valid RoBERTa config.
     """
 
     config_class = FlaxRobertaConfig
@@ -63,36 +72,35 @@ class FlaxRobertaPreTrainedModel(FlaxSaved):
         gradient_checkpointing: bool = False,
     ):
         if self.module_class is None:
-            raise TypeError(f"{type(self).__name__} has no module; make one of its subclasses")
-        self._config = as_config(config)
+            raise TypeError(
+                f"{type(self).__name__} is an abstract base class; create one of its subclasses, "
+                "such as FlaxRobertaForMaskedLM"
+            )
+        self._config = to_mutable_config(config)
         self.input_shape = input_shape
         self.seed = seed
         self.key = jax.random.PRNGKey(seed)
         self.dtype = dtype
-        self._module = self._make_module(gradient_checkpointing)
-        self.generation_config = self._generation_default = None
+        self._module = self._build_module(gradient_checkpointing)
+        self.generation_config = self._initial_generation_config = None
         if self.can_generate():
             self.generation_config = FlaxGenerationConfig.from_model_config(self._config)
-            self._generation_default = FlaxGenerationConfig(**vars(self.generation_config))
+            self._initial_generation_config = dataclasses.replace(self.generation_config)
         self._is_initialized = _do_init
-        self._params_shape_tree = jax.eval_shape(lambda key: _draw(self._module, key), self.key)
+        self._params_shape_tree = jax.eval_shape(
+            lambda key: _init_params(self._module, key), self.key
+        )
         self._required_params = set(traverse_util.flatten_dict(self._params_shape_tree))
         if _do_init:
             self._params = self.init_weights(self.key, input_shape)
 
-    def _read_generation(self, values: Mapping[str, Any]) -> None:
-        """Takes the options of a `generation_config.json`."""
-        for name in FlaxGenerationConfig.names():
-            if values.get(name) is not None:
-                setattr(self.generation_config, name, values[name])
-
-    def _make_module(self, gradient_checkpointing: bool) -> Any:
+    def _build_module(self, gradient_checkpointing: bool) -> Any:
         execution = Execution(
             dtype=self.dtype,
             scan_layers=False,
             remat="full" if gradient_checkpointing else "none",
         )
-        return self.module_class(shape_of(self._config), execution)
+        return self.module_class(to_roberta_config(self._config), execution)
 
     @classmethod
     def _from_config(cls, config: Any, **kwargs: Any) -> "FlaxRobertaPreTrainedModel":
@@ -100,7 +108,7 @@ class FlaxRobertaPreTrainedModel(FlaxSaved):
 
     @classmethod
     def from_config(cls, config: Any, **kwargs: Any) -> "FlaxRobertaPreTrainedModel":
-        """A model of this config, with random parameters; see the class for the arguments."""
+        """Creates a model with random parameters; takes the arguments of the class."""
         return cls(config, **kwargs)
 
     @property
@@ -125,40 +133,43 @@ class FlaxRobertaPreTrainedModel(FlaxSaved):
 
     @property
     def params(self) -> dict[str, Any]:
-        self._need_params("has no params")
+        self._check_holds_params("has no params")
         return self._params
 
     @params.setter
     def params(self, params: Params) -> None:
-        self._need_params("keeps no params")
+        self._check_holds_params("cannot hold params")
         params = flax.core.unfreeze(params)
         missing = self.required_params - set(traverse_util.flatten_dict(params))
         if missing:
             names = sorted("/".join(path) for path in missing)
-            raise ValueError(f"these params lack {listed(names)}; pass the model's whole tree")
+            raise ValueError(
+                f"params lacks {listed(names)}; it must have every path of model.required_params"
+            )
         self._params = params
 
-    def _need_params(self, what: str) -> None:
+    def _check_holds_params(self, problem: str) -> None:
         if not self._is_initialized:
             raise ValueError(
-                f"a model made with _do_init=False {what}: get them from init_weights or from "
-                "from_pretrained, and pass them to each call as params=…"
+                f"a model created with _do_init=False {problem}: create them with init_weights or "
+                "from_pretrained, and pass them to each call as params=..."
             )
 
     def init_weights(
         self, rng: jax.Array, input_shape: tuple[int, ...] = (1, 1), params: Params | None = None
     ) -> dict[str, Any]:
-        """Draws parameters, or those alone that `params`, as they were loaded, lack.
+        """Returns random initial parameters, or `params` completed with them.
 
         Args:
           rng: A JAX key.
-          input_shape: Not read; the parameters do not depend on it.
-          params: What `from_pretrained(…, _do_init=False)` gave.
+          input_shape: Ignored; parameters do not depend on it.
+          params: A tree that may lack parameters, as `from_pretrained(..., _do_init=False)`
+            returns it.
         """
-        drawn = _draw(self._module, rng)
+        initial = _init_params(self._module, rng)
         if params is None:
-            return drawn
-        flat = traverse_util.flatten_dict(drawn)
+            return initial
+        flat = traverse_util.flatten_dict(initial)
         given = traverse_util.flatten_dict(flax.core.unfreeze(params))
         return traverse_util.unflatten_dict(flat | given)
 
@@ -179,109 +190,120 @@ class FlaxRobertaPreTrainedModel(FlaxSaved):
         return_dict: bool | None = None,
         past_key_values: Params | None = None,
     ) -> FlaxOutput | tuple[Any, ...]:
-        """Computes outputs; pure, so that it may be jitted and differentiated.
+        """Computes the outputs. A pure function, which can be jitted and differentiated.
 
         Args:
-          input_ids: int [B, L]; for multiple choice [B, choices, L], as the next three.
-          attention_mask: int [B, L], 0 where nothing may look. With a cache as long as the cache.
+          input_ids: int [B, L]. For multiple choice, this and the next three arguments are
+            [B, choices, L].
+          attention_mask: int [B, L], 0 at tokens that are not attended to. With a cache it has the
+            cache's length instead of L.
           token_type_ids: int [B, L]; zeros if None.
-          position_ids: int [B, L]; if None, they count the tokens from `pad_token_id + 1`.
-          head_mask: [layers, heads] factors of the heads.
+          position_ids: int [B, L]; if None, tokens that are not padding are counted from
+            `pad_token_id + 1`.
+          head_mask: [layers, heads], factors of each head's attention probabilities.
           encoder_hidden_states: [B, S, D], for a decoder with cross-attention.
           encoder_attention_mask: int [B, S].
-          params: Parameters; the model's own if None.
-          dropout_rng: A JAX key, needed with `train`.
-          train: Whether there is dropout.
-          output_attentions, output_hidden_states, return_dict: What to return, and whether as an
-            object rather than a tuple; None asks the config.
-          past_key_values: The cache, from `init_cache` or from the call before.
+          params: The parameters; the model's own if None.
+          dropout_rng: A JAX key; required for dropout, that is with `train=True`.
+          train: Whether to apply dropout.
+          output_attentions, output_hidden_states: Whether to return these; the config's value if
+            None.
+          return_dict: Whether to return an object rather than a tuple; the config's value if None.
+          past_key_values: The cache, from `init_cache` or from the previous call.
 
         Raises:
-          ValueError: Inputs do not fit each other or the config, or are too long.
+          ValueError: The shapes do not match each other or the config, or the input is longer than
+            the position table.
         """
-        cached = bool(past_key_values)
+        has_cache = bool(past_key_values)
         variables = {"params": params or self.params}
-        if cached:
+        if has_cache:
             variables["cache"] = past_key_values
         output = self._module.apply(
             variables,
-            _ids(input_ids),
-            _ids(attention_mask),
-            _ids(token_type_ids),
-            _ids(position_ids),
+            _as_int32(input_ids),
+            _as_int32(attention_mask),
+            _as_int32(token_type_ids),
+            _as_int32(position_ids),
             head_mask=None if head_mask is None else jnp.asarray(head_mask),
             encoder_hidden_states=encoder_hidden_states,
-            encoder_attention_mask=_ids(encoder_attention_mask),
+            encoder_attention_mask=_as_int32(encoder_attention_mask),
             deterministic=not train,
-            output_attentions=self._default("output_attentions", output_attentions),
-            output_hidden_states=self._default("output_hidden_states", output_hidden_states),
+            output_attentions=self._flag("output_attentions", output_attentions),
+            output_hidden_states=self._flag("output_hidden_states", output_hidden_states),
             rngs={} if dropout_rng is None else {"dropout": dropout_rng},
-            mutable=["cache"] if cached else False,
+            mutable=["cache"] if has_cache else False,
         )
         cache = None
-        if cached:
+        if has_cache:
             output, updated = output
             cache = flax.core.unfreeze(updated["cache"])
         names = self.output_class.__dataclass_fields__
-        found = self.output_class(**{name: getattr(output, name, None) for name in names})
-        if self._default("return_dict", return_dict):
-            return found.replace(past_key_values=cache) if cached else found
-        values = found.to_tuple()
-        return (values[0], cache, *values[1:]) if cached else values
+        flax_output = self.output_class(**{name: getattr(output, name, None) for name in names})
+        if self._flag("return_dict", return_dict):
+            return flax_output.replace(past_key_values=cache) if has_cache else flax_output
+        values = flax_output.to_tuple()
+        return (values[0], cache, *values[1:]) if has_cache else values
 
-    def _default(self, name: str, value: bool | None) -> bool:
+    def _flag(self, name: str, value: bool | None) -> bool:
+        """Returns a flag of the call, or the config's if it is None."""
         if value is not None:
             return value
         return bool(getattr(self._config, name, name == "return_dict"))
 
     def enable_gradient_checkpointing(self) -> None:
-        """Has the backward pass compute each block again instead of keeping what is inside."""
-        self._module = self._make_module(True)
+        """Makes the backward pass recompute the activations of each layer, which saves memory."""
+        self._module = self._build_module(True)
 
     def init_cache(self, batch_size: int, max_length: int) -> dict[str, Any]:
-        """An empty cache for `past_key_values`; see `modeling.generation.init_cache`."""
+        """Returns an empty cache for `past_key_values`; see `modeling.generation.init_cache`."""
         return generation.init_cache(self._module, batch_size, max_length)
 
     def to_bf16(self, params: Params, mask: Any = None) -> Params:
-        """The parameters in bfloat16; with a mask, a tree of bools, those alone where it is True.
+        """Returns the floating-point parameters cast to bfloat16.
 
-        The model's own parameters do not change: `model.params = model.to_bf16(model.params)`.
+        The model's own parameters do not change; set them with
+        `model.params = model.to_bf16(model.params)`.
+
+        Args:
+          params: The parameters.
+          mask: A tree of bools like `params`; only parameters where it is True are cast.
         """
         return _cast(params, jnp.bfloat16, mask)
 
     def to_fp16(self, params: Params, mask: Any = None) -> Params:
-        """As `to_bf16`, in float16."""
+        """Like `to_bf16`, with float16."""
         return _cast(params, jnp.float16, mask)
 
     def to_fp32(self, params: Params, mask: Any = None) -> Params:
-        """As `to_bf16`, in float32."""
+        """Like `to_bf16`, with float32."""
         return _cast(params, jnp.float32, mask)
 
     @classmethod
     def can_generate(cls) -> bool:
-        """Whether the class has `generate`."""
+        """Returns whether the class implements `generate`."""
         return False
 
     def generate(self, *args: Any, **kwargs: Any) -> FlaxGenerateOutput:
-        """Only `FlaxRobertaForCausalLM` generates."""
+        """Raises TypeError: only `FlaxRobertaForCausalLM` generates."""
         raise TypeError(
-            f"{type(self).__name__} cannot generate: it has no head that predicts the next token; "
+            f"{type(self).__name__} cannot generate, since it has no next-token head; "
             "use FlaxRobertaForCausalLM"
         )
 
 
 @functools.partial(jax.jit, static_argnums=0)
-def _draw(module, key):
+def _init_params(module, key):
     return parameter_values(module, jax.random.split(key)[0])
 
 
-def _ids(value):
+def _as_int32(value):
     return None if value is None else jnp.asarray(value, jnp.int32)
 
 
 def _cast(params, dtype, mask):
-    def cast(x, chosen=True):
-        return x.astype(dtype) if chosen and jnp.issubdtype(x.dtype, jnp.floating) else x
+    def cast(x, selected=True):
+        return x.astype(dtype) if selected and jnp.issubdtype(x.dtype, jnp.floating) else x
 
     if mask is None:
         return jax.tree.map(cast, params)

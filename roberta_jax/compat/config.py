@@ -1,9 +1,10 @@
-"""The config that the drop-in classes show as `model.config`.
+"""The config of the drop-in classes, `model.config`.
 
-transformers' classes have one object for the model's shape, for defaults of the call
-(`output_attentions`, …) and for notes of the user's, and scripts write to it. Here the shape is a
-`RobertaConfig`, which is frozen; this object is that and the rest. A `RobertaConfig` of
-transformers' own serves as well: any object whose `to_dict()` is such a config's.
+In transformers one mutable object holds the model's shape, the defaults of a call
+(`output_attentions`, ...) and any attribute that a script adds. This package describes a model's
+shape by a frozen `RobertaConfig`; `FlaxRobertaConfig` is the mutable object that transformers'
+scripts expect. The drop-in classes also accept transformers' own `RobertaConfig`: any object whose
+`to_dict()` returns the contents of such a config's `config.json`.
 """
 
 import dataclasses
@@ -18,8 +19,9 @@ from roberta_jax.storage import hub
 from roberta_jax.weights.config_file import read_settings, to_json
 from roberta_jax.weights.save import CONFIG
 
-# What transformers' config has besides the shape and the classes here or users' scripts read.
-_OTHERS = {
+# Attributes of transformers' config, besides the model's shape, that these classes or users'
+# scripts read.
+_EXTRA_DEFAULTS = {
     "model_type": "roberta",
     "architectures": None,
     "finetuning_task": None,
@@ -28,30 +30,33 @@ _OTHERS = {
     "output_hidden_states": False,
     "return_dict": True,
 }
-_FIELDS = tuple(field.name for field in dataclasses.fields(RobertaConfig))
+_ROBERTA_FIELDS = tuple(field.name for field in dataclasses.fields(RobertaConfig))
 
 
 class FlaxRobertaConfig:
-    """`RobertaConfig`'s fields, others' names, and whatever else it is made with; may be written.
+    """A mutable model config with the attributes of transformers' `RobertaConfig`.
 
         config = FlaxRobertaConfig.from_pretrained("roberta-base", num_labels=3)
 
-    A model takes its shape from it when it is made. Of what is written to a model's config later,
-    `output_attentions`, `output_hidden_states` and `return_dict` still change its calls.
+    A model takes its shape from the config when it is created. Of later changes to `model.config`,
+    only those to `output_attentions`, `output_hidden_states` and `return_dict` affect its calls.
+
+    Args:
+      values: Fields of `RobertaConfig`, and any other attributes to hold.
 
     Raises:
-      ValueError: as `RobertaConfig`.
+      ValueError: The fields of `RobertaConfig` are invalid; see there.
     """
 
     def __init__(self, **values: Any):
-        shape = RobertaConfig.from_dict(values)
-        named = {name: getattr(shape, name) for name in _FIELDS if name != "num_labels"}
-        vars(self).update(_OTHERS | values | named)
-        vars(self).pop("num_labels", None)
+        config = RobertaConfig.from_dict(values)
+        fields = {name: getattr(config, name) for name in _ROBERTA_FIELDS if name != "num_labels"}
+        vars(self).update(_EXTRA_DEFAULTS | values | fields)
+        vars(self).pop("num_labels", None)  # a property
 
     @property
     def num_labels(self) -> int:
-        """How many labels `id2label` names; a new number gives them new names."""
+        """The number of labels in `id2label`; setting another number renames the labels."""
         return len(self.id2label)
 
     @num_labels.setter
@@ -62,12 +67,12 @@ class FlaxRobertaConfig:
 
     @property
     def use_return_dict(self) -> bool:
-        """Whether a model's outputs are objects rather than tuples, if a call does not say."""
+        """Whether calls return objects rather than tuples by default."""
         return self.return_dict
 
     @classmethod
     def from_dict(cls, values: Mapping[str, Any], **changes: Any) -> "FlaxRobertaConfig":
-        """The config of a parsed `config.json`, with changes."""
+        """Creates the config from a parsed `config.json` and sets the attributes in `changes`."""
         config = cls(**values)
         for name, value in changes.items():
             setattr(config, name, value)
@@ -86,30 +91,35 @@ class FlaxRobertaConfig:
         """Reads a model's `config.json`.
 
         Args:
-          path: A folder, a `config.json`, or a hub id.
-          subfolder: Where in it the model is.
-          revision, token: As in `interchange.hf.from_pretrained`.
-          changes: Attributes to change.
+          path: A folder, the path of a `config.json`, or a Hugging Face hub id.
+          subfolder: The folder of the model inside `path`.
+          revision: A branch, tag or commit of a hub id; ignored for a local path.
+          token: A token of the hub; None uses `HF_TOKEN` or the stored one, False uses none.
+          changes: Attributes to set.
 
         Raises:
-          UsageError: There is none, or it describes no RoBERTa.
+          UsageError: There is no such file, or it is not a model's config.
         """
-        name = os.path.join(subfolder, CONFIG)
+        filename = os.path.join(subfolder, CONFIG)
         if not hub.is_hub_id(path):
             revision = None
-        folder = hub.fetch(path, (name,), revision=revision, token=token)
-        file = folder if folder.is_file() else folder / name
+        path = hub.fetch(path, (filename,), revision=revision, token=token)
+        file = path if path.is_file() else path / filename
         return cls.from_dict(read_settings(file), **changes)
 
     def to_dict(self) -> dict[str, Any]:
-        """All of it, as a `config.json` holds it."""
-        values = {k: v for k, v in vars(self).items() if k not in _OTHERS or v != _OTHERS[k]}
+        """Returns the contents of the model's `config.json`."""
+        values = {
+            name: value
+            for name, value in vars(self).items()
+            if name not in _EXTRA_DEFAULTS or value != _EXTRA_DEFAULTS[name]
+        }
         if self.id2label == RobertaConfig().id2label:
             del values["id2label"], values["label2id"]
         return {"model_type": self.model_type} | values
 
     def save_pretrained(self, folder: str | os.PathLike) -> None:
-        """Writes `config.json` into a folder, which is made if need be."""
+        """Writes `config.json` into a folder, which is created if it does not exist."""
         folder = epath.Path(folder)
         folder.mkdir(parents=True, exist_ok=True)
         (folder / CONFIG).write_text(to_json(self.to_dict()))
@@ -121,25 +131,29 @@ class FlaxRobertaConfig:
         return isinstance(other, FlaxRobertaConfig) and vars(self) == vars(other)
 
 
-def as_config(config: Any) -> Any:
-    """What `model.config` is: the object given, or one with its values if that is frozen.
+def to_mutable_config(config: Any) -> Any:
+    """Returns the object for `model.config`.
+
+    That is `config` itself, or a `FlaxRobertaConfig` with its values if it is this package's
+    frozen `RobertaConfig`.
 
     Raises:
-      TypeError: It is no config.
+      TypeError: `config` is not a config.
     """
     if isinstance(config, RobertaConfig):
-        return FlaxRobertaConfig(**{name: getattr(config, name) for name in _FIELDS})
+        return FlaxRobertaConfig(**{name: getattr(config, name) for name in _ROBERTA_FIELDS})
     if not hasattr(config, "to_dict"):
         raise TypeError(
-            f"a config is a RobertaConfig, of roberta_jax or of transformers, not {config!r}"
+            "config must be a FlaxRobertaConfig, or a RobertaConfig of roberta_jax or of "
+            f"transformers, not {config!r}"
         )
     return config
 
 
-def shape_of(config: Any) -> RobertaConfig:
-    """The model's shape, of a config of either kind.
+def to_roberta_config(config: Any) -> RobertaConfig:
+    """Returns the frozen `RobertaConfig` of a mutable config.
 
     Raises:
-      ValueError: The config describes no RoBERTa.
+      ValueError: The config is not a valid RoBERTa config.
     """
     return RobertaConfig.from_dict(config.to_dict())

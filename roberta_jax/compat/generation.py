@@ -1,173 +1,143 @@
-"""What the drop-in causal LM's `generate` is told, in transformers' words.
+"""Text generation of the drop-in causal language model.
 
-`modeling.generation` does the work; here transformers' options, their defaults and the places that
-they come from (the call, `generation_config`, the model's config) become its arguments.
+`modeling.generation` computes the tokens; `generation_config` resolves transformers' options.
+
+Array names carry their shape: B batch, L prompt tokens, T tokens of prompt and continuation.
 """
 
-import dataclasses
-import logging
-import warnings
-from collections.abc import Mapping
 from typing import Any
 
-from roberta_jax.errors import UsageError
-from roberta_jax.modeling.generation import Sampling
+import jax
+import jax.numpy as jnp
 
-logger = logging.getLogger(__name__)
-
-_DEFAULT_LENGTH = 20
-
-# Options that change what is generated and that are not built: {name: values that ask for nothing}.
-_NOT_BUILT = {
-    "num_beams": (None, 1),
-    "num_return_sequences": (None, 1),
-    "no_repeat_ngram_size": (None, 0),
-    "repetition_penalty": (None, 1.0),
-    "forced_bos_token_id": (None,),
-    "forced_eos_token_id": (None,),
-    "forced_decoder_ids": (None,),
-    "suppress_tokens": (None, []),
-    "begin_suppress_tokens": (None, []),
-    "bad_words_ids": (None, []),
-    "logits_processor": (None, []),
-}
-# Options that decide nothing here: of beams, of the cache, which is always used, and of what is
-# returned, which is always an object with `sequences`.
-_WITHOUT_EFFECT = (
-    "early_stopping", "length_penalty", "output_attentions", "output_hidden_states",
-    "output_logits", "output_scores", "return_dict_in_generate", "use_cache",
-)  # fmt: skip
+from roberta_jax.compat.config import to_roberta_config
+from roberta_jax.compat.generation_config import FlaxGenerationConfig, resolve_options
+from roberta_jax.compat.outputs import FlaxCausalLMOutput, FlaxGenerateOutput
+from roberta_jax.modeling import generation
+from roberta_jax.modeling.inputs import positions_from_ids
 
 
-@dataclasses.dataclass
-class FlaxGenerationConfig:
-    """Defaults of `generate`, with transformers' names and values; may be written.
+class FlaxGenerationMixin:
+    """Adds `generate` to `FlaxRobertaPreTrainedModel`; list it before that class.
 
-    Attributes:
-      max_length: tokens of prompt and continuation together.
-      max_new_tokens: tokens of the continuation; comes before `max_length`.
-      min_length: no input ends before it has more tokens than these.
-      min_new_tokens: no continuation ends before it has so many.
-      do_sample, temperature, top_k, top_p: see `modeling.generation.Sampling`.
-      num_beams, num_return_sequences: 1; more are refused.
-      bos_token_id, eos_token_id, pad_token_id: the model's.
+    It uses the model's `config`, `module`, `params`, `generation_config` and `init_cache`.
     """
 
-    max_length: int = _DEFAULT_LENGTH
-    max_new_tokens: int | None = None
-    min_length: int = 0
-    min_new_tokens: int | None = None
-    do_sample: bool = False
-    temperature: float | None = 1.0
-    top_k: int | None = 50
-    top_p: float | None = 1.0
-    num_beams: int = 1
-    num_return_sequences: int = 1
-    bos_token_id: int | None = None
-    eos_token_id: int | None = None
-    pad_token_id: int | None = None
-
     @classmethod
-    def from_model_config(cls, config: Any) -> "FlaxGenerationConfig":
-        """What a model's config says of generation, as transformers' configs once did."""
-        values = config.to_dict()
-        found = {name: values.get(name) for name in cls.names()}
-        return cls(**{name: value for name, value in found.items() if value is not None})
+    def can_generate(cls) -> bool:
+        """Returns whether the class implements `generate`: True."""
+        return True
 
-    @classmethod
-    def names(cls) -> tuple[str, ...]:
-        """The options it holds."""
-        return tuple(field.name for field in dataclasses.fields(cls))
+    def prepare_inputs_for_generation(
+        self, input_ids: jax.Array, max_length: int, attention_mask: jax.Array | None = None
+    ) -> dict[str, Any]:
+        """Returns the inputs of the first call of a hand-written generation loop.
 
-    def to_dict(self) -> dict[str, Any]:
-        """What differs from the defaults, as `generation_config.json` holds it."""
-        default = FlaxGenerationConfig()
-        values = dataclasses.asdict(self)
-        return {k: v for k, v in values.items() if v != getattr(default, k)}
+        They are passed to the model along with `input_ids`; `update_inputs_for_generation` gives
+        those of each later call.
 
+        Args:
+          input_ids: int [B, L], the prompts, padded on the left.
+          max_length: Length T of the cache: tokens of the prompt and the continuation.
+          attention_mask: int [B, L], 0 at padding. If None, positions are counted from the tokens
+            that are not padding, and nothing is masked.
 
-@dataclasses.dataclass(frozen=True)
-class GenerateOptions:
-    """The arguments of `modeling.generation.generate`, and the id that follows an input's end."""
+        Returns:
+          `past_key_values`, `attention_mask` [B, T] and `position_ids` [B, L].
+        """
+        batch_size, length = input_ids.shape
+        pad_token_id = to_roberta_config(self.config).pad_token_id
+        mask_BT = jnp.ones((batch_size, max_length), jnp.int32)
+        if attention_mask is None:
+            position_ids = positions_from_ids(jnp.asarray(input_ids), pad_token_id)
+        else:
+            mask_BL = jnp.asarray(attention_mask, jnp.int32)
+            mask_BT = mask_BT.at[:, :length].set(mask_BL)
+            # Positions are counted over the entries that are not the padding id, here 0.
+            position_ids = positions_from_ids(mask_BL, 0) + pad_token_id
+        return {
+            "past_key_values": self.init_cache(batch_size, max_length),
+            "attention_mask": mask_BT,
+            "position_ids": position_ids,
+        }
 
-    max_new_tokens: int
-    min_new_tokens: int
-    sampling: Sampling
-    eos_token_id: int
-    pad_token_id: int
+    def update_inputs_for_generation(
+        self, model_outputs: FlaxCausalLMOutput, model_kwargs: dict[str, Any]
+    ) -> dict[str, Any]:
+        """Returns the inputs of the next call, from the outputs and inputs of the last one."""
+        return model_kwargs | {
+            "past_key_values": model_outputs.past_key_values,
+            "position_ids": model_kwargs["position_ids"][:, -1:] + 1,
+        }
 
+    def generate(
+        self,
+        input_ids: jax.Array,
+        generation_config: Any = None,
+        prng_key: jax.Array | None = None,
+        trace: bool = True,
+        params: Any = None,
+        logits_processor: Any = None,
+        *,
+        attention_mask: jax.Array | None = None,
+        encoder_hidden_states: jax.Array | None = None,
+        encoder_attention_mask: jax.Array | None = None,
+        **options: Any,
+    ) -> FlaxGenerateOutput:
+        """Continues prompts by greedy search or sampling; see `modeling.generation.generate`.
 
-def options_of(
-    settings: Any, options: Mapping[str, Any], prompt_length: int, config: Any
-) -> GenerateOptions:
-    """Resolves the options of a call.
+        Args:
+          input_ids: int [B, L], the prompts, padded on the left.
+          generation_config: A `FlaxGenerationConfig` or transformers' `GenerationConfig`; the
+            model's own if None.
+          prng_key: A JAX key for sampling; `PRNGKey(0)` if None.
+          trace: Ignored; the loop is always compiled.
+          params: The parameters; the model's own if None.
+          logits_processor: Not supported; must be None or empty.
+          attention_mask: int [B, L], 0 at padding; if None, pad tokens are padding.
+          encoder_hidden_states: [B, S, D], for a model with cross-attention.
+          encoder_attention_mask: int [B, S].
+          options: Fields of `FlaxGenerationConfig` that override it in this call.
 
-    Args:
-      settings: The `generation_config`, ours or transformers'.
-      options: Those of the call, which come before.
-      prompt_length: L.
-      config: The model's.
+        Returns:
+          An object whose `sequences`, int32 [B, T], hold the prompts and continuations. A
+          sequence that has ended is filled up with pad tokens.
 
-    Raises:
-      UsageError: An option is unknown, not built, or leaves nothing to generate.
-    """
-    held = settings if isinstance(settings, Mapping) else _values_of(settings)
-    names = FlaxGenerationConfig.names()
-    for name in options:
-        if name not in (*names, *_NOT_BUILT, *_WITHOUT_EFFECT):
-            raise UsageError(f"generate has no option {name!r}; it has {', '.join(names)}")
-    asked = {name: value for name, value in options.items() if value is not None}
-    told = {name: value for name, value in held.items() if value is not None} | asked
-    for name, nothing in _NOT_BUILT.items():
-        if told.get(name) not in nothing:
-            more = "; repeat the prompts instead" if name == "num_return_sequences" else ""
-            raise UsageError(
-                f"generate cannot do {name}={told[name]!r}: it is greedy (do_sample=False) or it "
-                f"samples (temperature, top_k, top_p), one continuation a prompt{more}"
-            )
-    if "max_new_tokens" in told:
-        if "max_length" in asked:
-            logger.warning(
-                "both max_new_tokens (=%s) and max_length (=%s) are set; the first is used",
-                told["max_new_tokens"],
-                told["max_length"],
-            )
-        new = told["max_new_tokens"]
-    else:
-        total = told.get("max_length", _DEFAULT_LENGTH)
-        if "max_length" not in asked and total == _DEFAULT_LENGTH:
-            warnings.warn(
-                f"neither max_new_tokens nor max_length is set: generating up to {total} tokens, "
-                "prompt included",
-                stacklevel=3,
-            )
-        new = total - prompt_length
-        if new < 1:
-            raise UsageError(
-                f"the prompt has {prompt_length} tokens and max_length is {total}, which leaves "
-                "none to generate; pass max_new_tokens"
-            )
-    least = max(0, told.get("min_new_tokens", 0), told.get("min_length", 0) - prompt_length + 1)
-    return GenerateOptions(
-        new,
-        least,
-        Sampling(
-            bool(told.get("do_sample", False)),
-            told.get("temperature", 1.0),
-            told.get("top_k", 0),
-            told.get("top_p", 1.0),
-        ),
-        _single(told.get("eos_token_id", config.eos_token_id)),
-        _single(told.get("pad_token_id", config.pad_token_id)),
-    )
+        Raises:
+          UsageError: An option is unknown or not supported (beam search, for example), or
+            `max_length` leaves no token to generate.
+          ValueError: See `modeling.generation.generate`.
+        """
+        input_ids = jnp.asarray(input_ids, jnp.int32)
+        prompt_length = input_ids.shape[-1]
+        options["logits_processor"] = logits_processor or None
+        resolved = resolve_options(
+            generation_config or self._current_generation_config(),
+            options,
+            prompt_length,
+            to_roberta_config(self.config),
+        )
+        sequences = generation.generate(
+            self.module,
+            self.params if params is None else params,
+            input_ids,
+            attention_mask,
+            max_new_tokens=resolved.max_new_tokens,
+            min_new_tokens=resolved.min_new_tokens,
+            sampling=resolved.sampling,
+            key=jax.random.PRNGKey(0) if prng_key is None else prng_key,
+            eos_token_id=resolved.eos_token_id,
+            encoder_hidden_states=encoder_hidden_states,
+            encoder_attention_mask=encoder_attention_mask,
+        )
+        continuation = sequences[:, prompt_length:]
+        is_eos = continuation == resolved.eos_token_id
+        is_after_eos = jnp.cumsum(is_eos, axis=1) - is_eos > 0
+        continuation = jnp.where(is_after_eos, resolved.pad_token_id, continuation)
+        return FlaxGenerateOutput(sequences.at[:, prompt_length:].set(continuation))
 
-
-def _values_of(settings: Any) -> Mapping[str, Any]:
-    if dataclasses.is_dataclass(settings):
-        return vars(settings)
-    return settings.to_dict()
-
-
-def _single(token_id: Any) -> int:
-    """An id; of several that end an input, as transformers' configs may have them, the first."""
-    return token_id[0] if isinstance(token_id, list | tuple) else token_id
+    def _current_generation_config(self) -> FlaxGenerationConfig:
+        """Returns `generation_config`, or, while that is unchanged, the model config's values."""
+        if self.generation_config == self._initial_generation_config:
+            return FlaxGenerationConfig.from_model_config(self.config)
+        return self.generation_config

@@ -1,11 +1,11 @@
-"""What the drop-in classes return: read by attribute, by name, or by place.
+"""Outputs of the drop-in classes, which are read by attribute, by name or by index.
 
-The fields, their names and their order are those of transformers' `modeling_flax_outputs`. As
-there, a field that is None is no key and has no place. All are pytrees, so that they pass through
-`jit`.
+Fields, their names and their order are those of transformers' `modeling_flax_outputs`. As there, a
+field that is None is left out of the keys and of the tuple. All outputs are pytrees and can be
+returned from `jit`.
 
-Array names carry their shape: B inputs, L tokens an input, S tokens of the other model's input, D
-hidden width, H heads, V vocabulary, C classes.
+Array names carry their shape: B batch, L tokens of an input, S tokens of the encoder's input, D
+hidden size, H attention heads, V vocabulary, C classes, T tokens of prompt and continuation.
 """
 
 import dataclasses
@@ -17,7 +17,7 @@ import jax
 
 
 class FlaxOutput(Mapping):
-    """A mapping of the fields that are not None, which numbers and slices index, too."""
+    """A mapping of the fields that are not None; integers and slices index it as a tuple."""
 
     def keys(self) -> list[str]:
         """The names of the fields that are not None, in order."""
@@ -44,15 +44,16 @@ class FlaxOutput(Mapping):
 
 @flax.struct.dataclass
 class FlaxModelOutput(FlaxOutput):
-    """What `FlaxRobertaModel` returns.
+    """Output of `FlaxRobertaModel`.
 
     Attributes:
       last_hidden_state: [B, L, D].
       pooler_output: [B, D], or None without a pooling layer.
-      hidden_states: the embeddings and each block's output [B, L, D], if asked for.
-      past_key_values: the cache with this call's keys and values, if one was given.
-      attentions: each block's probabilities [B, H, L, L], if asked for.
-      cross_attentions: each block's [B, H, L, S], if asked for and there is cross-attention.
+      hidden_states: The embeddings and the output of each layer, [B, L, D] each, if requested.
+      past_key_values: The updated cache, if one was passed.
+      attentions: The attention probabilities of each layer, [B, H, L, L] each, if requested.
+      cross_attentions: The cross-attention probabilities of each layer, [B, H, L, S] each, if
+        requested and if the model has cross-attention.
     """
 
     last_hidden_state: jax.Array
@@ -65,11 +66,11 @@ class FlaxModelOutput(FlaxOutput):
 
 @flax.struct.dataclass
 class FlaxCausalLMOutput(FlaxOutput):
-    """What `FlaxRobertaForCausalLM` returns.
+    """Output of `FlaxRobertaForCausalLM`.
 
     Attributes:
       logits: float32 [B, L, V].
-      past_key_values, hidden_states, attentions, cross_attentions: as in `FlaxModelOutput`.
+      past_key_values, hidden_states, attentions, cross_attentions: See `FlaxModelOutput`.
     """
 
     logits: jax.Array
@@ -81,12 +82,12 @@ class FlaxCausalLMOutput(FlaxOutput):
 
 @flax.struct.dataclass
 class FlaxLogitsOutput(FlaxOutput):
-    """What the other classes with one kind of logits return.
+    """Output of the other classes, which have a single array of logits.
 
     Attributes:
-      logits: float32. Masked LM: [B, L, V]. Sequence classification: [B, C]. Token classification:
-        [B, L, C]. Multiple choice: [B, number of choices].
-      hidden_states, attentions: as in `FlaxModelOutput`.
+      logits: float32. [B, L, V] for masked LM, [B, C] for sequence classification, [B, L, C] for
+        token classification, [B, number of choices] for multiple choice.
+      hidden_states, attentions: See `FlaxModelOutput`.
     """
 
     logits: jax.Array
@@ -96,11 +97,11 @@ class FlaxLogitsOutput(FlaxOutput):
 
 @flax.struct.dataclass
 class FlaxQuestionAnsweringOutput(FlaxOutput):
-    """What `FlaxRobertaForQuestionAnswering` returns.
+    """Output of `FlaxRobertaForQuestionAnswering`.
 
     Attributes:
       start_logits, end_logits: float32 [B, L].
-      hidden_states, attentions: as in `FlaxModelOutput`.
+      hidden_states, attentions: See `FlaxModelOutput`.
     """
 
     start_logits: jax.Array
@@ -111,10 +112,10 @@ class FlaxQuestionAnsweringOutput(FlaxOutput):
 
 @flax.struct.dataclass
 class FlaxGenerateOutput(FlaxOutput):
-    """What `generate` returns.
+    """Output of `generate`.
 
     Attributes:
-      sequences: int32 [B, prompt and continuation].
+      sequences: int32 [B, T], the prompts and their continuations.
     """
 
     sequences: jax.Array

@@ -1,4 +1,4 @@
-"""How the drop-in classes are loaded and saved (see `flax_classes`)."""
+"""`from_pretrained` and `save_pretrained` of the drop-in classes."""
 
 import logging
 import os
@@ -10,8 +10,9 @@ import jax
 import jax.numpy as jnp
 from flax import traverse_util
 
-from roberta_jax.compat import model_files
+from roberta_jax.compat import loading, saving
 from roberta_jax.compat.config import FlaxRobertaConfig
+from roberta_jax.compat.loading import GENERATION_CONFIG
 from roberta_jax.errors import UsageError, listed
 from roberta_jax.storage import hub
 from roberta_jax.weights.config_file import read_settings
@@ -19,9 +20,15 @@ from roberta_jax.weights.save import CONFIG
 
 logger = logging.getLogger(__name__)
 
+# Arguments of transformers' `from_pretrained` that are accepted and ignored.
+_IGNORED_ARGUMENTS = ("resume_download", "proxies", "trust_remote_code", "adapter_kwargs")
 
-class FlaxSaved:
-    """`from_pretrained` and `save_pretrained`."""
+
+class FlaxPretrainedMixin:
+    """Loading and saving for `FlaxRobertaPreTrainedModel`, the only class that inherits from it.
+
+    It uses that class's constructor, attributes and `init_weights`.
+    """
 
     @classmethod
     def from_pretrained(
@@ -41,85 +48,75 @@ class FlaxSaved:
         force_download: bool = False,
         **kwargs: Any,
     ) -> Any:
-        """Loads a model of any format that `interchange.weight_files` reads.
+        """Loads a model from files in any format that `roberta_jax.weights` reads.
 
-        Parameters of a head (and of cross-attention) that the files lack are drawn, and a warning
-        lists them; of those of the encoder none may be missing. Types stay as they are stored.
+        Parameters of a head or of cross-attention that the files lack are initialized at random,
+        and a warning lists them. Parameters of the encoder must all be there. Parameters have the
+        dtypes of the files.
 
         Args:
-          pretrained_model_name_or_path: A folder, a weight file, or a hub id.
-          dtype: What to compute in.
+          pretrained_model_name_or_path: A folder, a weight file, or a Hugging Face hub id.
+          dtype: The dtype of the computation.
           model_args: Further positional arguments of the class.
-          config: A config, or the path of one; `config.json` beside the weights if None.
-          ignore_mismatched_sizes: Draw parameters anew that have another shape in the file, instead
-            of refusing them.
-          local_files_only: Take a hub id's files from the cache alone.
-          token, revision: Of a hub id.
-          subfolder: Where the model is.
-          _do_init: False returns (model, params): the parameters as they are in the files, on the
-            CPU, and no others; `model.init_weights(key, shape, params)` adds what they lack.
-          from_pt: Not read: PyTorch's weights are recognised.
-          cache_dir: Refused; set HF_HUB_CACHE.
-          force_download: Not read: the hub is asked for newer files at each load.
-          kwargs: Attributes of the config to change, if it comes from the files, and arguments of
+          config: A config, or the path of one. If None, the `config.json` beside the weights.
+          ignore_mismatched_sizes: Whether to initialize at random the parameters whose shape in
+            the files differs from the model's. Otherwise they raise an error.
+          local_files_only: Whether to use only the files of a hub id that are in the cache.
+          token: A token of the hub; None uses `HF_TOKEN` or the stored one, False uses none.
+          revision: A branch, tag or commit of a hub id.
+          subfolder: The folder of the model inside the folder or the hub's repository.
+          _do_init: If False, returns `(model, params)`: the parameters that the files have, on the
+            CPU. Complete them with `model.init_weights(key, shape, params)`.
+          from_pt: Ignored; PyTorch weights are recognized.
+          cache_dir: Not supported; set the environment variable HF_HUB_CACHE instead.
+          force_download: Ignored; every load asks the hub for newer files.
+          kwargs: Attributes to set in a config that is read from a file, and keyword arguments of
             the class (`seed`, `gradient_checkpointing`).
 
         Raises:
-          UsageError: There is no such model, or its files are not this class's and config's.
+          UsageError: There is no such model, or its files do not match the class and the config.
         """
         name = os.fspath(pretrained_model_name_or_path)
         if cache_dir is not None:
-            raise UsageError(f"set the environment variable HF_HUB_CACHE={cache_dir} instead")
-        for unread in ("resume_download", "proxies", "trust_remote_code", "adapter_kwargs"):
-            kwargs.pop(unread, None)
-        place = {"subfolder": subfolder, "token": token}
-        place["revision"] = revision if hub.is_hub_id(name) and revision != "main" else None
-        with model_files.model_files(name, local_files_only=local_files_only, **place) as files:
-            folder = files.parent if files.is_file() else files
+            raise UsageError(
+                "cache_dir is not supported; set the environment variable "
+                f"HF_HUB_CACHE={cache_dir} instead"
+            )
+        for ignored in _IGNORED_ARGUMENTS:
+            kwargs.pop(ignored, None)
+        with loading.local_model_files(
+            name,
+            subfolder=subfolder,
+            revision=revision if hub.is_hub_id(name) and revision != "main" else None,
+            token=token,
+            local_files_only=local_files_only,
+        ) as path:
             if config is None:
-                config = FlaxRobertaConfig(**model_files.settings_in(files))
-                _apply_changes(config, kwargs)
+                config = FlaxRobertaConfig(**loading.read_config(path))
+                _move_config_attributes(kwargs, config)
             elif isinstance(config, str | os.PathLike):
                 config = FlaxRobertaConfig.from_pretrained(config, token=token)
-                _apply_changes(config, kwargs)
+                _move_config_attributes(kwargs, config)
             model = cls(config, *model_args, dtype=dtype, _do_init=False, **kwargs)
-            found = model_files.read_weights(files, model.params_shape_tree)
-            if cls.can_generate() and (folder / model_files.GENERATION).exists():
-                model._read_generation(read_settings(folder / model_files.GENERATION))
-        if found.unused:
-            logger.warning("%s does not use %s of %s", cls.__name__, listed(found.unused), name)
-        if found.mismatched and not ignore_mismatched_sizes:
-            wrong = [f"{'/'.join(p)} ({a}, not {b})" for p, (a, b) in found.mismatched.items()]
-            raise UsageError(
-                f"{name} has parameters of another shape than {cls.__name__} with this config: "
-                f"{listed(wrong)}; pass ignore_mismatched_sizes=True to draw them anew"
-            )
-        new = {*found.missing, *found.mismatched}
-        lost = [path for path in found.missing if model_files.is_encoder(path)]
-        if lost and _do_init:
-            names = sorted("/".join(path) for path in lost)
-            raise UsageError(f"{name} lacks parameters of the encoder: {listed(names)}")
-        if new:
-            logger.warning(
-                "%s of %s are not in %s%s and %s: train the model before using it",
-                listed(sorted("/".join(path) for path in new)),
-                cls.__name__,
-                name,
-                ", or the shapes did not match," if found.mismatched else "",
-                "begin as random numbers" if _do_init else "have to come from init_weights",
-            )
-        flat = dict(found.values)
+            weights = loading.read_parameters(path, model.params_shape_tree)
+            generation_file = (path.parent if path.is_file() else path) / GENERATION_CONFIG
+            if cls.can_generate() and generation_file.exists():
+                model.generation_config.set_values(read_settings(generation_file))
+        _check_parameters(weights, cls.__name__, name, ignore_mismatched_sizes, _do_init)
+        flat = dict(weights.values)
         device = None if _do_init else jax.local_devices(backend="cpu")[0]
-        for path in flat:  # one after the other, so that the host's copy of each goes at once
-            flat[path] = jax.device_put(found.values.pop(path), device)
-        if found.mismatched and not _do_init:
-            drawn = traverse_util.flatten_dict(model.init_weights(model.key))
-            flat |= {path: drawn[path] for path in found.mismatched}
+        for leaf_path in flat:  # one at a time, to free the host's copy of each at once
+            flat[leaf_path] = jax.device_put(weights.values.pop(leaf_path), device)
+        if weights.mismatched and not _do_init:
+            initial = traverse_util.flatten_dict(model.init_weights(model.key))
+            flat |= {leaf_path: initial[leaf_path] for leaf_path in weights.mismatched}
         params = traverse_util.unflatten_dict(flat)
         if not _do_init:
             return model, params
+        if weights.missing or weights.mismatched:
+            params = model.init_weights(model.key, params=params)
         model._is_initialized = True
-        model.params = model.init_weights(model.key, params=params) if new else params
+        model.params = params
         return model
 
     def save_pretrained(
@@ -131,38 +128,83 @@ class FlaxSaved:
         token: str | bool | None = None,
         safe_serialization: bool = False,
     ) -> None:
-        """Writes `config.json` and the weights into a folder; other files in it stay.
+        """Writes `config.json` and the weights into a folder. Its other files stay.
+
+        A class that can generate also writes `generation_config.json`.
 
         Args:
-          save_directory: The folder.
-          params: Other parameters than the model's own.
-          push_to_hub: Refused; `hf upload` does it.
-          max_shard_size: Bytes, or "200MB", above which `flax_model.msgpack` becomes shards.
-          token: Not read without `push_to_hub`.
-          safe_serialization: Write `model.safetensors`, in the form that transformers' PyTorch and
+          save_directory: The folder; created if it does not exist.
+          params: The parameters to save; the model's own if None.
+          push_to_hub: Not supported; use `hf upload`.
+          max_shard_size: Size above which `flax_model.msgpack` is split into shards, in bytes or
+            as a string such as "200MB".
+          token: Ignored, since nothing is uploaded.
+          safe_serialization: Whether to write `model.safetensors`, which transformers' PyTorch and
             Flax classes both read, instead of `flax_model.msgpack`.
 
         Raises:
           UsageError: The path is a file, or the parameters are not the model's.
         """
         if push_to_hub:
-            raise UsageError(f"save first, then run: hf upload NAME {save_directory}")
-        own = self._config
-        settings = own.to_diff_dict() if hasattr(own, "to_diff_dict") else own.to_dict()
-        files = {CONFIG: settings | {"architectures": [type(self).__name__.removeprefix("Flax")]}}
+            raise UsageError(
+                "push_to_hub is not supported; save the model, then run: "
+                f"hf upload NAME {save_directory}"
+            )
+        config = self._config
+        settings = config.to_diff_dict() if hasattr(config, "to_diff_dict") else config.to_dict()
+        settings = settings | {"architectures": [type(self).__name__.removeprefix("Flax")]}
+        json_files = {CONFIG: settings}
         if self.can_generate():
-            files = {model_files.GENERATION: self.generation_config.to_dict()} | files
-        model_files.write_folder(
+            json_files = {GENERATION_CONFIG: self.generation_config.to_dict(), CONFIG: settings}
+        saving.write_model_folder(
             save_directory,
             self.params_shape_tree,
             flax.core.unfreeze(self.params if params is None else params),
-            files,
+            json_files,
             safe_serialization=safe_serialization,
             max_shard_size=max_shard_size,
         )
 
 
-def _apply_changes(config: Any, kwargs: dict[str, Any]) -> None:
-    """Moves to the config what it has an attribute for; the rest are the class's arguments."""
+def _move_config_attributes(kwargs: dict[str, Any], config: Any) -> None:
+    """Moves the keyword arguments that name an attribute of the config to the config."""
     for name in [name for name in kwargs if hasattr(config, name)]:
         setattr(config, name, kwargs.pop(name))
+
+
+def _check_parameters(
+    weights: loading.ParameterFiles,
+    class_name: str,
+    name: str,
+    ignore_mismatched_sizes: bool,
+    do_init: bool,
+) -> None:
+    """Raises an error if the files' parameters do not fit; warns of unused and missing ones."""
+    if weights.unused:
+        logger.warning("%s does not use %s of %s", class_name, listed(weights.unused), name)
+    if weights.mismatched and not ignore_mismatched_sizes:
+        mismatches = [
+            f"{'/'.join(path)} ({stored_shape}, not {model_shape})"
+            for path, (stored_shape, model_shape) in weights.mismatched.items()
+        ]
+        raise UsageError(
+            f"{name} has parameters of another shape than {class_name} with this config: "
+            f"{listed(mismatches)}; pass ignore_mismatched_sizes=True to initialize them at random"
+        )
+    missing_in_encoder = [path for path in weights.missing if loading.is_encoder(path)]
+    if missing_in_encoder and do_init:
+        names = sorted("/".join(path) for path in missing_in_encoder)
+        raise UsageError(
+            f"{name} lacks parameters of the encoder: {listed(names)}; pass _do_init=False to load "
+            "the others without them"
+        )
+    random = {*weights.missing, *weights.mismatched}
+    if random:
+        logger.warning(
+            "%s of %s are not in %s%s and %s: train the model before using it",
+            listed(sorted("/".join(path) for path in random)),
+            class_name,
+            name,
+            ", or the shapes did not match," if weights.mismatched else "",
+            "are initialized at random" if do_init else "must be initialized with init_weights",
+        )

@@ -1,4 +1,4 @@
-"""`generate` of the drop-in causal LM, its options, its cache, and loops of one's own."""
+"""`generate` of the drop-in causal LM, its options, its cache, and hand-written loops."""
 
 import functools
 
@@ -9,74 +9,87 @@ import pytest
 
 import roberta_jax
 from roberta_jax.compat.config import FlaxRobertaConfig
-from roberta_jax.compat.generation import FlaxGenerationConfig, options_of
+from roberta_jax.compat.generation_config import FlaxGenerationConfig, resolve_options
 from roberta_jax.errors import UsageError
 from roberta_jax.modeling import generation
 from roberta_jax.modeling.generation import Sampling
-from tests.support import heads
+from tests.support import flax_classes, heads
+from tests.support.flax_classes import CAUSAL_LM
 
-CONFIG = heads.config_of("RobertaForCausalLM", num_hidden_layers=1)
+CONFIG = flax_classes.config_of(CAUSAL_LM)
 PROMPTS = np.array([[1, 1, 5, 6, 7], [8, 9, 10, 11, 12]])
 MASK = jnp.asarray(PROMPTS != 1, jnp.int32)
+# The same greedy search in several tests, so that it is compiled once.
+GREEDY = {"max_new_tokens": 6, "eos_token_id": -1}
 
 
-@functools.cache
+@pytest.fixture(scope="module")
 def model():
-    """Random in every parameter; tests do not change it."""
-    made = roberta_jax.FlaxRobertaForCausalLM(CONFIG)
-    rng = np.random.default_rng(0)
-    made.params = jax.tree.map(
-        lambda x: jnp.asarray(rng.normal(0, 0.3, x.shape), jnp.float32), made.params_shape_tree
+    """A causal LM with random parameters, which tests do not change."""
+    return flax_classes.random_model(CAUSAL_LM)
+
+
+@pytest.fixture(scope="module")
+def greedy_sequences(model):
+    return model.generate(PROMPTS, attention_mask=MASK, **GREEDY).sequences.tolist()
+
+
+def generated_shape(model, prompts, **options):
+    """The shape of the generated sequences; nothing is compiled."""
+    return jax.eval_shape(lambda: model.generate(prompts, **options)).sequences.shape
+
+
+def test_greedy_search_matches_the_module(model, greedy_sequences):
+    expected = generation.generate(
+        model.module, model.params, PROMPTS, MASK, max_new_tokens=6, eos_token_id=-1
     )
-    return made
+    assert greedy_sequences == expected.tolist()
 
 
-@pytest.mark.parametrize("sample", [False, True])
-def test_generates_as_the_module_does_and_inside_jit(sample):
+def test_sampling_matches_the_module_and_runs_inside_jit(model):
     key = jax.random.PRNGKey(3)
-    options = {"max_length": 12, "do_sample": sample}
-    found = model().generate(PROMPTS, attention_mask=MASK, prng_key=key, **options).sequences
-    sampling = Sampling(sample, 1.0, 50)  # transformers' default top_k
-    wanted = generation.generate(
-        model().module, model().params, PROMPTS, MASK, max_new_tokens=7, sampling=sampling, key=key
+    options = {"max_length": 12, "do_sample": True}
+    output = model.generate(PROMPTS, attention_mask=MASK, prng_key=key, **options)
+    assert output[0] is output["sequences"] is output.sequences
+    expected = generation.generate(
+        model.module,
+        model.params,
+        PROMPTS,
+        MASK,
+        max_new_tokens=7,
+        sampling=Sampling(True, 1.0, 50),  # transformers' default top_k
+        key=key,
     )
-    assert found.tolist() == wanted.tolist()
-    generate = jax.jit(functools.partial(model().generate, **options))
-    jitted = generate(PROMPTS, attention_mask=MASK, prng_key=key, params=model().params)
-    assert jitted.sequences.tolist() == found.tolist()
-    assert jitted[0] is jitted["sequences"] is jitted.sequences
+    assert output.sequences.tolist() == expected.tolist()
+    generate = jax.jit(functools.partial(model.generate, **options))
+    jitted = generate(PROMPTS, attention_mask=MASK, prng_key=key, params=model.params)
+    assert jitted.sequences.tolist() == expected.tolist()
 
 
-def test_a_loop_of_ones_own():
-    """With a cache, a token at a time; padding on the left."""
-    sequences = model().generate(PROMPTS, attention_mask=MASK, max_new_tokens=6, eos_token_id=-1)
-    kwargs = model().prepare_inputs_for_generation(PROMPTS, 11, MASK)
+def test_hand_written_loop_with_a_cache(model, greedy_sequences):
+    kwargs = model.prepare_inputs_for_generation(PROMPTS, 11, MASK)
     assert kwargs["position_ids"].tolist() == [[1, 1, 2, 3, 4], [2, 3, 4, 5, 6]]
     assert kwargs["attention_mask"].shape == (2, 11)
-    call = jax.jit(lambda ids, kwargs: model()(ids, **kwargs))
+    call = jax.jit(lambda ids, kwargs: model(ids, **kwargs))
     ids = jnp.asarray(PROMPTS)
-    grown = [ids]
+    steps = [ids]
     for _ in range(6):
         output = call(ids, kwargs)
         assert list(output.keys()) == ["logits", "past_key_values"]
         ids = output.logits[:, -1:].argmax(-1)
-        grown.append(ids)
-        kwargs = model().update_inputs_for_generation(output, kwargs)
-    assert jnp.concatenate(grown, 1).tolist() == sequences.sequences.tolist()
+        steps.append(ids)
+        kwargs = model.update_inputs_for_generation(output, kwargs)
+    assert jnp.concatenate(steps, 1).tolist() == greedy_sequences
 
 
-def test_without_a_mask_padding_is_told_by_its_id():
-    kwargs = model().prepare_inputs_for_generation(PROMPTS, 11)
+def test_pad_tokens_are_padding_without_a_mask(model, greedy_sequences):
+    kwargs = model.prepare_inputs_for_generation(PROMPTS, 11)
     assert kwargs["position_ids"].tolist() == [[1, 1, 2, 3, 4], [2, 3, 4, 5, 6]]
-    found, masked = (
-        model().generate(PROMPTS, max_new_tokens=4, attention_mask=mask).sequences.tolist()
-        for mask in (None, MASK)
-    )
-    assert found == masked
+    assert model.generate(PROMPTS, **GREEDY).sequences.tolist() == greedy_sequences
 
 
-def test_the_cache_has_the_names_and_places_of_transformers():
-    cache = model().init_cache(2, 9)
+def test_cache_has_the_names_and_shapes_of_transformers(model):
+    cache = model.init_cache(2, 9)
     layer = cache["roberta"]["encoder"]["layer"]["0"]["attention"]["self"]
     assert {name: (x.shape, str(x.dtype)) for name, x in layer.items()} == {
         "cached_key": ((2, 9, 4, 8), "float32"),
@@ -84,105 +97,121 @@ def test_the_cache_has_the_names_and_places_of_transformers():
         "cache_index": ((), "int32"),
     }
     ids = jnp.asarray(PROMPTS[1:])
-    output = model()(ids, past_key_values=model().init_cache(1, 9), return_dict=False)
+    call = jax.jit(functools.partial(model, return_dict=False))
+    output = call(ids, past_key_values=model.init_cache(1, 9))
     assert len(output) == 2  # the cache comes second, as in transformers
     layer = output[1]["roberta"]["encoder"]["layer"]["0"]["attention"]["self"]
     assert layer["cache_index"] == 5
-    np.testing.assert_allclose(output[0], model()(ids).logits, atol=1e-5)
+    np.testing.assert_allclose(output[0], call(ids)[0], atol=1e-5)
     encoder = roberta_jax.FlaxRobertaForCausalLM(CONFIG.replace(is_decoder=False), _do_init=False)
     with pytest.raises(ValueError, match="is_decoder=True"):
         encoder.init_cache(2, 9)
 
 
-def test_another_models_states():
-    config = CONFIG.replace(add_cross_attention=True)
-    crossed = roberta_jax.FlaxRobertaForCausalLM(config)
-    states = jax.random.normal(jax.random.PRNGKey(1), (2, 3, 32))
-    given = {"encoder_hidden_states": states, "encoder_attention_mask": jnp.ones((2, 3))}
-    output = crossed(PROMPTS, MASK, **given, output_attentions=True)
+def test_cross_attention(model):
+    decoder = flax_classes.new_model(CAUSAL_LM, add_cross_attention=True)
+    encoder_inputs = {
+        "encoder_hidden_states": jax.random.normal(jax.random.PRNGKey(1), (2, 3, 32)),
+        "encoder_attention_mask": jnp.ones((2, 3)),
+    }
+    output = jax.eval_shape(
+        lambda: decoder(PROMPTS, MASK, **encoder_inputs, output_attentions=True)
+    )
     assert list(output.keys()) == ["logits", "attentions", "cross_attentions"]
     assert output.cross_attentions[0].shape == (2, 4, 5, 3)
-    found = crossed.generate(PROMPTS, attention_mask=MASK, **given, max_new_tokens=2)
-    assert found.sequences.shape == (2, 7)
+    options = {"attention_mask": MASK, "max_new_tokens": 2, **encoder_inputs}
+    assert generated_shape(decoder, PROMPTS, **options) == (2, 7)
     with pytest.raises(ValueError, match="cross-attention"):
-        model()(PROMPTS, MASK, **given)
+        model(PROMPTS, MASK, **encoder_inputs)
 
 
-def test_what_follows_the_end_is_the_padding_asked_for():
-    free = model().generate(PROMPTS[1:], max_new_tokens=8, eos_token_id=-1).sequences[0].tolist()
-    eos = free[7]
-    end = free.index(eos, 5) + 1
-    found = model().generate(PROMPTS[1:], max_new_tokens=8, eos_token_id=eos, pad_token_id=59)
-    assert found.sequences[0].tolist() == free[:end] + [59] * (13 - end)
-
-
-def options(settings=None, length=5, **given):
-    return options_of(settings or FlaxGenerationConfig(), given, length, CONFIG)
-
-
-def test_options_and_their_defaults():
-    with pytest.warns(UserWarning, match="up to 20 tokens, prompt included"):
-        chosen = options()
-    assert (chosen.max_new_tokens, chosen.min_new_tokens) == (15, 0) or chosen.min_new_tokens < 1
-    assert (chosen.sampling, chosen.eos_token_id, chosen.pad_token_id) == (
-        Sampling(False, 1, 50),
-        2,
-        1,
+def test_pad_token_id_fills_up_ended_sequences(model, greedy_sequences):
+    eos = greedy_sequences[1][7]
+    expected = []
+    for row in greedy_sequences:
+        end = row.index(eos, 5) + 1 if eos in row[5:] else 11
+        expected.append(row[:end] + [59] * (11 - end))
+    output = model.generate(
+        PROMPTS, attention_mask=MASK, max_new_tokens=6, eos_token_id=eos, pad_token_id=59
     )
-    chosen = options(
+    assert output.sequences.tolist() == expected
+    assert 59 in expected[1]
+
+
+def resolve(generation_config=None, **call_options):
+    return resolve_options(generation_config or FlaxGenerationConfig(), call_options, 5, CONFIG)
+
+
+def test_default_options():
+    with pytest.warns(UserWarning, match="up to 20 tokens, prompt included"):
+        resolved = resolve()
+    assert (resolved.max_new_tokens, resolved.min_new_tokens) == (15, 0)
+    assert resolved.sampling == Sampling(False, 1, 50)
+    assert (resolved.eos_token_id, resolved.pad_token_id) == (2, 1)
+
+
+def test_options_of_the_call():
+    resolved = resolve(
         max_length=30, min_length=9, do_sample=True, temperature=0.5, top_k=0, top_p=None,
         eos_token_id=[7, 8], pad_token_id=3, use_cache=True, num_beams=1,
     )  # fmt: skip
-    assert (chosen.max_new_tokens, chosen.min_new_tokens) == (25, 5)
-    assert (chosen.sampling, chosen.eos_token_id, chosen.pad_token_id) == (
-        Sampling(True, 0.5),
-        7,
-        3,
-    )
-    held = FlaxGenerationConfig(max_new_tokens=4, top_p=0.5, eos_token_id=9)
-    assert options(held).sampling.top_p == 0.5
-    assert options(held).eos_token_id == 9
-    assert options(held, top_p=0.7).sampling.top_p == 0.7
-    assert options(max_new_tokens=4, min_new_tokens=2).min_new_tokens == 2
+    assert (resolved.max_new_tokens, resolved.min_new_tokens) == (25, 5)
+    assert resolved.sampling == Sampling(True, 0.5)
+    assert (resolved.eos_token_id, resolved.pad_token_id) == (7, 3)
+    assert resolve(max_new_tokens=4, min_new_tokens=2).min_new_tokens == 2
 
 
-def test_new_tokens_come_before_the_length(caplog):
-    assert options(max_new_tokens=4, max_length=30).max_new_tokens == 4
-    assert "the first is used" in caplog.text
+def test_options_of_the_call_override_the_generation_config():
+    config = FlaxGenerationConfig(max_new_tokens=4, top_p=0.5, eos_token_id=9)
+    assert resolve(config).sampling.top_p == 0.5
+    assert resolve(config).eos_token_id == 9
+    assert resolve(config, top_p=0.7).sampling.top_p == 0.7
+
+
+def test_max_new_tokens_takes_precedence_over_max_length(caplog):
+    assert resolve(max_new_tokens=4, max_length=30).max_new_tokens == 4
+    assert "max_new_tokens is used" in caplog.text
+
+
+def test_warning_names_the_line_that_called_generate(model):
+    with pytest.warns(UserWarning, match="up to 20 tokens") as warnings:
+        generated_shape(model, PROMPTS)
+    assert warnings[0].filename == __file__
 
 
 @pytest.mark.parametrize(
-    ("given", "message"),
+    ("options", "message"),
     [
-        ({"num_beams": 4}, "cannot do num_beams=4: it is greedy"),
+        ({"num_beams": 4}, "does not support num_beams=4: it does greedy search"),
         ({"num_return_sequences": 2}, "repeat the prompts"),
-        ({"repetition_penalty": 1.2}, "cannot do repetition_penalty=1.2"),
-        ({"forced_eos_token_id": 2}, "cannot do forced_eos_token_id=2"),
-        ({"logits_processor": [print]}, "cannot do logits_processor="),
-        ({"max_lenght": 9}, "no option 'max_lenght'; it has max_length"),
+        ({"repetition_penalty": 1.2}, "does not support repetition_penalty=1.2"),
+        ({"forced_eos_token_id": 2}, "does not support forced_eos_token_id=2"),
+        ({"logits_processor": [print]}, "does not support logits_processor="),
+        ({"max_lenght": 9}, "no option 'max_lenght'; its options are max_length"),
         ({"max_length": 5}, "leaves none to generate"),
         ({"max_length": 9, "do_sample": True, "temperature": 0.0}, "temperature must be positive"),
     ],
 )
-def test_refuses_options(given, message):
+def test_invalid_options_are_errors(options, message, model):
     with pytest.raises(ValueError, match=message):
-        options(**given)
+        resolve(**options)
     with pytest.raises(ValueError, match=message):
-        model().generate(PROMPTS, **given)
+        model.generate(PROMPTS, **options)
 
 
-def test_a_config_as_scripts_of_old_have_it():
+def test_generation_options_in_the_model_config(model):
+    """Older scripts set them there; `generation_config` takes over once it is changed."""
     config = FlaxRobertaConfig(**CONFIG.to_dict(), max_length=8)
-    made = roberta_jax.FlaxRobertaForCausalLM(config)
-    assert made.generation_config.max_length == 8
-    assert made.generate(PROMPTS[1:]).sequences.shape == (1, 8)
-    made.config.max_length = 9
-    assert made.generate(PROMPTS[1:]).sequences.shape == (1, 9)
-    made.generation_config.max_length = 10  # from now on it decides
-    made.config.max_length = 11
-    assert made.generate(PROMPTS[1:]).sequences.shape == (1, 10)
-    given = FlaxGenerationConfig(max_new_tokens=2)
-    assert made.generate(PROMPTS[1:], generation_config=given).sequences.shape == (1, 7)
+    decoder = roberta_jax.FlaxRobertaForCausalLM(config, _do_init=False)
+    shape = functools.partial(generated_shape, decoder, PROMPTS[1:], params=model.params)
+    assert decoder.generation_config.max_length == 8
+    assert shape() == (1, 8)
+    decoder.config.max_length = 9
+    assert shape() == (1, 9)
+    decoder.generation_config.max_length = 10
+    decoder.config.max_length = 11
+    assert shape() == (1, 10)
+    assert shape(generation_config=FlaxGenerationConfig(max_new_tokens=2)) == (1, 7)
 
 
 def test_only_the_causal_lm_generates():
@@ -192,8 +221,8 @@ def test_only_the_causal_lm_generates():
         encoder.generate(PROMPTS)
 
 
-def test_errors_are_the_users():
+def test_error_types(model):
     with pytest.raises(UsageError, match="no option 'beams'"):
-        model().generate(PROMPTS, beams=3)
+        model.generate(PROMPTS, beams=3)
     with pytest.raises(ValueError, match="pad on the left"):
-        model().generate(PROMPTS[:, ::-1], max_new_tokens=3)
+        model.generate(PROMPTS[:, ::-1], max_new_tokens=3)
