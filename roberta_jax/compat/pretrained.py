@@ -198,11 +198,11 @@ def _check_parameters(
             f"{name} lacks parameters of the encoder: {listed(names)}; pass _do_init=False to load "
             "the others without them"
         )
-    random = {*weights.missing, *weights.mismatched}
-    if random:
+    not_loaded = {*weights.missing, *weights.mismatched}
+    if not_loaded:
         logger.warning(
             "%s of %s are not in %s%s and %s: train the model before using it",
-            listed(sorted("/".join(path) for path in random)),
+            listed(sorted("/".join(path) for path in not_loaded)),
             class_name,
             name,
             ", or the shapes did not match," if weights.mismatched else "",

@@ -2,6 +2,7 @@
 
 import json
 import logging
+import os
 import pathlib
 
 import flax
@@ -15,7 +16,7 @@ from etils import epath
 from flax.traverse_util import flatten_dict, unflatten_dict
 
 from roberta_jax import weights
-from roberta_jax.compat import loading
+from roberta_jax.compat import loading, saving
 from roberta_jax.compat.config import FlaxRobertaConfig
 from roberta_jax.errors import UsageError
 from roberta_jax.modeling.config import Execution
@@ -293,20 +294,28 @@ def test_failed_save_changes_no_file(tmp_path, monkeypatch):
 def test_files_appear_in_order(tmp_path, monkeypatch):
     """A folder with a config.json has the weights that belong to it."""
     replaced = []
-    replace = loading.os.replace
+    replace = os.replace
 
     def record_and_replace(source, target):
-        assert target not in replaced
         replaced.append(pathlib.Path(target).name)
         replace(source, target)
 
-    monkeypatch.setattr("os.replace", record_and_replace)
+    monkeypatch.setattr(os, "replace", record_and_replace)
     random_model(CAUSAL_LM).save_pretrained(tmp_path, max_shard_size="40KB")
     shards = sorted(name for name in file_names(tmp_path) if name.startswith("flax_model-"))
     last = ["flax_model.msgpack.index.json", "generation_config.json", "config.json"]
     assert len(shards) > 1
     assert replaced == [*shards, *last]
     assert file_names(tmp_path) == sorted(replaced)
+
+
+def test_object_stores_get_the_same_files(tmp_path, monkeypatch):
+    """They have no rename: files are staged in a local folder and copied."""
+    model = random_model(CAUSAL_LM)
+    model.save_pretrained(tmp_path / "local")
+    monkeypatch.setattr(saving.atomic, "is_local", lambda path: False)
+    model.save_pretrained(tmp_path / "remote")
+    assert file_contents(tmp_path / "remote") == file_contents(tmp_path / "local")
 
 
 def test_folders_that_hold_no_such_model(masked_lm_folder, tmp_path):
