@@ -23,8 +23,9 @@ from roberta_jax.modeling.config import Execution, RobertaConfig
 from roberta_jax.modeling.heads import RobertaForMaskedLM
 from roberta_jax.tokenizer import RobertaTokenizer
 from roberta_jax.training.loop import Cadence
-from roberta_jax.training.optimizer import OPTIMIZERS, polynomial_schedule
+from roberta_jax.training.optimizer import OPTIMIZERS
 from roberta_jax.training.partitioning import create_mesh, rows_and_accumulation
+from roberta_jax.training.schedules import polynomial_schedule
 from roberta_jax.weights.next_sentence import read_head
 
 

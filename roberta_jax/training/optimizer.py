@@ -1,29 +1,36 @@
-"""AdamW as fairseq or as BERT has it, LAMB, their schedule and their rules.
+"""Optimizers: AdamW as in fairseq or as in BERT, and LAMB.
 
-The recipe of the paper (Table 9) is fairseq's Adam with decoupled weight decay. One update of a
-parameter p with gradient g, n updates having been made before this one:
+The paper's recipe (Liu et al. 2019, Table 9) is fairseq's Adam with decoupled weight decay. The
+update of a parameter p with gradient g, after n earlier updates, is
 
     m = beta1 m + (1 - beta1) g                 v = beta2 v + (1 - beta2) g^2
     p = p - lr(n) * (c m / (sqrt(v) + eps) + weight_decay p)
     c = sqrt(1 - beta2^(n+1)) / (1 - beta1^(n+1))
 
-Here eps is added before the bias correction c. torch.optim.AdamW and optax.adamw add it after,
-which makes it up to seven times smaller in the first updates (beta2 = 0.98); elsewhere they agree.
-BERT's optimizer is the same with c = 1, the gradient clipped to a global norm of 1, and no decay
-on biases and layer norms; fairseq decays every parameter.
+Here eps is added before the bias correction c. torch.optim.AdamW and optax.adamw add it after the
+correction, which makes it up to seven times smaller in the first updates (with beta2 = 0.98); apart
+from that they agree. BERT's optimizer has c = 1, clips the gradient to a global norm of 1, and does
+not decay biases and layer norms. fairseq decays every parameter.
 
-LAMB (You et al. 2020, algorithm 2), for large batches, goes on from the same moments. It adds eps
-where torch and optax do, and makes each tensor's step as long as the tensor times the rate:
+LAMB (You et al. 2020, algorithm 2), for large batches, uses the same moments. It adds eps where
+torch and optax do, and scales the step of each tensor to the norm of the tensor times the rate:
 
     r = (m / (1 - beta1^(n+1))) / (sqrt(v / (1 - beta2^(n+1))) + eps) + weight_decay p
     p = p - lr(n) * (|p| / |r|) * r         with 1 for |p| / |r| where either norm is 0
 
-A tensor is one layer's: a leaf that stacks the encoder's layers has a norm for each of them.
+A tensor belongs to one layer: an array that stacks the encoder's layers has one norm per layer.
 
-Rules that treat parameters differently go by name, never by rank: the layers of a stacked model
-share one array with a leading axis, which lifts its biases to rank 2.
+Rules that treat parameters differently match the parameter's name, not its rank. In a stacked model
+the layers share one array with a leading axis, so that its biases have rank 2.
+
+To add an optimizer, write a function with the parameters
+
+    (schedule, *, <options of its own>) -> optax.GradientTransformation
+
+and add it to `OPTIMIZERS`. Each of its options is the config key `optimizer.<option>`.
 """
 
+from collections.abc import Callable, Mapping
 from typing import Any, NamedTuple
 
 import jax
@@ -31,53 +38,37 @@ import jax.numpy as jnp
 import optax
 
 from roberta_jax.errors import UsageError
+from roberta_jax.training.registry import check_finite, select
 
-_LAYERS = ("encoder", "layer")  # the path under which the encoder's layers lie, stacked or not
+_LAYERS = ("encoder", "layer")  # path of the encoder's layers, stacked or not
 
 
-def polynomial_schedule(
-    peak: float, *, warmup_steps: int, decay_steps: int, power: float = 1.0, end: float = 0.0
-) -> optax.Schedule:
-    """Linear warmup from 0, then polynomial decay to `end` (fairseq's `polynomial_decay`).
-
-    The rate of an update is a function of the updates made before it, as in fairseq, where the
-    scheduler is asked once with 0 before training and then after each update. So the first update
-    of a run with warmup has rate 0, update number warmup_steps + 1 has the peak, and update number
-    decay_steps + 1 and all after it have `end`.
+def make_optimizer(
+    name: str, schedule: optax.Schedule, options: Mapping[str, Any]
+) -> optax.GradientTransformation:
+    """Builds an optimizer by its name.
 
     Args:
-      peak: the rate at the end of the warmup.
-      warmup_steps: updates until the peak; 0 starts at the peak.
-      decay_steps: updates, warmup included, until `end`.
-      power: 1 is linear.
-      end: the rate that stays.
+      name: a key of `OPTIMIZERS`.
+      schedule: number of updates made before -> learning rate.
+      options: the optimizer's options. None uses the optimizer's default.
 
     Raises:
-      UsageError: the warmup does not end before the decay does, or a negative rate or length.
+      UsageError: an unknown name, an option that this optimizer does not have, or a value out of
+        its range.
     """
-    if warmup_steps < 0 or decay_steps <= warmup_steps:
-        raise UsageError(
-            f"schedule.warmup_steps={warmup_steps} must lie between 0 and the number of steps over "
-            f"which the rate decays, {decay_steps} (schedule.decay_steps, else train.steps)."
-        )
-    if not 0 <= end <= peak:
-        raise UsageError(
-            f"optimizer.learning_rate={peak} must be at least schedule.end_learning_rate={end}, "
-            "and that at least 0."
-        )
-
-    def schedule(updates_before: jax.Array) -> jax.Array:
-        n = jnp.asarray(updates_before, jnp.float32)
-        rising = peak * n / max(warmup_steps, 1)
-        left = jnp.clip(1.0 - (n - warmup_steps) / (decay_steps - warmup_steps), 0.0, 1.0)
-        falling = (peak - end) * left**power + end
-        return jnp.where(n < warmup_steps, rising, falling)
-
-    return schedule
+    function, given = select(OPTIMIZERS, "optimizer", name, options)
+    return function(schedule, **given)
 
 
 class AdamState(NamedTuple):
-    """Moments of the gradient, float32, in the parameters' shapes; and the updates made, int32."""
+    """The state of `scale_by_adam`.
+
+    Attributes:
+      count: updates made, int32 scalar.
+      mu: running mean of the gradient, float32, a tree like the parameters.
+      nu: running mean of the squared gradient, float32, a tree like the parameters.
+    """
 
     count: jax.Array
     mu: Any
@@ -92,9 +83,12 @@ def scale_by_adam(
     bias_correction: bool = True,
     eps_after_correction: bool = False,
 ) -> optax.GradientTransformation:
-    """The quotient c m / (sqrt(v) + eps) of the module's docstring, as an optax transformation.
+    """Replaces the gradient by c m / (sqrt(v) + eps), as in the module's docstring.
 
-    With `eps_after_correction` it is LAMB's: eps is added to the corrected root.
+    Args:
+      beta1, beta2, eps: as in `adamw`.
+      bias_correction: False uses c = 1.
+      eps_after_correction: True adds eps to the bias-corrected square root, as LAMB does.
     """
 
     def init(params):
@@ -106,28 +100,28 @@ def scale_by_adam(
         count = state.count + 1
         mu = jax.tree.map(lambda m, g: beta1 * m + (1 - beta1) * g, state.mu, grads)
         nu = jax.tree.map(lambda v, g: beta2 * v + (1 - beta2) * jnp.square(g), state.nu, grads)
-        c, added = jnp.float32(1.0), eps
+        c, scaled_eps = jnp.float32(1.0), eps
         if bias_correction:
             n = count.astype(jnp.float32)
             root = jnp.sqrt(1 - beta2**n)
             c = root / (1 - beta1**n)
             if eps_after_correction:
-                added = eps * root
-        updates = jax.tree.map(lambda m, v: c * m / (jnp.sqrt(v) + added), mu, nu)
+                scaled_eps = eps * root
+        updates = jax.tree.map(lambda m, v: c * m / (jnp.sqrt(v) + scaled_eps), mu, nu)
         return updates, AdamState(count, mu, nu)
 
     return optax.GradientTransformation(init, update)
 
 
 def scale_by_trust_ratio() -> optax.GradientTransformation:
-    """LAMB's |p| / |r|, a ratio for each tensor and for each layer of stacked ones."""
+    """Multiplies each update by LAMB's |p| / |r|, one ratio per tensor and per stacked layer."""
 
     def update(updates, state, params):
         def scale(path, r, p):
-            first = 1 if _is_stacked(path) else 0
-            p_norm, r_norm = (_norm(x, axes=tuple(range(first, x.ndim))) for x in (p, r))
-            usable = (p_norm > 0) & (r_norm > 0)
-            return r * jnp.where(usable, p_norm / jnp.where(usable, r_norm, 1.0), 1.0)
+            first_axis = 1 if _is_stacked(path) else 0
+            p_norm, r_norm = (_norm(x, axes=tuple(range(first_axis, x.ndim))) for x in (p, r))
+            nonzero = (p_norm > 0) & (r_norm > 0)
+            return r * jnp.where(nonzero, p_norm / jnp.where(nonzero, r_norm, 1.0), 1.0)
 
         return jax.tree_util.tree_map_with_path(scale, updates, params), state
 
@@ -135,7 +129,7 @@ def scale_by_trust_ratio() -> optax.GradientTransformation:
 
 
 def _is_stacked(path: jax.tree_util.KeyPath) -> bool:
-    """Whether a leaf holds all layers: it lies in `encoder/layer`, but not under a number."""
+    """Whether an array stacks all layers: no layer number follows `encoder/layer` in its path."""
     names = _name(path).split("/")
     below = [c for a, b, c in zip(names, names[1:], names[2:], strict=False) if (a, b) == _LAYERS]
     return any(not name.isdecimal() for name in below)
@@ -150,9 +144,9 @@ def _name(path: jax.tree_util.KeyPath) -> str:
 
 
 def bert_decay_mask(params: Any) -> Any:
-    """Marks what BERT decays: True but for biases and layer norms (BERT `optimization.py`).
+    """Returns a tree of booleans: False for biases and layer norms (BERT's `optimization.py`).
 
-    LAMB's authors leave out the same parameters, of the decay and of the trust ratio.
+    LAMB's authors exclude the same parameters from weight decay and from the trust ratio.
     """
 
     def decays(path, _) -> bool:
@@ -175,18 +169,20 @@ def adamw(
     bias_correction: bool = True,
     clip_norm: float = 0.0,
 ) -> optax.GradientTransformation:
-    """Builds the optimizer of the module's docstring.
+    """Builds AdamW as the module's docstring defines it.
 
     Args:
-      schedule: updates made before -> learning rate.
-      beta1, beta2, eps: Adam's.
-      weight_decay: times the rate, taken off the parameter itself.
-      decay_mask: "all" decays every parameter (fairseq), "bert" leaves out biases and layer norms.
-      bias_correction: False is BERT's.
-      clip_norm: the largest global norm of the gradient; 0 does not clip.
+      schedule: number of updates made before -> learning rate.
+      beta1: decay rate of the mean of the gradient.
+      beta2: decay rate of the mean of the squared gradient.
+      eps: added to the square root of that mean, before the bias correction.
+      weight_decay: coefficient of the decoupled weight decay; 0 turns it off.
+      decay_mask: "all" decays every parameter (fairseq); "bert" excludes biases and layer norms.
+      bias_correction: False for BERT's optimizer.
+      clip_norm: the gradient is scaled down to this global norm if it is larger; 0 turns it off.
 
     Raises:
-      UsageError: a value that is not in its range.
+      UsageError: a value is out of its range.
     """
     _check(beta1, beta2, eps, weight_decay, decay_mask, clip_norm)
     return optax.chain(
@@ -208,20 +204,23 @@ def lamb(
     bias_correction: bool = True,
     clip_norm: float = 0.0,
 ) -> optax.GradientTransformation:
-    """Builds LAMB as the module's docstring has it; the defaults are its authors'.
+    """Builds LAMB as the module's docstring defines it, with its authors' defaults.
 
     Args:
-      schedule: updates made before -> learning rate: the share of its own norm that a tensor
-        moves by, so useful rates are larger than AdamW's.
-      beta1, beta2, eps: Adam's.
-      weight_decay: times the parameter, a part of the step before the trust ratio.
-      decay_mask: "all" decays and adapts every parameter, "bert" leaves out biases and layer norms
-        of both: they take Adam's plain steps.
-      bias_correction: False leaves the moments as they are.
-      clip_norm: the largest global norm of the gradient; 0 does not clip.
+      schedule: number of updates made before -> learning rate. The rate is the fraction of its own
+        norm by which a tensor changes, so it is usually larger than AdamW's.
+      beta1: decay rate of the mean of the gradient.
+      beta2: decay rate of the mean of the squared gradient.
+      eps: added to the square root of that mean, after the bias correction.
+      weight_decay: coefficient of the weight decay, which is part of the step that the trust ratio
+        scales; 0 turns it off.
+      decay_mask: "all" applies decay and trust ratio to every parameter; "bert" excludes biases and
+        layer norms from both, so that they take plain Adam steps.
+      bias_correction: False uses the moments without correction.
+      clip_norm: the gradient is scaled down to this global norm if it is larger; 0 turns it off.
 
     Raises:
-      UsageError: a value that is not in its range.
+      UsageError: a value is out of its range.
     """
     _check(beta1, beta2, eps, weight_decay, decay_mask, clip_norm)
     ratio, mask = scale_by_trust_ratio(), _MASKS[decay_mask]
@@ -236,24 +235,38 @@ def lamb(
     )
 
 
-OPTIMIZERS = {"adamw": adamw, "lamb": lamb}
-"""By name; all take the same arguments."""
+OPTIMIZERS: dict[str, Callable[..., optax.GradientTransformation]] = {
+    "adamw": adamw,
+    "lamb": lamb,
+}
+"""The values of `--config.optimizer.name`."""
 
 
 def _check(
     beta1: float, beta2: float, eps: float, weight_decay: float, decay_mask: str, clip_norm: float
 ) -> None:
+    check_finite(
+        "optimizer",
+        beta1=beta1,
+        beta2=beta2,
+        eps=eps,
+        weight_decay=weight_decay,
+        clip_norm=clip_norm,
+    )
     for name, beta in (("beta1", beta1), ("beta2", beta2)):
         if not 0 <= beta < 1:
-            raise UsageError(f"optimizer.{name}={beta} must be at least 0 and below 1.")
+            raise UsageError(f"--config.optimizer.{name}={beta} must be at least 0 and below 1.")
     for name, value in (("weight_decay", weight_decay), ("clip_norm", clip_norm)):
         if value < 0:
-            raise UsageError(f"optimizer.{name}={value} must not be negative; 0 turns it off.")
+            raise UsageError(
+                f"--config.optimizer.{name}={value} must not be negative; 0 turns it off."
+            )
     if eps <= 0:
-        raise UsageError(f"optimizer.eps={eps} must be positive.")
+        raise UsageError(f"--config.optimizer.eps={eps} must be positive.")
     if decay_mask not in _MASKS:
         raise UsageError(
-            f"optimizer.decay_mask={decay_mask!r} is unknown: use one of {', '.join(_MASKS)}."
+            f"--config.optimizer.decay_mask={decay_mask!r} is unknown: use one of "
+            f"{', '.join(_MASKS)}."
         )
 
 

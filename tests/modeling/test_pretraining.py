@@ -21,8 +21,9 @@ from roberta_jax.modeling.objectives import (
 )
 from roberta_jax.modeling.pretraining import RobertaForPreTraining, split_next_sentence
 from roberta_jax.training.loop import make_train_step
-from roberta_jax.training.optimizer import OPTIMIZERS, polynomial_schedule
+from roberta_jax.training.optimizer import OPTIMIZERS
 from roberta_jax.training.partitioning import create_mesh, local_batch_rows, to_global
+from roberta_jax.training.schedules import polynomial_schedule
 from roberta_jax.training.state import create_state
 from roberta_jax.weights import names
 from tests.support import processes

@@ -1,4 +1,4 @@
-"""A model small enough to train in a test: tanh layers with RoBERTa's logical axis names."""
+"""A tiny model for tests of training: a tanh network with RoBERTa's logical axis names."""
 
 import flax.linen as nn
 import jax
@@ -6,8 +6,9 @@ import jax.numpy as jnp
 import numpy as np
 
 from roberta_jax.training.loop import make_train_step
-from roberta_jax.training.optimizer import adamw, polynomial_schedule
+from roberta_jax.training.optimizer import adamw
 from roberta_jax.training.partitioning import create_mesh, local_batch_rows, to_global
+from roberta_jax.training.schedules import polynomial_schedule
 from roberta_jax.training.state import create_state
 
 WIDTH, TARGETS = 8, 5
@@ -19,8 +20,8 @@ class Toy(nn.Module):
     @nn.compact
     def __call__(self, x_BLD, deterministic=True):
         def weight(name, shape, axes):
-            make = nn.with_logical_partitioning(nn.initializers.normal(0.3), axes)
-            return self.param(name, make, shape)
+            initializer = nn.with_logical_partitioning(nn.initializers.normal(0.3), axes)
+            return self.param(name, initializer, shape)
 
         kernel = weight("kernel", (WIDTH, 2 * WIDTH), ("embed", "mlp"))
         bias = weight("bias", (2 * WIDTH,), ("mlp",))
@@ -34,7 +35,10 @@ class Toy(nn.Module):
 
 
 def loss_and_count(dropout=0.0):
-    """Two objectives with different counts a row, so that a mean of means would show."""
+    """Returns (loss_fn, count_fn) of two objectives.
+
+    Their counts differ from row to row, so a mean of means gives another loss than the global mean.
+    """
     model = Toy(dropout)
 
     def loss_fn(params, batch, key):
@@ -54,7 +58,7 @@ def init_params():
 
 
 def host_batch(step, rows):
-    """The rows `rows` of the batch of step `step`: every row a function of (step, row)."""
+    """Returns the given rows of the batch of a step; each row is a function of (step, row)."""
     x, y, w = [], [], []
     for row in rows:
         rng = np.random.default_rng([step, int(row)])
@@ -66,7 +70,7 @@ def host_batch(step, rows):
 
 
 def batches(mesh, batch_size):
-    """The function of the step that `fit` takes."""
+    """Returns the function from a step to an iterator of batches that `fit` takes."""
     rows = local_batch_rows(mesh, batch_size)
 
     def from_step(step):
@@ -78,7 +82,7 @@ def batches(mesh, batch_size):
 
 
 def setting(*, dropout=0.0, accumulation=1, mesh=None, steps=10, rate=1e-2, **optimizer):
-    """(mesh, state, train_step) of the toy."""
+    """Returns (mesh, state, train_step) of the toy model; `optimizer` are options of `adamw`."""
     mesh = mesh or create_mesh()
     schedule = polynomial_schedule(rate, warmup_steps=2, decay_steps=steps)
     tx = adamw(schedule, **optimizer)

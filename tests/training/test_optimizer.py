@@ -1,6 +1,6 @@
-"""Schedules and optimizers, against their definitions, their originals and optax.
+"""Optimizers, against NumPy versions of their definitions, PyTorch and optax.
 
-A stacked and an unstacked model, and a model on a mesh and on one device, take equal steps.
+A stacked and an unstacked model take equal steps, and so do a model on a mesh and on one device.
 """
 
 import flax.linen as nn
@@ -19,9 +19,10 @@ from roberta_jax.training.optimizer import (
     adamw,
     bert_decay_mask,
     lamb,
-    polynomial_schedule,
+    make_optimizer,
 )
 from roberta_jax.training.partitioning import create_mesh
+from roberta_jax.training.schedules import polynomial_schedule
 from roberta_jax.training.state import abstract_state, create_state
 from roberta_jax.weights.names import stack_layers, unstack_layers
 from tests.golden import masked_lm
@@ -45,16 +46,16 @@ CONFIG = masked_lm.config(vocab_size=64, hidden_size=16, intermediate_size=32, n
 
 
 def named(tree):
-    """{path: leaf}"""
+    """Returns {path: leaf} of a tree."""
     return {
         jax.tree_util.keystr(path, simple=True, separator="/"): leaf
         for path, leaf in jax.tree_util.tree_leaves_with_path(tree)
     }
 
 
-def assert_close(found, expected, **tolerance):
+def assert_close(actual, expected, **tolerance):
     tolerance = {"rtol": 1e-6, "atol": 1e-7} | tolerance
-    jax.tree.map(lambda a, b: np.testing.assert_allclose(a, b, **tolerance), found, expected)
+    jax.tree.map(lambda a, b: np.testing.assert_allclose(a, b, **tolerance), actual, expected)
 
 
 def random_like(tree, seed, scale=1.0):
@@ -63,37 +64,31 @@ def random_like(tree, seed, scale=1.0):
 
 
 def run(tx, params, gradients):
+    """Returns the parameters after one update per tree of gradients.
+
+    Not jitted: to compile a program per optimizer takes longer than all the updates.
+    """
     params = jax.tree.map(jnp.asarray, params)
     state = tx.init(params)
-    update = jax.jit(tx.update)
     for grads in gradients:
-        updates, state = update(grads, state, params)
+        updates, state = tx.update(jax.tree.map(jnp.asarray, grads), state, params)
         params = optax.apply_updates(params, updates)
     return params
 
 
-def fairseq_adam(p, gradients, rate, beta1, beta2, eps, decay, correct=True):
+def fairseq_adam(p, gradients, rates, beta1, beta2, eps, decay, correct=True):
     """The update rule in float64, from its definition."""
     p, m, v = np.float64(p), 0.0, 0.0
     for n, g in enumerate(gradients):
         g = np.float64(g)
         m = beta1 * m + (1 - beta1) * g
         v = beta2 * v + (1 - beta2) * g * g
-        size = rate(n)
-        p = p - decay * rate(n) * p
+        size = rates[n]
+        p = p - decay * rates[n] * p
         if correct:
             size *= np.sqrt(1 - beta2 ** (n + 1)) / (1 - beta1 ** (n + 1))
         p = p - size * m / (np.sqrt(v) + eps)
     return p
-
-
-def test_schedule_is_fairseqs():
-    """fairseq's polynomial_decay, asked with 0 before training and then after each update."""
-    schedule = polynomial_schedule(1.0, warmup_steps=4, decay_steps=12, end=0.2)
-    expected = [0, 0.25, 0.5, 0.75, 1.0, 0.9, 0.8, 0.7, 0.6, 0.5, 0.4, 0.3, 0.2, 0.2, 0.2]
-    np.testing.assert_allclose([schedule(n) for n in range(15)], expected, rtol=1e-6)
-    quadratic = polynomial_schedule(1.0, warmup_steps=0, decay_steps=4, power=2.0)
-    np.testing.assert_allclose([quadratic(n) for n in range(6)], [1, 9 / 16, 1 / 4, 1 / 16, 0, 0])
 
 
 def test_the_first_update_of_a_warmup_changes_nothing():
@@ -103,60 +98,52 @@ def test_the_first_update_of_a_warmup_changes_nothing():
     jax.tree.map(np.testing.assert_array_equal, after, params)
 
 
-def test_papers_schedule():
-    schedule = polynomial_schedule(6e-4, warmup_steps=24_000, decay_steps=500_000)
-    assert float(schedule(24_000)) == pytest.approx(6e-4)
-    assert float(schedule(12_000)) == pytest.approx(3e-4)
-    assert float(schedule(262_000)) == pytest.approx(3e-4)
-    assert float(schedule(500_000)) == 0
+# Gradients of the size of eps show where eps is added. With a rate of 0.1 the updates are large
+# compared with rounding errors.
+SCALES = (1.0, 1e-6)
 
 
-# Gradients near eps show where eps is added; a rate of 0.1 makes rounding the smaller part.
-@pytest.mark.parametrize("scale", [1.0, 1e-6])
 @pytest.mark.parametrize("correct", [True, False])
-def test_adam_is_fairseqs(scale, correct):
+def test_adamw_matches_fairseqs_definition(correct):
     schedule = polynomial_schedule(0.1, warmup_steps=3, decay_steps=20)
+    rates = [float(schedule(n)) for n in range(8)]
     params = random_like(PARAMS, 0)
-    gradients = [random_like(PARAMS, 1 + n, scale) for n in range(8)]
     tx = adamw(schedule, beta2=0.98, eps=1e-6, weight_decay=0.1, bias_correction=correct)
-    found = run(tx, params, gradients)
-    expected = jax.tree.map(
-        lambda p, *g: fairseq_adam(
-            p, g, lambda n: float(schedule(n)), 0.9, 0.98, 1e-6, 0.1, correct
-        ),
-        params,
-        *gradients,
-    )
-    jax.tree.map(
-        lambda a, b: np.testing.assert_allclose(a, b, rtol=1e-5, atol=1e-6), found, expected
-    )
+    for scale in SCALES:
+        gradients = [random_like(PARAMS, 1 + n, scale) for n in range(8)]
+        expected = jax.tree.map(
+            lambda p, *g: fairseq_adam(p, g, rates, 0.9, 0.98, 1e-6, 0.1, correct),
+            params,
+            *gradients,
+        )
+        assert_close(run(tx, params, gradients), expected, rtol=1e-5, atol=1e-6)
 
 
 @pytest.mark.parity
-def test_adam_is_torchs_where_eps_is_small():
+def test_adamw_matches_pytorchs_where_eps_is_small():
     torch = pytest.importorskip("torch")
     params = random_like(PARAMS, 0)
     gradients = [random_like(PARAMS, 1 + n) for n in range(8)]
-    found = run(
+    actual = run(
         adamw(lambda n: 0.01, beta1=0.9, beta2=0.98, eps=1e-9, weight_decay=0.1), params, gradients
     )
     leaves = [torch.nn.Parameter(torch.tensor(p)) for p in jax.tree.leaves(params)]
-    theirs = torch.optim.AdamW(leaves, lr=0.01, betas=(0.9, 0.98), eps=1e-9, weight_decay=0.1)
+    torch_adamw = torch.optim.AdamW(leaves, lr=0.01, betas=(0.9, 0.98), eps=1e-9, weight_decay=0.1)
     for grads in gradients:
         for leaf, grad in zip(leaves, jax.tree.leaves(grads), strict=True):
             leaf.grad = torch.tensor(grad)
-        theirs.step()
-    for ours, leaf in zip(jax.tree.leaves(found), leaves, strict=True):
+        torch_adamw.step()
+    for ours, leaf in zip(jax.tree.leaves(actual), leaves, strict=True):
         np.testing.assert_allclose(ours, leaf.detach().numpy(), rtol=1e-5, atol=1e-6)
 
 
-def test_fairseq_decays_everything_and_bert_goes_by_name():
+def test_the_decay_mask_selects_all_parameters_or_by_name():
     zero = jax.tree.map(np.zeros_like, PARAMS)
     ones = jax.tree.map(lambda p: np.float32(p), PARAMS)
-    every = run(adamw(lambda _: 0.5, weight_decay=0.1, decay_mask="all"), ones, [zero])
-    assert all(np.allclose(leaf, 0.95) for leaf in jax.tree.leaves(every))
-    some = run(adamw(lambda _: 0.5, weight_decay=0.1, decay_mask="bert"), ones, [zero])
-    decayed = {name: bool(np.allclose(leaf, 0.95)) for name, leaf in named(some).items()}
+    all_decayed = run(adamw(lambda _: 0.5, weight_decay=0.1, decay_mask="all"), ones, [zero])
+    assert all(np.allclose(leaf, 0.95) for leaf in jax.tree.leaves(all_decayed))
+    some_decayed = run(adamw(lambda _: 0.5, weight_decay=0.1, decay_mask="bert"), ones, [zero])
+    decayed = {name: bool(np.allclose(leaf, 0.95)) for name, leaf in named(some_decayed).items()}
     assert decayed == {
         "encoder/layer/LayerNorm/bias": False,
         "encoder/layer/LayerNorm/scale": False,
@@ -172,7 +159,7 @@ def test_fairseq_decays_everything_and_bert_goes_by_name():
     }
 
 
-def numpy_lamb(p, gradients, rate, beta1, beta2, eps, decay, correct, adapts):
+def numpy_lamb(p, gradients, rates, beta1, beta2, eps, decay, correct, adapts):
     """One tensor's updates in float64: algorithm 2 of You et al., line by line."""
     p, m, v = np.float64(p), 0.0, 0.0
     for n, g in enumerate(gradients, start=1):
@@ -183,48 +170,49 @@ def numpy_lamb(p, gradients, rate, beta1, beta2, eps, decay, correct, adapts):
         v_hat = v / (1 - beta2**n) if correct else v
         r = m_hat / (np.sqrt(v_hat) + eps)
         if not adapts:
-            p = p - rate(n - 1) * r
+            p = p - rates[n - 1] * r
             continue
         r = r + decay * p
         p_norm, r_norm = np.sqrt((p**2).sum()), np.sqrt((r**2).sum())
         ratio = p_norm / r_norm if p_norm and r_norm else 1.0
-        p = p - rate(n - 1) * ratio * r
+        p = p - rates[n - 1] * ratio * r
     return p
 
 
-@pytest.mark.parametrize("scale", [1.0, 1e-6])
 @pytest.mark.parametrize("correct", [True, False])
 @pytest.mark.parametrize("decay", ["all", "bert"])
-def test_lamb_is_its_algorithm(scale, correct, decay):
-    """On every layer of the stacked leaves alone; some tensors start at 0, as biases do."""
+def test_lamb_matches_its_algorithm(correct, decay):
+    """Each layer of a stacked array is one tensor. Some tensors start at 0, as biases do."""
     schedule = polynomial_schedule(0.1, warmup_steps=3, decay_steps=20)
+    rates = [float(schedule(n)) for n in range(8)]
     params = random_like(PARAMS, 0)
     params["lm_head"]["bias"] *= 0
     params["encoder"]["layer"]["attention"]["query"]["bias"][1] = 0
-    gradients = [random_like(PARAMS, 1 + n, scale) for n in range(8)]
     tx = lamb(schedule, eps=1e-6, weight_decay=0.1, decay_mask=decay, bias_correction=correct)
-    found = named(unstack_layers(jax.tree.map(np.asarray, run(tx, params, gradients))))
-    steps = [named(unstack_layers(grads)) for grads in gradients]
-    for name, p in named(unstack_layers(params)).items():
-        adapts = decay == "all" or name.endswith(("kernel", "embedding"))
-        expected = numpy_lamb(
-            p,
-            [grads[name] for grads in steps],
-            lambda n: float(schedule(n)),
-            *(0.9, 0.999, 1e-6, 0.1, correct, adapts),
-        )
-        np.testing.assert_allclose(found[name], expected, rtol=2e-5, atol=2e-6, err_msg=name)
+    for scale in SCALES:
+        gradients = [random_like(PARAMS, 1 + n, scale) for n in range(8)]
+        updated = jax.tree.map(np.asarray, run(tx, params, gradients))
+        actual = named(unstack_layers(updated))
+        grads_by_name = [named(unstack_layers(grads)) for grads in gradients]
+        for name, p in named(unstack_layers(params)).items():
+            adapts = decay == "all" or name.endswith(("kernel", "embedding"))
+            expected = numpy_lamb(
+                p,
+                [grads[name] for grads in grads_by_name],
+                rates,
+                *(0.9, 0.999, 1e-6, 0.1, correct, adapts),
+            )
+            np.testing.assert_allclose(actual[name], expected, rtol=2e-5, atol=2e-6, err_msg=name)
 
 
-@pytest.mark.parametrize("scale", [1.0, 1e-6])
-def test_lamb_is_optaxs_where_nothing_is_stacked(scale):
+def test_lamb_matches_optaxs_where_nothing_is_stacked():
     params = unstack_layers(random_like(PARAMS, 0))
-    gradients = [unstack_layers(random_like(PARAMS, 1 + n, scale)) for n in range(8)]
-    found = run(
-        lamb(lambda _: 0.1, eps=1e-6, weight_decay=0.1, decay_mask="all"), params, gradients
-    )
-    theirs = run(optax.lamb(0.1, b2=0.999, eps=1e-6, weight_decay=0.1), params, gradients)
-    assert_close(found, theirs, rtol=1e-5, atol=1e-6)
+    ours = lamb(lambda _: 0.1, eps=1e-6, weight_decay=0.1, decay_mask="all")
+    theirs = optax.lamb(0.1, b2=0.999, eps=1e-6, weight_decay=0.1)
+    for scale in SCALES:
+        gradients = [unstack_layers(random_like(PARAMS, 1 + n, scale)) for n in range(8)]
+        actual, expected = (run(tx, params, gradients) for tx in (ours, theirs))
+        assert_close(actual, expected, rtol=1e-5, atol=1e-6)
 
 
 def test_lamb_moves_each_layer_by_the_rate_times_its_norm():
@@ -234,11 +222,11 @@ def test_lamb_moves_each_layer_by_the_rate_times_its_norm():
     after = run(lamb(lambda _: 0.01), params, [random_like(PARAMS, 1)])
     moved = after["encoder"]["layer"]["attention"]["query"]["kernel"] - kernel
     for layer in range(2):
-        share = np.linalg.norm(moved[layer]) / np.linalg.norm(kernel[layer])
-        assert share == pytest.approx(0.01, rel=1e-4)
+        fraction = np.linalg.norm(moved[layer]) / np.linalg.norm(kernel[layer])
+        assert fraction == pytest.approx(0.01, rel=1e-4)
 
 
-def test_lamb_stands_still_without_gradient_and_decay():
+def test_lamb_changes_nothing_without_gradient_and_decay():
     params = random_like(PARAMS, 0)
     zero = jax.tree.map(np.zeros_like, params)
     after = run(lamb(lambda _: 0.1, weight_decay=0.0), params, [zero, zero])
@@ -252,7 +240,7 @@ def init_params(scan_layers):
 
 @pytest.fixture(scope="module")
 def shapes():
-    """The parameters' shapes: stacked, a layer each."""
+    """The shapes of the parameters of a stacked and of an unstacked model."""
     return [nn.unbox(jax.eval_shape(init_params(scan_layers))) for scan_layers in (True, False)]
 
 
@@ -260,7 +248,7 @@ def shapes():
 @pytest.mark.parametrize("decay", ["all", "bert"])
 @pytest.mark.parametrize("name", OPTIMIZERS)
 def test_stacked_and_unstacked_models_take_equal_steps(shapes, name, decay, clip_norm):
-    """One array of all layers, or an array a layer: the leading axis must change nothing."""
+    """One array of all layers, or one array per layer: the leading axis must change nothing."""
     params = random_like(shapes[1], 0, scale=0.1)
     stacked = stack_layers(params)
     assert [jax.tree.structure(tree) for tree in (stacked, params)] == [
@@ -273,39 +261,46 @@ def test_stacked_and_unstacked_models_take_equal_steps(shapes, name, decay, clip
 
 
 def on_four_devices():
-    """Runs in a process of its own: LAMB from a state that was created on a mesh."""
+    """Runs LAMB on a mesh of four devices, in a separate process."""
     mesh, init = create_mesh(data=1, fsdp=2, tensor=2), init_params(scan_layers=True)
     for decay in ("all", "bert"):
         tx = lamb(lambda _: 0.05, decay_mask=decay, clip_norm=1.0)
         abstract, state = abstract_state(init, tx, mesh), create_state(init, tx, mesh)
         shardings = jax.tree.map(lambda leaf: leaf.sharding, abstract)
         assert shardings == jax.tree.map(lambda leaf: leaf.sharding, state)
-        split = [leaf.sharding.spec for leaf in jax.tree.leaves(state.opt_state)]
-        assert PartitionSpec(None, "fsdp", "tensor") in split  # the moments of stacked kernels
+        moments = [leaf.sharding.spec for leaf in jax.tree.leaves(state.opt_state)]
+        assert PartitionSpec(None, "fsdp", "tensor") in moments  # of stacked kernels
 
-        params, opt_state, before = state.params, state.opt_state, jax.device_get(state.params)
-        gradients = [random_like(before, n) for n in range(3)]
-        update = jax.jit(tx.update, out_shardings=(shardings.params, shardings.opt_state))
-        for grads in gradients:
-            updates, opt_state = update(grads, opt_state, params)
-            params = optax.apply_updates(params, updates)
-        assert_close(jax.device_get(params), run(tx, before, gradients), rtol=1e-5, atol=1e-6)
+        def step(grads, opt_state, params, tx=tx):
+            updates, opt_state = tx.update(grads, opt_state, params)
+            return opt_state, optax.apply_updates(params, updates)
+
+        on_mesh = jax.jit(step, out_shardings=(shardings.opt_state, shardings.params))
+        on_one = jax.jit(step)
+        expected, expected_opt_state = jax.device_get((state.params, state.opt_state))
+        params, opt_state = state.params, state.opt_state
+        for seed in range(3):
+            grads = random_like(expected, seed)
+            opt_state, params = on_mesh(grads, opt_state, params)
+            expected_opt_state, expected = on_one(grads, expected_opt_state, expected)
+        assert_close(jax.device_get(params), jax.device_get(expected), rtol=1e-5, atol=1e-6)
     print("equal")
 
 
-def test_lamb_on_a_mesh_is_lamb_on_one_device():
+def test_lamb_on_a_mesh_matches_lamb_on_one_device():
     assert processes.run(__name__, "on_four_devices", devices=4) == "equal\n"
 
 
-def test_clipping_bounds_the_global_norm_and_none_is_none():
+def test_clipping_limits_the_global_norm_and_zero_turns_it_off():
     grads = random_like(PARAMS, 1, scale=100)
     norm = float(optax.tree.norm(jax.tree.map(jnp.asarray, grads)))
     clipped = jax.tree.map(lambda g: g / norm, grads)
-    same = run(adamw(lambda _: 0.1, eps=1.0, clip_norm=1.0), PARAMS, [grads])
-    by_hand = run(adamw(lambda _: 0.1, eps=1.0), PARAMS, [clipped])
-    jax.tree.map(lambda a, b: np.testing.assert_allclose(a, b, rtol=1e-5), same, by_hand)
-    free = run(adamw(lambda _: 0.1, eps=1.0, clip_norm=0.0), PARAMS, [grads])
-    assert not np.allclose(jax.tree.leaves(free)[0], jax.tree.leaves(same)[0])
+    with_clipping = run(adamw(lambda _: 0.1, eps=1.0, clip_norm=1.0), PARAMS, [grads])
+    without = adamw(lambda _: 0.1, eps=1.0, clip_norm=0.0)
+    expected = run(without, PARAMS, [clipped])
+    assert_close(with_clipping, expected, rtol=1e-5, atol=0)
+    unclipped = run(without, PARAMS, [grads])
+    assert not np.allclose(jax.tree.leaves(unclipped)[0], jax.tree.leaves(with_clipping)[0])
 
 
 def test_moments_are_float32_for_any_parameters():
@@ -314,24 +309,73 @@ def test_moments_are_float32_for_any_parameters():
     assert {leaf.dtype for leaf in jax.tree.leaves(state[0].mu)} == {jnp.dtype("float32")}
 
 
-def test_mask_sees_names_not_ranks():
+def test_the_decay_mask_goes_by_name_and_not_by_rank():
     mask = bert_decay_mask({"dense": {"bias": np.ones((12, 3, 3)), "kernel": np.ones(3)}})
     assert mask == {"dense": {"bias": False, "kernel": True}}
 
 
+@pytest.mark.parametrize("optimizer", [adamw, lamb])
 @pytest.mark.parametrize(
-    ("make", "says"),
+    ("options", "message"),
     [
-        (lambda: adamw(lambda _: 1, beta2=1.0), "beta2"),
-        (lambda: adamw(lambda _: 1, eps=0), "eps"),
-        (lambda: adamw(lambda _: 1, clip_norm=-1), "clip_norm"),
-        (lambda: adamw(lambda _: 1, decay_mask="some"), "all, bert"),
-        (lambda: lamb(lambda _: 1, beta1=-0.1), "beta1"),
-        (lambda: lamb(lambda _: 1, weight_decay=-1), "weight_decay"),
-        (lambda: polynomial_schedule(1e-3, warmup_steps=9, decay_steps=9), "warmup_steps=9"),
-        (lambda: polynomial_schedule(1e-3, warmup_steps=0, decay_steps=9, end=1), "end_learning"),
+        ({"beta1": -0.1}, "--config.optimizer.beta1=-0.1 must be at least 0"),
+        ({"beta2": 1.0}, "--config.optimizer.beta2=1.0 must be at least 0 and below 1"),
+        ({"eps": 0}, "--config.optimizer.eps=0 must be positive"),
+        ({"eps": float("nan")}, "--config.optimizer.eps=nan must be a finite number"),
+        ({"weight_decay": -1}, "--config.optimizer.weight_decay=-1 must not be negative"),
+        ({"weight_decay": float("inf")}, "--config.optimizer.weight_decay=inf must be a finite"),
+        ({"clip_norm": -1}, "--config.optimizer.clip_norm=-1 must not be negative"),
+        ({"decay_mask": "some"}, "--config.optimizer.decay_mask='some' is unknown: .* all, bert"),
     ],
 )
-def test_bad_values(make, says):
-    with pytest.raises(UsageError, match=says):
-        make()
+def test_values_out_of_range(optimizer, options, message):
+    with pytest.raises(UsageError, match=message):
+        optimizer(lambda _: 1, **options)
+
+
+# Selection by name.
+
+
+def toy_sgd(schedule, *, momentum=0.0, nesterov):
+    return optax.sgd(schedule, momentum=momentum, nesterov=nesterov)
+
+
+@pytest.fixture
+def with_toy_sgd(monkeypatch):
+    monkeypatch.setitem(OPTIMIZERS, "toy_sgd", toy_sgd)
+
+
+def test_an_added_optimizer_is_used_with_its_own_options(with_toy_sgd):
+    params = random_like(PARAMS, 0)
+    gradients = [random_like(PARAMS, n) for n in (1, 2)]
+    options = {"momentum": 0.9, "nesterov": True, "beta1": None, "clip_norm": None}
+    actual = run(make_optimizer("toy_sgd", lambda _: 0.1, options), params, gradients)
+    expected = run(optax.sgd(0.1, momentum=0.9, nesterov=True), params, gradients)
+    assert_close(actual, expected)
+    # The other optimizers ignore its options where they are unset.
+    make_optimizer("adamw", lambda _: 0.1, {"momentum": None, "nesterov": None})
+
+
+@pytest.mark.parametrize("name", ["adamw", "lamb"])
+def test_an_option_that_is_none_has_the_default_of_the_optimizer(name):
+    params, gradients = random_like(PARAMS, 0), [random_like(PARAMS, 1)]
+    options = {"beta2": None, "decay_mask": None, "eps": 1e-3}
+    actual = run(make_optimizer(name, lambda _: 0.1, options), params, gradients)
+    expected = run(OPTIMIZERS[name](lambda _: 0.1, eps=1e-3), params, gradients)
+    jax.tree.map(np.testing.assert_array_equal, actual, expected)
+
+
+@pytest.mark.parametrize(
+    ("name", "options", "message"),
+    [
+        ("sdg", {}, "--config.optimizer.name='sdg' is unknown: use one of adamw, lamb, toy_sgd"),
+        ("adamw", {"momentum": 0.9}, "--config.optimizer.momentum=0.9 is not an option of the "
+         r"optimizer 'adamw' \(it is an option of toy_sgd\)"),
+        ("toy_sgd", {"eps": 1e-6, "nesterov": True}, r"optimizer.eps=1e-06 .* of adamw, lamb\)"),
+        ("lamb", {"rho": 0}, r"--config.optimizer.rho=0 .* \(no optimizer has it\)"),
+        ("toy_sgd", {"nesterov": None}, "--config.optimizer.nesterov must be set"),
+    ],
+)  # fmt: skip
+def test_a_wrong_name_or_option(with_toy_sgd, name, options, message):
+    with pytest.raises(UsageError, match=message):
+        make_optimizer(name, lambda _: 0.1, options)
