@@ -42,9 +42,10 @@ from roberta_jax.pretraining.spec import Plan, check_schedule_is_stated
 from roberta_jax.pretraining.text import Prepared, prepare
 from roberta_jax.training import loop
 from roberta_jax.training.checkpoints import Checkpoints
+from roberta_jax.training.distributed import join_processes
 from roberta_jax.training.host_memory import keep_freed_memory, restart_with_huge_pages
 from roberta_jax.training.metrics import MetricsWriter, read_metrics
-from roberta_jax.training.partitioning import join_processes, local_batch_rows
+from roberta_jax.training.partitioning import local_batch_rows
 from roberta_jax.training.state import TrainState, abstract_state, count_parameters, create_state
 from roberta_jax.training.workdir import open_workdir, read_config
 

@@ -86,7 +86,7 @@ def prepare(points: Sequence["Point"]) -> None:
 def train(point: "Point", out: str, distributed: bool = False) -> None:
     """Pretrains a point; exits with the status BUSY if another process is training it."""
     from roberta_jax.pretrain import pretrain
-    from roberta_jax.training.partitioning import join_processes
+    from roberta_jax.training.distributed import join_processes
     from roberta_jax.training.workdir import WorkdirInUse
 
     if distributed:

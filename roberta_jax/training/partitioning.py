@@ -1,16 +1,16 @@
-"""Which device holds what: the mesh, the one table of logical-axis rules, and the batch's split.
+"""Places parameters and batches on devices: the mesh and the sharding rules.
 
-A mesh has three axes. `data` repeats the parameters and splits the batch; `fsdp` splits both;
-`tensor` splits the width of the layers. Modules name the axes of their parameters and activations
-in words ("embed", "heads", ...), and RULES alone says which mesh axis each word lies on, so a new
-way of splitting the model is a change of this table.
+A mesh has three axes. Devices along `data` hold copies of the parameters and different rows of the
+batch; `fsdp` splits both the parameters and the batch; `tensor` splits the width of the layers.
+Modules give the axes of their parameters and activations logical names ("embed", "heads", ...), and
+`RULES` maps each logical name to mesh axes.
 
-Embedding tables lie on their hidden axis: 50265 rows and 514 positions divide by nothing.
+Embedding tables are split along their hidden axis, because 50265 vocabulary entries and 514
+positions are not divisible by common mesh sizes.
 """
 
 import contextlib
 import math
-import os
 from collections.abc import Iterator, Mapping, Sequence
 
 import flax.linen as nn
@@ -20,13 +20,17 @@ from jax.sharding import AxisType, Mesh, NamedSharding, PartitionSpec
 
 from roberta_jax.errors import UsageError
 
+# The mesh axes of a logical axis: one, several, or None for an axis that is not split.
+MeshAxes = str | tuple[str, ...] | None
+Rules = tuple[tuple[str, MeshAxes], ...]
+
 MESH_AXES = ("data", "fsdp", "tensor")
-# The mesh axes over which the batch is split: everything that does not split a layer.
+# The mesh axes that split the batch.
 BATCH_AXES = ("data", "fsdp")
 
-# In order of priority. Within one array each mesh axis is given out once, so "embed" is split over
-# fsdp in a parameter, and whole in an activation, where "batch" has taken fsdp already.
-RULES = (
+# Logical axis -> mesh axes, in order of priority. Within one array each mesh axis is used once:
+# "embed" is split over fsdp in a parameter, but not in an activation, where "batch" uses fsdp.
+RULES: Rules = (
     ("batch", BATCH_AXES),
     ("heads", "tensor"),
     ("mlp", "tensor"),
@@ -40,104 +44,130 @@ RULES = (
 )
 
 
-def join_processes() -> None:
-    """Makes this process one of several that train together; call it before anything else of JAX.
+def rules_with(overrides: Sequence[tuple[str, str | Sequence[str] | None]]) -> Rules:
+    """Returns `RULES` with other mesh axes for some logical axes.
 
-    Pods, Slurm and Kubernetes tell who the others are. Elsewhere the environment has to:
-    JAX_COORDINATOR_ADDRESS (read by JAX itself), JAX_NUM_PROCESSES and JAX_PROCESS_ID.
+    Args:
+      overrides: pairs (logical axis, mesh axes). The mesh axes are a name, a sequence of names, or
+        None for an axis that is not split. The batch is always split over `data` and `fsdp`.
 
     Raises:
-      UsageError: neither told.
+      UsageError: an entry is not such a pair, a name is unknown, or a logical or mesh axis is named
+        twice.
     """
-    told = {}
-    for argument in ("num_processes", "process_id"):
-        value = os.environ.get(f"JAX_{argument.upper()}")
-        if value is not None:
-            told[argument] = int(value)
-    try:
-        jax.distributed.initialize(**told)
-    except (ValueError, RuntimeError) as error:
-        raise UsageError(
-            f"cannot find the other processes: {error}\nOutside of pods, Slurm and Kubernetes set "
-            "JAX_COORDINATOR_ADDRESS=HOST:PORT, JAX_NUM_PROCESSES and JAX_PROCESS_ID (from 0)."
-        ) from error
+    rules = dict(RULES)
+    overridden = set()
+    for override in overrides:
+        if isinstance(override, str) or len(override) != 2:
+            raise UsageError(
+                f"--config.mesh.rules: {override!r} is not a pair of a logical axis and its mesh "
+                'axes, such as ("embed", "fsdp").'
+            )
+        name, axes = override
+        if name == "batch" or name not in rules:
+            raise UsageError(
+                f"--config.mesh.rules: {name!r} is not a logical axis that can be changed: use one "
+                f"of {', '.join(rule for rule in rules if rule != 'batch')}."
+            )
+        if name in overridden:
+            raise UsageError(f"--config.mesh.rules: the logical axis {name!r} has two rules.")
+        overridden.add(name)
+        names = _axis_names(axes)
+        for axis in names:
+            if axis not in MESH_AXES:
+                raise UsageError(
+                    f"--config.mesh.rules: {axis!r} (for the logical axis {name!r}) is not a mesh "
+                    f"axis: use {', '.join(MESH_AXES)}, or None for an axis that is not split."
+                )
+            if names.count(axis) > 1:
+                raise UsageError(
+                    f"--config.mesh.rules: the logical axis {name!r} has the mesh axis {axis!r} "
+                    "twice."
+                )
+        rules[name] = axes if axes is None or isinstance(axes, str) else (names or None)
+    return tuple(rules.items())
 
 
 def create_mesh(
     data: int = -1, fsdp: int = 1, tensor: int = 1, devices: Sequence[jax.Device] | None = None
 ) -> Mesh:
-    """Lays the devices out as `data` x `fsdp` x `tensor`.
+    """Arranges the devices as a mesh with the axes `data`, `fsdp` and `tensor`.
 
     Args:
-      data, fsdp, tensor: the size of each axis; at most one is -1, which takes what is left.
+      data, fsdp, tensor: the size of each axis. At most one is -1: all remaining devices.
       devices: by default every device of every process.
 
     Raises:
-      UsageError: the sizes do not multiply to the number of devices.
+      UsageError: the product of the sizes is not the number of devices.
     """
     devices = jax.devices() if devices is None else devices
     sizes = dict(zip(MESH_AXES, (data, fsdp, tensor), strict=True))
-    asked = ", ".join(f"mesh.{name}={size}" for name, size in sizes.items())
+    requested = ", ".join(f"--config.mesh.{name}={size}" for name, size in sizes.items())
     if any(size == 0 or size < -1 for size in sizes.values()):
-        raise UsageError(f"{asked}: each size is a positive number, or -1 for what is left.")
+        raise UsageError(f"{requested}: each size must be positive, or -1 for all other devices.")
     free = [name for name, size in sizes.items() if size == -1]
     if len(free) > 1:
-        raise UsageError(f"{asked}: only one size can be -1 (what is left of the devices).")
+        raise UsageError(f"{requested}: only one size can be -1 (all other devices).")
     fixed = math.prod(size for size in sizes.values() if size != -1)
     if free and len(devices) % fixed == 0:
         sizes[free[0]] = len(devices) // fixed
     if math.prod(sizes.values()) != len(devices):
         raise UsageError(
-            f"{asked} does not fit this run's {len(devices)} {devices[0].platform} device(s): "
-            f"the product of the sizes must be {len(devices)}. Set one of them to -1, which takes "
-            f"what is left, and the others to numbers that divide {len(devices)}."
+            f"{requested} does not fit the {len(devices)} {devices[0].platform} device(s) of this "
+            f"run: the product of the sizes must be {len(devices)}. Set one of them to -1 (all "
+            f"other devices) and the others to numbers that divide {len(devices)}."
         )
-    # Auto: the compiler places what the rules leave open. Under jax's default, Explicit axes,
-    # linen's logical constraints raise.
+    # Auto axes: the compiler chooses what the rules leave open. With jax's default, Explicit axes,
+    # linen's logical constraints raise an error.
     return jax.make_mesh(
         tuple(sizes.values()), MESH_AXES, axis_types=(AxisType.Auto,) * 3, devices=devices
     )
 
 
 @contextlib.contextmanager
-def on_mesh(mesh: Mesh) -> Iterator[None]:
-    """Makes `nn.with_logical_constraint` mean `mesh` and RULES; without it they do nothing.
+def on_mesh(mesh: Mesh, rules: Rules = RULES) -> Iterator[None]:
+    """Makes `nn.with_logical_constraint` constrain arrays to `mesh` by `rules`.
 
-    Both halves are needed while a function is traced: a mesh without the rules drops every
-    constraint silently.
+    Trace every function that runs on the mesh in this context. With a mesh but no rules, linen
+    drops every constraint silently.
     """
-    with jax.set_mesh(mesh), nn.logical_axis_rules(RULES):
+    with jax.set_mesh(mesh), nn.logical_axis_rules(rules):
         yield
 
 
-def parameter_spec(names: Sequence[str | None]) -> PartitionSpec:
-    """Returns where a parameter with these logical axes lies.
+def parameter_spec(names: Sequence[str | None], rules: Rules = RULES) -> PartitionSpec:
+    """Returns the partition spec of a parameter with the given logical axes.
 
     Raises:
-      ValueError: an axis without a rule, or two axes of one parameter on one mesh axis, which
-        would leave the second unsplit without a word.
+      UsageError: two axes of the parameter are on one mesh axis. (linen would leave the second
+        one unsplit silently.)
+      ValueError: an axis has no rule.
     """
-    table = dict(RULES)
-    axes, taken = [], set()
+    mesh_axes_of = dict(rules)
+    spec, used = [], set()
     for name in names:
-        if name is not None and name not in table:
+        if name is not None and name not in mesh_axes_of:
             raise ValueError(f"no rule for the logical axis {name!r}; add it to partitioning.RULES")
-        axis = table.get(name)
-        if axis is not None and axis in taken:
-            raise ValueError(f"two of the axes {tuple(names)} lie on the mesh axis {axis!r}")
-        taken.add(axis)
-        axes.append(axis)
-    return PartitionSpec(*axes)
+        axes = mesh_axes_of.get(name)
+        for axis in _axis_names(axes):
+            if axis in used:
+                raise UsageError(
+                    f"--config.mesh.rules: two of the axes {tuple(names)} of a parameter are on "
+                    f"the mesh axis {axis!r}. Give one of them another mesh axis, or None."
+                )
+            used.add(axis)
+        spec.append(axes)
+    return PartitionSpec(*spec)
+
+
+def mesh_size(mesh: Mesh, axes: MeshAxes) -> int:
+    """The number of parts into which an array axis on these mesh axes is split."""
+    return math.prod(mesh.shape[axis] for axis in _axis_names(axes))
 
 
 def batch_sharding(mesh: Mesh) -> NamedSharding:
     """The sharding of an array whose first axis is the batch."""
     return NamedSharding(mesh, PartitionSpec(BATCH_AXES))
-
-
-def batch_shards(mesh: Mesh) -> int:
-    """Into how many parts the batch is split: the sizes of `data` and `fsdp` multiplied."""
-    return math.prod(mesh.shape[axis] for axis in BATCH_AXES)
 
 
 def rows_and_accumulation(
@@ -146,45 +176,49 @@ def rows_and_accumulation(
     per_device_batch_size: int | None = None,
     key: str = "train.batch_size",
 ) -> tuple[int, int]:
-    """Splits a global batch over the devices and over time.
+    """Divides a global batch into microbatches and over the devices.
 
     Args:
       mesh: its `data` and `fsdp` axes split the batch.
       batch_size: rows of the global batch.
-      per_device_batch_size: at most so many rows on a device at once; None takes all in one go.
-      key: the name of the batch size in messages.
+      per_device_batch_size: the most rows per device and microbatch; None uses one microbatch.
+      key: the config key of the batch size, for messages.
 
     Returns:
-      (rows a device works on at once, number of microbatches): the fewest microbatches that fit.
+      (rows per device and microbatch, number of microbatches), with as few microbatches as fit.
 
     Raises:
-      UsageError: the batch does not divide over the devices.
+      UsageError: the batch is not divisible by the number of devices that split it.
     """
-    shards = batch_shards(mesh)
+    key = f"--config.{key}"
+    shards = mesh_size(mesh, BATCH_AXES)
     if batch_size < 1:
-        raise UsageError(f"{key}={batch_size}: a batch has at least one row.")
+        raise UsageError(f"{key}={batch_size} must be at least 1.")
     if per_device_batch_size is not None and per_device_batch_size < 1:
         raise UsageError(
-            f"train.per_device_batch_size={per_device_batch_size}: it is at least 1, or none."
+            f"--config.train.per_device_batch_size={per_device_batch_size} must be at least 1, or "
+            "None for no limit."
         )
     if batch_size % shards:
         below, above = batch_size // shards * shards, -(-batch_size // shards) * shards
-        fitting = " or ".join(str(size) for size in (below, above) if size)
+        fitting = " or ".join(f"{key}={size}" for size in (below, above) if size)
         raise UsageError(
-            f"{key}={batch_size} does not divide over the {shards} devices that split the batch "
-            f"(mesh.data x mesh.fsdp). Use {key}={fitting}, or another mesh."
+            f"{key}={batch_size} is not divisible by {shards}, the number of devices that split "
+            "the batch (--config.mesh.data times --config.mesh.fsdp). "
+            f"Use {fitting}, or another mesh."
         )
-    rows = batch_size // shards
-    at_once = rows if per_device_batch_size is None else min(rows, per_device_batch_size)
-    accumulation = next(n for n in range(-(-rows // at_once), rows + 1) if rows % n == 0)
-    return rows // accumulation, accumulation
+    shard_rows = batch_size // shards
+    most_rows = shard_rows if per_device_batch_size is None else per_device_batch_size
+    fewest = -(-shard_rows // most_rows)
+    accumulation = next(n for n in range(fewest, shard_rows + 1) if shard_rows % n == 0)
+    return shard_rows // accumulation, accumulation
 
 
 def local_batch_rows(mesh: Mesh, batch_size: int) -> np.ndarray:
     """Returns the rows of the global batch that this host's devices hold, ascending, int64.
 
-    Read from the sharding itself, since hosts and batch rows need not be in the same order (with
-    `tensor` across hosts, two hosts hold the same rows).
+    They are read from the sharding, because hosts and batch rows need not be in the same order.
+    Two hosts hold the same rows if `tensor` spans hosts.
     """
     indices = batch_sharding(mesh).addressable_devices_indices_map((batch_size,)).values()
     rows = [np.arange(batch_size, dtype=np.int64)[index] for index in indices]
@@ -194,28 +228,35 @@ def local_batch_rows(mesh: Mesh, batch_size: int) -> np.ndarray:
 def to_global(
     batch: Mapping[str, np.ndarray], mesh: Mesh, batch_size: int, local_rows: np.ndarray
 ) -> dict[str, jax.Array]:
-    """Puts a host's part of a batch on the devices, as arrays of the global shape.
+    """Creates arrays of the global batch from the rows that each host has.
 
     Args:
-      batch: arrays [len(local_rows), ...]: the rows `local_rows` of the global batch, in order.
+      batch: arrays [len(local_rows), ...], which hold the rows `local_rows` of the global batch in
+        this order.
       mesh: its `data` and `fsdp` axes split the rows.
       batch_size: rows of the global batch.
       local_rows: from `local_batch_rows`.
 
     Returns:
-      Arrays [batch_size, ...], each device holding its own rows.
+      Arrays [batch_size, ...], split over the devices by `batch_sharding`.
     """
     sharding = batch_sharding(mesh)
     if jax.process_count() == 1:
         return jax.device_put(dict(batch), sharding)
 
-    def place(array: np.ndarray) -> jax.Array:
-        def part(index: tuple[slice, ...]) -> np.ndarray:
+    def globalize(array: np.ndarray) -> jax.Array:
+        def shard(index: tuple[slice, ...]) -> np.ndarray:
             start, stop, _ = index[0].indices(batch_size)
             first = np.searchsorted(local_rows, start)
             return array[first : first + stop - start]
 
         shape = (batch_size, *array.shape[1:])
-        return jax.make_array_from_callback(shape, sharding, part)
+        return jax.make_array_from_callback(shape, sharding, shard)
 
-    return {name: place(array) for name, array in batch.items()}
+    return {name: globalize(array) for name, array in batch.items()}
+
+
+def _axis_names(axes: str | Sequence[str] | None) -> tuple[str, ...]:
+    if axes is None:
+        return ()
+    return (axes,) if isinstance(axes, str) else tuple(axes)

@@ -1,7 +1,8 @@
-"""What a training run carries from step to step, created where it will live.
+"""The training state: step, parameters and optimizer state, created directly on the mesh.
 
-No parameter ever exists unsharded: shapes come from `eval_shape`, shardings from the parameters'
-logical axes, and the arrays from one jitted initialisation with those shardings as its output.
+No device or host ever holds all parameters of a sharded model: shapes come from `jax.eval_shape`,
+shardings from the logical axes of the parameters, and the arrays from one jitted initialisation
+with these shardings as `out_shardings`.
 """
 
 import math
@@ -17,19 +18,26 @@ import optax
 from jax.sharding import Mesh, NamedSharding, PartitionSpec
 
 from roberta_jax.errors import UsageError
-from roberta_jax.training.partitioning import on_mesh, parameter_spec
+from roberta_jax.training.partitioning import (
+    RULES,
+    Rules,
+    mesh_size,
+    on_mesh,
+    parameter_spec,
+)
 
-# Returns the parameters as linen's `init` gives them, boxed with their logical axes.
+# Returns the parameters as linen's `init` does: boxed with their logical axes.
 InitParams = Callable[[], Any]
 
 
 @flax.struct.dataclass
 class TrainState:
-    """Attributes:
+    """The arrays that a training step updates.
 
-    step: updates made, int32 scalar.
-    params: the parameter tree, plain arrays.
-    opt_state: the optimizer's state.
+    Attributes:
+      step: updates made, int32 scalar.
+      params: the parameters, a tree of arrays without boxes.
+      opt_state: the optimizer's state.
     """
 
     step: jax.Array
@@ -38,25 +46,37 @@ class TrainState:
 
 
 def abstract_state(
-    init_params: InitParams, optimizer: optax.GradientTransformation, mesh: Mesh
+    init_params: InitParams,
+    optimizer: optax.GradientTransformation,
+    mesh: Mesh,
+    rules: Rules = RULES,
 ) -> TrainState:
-    """Returns the state's shapes, dtypes and shardings (`jax.ShapeDtypeStruct`s); no arrays.
+    """Returns the shapes, dtypes and shardings of the state, without creating arrays.
+
+    Args:
+      init_params: () -> boxed parameters.
+      optimizer: its `init` creates the optimizer's state.
+      mesh: the devices.
+      rules: mesh axes of the parameters' logical axes.
+
+    Returns:
+      A `TrainState` of `jax.ShapeDtypeStruct`s.
 
     Raises:
-      UsageError: an axis of a parameter does not divide over its mesh axis.
+      UsageError: an axis of a parameter is not divisible by the size of its mesh axes.
     """
-    boxed = jax.eval_shape(lambda: _fresh(init_params(), optimizer))
+    boxed = jax.eval_shape(lambda: _initial_state(init_params(), optimizer))
 
-    def place(path, leaf):
+    def with_sharding(path, leaf):
         if isinstance(leaf, nn.Partitioned):
-            spec, shape = parameter_spec(leaf.names), leaf.value
-            _check_divides(path, shape.shape, leaf.names, spec, mesh)
+            spec, array = parameter_spec(leaf.names, rules), leaf.value
+            _check_divisible(path, array.shape, leaf.names, spec, mesh)
         else:
-            spec, shape = PartitionSpec(), leaf
+            spec, array = PartitionSpec(), leaf
         sharding = NamedSharding(mesh, spec)
-        return jax.ShapeDtypeStruct(shape.shape, shape.dtype, sharding=sharding)
+        return jax.ShapeDtypeStruct(array.shape, array.dtype, sharding=sharding)
 
-    return jax.tree_util.tree_map_with_path(place, boxed, is_leaf=_is_box)
+    return jax.tree_util.tree_map_with_path(with_sharding, boxed, is_leaf=_is_box)
 
 
 def create_state(
@@ -64,41 +84,45 @@ def create_state(
     optimizer: optax.GradientTransformation,
     mesh: Mesh,
     params: Any = None,
+    rules: Rules = RULES,
 ) -> TrainState:
     """Creates the state of step 0 on the mesh.
 
     Args:
       init_params: () -> boxed parameters.
-      optimizer: its `init` makes the optimizer's state.
-      mesh: where the arrays go.
-      params: weights to start from in place of `init_params()`, a plain tree of arrays.
+      optimizer: its `init` creates the optimizer's state.
+      mesh: the devices.
+      params: initial parameters, a tree of arrays; None uses `init_params()`.
+      rules: mesh axes of the parameters' logical axes.
 
     Raises:
-      UsageError: `params` is of another model, or an axis does not divide over the mesh.
+      UsageError: `params` does not fit the model, or an axis of a parameter is not divisible by the
+        size of its mesh axes.
     """
-    abstract = abstract_state(init_params, optimizer, mesh)
+    abstract = abstract_state(init_params, optimizer, mesh, rules)
     shardings = jax.tree.map(lambda leaf: leaf.sharding, abstract)
     if params is None:
-        with on_mesh(mesh):
-            fresh = jax.jit(
-                lambda: nn.unbox(_fresh(init_params(), optimizer)), out_shardings=shardings
+        with on_mesh(mesh, rules):
+            initialize = jax.jit(
+                lambda: nn.unbox(_initial_state(init_params(), optimizer)), out_shardings=shardings
             )
-            return fresh()
+            return initialize()
     _check_same_tree(params, abstract.params)
-    # By way of the host: the caller's own arrays must outlive the donation of the state.
+    # Copied through the host, so that donating the state does not delete the caller's arrays.
     host = jax.tree.map(lambda p, like: np.asarray(p, like.dtype), params, abstract.params)
-    placed = jax.device_put(host, shardings.params)
-    with on_mesh(mesh):
-        opt_state = jax.jit(optimizer.init, out_shardings=shardings.opt_state)(placed)
-    return TrainState(jax.device_put(jnp.zeros([], jnp.int32), shardings.step), placed, opt_state)
+    sharded = jax.device_put(host, shardings.params)
+    with on_mesh(mesh, rules):
+        opt_state = jax.jit(optimizer.init, out_shardings=shardings.opt_state)(sharded)
+    step = jax.device_put(jnp.zeros([], jnp.int32), shardings.step)
+    return TrainState(step, sharded, opt_state)
 
 
 def count_parameters(params: Any) -> int:
-    """The number of values in a tree of arrays or shapes."""
+    """Returns the total number of elements in a tree of arrays or shapes."""
     return sum(math.prod(leaf.shape) for leaf in jax.tree.leaves(params))
 
 
-def _fresh(params: Any, optimizer: optax.GradientTransformation) -> TrainState:
+def _initial_state(params: Any, optimizer: optax.GradientTransformation) -> TrainState:
     return TrainState(jnp.zeros([], jnp.int32), params, optimizer.init(params))
 
 
@@ -106,31 +130,34 @@ def _is_box(leaf: Any) -> bool:
     return isinstance(leaf, nn.Partitioned)
 
 
-def _check_divides(path, shape, names, spec, mesh: Mesh) -> None:
-    for size, name, axis in zip(shape, names, spec, strict=True):
-        if axis is not None and size % mesh.shape[axis]:
+def _check_divisible(path, shape, names, spec, mesh: Mesh) -> None:
+    for size, name, axes in zip(shape, names, spec, strict=True):
+        parts = mesh_size(mesh, axes)
+        if size % parts:
+            keys = [f"--config.mesh.{axis}" for axis in ([axes] if isinstance(axes, str) else axes)]
             raise UsageError(
-                f"mesh.{axis}={mesh.shape[axis]} does not divide the axis {name!r} of size {size} "
-                f"of the parameter {jax.tree_util.keystr(path, simple=True, separator='/')}: use a "
-                f"mesh.{axis} that divides {size}."
+                f"{' * '.join(keys)} = {parts} does not divide the axis {name!r} of size {size} of "
+                f"the parameter {jax.tree_util.keystr(path, simple=True, separator='/')}. Use a "
+                f"value that divides {size}."
             )
 
 
 def _check_same_tree(params: Any, expected: Any) -> None:
-    have, want = (
+    shapes, expected_shapes = (
         {
             jax.tree_util.keystr(path, simple=True, separator="/"): tuple(leaf.shape)
             for path, leaf in jax.tree_util.tree_leaves_with_path(tree)
         }
         for tree in (params, expected)
     )
-    differing = sorted(name for name in have | want if have.get(name) != want.get(name))
+    differing = sorted(
+        name for name in shapes | expected_shapes if shapes.get(name) != expected_shapes.get(name)
+    )
     if differing:
         lines = [
-            f"  {name}: {have.get(name, 'missing')} there, {want.get(name, 'none')} here"
+            f"  {name}: {shapes.get(name, 'missing')} in the weights, "
+            f"{expected_shapes.get(name, 'missing')} in the model"
             for name in differing[:8]
         ]
         more = [f"  ... and {len(differing) - 8} more"] if len(differing) > 8 else []
-        raise UsageError(
-            "the weights to start from are not of this model:\n" + "\n".join(lines + more)
-        )
+        raise UsageError("the initial weights do not fit the model:\n" + "\n".join(lines + more))

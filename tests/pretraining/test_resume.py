@@ -122,7 +122,7 @@ def train(workdir, *overrides):
         changes[key] = int(value) if value.lstrip("-").isdigit() else value
     corpus, cache = changes.pop("data.files"), changes.pop("data.cache_dir")
     if "JAX_COORDINATOR_ADDRESS" in os.environ:
-        from roberta_jax.training.partitioning import join_processes
+        from roberta_jax.training.distributed import join_processes
 
         join_processes()
     with cli.usage_errors():

@@ -2,19 +2,23 @@ import json
 
 import jax
 import numpy as np
+import optax
 import pytest
-from jax.sharding import PartitionSpec
+from jax.sharding import AbstractMesh, PartitionSpec
 
 from roberta_jax.errors import UsageError
-from roberta_jax.training import partitioning
 from roberta_jax.training.partitioning import (
+    MESH_AXES,
+    RULES,
     create_mesh,
     local_batch_rows,
+    on_mesh,
     parameter_spec,
     rows_and_accumulation,
+    rules_with,
     to_global,
 )
-from roberta_jax.training.state import create_state
+from roberta_jax.training.state import TrainState, abstract_state, create_state
 from tests.support import processes, toy
 
 
@@ -25,21 +29,21 @@ def test_one_device_is_a_mesh():
 
 
 @pytest.mark.parametrize(
-    ("sizes", "says"),
+    ("sizes", "message"),
     [
         ({"data": 3}, "product of the sizes must be 1"),
-        ({"fsdp": 2}, "mesh.fsdp=2"),
-        ({"tensor": 0}, "positive"),
+        ({"fsdp": 2}, "--config.mesh.fsdp=2"),
+        ({"tensor": 0}, "must be positive"),
         ({"data": -1, "fsdp": -1}, "only one"),
-        ({"data": -2}, "-1 for what is left"),
+        ({"data": -2}, "-1 for all other devices"),
     ],
 )
-def test_sizes_that_do_not_fit(sizes, says):
-    with pytest.raises(UsageError, match=says):
+def test_sizes_that_do_not_fit(sizes, message):
+    with pytest.raises(UsageError, match=message):
         create_mesh(**sizes, devices=jax.devices()[:1])
 
 
-def test_parameters_follow_the_rules():
+def test_the_rules_give_the_specs_of_parameters():
     assert parameter_spec(("vocab", "embed")) == PartitionSpec(None, "fsdp")
     assert parameter_spec(("layers", "embed", "heads")) == PartitionSpec(None, "fsdp", "tensor")
     assert parameter_spec(("layers", "mlp", "embed")) == PartitionSpec(None, "tensor", "fsdp")
@@ -48,47 +52,50 @@ def test_parameters_follow_the_rules():
 
 
 def test_two_axes_on_one_mesh_axis_are_rejected():
-    with pytest.raises(ValueError, match="two of the axes"):
+    with pytest.raises(UsageError, match="two of the axes .* are on the mesh axis 'tensor'"):
         parameter_spec(("heads", "mlp"))
     with pytest.raises(ValueError, match="no rule"):
         parameter_spec(("emebd",))
 
 
-def test_accumulation_is_the_least_that_fits():
+def test_accumulation_uses_as_few_microbatches_as_fit():
     mesh = create_mesh(devices=jax.devices()[:1])
     assert rows_and_accumulation(mesh, 32) == (32, 1)
     assert rows_and_accumulation(mesh, 32, 64) == (32, 1)
     assert rows_and_accumulation(mesh, 8192, 16) == (16, 512)
     assert rows_and_accumulation(mesh, 24, 7) == (6, 4)
-    for size, rows in ((0, None), (8, 0)):
-        with pytest.raises(UsageError, match="at least"):
-            rows_and_accumulation(mesh, size, rows)
+    with pytest.raises(UsageError, match="--config.eval.batch_size=0 must be at least 1"):
+        rows_and_accumulation(mesh, 0, key="eval.batch_size")
+    with pytest.raises(UsageError, match="--config.train.per_device_batch_size=0 must be at least"):
+        rows_and_accumulation(mesh, 8, 0)
 
 
 def test_to_global_keeps_values():
     mesh = create_mesh(devices=jax.devices()[:1])
     batch = toy.host_batch(0, range(4))
-    found = to_global(batch, mesh, 4, np.arange(4))
+    arrays = to_global(batch, mesh, 4, np.arange(4))
     for name, array in batch.items():
-        np.testing.assert_array_equal(found[name], array)
+        np.testing.assert_array_equal(arrays[name], array)
 
 
 def on_eight_devices():
-    """What needs several devices, in one process: prints what the test below looks at."""
+    """All checks that need eight devices; prints the metrics that the test below compares."""
     mesh = create_mesh(data=2, fsdp=2, tensor=2)
     assert dict(create_mesh(fsdp=4).shape) == {"data": 2, "fsdp": 4, "tensor": 1}
-    with pytest.raises(UsageError, match=r"train.batch_size=8 or train.batch_size=12|=8 or 12"):
+    with pytest.raises(
+        UsageError, match="Use --config.train.batch_size=8 or --config.train.batch_size=12"
+    ):
         rows_and_accumulation(mesh, 10)
     assert rows_and_accumulation(mesh, 16, 2) == (2, 2)
 
-    # Each device holds its rows only, and a tensor pair holds the same ones.
+    # Each device holds its own rows only. The two devices along `tensor` hold the same rows.
     rows = local_batch_rows(mesh, 8)
     np.testing.assert_array_equal(rows, np.arange(8))
     x = to_global(toy.host_batch(3, rows), mesh, 8, rows)["x"]
     assert {shard.data.shape[0] for shard in x.addressable_shards} == {2}
     assert len({str(shard.index) for shard in x.addressable_shards}) == 4
 
-    # Parameters and moments are split where the rules say.
+    # Parameters and moments are split as the rules say.
     _, state, step = toy.setting(mesh=mesh)
     for tree in (state.params, state.opt_state[0].mu, state.opt_state[0].nu):
         assert tree["kernel"].sharding.spec == PartitionSpec("fsdp", "tensor")
@@ -96,28 +103,68 @@ def on_eight_devices():
         assert tree["kernel"].addressable_shards[0].data.size == tree["kernel"].size // 4
         assert tree["scale"].sharding.is_fully_replicated
 
-    # The modules' constraints stand in the lowered text; linen drops them without the rules.
+    # The lowered program has the modules' constraints. (linen drops them without rules.)
     lowered = step.lower(state, next(toy.batches(mesh, 8)(0))).as_text()
     constraints = [line for line in lowered.splitlines() if "sharding_constraint" in line]
     assert any("tensor" in line and "data" in line for line in constraints), constraints
 
-    with pytest.raises(UsageError, match="does not divide the axis 'embed' of size 8"):
-        create_state(toy.init_params, toy.adamw(lambda _: 1e-3), odd_mesh())
-
+    check_other_rules(mesh)
     print(json.dumps(losses(mesh)))
 
 
-def odd_mesh():
-    return create_mesh(data=1, fsdp=3, tensor=1, devices=jax.devices()[:3])
+def check_other_rules(mesh):
+    """With other rules the parameters are split differently, and the losses are the same."""
+    rules = rules_with([("mlp", None), ("embed", ["fsdp", "tensor"])])
+    schedule = toy.polynomial_schedule(1e-2, warmup_steps=0, decay_steps=10)
+    tx = toy.adamw(schedule)
+    metrics = []
+    for these in (RULES, rules):
+        state = create_state(toy.init_params, tx, mesh, rules=these)
+        kernel, moments = state.params["kernel"], state.opt_state[0].mu["kernel"]
+        if these is rules:
+            assert kernel.sharding.spec == PartitionSpec(("fsdp", "tensor"), None)
+            assert moments.sharding.spec == kernel.sharding.spec
+            assert kernel.addressable_shards[0].data.shape == (2, 16)
+        else:
+            assert kernel.addressable_shards[0].data.shape == (4, 8)
+        step = one_step(tx, mesh, these)
+        data, losses = toy.batches(mesh, 8)(0), []
+        for _ in range(2):
+            state, loss = step(state, next(data))
+            losses.append(float(loss))
+        metrics.append(losses)
+    np.testing.assert_allclose(metrics[0], metrics[1], rtol=1e-5)
+
+
+def one_step(tx, mesh, rules):
+    """A training step under other rules than the default ones."""
+    loss_fn, count_fn = toy.loss_and_count()
+
+    def loss_of(params, batch):
+        sums, counts = loss_fn(params, batch, None), count_fn(batch)
+        return sum(sums[name] / counts[name] for name in sums)
+
+    @jax.jit
+    def update(state, batch):
+        loss, grads = jax.value_and_grad(loss_of)(state.params, batch)
+        updates, opt_state = tx.update(grads, state.opt_state, state.params)
+        params = optax.apply_updates(state.params, updates)
+        return TrainState(state.step + 1, params, opt_state), loss
+
+    def step(state, batch):
+        with on_mesh(mesh, rules):
+            return update(state, batch)
+
+    return step
 
 
 def losses(mesh, accumulation=1):
     _, state, step = toy.setting(mesh=mesh, accumulation=accumulation)
-    data, found = toy.batches(mesh, 8)(0), []
+    data, values = toy.batches(mesh, 8)(0), []
     for _ in range(5):
         state, metrics = step(state, next(data))
-        found.append([float(metrics["loss"]), float(metrics["gradient_norm"])])
-    return found
+        values.append([float(metrics["loss"]), float(metrics["gradient_norm"])])
+    return values
 
 
 def test_eight_devices_train_as_one():
@@ -126,6 +173,51 @@ def test_eight_devices_train_as_one():
     np.testing.assert_allclose(eight, one, rtol=1e-5)
 
 
-def test_no_logical_axis_is_without_a_rule():
-    names = [name for name, _ in partitioning.RULES]
+@pytest.mark.parametrize(
+    ("overrides", "message"),
+    [
+        ((), "--config.mesh.fsdp = 3 does not divide the axis 'embed' of size 8 of .*kernel"),
+        (
+            [("mlp", None), ("embed", ["fsdp", "tensor"])],
+            r"--config.mesh.fsdp \* --config.mesh.tensor = 6 does not divide the axis 'embed'",
+        ),
+    ],
+)
+def test_axes_that_are_not_divisible(overrides, message):
+    mesh = AbstractMesh((1, 3, 2), MESH_AXES)
+    with pytest.raises(UsageError, match=message):
+        abstract_state(toy.init_params, toy.adamw(lambda _: 0.1), mesh, rules_with(overrides))
+
+
+def test_every_logical_axis_has_one_rule():
+    names = [name for name, _ in RULES]
     assert len(names) == len(set(names))
+
+
+def test_rules_with_overrides():
+    assert rules_with(()) == RULES
+    rules = rules_with([("mlp", "fsdp"), ("embed", []), ("vocab", ("fsdp", "tensor"))])
+    assert [name for name, _ in rules] == [name for name, _ in RULES]  # the priority stays
+    changed = dict(rule for rule in rules if rule not in RULES)
+    assert changed == {"mlp": "fsdp", "embed": None, "vocab": ("fsdp", "tensor")}
+    assert parameter_spec(("layers", "embed", "mlp"), rules) == PartitionSpec(None, None, "fsdp")
+    assert parameter_spec(("vocab", "embed"), rules) == PartitionSpec(("fsdp", "tensor"), None)
+    with pytest.raises(UsageError, match=r"--config.mesh.rules: two of the axes .* 'fsdp'"):
+        parameter_spec(("vocab", "mlp"), rules)
+
+
+@pytest.mark.parametrize(
+    ("overrides", "message"),
+    [
+        ([("emebd", "fsdp")], "'emebd' is not a logical axis that can be changed: .* embed"),
+        ([("batch", "data")], "'batch' is not a logical axis that can be changed"),
+        ([("mlp", "model")], "'model' .* is not a mesh axis: use data, fsdp, tensor"),
+        ([("mlp", ["fsdp", "fsdp"])], "'mlp' has the mesh axis 'fsdp' twice"),
+        ([("mlp", "fsdp"), ("mlp", None)], "'mlp' has two rules"),
+        (["mlp"], "'mlp' is not a pair"),
+        ([("mlp", "fsdp", "tensor")], "is not a pair"),
+    ],
+)
+def test_wrong_overrides(overrides, message):
+    with pytest.raises(UsageError, match=f"--config.mesh.rules: .*{message}"):
+        rules_with(overrides)

@@ -13,7 +13,7 @@ from tests.support import toy
 TX = adamw(lambda _: 1e-2)
 
 
-def values(tree):
+def to_numpy(tree):
     return jax.tree.map(np.array, tree)
 
 
@@ -24,38 +24,47 @@ def test_abstract_state_describes_the_real_one():
         create_state(toy.init_params, TX, mesh),
     )
     assert jax.tree.structure(abstract) == jax.tree.structure(state)
-    for want, have in zip(jax.tree.leaves(abstract), jax.tree.leaves(state), strict=True):
-        assert (want.shape, want.dtype, want.sharding) == (have.shape, have.dtype, have.sharding)
+    for shape, array in zip(jax.tree.leaves(abstract), jax.tree.leaves(state), strict=True):
+        assert (shape.shape, shape.dtype, shape.sharding) == (
+            array.shape,
+            array.dtype,
+            array.sharding,
+        )
     assert abstract.params["kernel"].sharding.spec == PartitionSpec("fsdp", "tensor")
     assert int(state.step) == 0
     assert count_parameters(abstract.params) == count_parameters(state.params) == 8 * 16 * 2 + 24
 
 
-def test_boxes_are_gone():
+def test_the_state_has_arrays_without_boxes():
     state = create_state(toy.init_params, TX, create_mesh())
     assert all(isinstance(leaf, jax.Array) for leaf in jax.tree.leaves(state))
     assert isinstance(state.params["kernel"], jax.Array)
 
 
-@pytest.mark.parametrize("put", [np.asarray, jnp.asarray])
-def test_given_weights_are_used_and_outlive_training(put):
-    mesh, fresh, step = toy.setting(rate=0.1)
-    given = jax.tree.map(lambda p: put(np.array(p) + 1), fresh.params)
-    before = values(given)
-    state = create_state(toy.init_params, TX, mesh, params=given)
-    jax.tree.map(np.testing.assert_array_equal, values(state.params), before)
+@pytest.fixture(scope="module")
+def setting():
+    return toy.setting(rate=0.1)
+
+
+@pytest.mark.parametrize("as_array", [np.asarray, jnp.asarray])
+def test_initial_weights_are_used_and_not_changed_by_training(setting, as_array):
+    mesh, initial_state, step = setting
+    weights = jax.tree.map(lambda p: as_array(np.array(p) + 1), initial_state.params)
+    expected = to_numpy(weights)
+    state = create_state(toy.init_params, TX, mesh, params=weights)
+    jax.tree.map(np.testing.assert_array_equal, to_numpy(state.params), expected)
     data = toy.batches(mesh, 8)(0)
     for _ in range(3):
         state, _ = step(state, next(data))
-    jax.tree.map(np.testing.assert_array_equal, values(given), before)
+    jax.tree.map(np.testing.assert_array_equal, to_numpy(weights), expected)
 
 
 def test_weights_of_another_model_are_named():
     params = create_state(toy.init_params, TX, create_mesh()).params
     other = {**params, "kernel": np.zeros((8, 4))}
     del other["bias"]
-    with pytest.raises(UsageError) as told:
+    with pytest.raises(UsageError, match="the initial weights do not fit the model") as raised:
         create_state(toy.init_params, TX, create_mesh(), params=other)
-    assert "bias: missing there, (16,) here" in str(told.value)
-    assert "kernel: (8, 4) there, (8, 16) here" in str(told.value)
-    assert "scale" not in str(told.value)
+    assert "bias: missing in the weights, (16,) in the model" in str(raised.value)
+    assert "kernel: (8, 4) in the weights, (8, 16) in the model" in str(raised.value)
+    assert "scale" not in str(raised.value)
