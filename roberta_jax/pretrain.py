@@ -40,7 +40,7 @@ from roberta_jax.pretraining.datasets import held_out_rows, training_rows
 from roberta_jax.pretraining.evaluation import HeldOut, placed
 from roberta_jax.pretraining.spec import Plan, check_schedule_is_stated
 from roberta_jax.pretraining.text import Prepared, prepare
-from roberta_jax.training import loop
+from roberta_jax.training import loop, preemption
 from roberta_jax.training.checkpoints import Checkpoints
 from roberta_jax.training.distributed import join_processes
 from roberta_jax.training.host_memory import keep_freed_memory, restart_with_huge_pages
@@ -175,7 +175,7 @@ class _Run:
             deterministic=config.train.deterministic,
         )
         with (
-            loop.stop_requests() as should_stop,
+            preemption.stop_requests() as should_stop,
             MetricsWriter(
                 self.folder, step=start, steps=steps, primary=jax.process_index() == 0
             ) as writer,

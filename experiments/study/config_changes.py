@@ -10,7 +10,7 @@ from ml_collections import ConfigDict
 from roberta_jax.cli import flatten, nearest
 from roberta_jax.errors import UsageError
 from roberta_jax.pretraining.config_keys import MAY_CHANGE, RENAMED
-from roberta_jax.training.workdir import covered
+from roberta_jax.training.workdir import key_matches
 
 Changes = Mapping[str, Any]  # dotted config key -> value
 
@@ -20,7 +20,7 @@ _AFFECTS_RESULTS = ("train.steps", "schedule.decay_steps")
 
 def affects_results(key: str) -> bool:
     """Whether a config key affects the results of a run, as paths and intervals do not."""
-    return key in _AFFECTS_RESULTS or not covered(key, MAY_CHANGE)
+    return key in _AFFECTS_RESULTS or not key_matches(key, MAY_CHANGE)
 
 
 def values_that_affect_results(config: ConfigDict) -> dict[str, Any]:

@@ -1,1 +1,1 @@
-"""The training loop and what it stands on; knows neither the model nor the data."""
+"""Training: the loop and its parts, independent of the model and of the data."""

@@ -1,9 +1,9 @@
-"""Checkpoints that are whole or not there, and that say so when a byte of them has changed.
+"""Saves and restores checkpoints with Orbax, and detects damaged ones.
 
-The only module that knows Orbax. Orbax writes a step into a temporary folder and renames it at the
-end, so a kill at any moment leaves the earlier steps and nothing half written. What it does not do
-is notice a changed byte: that restores as wrong numbers without an error. So each checkpoint holds
-a digest of every array, made on the device that holds it, and a restore is compared with them.
+Orbax writes a checkpoint into a temporary folder and renames it when it is complete, so a process
+that is killed leaves the earlier checkpoints intact and no partial one. Orbax does not detect
+changed bytes, which restore as wrong values without an error. For that reason each checkpoint
+stores a digest of every array, computed on the devices that hold it, and `restore` compares them.
 """
 
 import contextlib
@@ -25,33 +25,33 @@ from roberta_jax.errors import UsageError
 
 
 class Checkpoints:
-    """The checkpoints of one run: a folder with one folder a step.
+    """The checkpoints of one run: a folder with one subfolder per step.
 
-    Saving copies the state to the host and returns; the files are written in the background. Use it
-    as a context manager: leaving it waits for what is being written.
+    `save` copies the state to the host and returns; the files are written in the background. Use it
+    as a context manager, which waits at its end until the files are written.
     """
 
     def __init__(self, folder: epath.PathLike, keep: int = 2):
-        """Opens the folder, creating it if need be.
+        """Opens the folder, and creates it if it does not exist.
 
         Args:
-          folder: where the steps lie.
-          keep: how many of the newest stay.
+          folder: the folder of the checkpoints, local or on an object store.
+          keep: the number of checkpoints to keep; older ones are deleted.
 
         Raises:
-          UsageError: the folder cannot be created, or `keep` is below 1.
+          UsageError: the folder cannot be created, or `keep` is less than 1.
         """
         if keep < 1:
-            raise UsageError(f"train.keep_checkpoints={keep}: at least 1 must be kept.")
+            raise UsageError(f"--config.train.keep_checkpoints={keep} must be at least 1.")
         self.folder = epath.Path(folder)
-        if "://" not in str(folder):  # Orbax wants absolute paths; gs://... is one
+        if "://" not in str(folder):  # Orbax requires absolute paths; gs://... is one
             self.folder = self.folder.absolute()
         options = ocp.CheckpointManagerOptions(
             max_to_keep=keep,
             cleanup_tmp_directories=True,
             enable_async_checkpointing=True,
         )
-        with self._told("open"):
+        with self._file_system_errors("open"):
             self._manager = ocp.CheckpointManager(self.folder, options=options)
 
     def __enter__(self) -> "Checkpoints":
@@ -62,33 +62,33 @@ class Checkpoints:
             self.wait()
             self._manager.close()
         else:
-            # The first error is the one to tell; what a broken save adds to it is an echo.
-            with contextlib.suppress(Exception), _hushed():
+            # Errors of the background save would only hide the first error.
+            with contextlib.suppress(Exception), _silence_orbax():
                 self._manager.close()
 
     def steps(self) -> list[int]:
-        """The steps on disk, ascending."""
+        """Returns the steps that have a checkpoint on disk, ascending."""
         self._manager.reload()
         return sorted(self._manager.all_steps())
 
     def latest_step(self) -> int | None:
-        """The newest step on disk, or None."""
+        """Returns the last step that has a checkpoint on disk, or None."""
         return max(self.steps(), default=None)
 
     def save(self, step: int, state: Any, extra: Mapping[str, Any] | None = None) -> None:
-        """Saves `state`, a tree of arrays, as step `step`, unless that step is there already.
+        """Saves `state` as the checkpoint of step `step`, unless that step has one already.
 
         The state may be donated as soon as this returns.
 
         Args:
           step: the number of updates made.
-          state: what to save.
-          extra: anything JSON can hold, returned by `restore` as it is.
+          state: a tree of arrays.
+          extra: a JSON object, which `restore` returns.
 
         Raises:
-          UsageError: this save or the one before could not be written; earlier steps are intact.
+          UsageError: this or the previous checkpoint could not be written; earlier ones are intact.
         """
-        with self._told("write"):
+        with self._file_system_errors("write"):
             self._manager.wait_until_finished()
             if step in self._manager.all_steps():
                 return
@@ -96,115 +96,118 @@ class Checkpoints:
             args = ocp.args.Composite(
                 state=ocp.args.StandardSave(state), meta=ocp.args.JsonSave(meta)
             )
-            # Forced: the loop decides when to save, not Orbax's own policy.
+            # force=True: the training loop decides when to save, not Orbax's policy.
             self._manager.save(step, args=args, force=True)
 
     def wait(self) -> None:
-        """Waits until what was saved is on disk.
+        """Waits until all saved checkpoints are on disk.
 
         Raises:
-          UsageError: it could not be written.
+          UsageError: a checkpoint could not be written.
         """
-        with self._told("write"):
+        with self._file_system_errors("write"):
             self._manager.wait_until_finished()
 
     def restore(self, like: Any) -> tuple[Any, dict[str, Any]] | None:
-        """Reads the newest checkpoint and compares it with its digests.
+        """Restores the newest checkpoint and verifies its digests.
 
         Args:
-          like: the state's shapes, dtypes and shardings, a tree of `jax.ShapeDtypeStruct`s.
+          like: the shapes, dtypes and shardings of the state, a tree of `jax.ShapeDtypeStruct`s.
 
         Returns:
-          (state, extra), or None where there is no checkpoint.
+          (state, extra), or None if there is no checkpoint.
 
         Raises:
-          UsageError: the checkpoint is of another model, or it is truncated or altered; the message
-            names the newest one that reads back whole, and what to delete to go on from it.
+          UsageError: the checkpoint belongs to another model or optimizer, or it is damaged. In
+            that case the message names the newest intact checkpoint, and the folders to delete to
+            resume from it.
         """
         steps = self.steps()
         if not steps:
             return None
         try:
             return self._restore(steps[-1], like)
-        except _Unreadable as error:
-            raise UsageError(self._advice(steps, error, like)) from error
+        except _DamagedError as error:
+            raise UsageError(self._damage_message(steps, error, like)) from error
 
     def _restore(self, step: int, like: Any) -> tuple[Any, dict[str, Any]]:
         meta = self._read(step, meta=ocp.args.JsonRestore())["meta"]
         try:
             leaves, extra = meta["leaves"], meta["extra"]
         except (KeyError, TypeError) as error:
-            raise _Unreadable(f"its metadata lacks {error}") from error
+            raise _DamagedError(f"its metadata lacks {error}") from error
         _check_same_leaves(leaves, like, self.folder / str(step))
         state = self._read(step, state=ocp.args.StandardRestore(like))["state"]
-        found = _describe(state)
-        altered = [name for name in found if found[name] != leaves[name]]
+        restored = _describe(state)
+        altered = [name for name in restored if restored[name] != leaves[name]]
         if altered:
             names = ", ".join(altered[:3]) + (", ..." if len(altered) > 3 else "")
-            raise _Unreadable(
-                f"{len(altered)} of its {len(found)} arrays are not what was saved: {names}"
+            raise _DamagedError(
+                f"{len(altered)} of its {len(restored)} arrays differ from the saved ones: {names}"
             )
         return state, extra
 
     def _read(self, step: int, **items: Any) -> Any:
-        with _hushed():
+        with _silence_orbax():
             try:
                 return self._manager.restore(step, args=ocp.args.Composite(**items))
             except Exception as error:
-                # A damaged file surfaces as any of a dozen exceptions of Orbax and tensorstore.
+                # Orbax and tensorstore raise many types of exceptions for damaged files.
                 reason = f"{type(error).__name__}: {error}".splitlines()[0]
                 reason = reason.split(" [tensorstore_spec")[0]
-                raise _Unreadable(textwrap.shorten(reason, 200)) from None
+                raise _DamagedError(textwrap.shorten(reason, 200)) from None
 
-    def _advice(self, steps: list[int], error: "_Unreadable", like: Any) -> str:
+    def _damage_message(self, steps: list[int], error: "_DamagedError", like: Any) -> str:
         message = f"the checkpoint {self.folder / str(steps[-1])} is damaged ({error})."
-        bad = [steps[-1]]
+        damaged = [steps[-1]]
         for step in reversed(steps[:-1]):
             try:
                 self._restore(step, like)
-            except _Unreadable:
-                bad.append(step)
+            except _DamagedError:
+                damaged.append(step)
                 continue
-            folders = " ".join(str(self.folder / str(b)) for b in sorted(bad))
+            folders = " ".join(str(self.folder / str(each)) for each in sorted(damaged))
             return (
-                f"{message}\nStep {step} reads back whole. To go on from it, delete the damage "
-                f"and run the same command again:\n  rm -r {folders}"
+                f"{message}\nThe checkpoint of step {step} is intact. To resume from it, delete "
+                f"the damaged ones and run the same command again:\n  rm -r {folders}"
             )
         return (
-            f"{message}\nNo earlier checkpoint reads back whole (there are: "
-            f"{', '.join(map(str, steps))}). Start again in a new workdir."
+            f"{message}\nNo earlier checkpoint is intact (steps on disk: "
+            f"{', '.join(map(str, steps))}). Start again in a new --workdir."
         )
 
     @contextlib.contextmanager
-    def _told(self, doing: str) -> Iterator[None]:
-        """Turns what the file system refuses into a UsageError; what is on disk stays as it is."""
+    def _file_system_errors(self, action: str) -> Iterator[None]:
+        """Turns errors of the file system that a user can fix into a UsageError."""
         try:
             yield
         except UsageError:
             raise
         except Exception as error:
-            reason = _refusal(error)
+            reason = _file_system_reason(error)
             if reason is None:
                 raise
-            message = f"cannot {doing} checkpoints in {self.folder}: {reason}."
-            if doing == "open":
+            message = f"cannot {action} checkpoints in {self.folder}: {reason}."
+            if action == "open":
                 advice = "Choose a --workdir that can be written."
             else:
-                done = self.steps()
+                steps = self.steps()
                 advice = (
-                    f"The checkpoint of step {done[-1]} is intact" if done else "None was written"
+                    f"The checkpoint of step {steps[-1]} is intact"
+                    if steps
+                    else "No checkpoint was written"
                 )
                 advice += ": make room (or the folder writable) and run the same command again."
             raise UsageError(f"{message}\n{advice}") from error
 
 
-class _Unreadable(Exception):
-    """A checkpoint that is not what was written."""
+class _DamagedError(Exception):
+    """The files of a checkpoint are not what was written."""
 
 
 @contextlib.contextmanager
-def _hushed() -> Iterator[None]:
-    """Keeps Orbax's background tasks from printing what the exception says as well."""
+def _silence_orbax() -> Iterator[None]:
+    """Keeps Orbax's background tasks from printing errors that an exception reports anyway."""
     loggers = [logging.getLogger(name) for name in ("absl", "asyncio")]
     levels = [logger.level for logger in loggers]
     hook = sys.unraisablehook
@@ -216,7 +219,7 @@ def _hushed() -> Iterator[None]:
             try:
                 yield
             except Exception:
-                gc.collect()  # tasks that failed report when they are collected
+                gc.collect()  # failed tasks print their error when they are garbage collected
                 raise
     finally:
         sys.unraisablehook = hook
@@ -224,9 +227,9 @@ def _hushed() -> Iterator[None]:
             logger.setLevel(level)
 
 
-# What the operating system calls the errors that a user can mend; tensorstore passes them on as
-# text inside exceptions of its own.
-_REFUSALS = (
+# The operating system's names of the errors that a user can fix. tensorstore passes them on as text
+# within its own exceptions.
+_FILE_SYSTEM_ERRORS = (
     "No space left on device",
     "Disk quota exceeded",
     "Read-only file system",
@@ -235,11 +238,12 @@ _REFUSALS = (
 )
 
 
-def _refusal(error: BaseException | None) -> str | None:
+def _file_system_reason(error: BaseException | None) -> str | None:
+    """Returns the error of the file system that caused an exception, or None."""
     while error is not None:
-        for words in _REFUSALS:
-            if words in str(error):
-                return words
+        for reason in _FILE_SYSTEM_ERRORS:
+            if reason in str(error):
+                return reason
         error = error.__cause__ or error.__context__
     return None
 
@@ -248,51 +252,58 @@ def _name(path: Any) -> str:
     return jax.tree_util.keystr(path, simple=True, separator="/")
 
 
-def _shape_of(leaf: Any) -> dict[str, Any]:
+def _shape_and_dtype(leaf: Any) -> dict[str, Any]:
     return {"shape": list(leaf.shape), "dtype": str(leaf.dtype)}
 
 
 def _describe(state: Any) -> dict[str, dict[str, Any]]:
-    """Returns {name of the leaf: its shape, dtype and digest}."""
+    """Returns the shape, dtype and digest of each array in a tree, by its name."""
     paths, leaves = zip(*jax.tree_util.tree_leaves_with_path(state), strict=True)
     digests = np.asarray(_digests(list(leaves)))
     return {
-        _name(path): {**_shape_of(leaf), "digest": f"{digest:08x}"}
+        _name(path): {**_shape_and_dtype(leaf), "digest": f"{digest:08x}"}
         for path, leaf, digest in zip(paths, leaves, digests.tolist(), strict=True)
     }
 
 
 def _check_same_leaves(saved: Mapping[str, Any], like: Any, folder: epath.Path) -> None:
-    """Orbax casts dtypes without a word and tells other shapes at length; this says both."""
-    have = {name: f"{leaf['dtype']}{leaf['shape']}" for name, leaf in saved.items()}
-    want = {
-        _name(path): "{dtype}{shape}".format(**_shape_of(leaf))
+    """Checks names, shapes and dtypes. (Orbax casts other dtypes silently.)"""
+    in_checkpoint = {name: f"{leaf['dtype']}{leaf['shape']}" for name, leaf in saved.items()}
+    in_run = {
+        _name(path): "{dtype}{shape}".format(**_shape_and_dtype(leaf))
         for path, leaf in jax.tree_util.tree_leaves_with_path(like)
     }
-    differing = sorted(name for name in have | want if have.get(name) != want.get(name))
+    differing = sorted(
+        name for name in in_checkpoint | in_run if in_checkpoint.get(name) != in_run.get(name)
+    )
     if differing:
         lines = [
-            f"  {name}: saved {have.get(name, 'nothing')}, this run has {want.get(name, 'nothing')}"
+            f"  {name}: saved {in_checkpoint.get(name, 'nothing')}, "
+            f"this run has {in_run.get(name, 'nothing')}"
             for name in differing[:8]
         ]
         more = [f"  ... and {len(differing) - 8} more"] if len(differing) > 8 else []
         raise UsageError(
-            "\n".join([f"the checkpoint {folder} is of another model or optimizer:", *lines, *more])
-            + "\nUse the config that wrote it, or a new --workdir."
+            "\n".join(
+                [f"the checkpoint {folder} belongs to another model or optimizer:", *lines, *more]
+            )
+            + "\nUse the config of the run that wrote it, or a new --workdir."
         )
 
 
 @jax.jit
 def _digests(leaves: list[jax.Array]) -> jax.Array:
-    """uint32 [number of leaves]: a digest of each array's bits."""
+    """Returns the digest of each array, uint32 [number of arrays]."""
     return jnp.stack([digest(leaf) for leaf in leaves])
 
 
 def digest(x: jax.Array) -> jax.Array:
-    """Sums an array's bits, as unsigned integers, times odd weights of the global index.
+    """Computes a checksum of an array that does not depend on its sharding.
 
-    Modulo 2^32, so the order of summation does not matter: the same on every mesh, and no copy to
-    the host. An odd weight has an inverse, so a change of one element always changes the sum.
+    It is the sum, modulo 2^32, of each element's bits as an unsigned integer, times an odd weight
+    that depends on the element's global index. The order of summation does not matter, so every
+    mesh gives the same value, without a copy to the host. An odd weight has an inverse, so a change
+    of one element always changes the sum. (Of 8-byte types, only the lower 32 bits count.)
 
     Returns:
       uint32 scalar.
@@ -305,8 +316,8 @@ def digest(x: jax.Array) -> jax.Array:
     index = jnp.zeros(x.shape, jnp.uint32)
     for axis, size in enumerate(x.shape):
         index = index * jnp.uint32(size) + jax.lax.broadcasted_iota(jnp.uint32, x.shape, axis)
-    # Multiplied and folded, so that the weights of neighbours have nothing in common: plain odd
-    # numbers would miss many a swap of two elements.
+    # A hash of the index, so that weights of nearby elements differ in many bits. With consecutive
+    # odd numbers as weights, many swaps of two elements would go unnoticed.
     weights = index * jnp.uint32(0x9E3779B1)
     weights = (weights ^ (weights >> 15)) | jnp.uint32(1)
     return jnp.sum(bits.astype(jnp.uint32) * weights, dtype=jnp.uint32)

@@ -10,11 +10,8 @@ all devices, hosts and microbatches. A mean of means would be another loss where
 the parts differ.
 """
 
-import contextlib
 import dataclasses
 import math
-import signal
-import threading
 import zlib
 from collections.abc import Callable, Iterable, Iterator, Mapping
 from typing import Any
@@ -22,11 +19,11 @@ from typing import Any
 import jax
 import jax.numpy as jnp
 import optax
-from jax.experimental import multihost_utils
 from jax.sharding import Mesh
 
 from roberta_jax.errors import UsageError
 from roberta_jax.training.checkpoints import Checkpoints
+from roberta_jax.training.flops import peak_flops
 from roberta_jax.training.metrics import Meter, MetricsWriter
 from roberta_jax.training.partitioning import on_mesh
 from roberta_jax.training.state import TrainState
@@ -37,25 +34,6 @@ LossFn = Callable[[Any, Batch, jax.Array | None], Sums]
 CountFn = Callable[[Batch], Sums]
 TrainStep = Callable[[TrainState, Batch], tuple[TrainState, dict[str, jax.Array]]]
 EvalStep = Callable[[Any, Batch], tuple[Sums, Sums]]
-
-# Multiply-adds counted as two, without sparsity, in the type the matrix units take (bfloat16).
-PEAK_FLOPS = {
-    "TPU v4": 275e12,
-    "TPU v5 lite": 197e12,
-    "TPU v5e": 197e12,
-    "TPU v5": 459e12,
-    "TPU v5p": 459e12,
-    "TPU v6 lite": 918e12,
-    "TPU v6e": 918e12,
-    "NVIDIA A100-SXM4-40GB": 312e12,
-    "NVIDIA A100-SXM4-80GB": 312e12,
-    "NVIDIA H100 80GB HBM3": 989e12,
-    "NVIDIA H200": 989e12,
-    "NVIDIA L4": 121e12,
-    "Tesla T4": 65e12,
-    "Tesla V100-SXM2-16GB": 125e12,
-}
-
 
 EVALUATION_DUE = "evaluation_due"  # in a checkpoint, beside `fit`'s `extra`
 
@@ -197,43 +175,6 @@ def _add(sums, counts, found) -> None:
                 total[name] = total.get(name, 0.0) + float(value)
 
 
-@contextlib.contextmanager
-def stop_requests() -> Iterator[Callable[[], bool]]:
-    """Gives a function that says whether the run was asked to stop; poll it after every batch.
-
-    SIGTERM (how a scheduler takes a machine back) and Ctrl-C set a flag instead of killing; a
-    second Ctrl-C interrupts at once. With several processes JAX's preemption service makes them
-    agree on the poll at which to stop, so all must poll equally often.
-    """
-    if jax.process_count() > 1:
-        polls, stopped = 0, False
-
-        def agreed() -> bool:
-            nonlocal polls, stopped
-            polls += 1
-            stopped = stopped or multihost_utils.reached_preemption_sync_point(polls)
-            return stopped
-
-        yield agreed
-        return
-    if threading.current_thread() is not threading.main_thread():
-        yield lambda: False  # signals reach the main thread alone
-        return
-    asked = threading.Event()
-
-    def ask(number, frame):
-        if asked.is_set() and number == signal.SIGINT:
-            raise KeyboardInterrupt
-        asked.set()
-
-    before = {number: signal.signal(number, ask) for number in (signal.SIGTERM, signal.SIGINT)}
-    try:
-        yield asked.is_set
-    finally:
-        for number, handler in before.items():
-            signal.signal(number, handler)
-
-
 @dataclasses.dataclass(frozen=True)
 class Cadence:
     """After how many steps each thing happens; 0 is never.
@@ -303,7 +244,7 @@ def fit(
     """
     step = int(state.step)
     meter = Meter(tokens_per_step)
-    peak = _peak_flops()
+    peak = peak_flops()
     pending: dict[str, jax.Array] | None = None  # the metrics of `step`, not read yet
 
     def read() -> None:
@@ -379,9 +320,3 @@ def _check_finite(step: int, values: Mapping[str, float], checkpoints: Checkpoin
         f"is not finite. {saved}\nStart in a new --workdir with a lower optimizer.learning_rate, a "
         "longer schedule.warmup_steps, or optimizer.clip_norm=1."
     )
-
-
-def _peak_flops() -> float | None:
-    """The peak of all devices together, FLOP/s, or None for a chip not in the table."""
-    peak = PEAK_FLOPS.get(jax.devices()[0].device_kind)
-    return peak and peak * jax.device_count()

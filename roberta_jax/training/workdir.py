@@ -1,9 +1,9 @@
-"""The folder of a run: one run in it at a time, and one config for the whole of that run.
+"""The folder of a run: only one process writes to it at a time, and its config may not change.
 
-config.json     what the run was started with
-checkpoints/    one folder a step
-metrics.jsonl   what the run reported
-tensorboard/    the same, for TensorBoard
+config.json     the config of the run
+checkpoints/    one folder per step
+metrics.jsonl   the metrics
+tensorboard/    the metrics for TensorBoard
 hf/             the exported model and tokenizer, written at the end
 """
 
@@ -16,15 +16,20 @@ from typing import Any
 from etils import epath
 
 from roberta_jax.errors import UsageError
-
-try:
-    import fcntl
-except ImportError:  # not Unix
-    fcntl = None
+from roberta_jax.storage.atomic import write_json
+from roberta_jax.storage.locks import AlreadyLocked, exclusive_lock, is_locked
 
 CONFIG = "config.json"
 LOCK = ".lock"
-_MENDABLE = (errno.ENOSPC, errno.EDQUOT, errno.EROFS, errno.EACCES, errno.EPERM, errno.ENOTDIR)
+# Errors that a user can fix. Others keep their traceback.
+_FILE_SYSTEM_ERRORS = (
+    errno.ENOSPC,
+    errno.EDQUOT,
+    errno.EROFS,
+    errno.EACCES,
+    errno.EPERM,
+    errno.ENOTDIR,
+)
 
 
 class WorkdirInUse(UsageError):
@@ -34,69 +39,66 @@ class WorkdirInUse(UsageError):
 @contextlib.contextmanager
 def open_workdir(
     folder: epath.PathLike,
-    settings: Mapping[str, Any],
+    config: Mapping[str, Any],
     may_change: Collection[str],
     primary: bool = True,
+    *,
+    renamed: Mapping[str, str] | None = None,
+    added: Mapping[str, Any] | None = None,
 ) -> Iterator[epath.Path]:
-    """Opens a new workdir, or the one of a run that goes on.
+    """Opens the workdir of a new run, or of a run to resume, and locks it inside the context.
 
     Args:
-      folder: made if it does not exist.
-      settings: the config as nested dictionaries of what JSON can hold; written to `config.json`.
-      may_change: dotted keys whose value may differ from what is there ("train.steps"); a key that
-        ends in a dot stands for all below it ("mesh.").
-      primary: whether this process writes; of several one does.
+      folder: the workdir, which is created if it does not exist.
+      config: the config as nested dictionaries of JSON values; it is written to `config.json`.
+      may_change: dotted keys whose values may differ from those in `config.json` ("train.steps"). A
+        key that ends in a dot stands for all keys below it ("mesh.").
+      primary: whether this process writes; False for all but one of several processes.
+      renamed: old dotted key -> new one, for a `config.json` of an earlier version. An old key that
+        ends in a dot stands for all keys below it.
+      added: dotted key -> value that earlier versions, which lack the key, behaved by.
 
     Yields:
-      The folder. A file system that refuses to write while the context is open is told in a
-      sentence.
+      The folder. Errors of the file system inside the context that a user can fix (a full disk, a
+      missing permission) are raised as a UsageError.
 
     Raises:
-      WorkdirInUse: another run is using it.
-      UsageError: the folder cannot be written, or is of another config.
+      WorkdirInUse: another run is using the workdir.
+      UsageError: the folder cannot be written, or it belongs to a run with another config.
     """
     folder = epath.Path(folder)
-    with _told(folder):
+    with _file_system_errors(folder):
         if folder.exists() and not folder.is_dir():
             raise UsageError(f"--workdir={folder} is a file. Choose another name.")
         if primary:
             folder.mkdir(parents=True, exist_ok=True)
         with _locked(folder) if primary else contextlib.nullcontext():
-            _check_config(folder, settings, may_change)
+            _check_config(folder, config, may_change, renamed or {}, added or {})
             if primary:
-                temporary = folder / f"{CONFIG}.tmp"
-                temporary.write_text(json.dumps(settings, indent=2) + "\n")
-                temporary.replace(folder / CONFIG)
+                write_json(folder / CONFIG, config)
             yield folder
 
 
 @contextlib.contextmanager
-def _told(folder: epath.Path) -> Iterator[None]:
+def _file_system_errors(folder: epath.Path) -> Iterator[None]:
     try:
         yield
     except OSError as error:
-        if error.errno not in _MENDABLE:
+        if error.errno not in _FILE_SYSTEM_ERRORS:
             raise
         raise UsageError(
-            f"cannot write {error.filename or folder}: {error.strerror}. Checkpoints written "
-            "before are intact. Make room there, or choose a --workdir that can be written, and "
-            "run the same command again."
+            f"cannot write {error.filename or folder}: {error.strerror}. Earlier checkpoints are "
+            "intact. Make room there, or choose a --workdir that can be written, and run the same "
+            "command again."
         ) from error
 
 
 @contextlib.contextmanager
 def _locked(folder: epath.Path) -> Iterator[None]:
-    """Holds a lock on a local folder; the system lifts it when the process ends, however it ends.
-
-    Object stores and systems other than Unix have no such lock.
-    """
-    if fcntl is None or "://" in str(folder):
-        yield
-        return
-    with open(folder / LOCK, "w") as file:
+    with contextlib.ExitStack() as stack:
         try:
-            fcntl.flock(file, fcntl.LOCK_EX | fcntl.LOCK_NB)
-        except BlockingIOError:
+            stack.enter_context(exclusive_lock(folder / LOCK))
+        except AlreadyLocked:
             raise WorkdirInUse(
                 f"another run is writing to {folder}. Wait for it, stop it, or choose another "
                 "--workdir."
@@ -105,73 +107,88 @@ def _locked(folder: epath.Path) -> Iterator[None]:
 
 
 def read_config(folder: epath.PathLike) -> dict[str, Any] | None:
-    """What a workdir's run was started with, as nested dictionaries; None where there is none.
+    """Returns the config of a workdir's run as nested dictionaries, or None if there is no run.
 
     Raises:
-      UsageError: its `config.json` is damaged.
+      UsageError: `config.json` is damaged.
     """
     path = epath.Path(folder) / CONFIG
     if not path.exists():
         return None
     try:
-        settings = json.loads(path.read_text())
-        if not isinstance(settings, dict):
-            raise ValueError("no JSON object")
+        config = json.loads(path.read_text())
+        if not isinstance(config, dict):
+            raise ValueError("not a JSON object")
     except ValueError as error:
         raise UsageError(
             f"{path} is not readable as a config ({error}). Restore it, or choose another "
             "--workdir."
         ) from None
-    return settings
+    return config
 
 
 def in_use(folder: epath.PathLike) -> bool:
-    """Whether a process holds the lock of the folder at this moment."""
-    path = epath.Path(folder) / LOCK
-    if fcntl is None or "://" in str(folder) or not path.exists():
-        return False
-    with open(path) as file:
-        try:
-            fcntl.flock(file, fcntl.LOCK_SH | fcntl.LOCK_NB)
-        except BlockingIOError:
-            return True
-    return False
+    """Returns whether a process is writing to the workdir; always False on an object store."""
+    return is_locked(epath.Path(folder) / LOCK)
+
+
+def key_matches(key: str, patterns: Collection[str]) -> bool:
+    """Returns whether a dotted key is one of `patterns`, or below one that ends in a dot."""
+    return any(
+        key == pattern or (pattern.endswith(".") and key.startswith(pattern))
+        for pattern in patterns
+    )
 
 
 def _check_config(
-    folder: epath.Path, settings: Mapping[str, Any], may_change: Collection[str]
+    folder: epath.Path,
+    config: Mapping[str, Any],
+    may_change: Collection[str],
+    renamed: Mapping[str, str],
+    added: Mapping[str, Any],
 ) -> None:
-    found = read_config(folder)
-    if found is None:
+    saved_config = read_config(folder)
+    if saved_config is None:
         return
-    there = _flat(found)
-    here = _flat(json.loads(json.dumps(settings)))  # tuples read as lists
+    values = _flatten(json.loads(json.dumps(config)))  # tuples become lists, as in the file
+    saved = {_new_name(key, renamed): value for key, value in _flatten(saved_config).items()}
+    saved = json.loads(json.dumps(dict(added))) | saved
     differing = [
         key
-        for key in sorted(there.keys() | here.keys())
-        if there.get(key) != here.get(key) and not covered(key, may_change)
+        for key in sorted(saved.keys() | values.keys())
+        if saved.get(key) != values.get(key) and not key_matches(key, may_change)
     ]
     if differing:
-        lines = [f"  {key}: {there.get(key)!r} there, {here.get(key)!r} here" for key in differing]
-        free = ", ".join(key + "*" if key.endswith(".") else key for key in may_change)
+        lines = [
+            f"  --config.{key}: {saved.get(key)!r} there, {values.get(key)!r} here"
+            for key in differing
+        ]
+        changeable = ", ".join(
+            f"--config.{key}*" if key.endswith(".") else f"--config.{key}" for key in may_change
+        )
         raise UsageError(
             f"{folder} holds a run with another config:\n"
             + "\n".join(lines)
-            + "\nTo go on with that run, use its values; for a run with these, choose another "
-            f"--workdir.\nWhat may change within a run: {free}."
+            + "\nTo resume that run, use its values; to start a run with the new values, choose "
+            f"another --workdir.\nWhat may change within a run: {changeable}."
         )
 
 
-def covered(key: str, may_change: Collection[str]) -> bool:
-    """Whether a dotted key is among `may_change`, as `open_workdir` reads it."""
-    return any(key == each or (each.endswith(".") and key.startswith(each)) for each in may_change)
+def _new_name(key: str, renamed: Mapping[str, str]) -> str:
+    if key in renamed:
+        return renamed[key]
+    for old, new in renamed.items():
+        if old.endswith(".") and key.startswith(old):
+            return new + key.removeprefix(old)
+    return key
 
 
-def _flat(settings: Mapping[str, Any], prefix: str = "") -> dict[str, Any]:
-    leaves = {}
-    for key, value in settings.items():
+def _flatten(config: Mapping[str, Any], prefix: str = "") -> dict[str, Any]:
+    """Returns {dotted key: value} of nested dictionaries."""
+    values = {}
+    for key, value in config.items():
         if isinstance(value, Mapping):
-            leaves |= _flat(value, f"{prefix}{key}.")
+            values |= _flatten(value, f"{prefix}{key}.")
         else:
-            leaves[prefix + key] = value
-    return leaves
+            values[prefix + key] = value
+    return values

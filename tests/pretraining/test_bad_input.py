@@ -202,7 +202,7 @@ def test_damaged_checkpoint(place, copy, damage):
         pretrain(config, copy)
     message = one_screen(str(told.value))
     assert f"{copy / 'checkpoints' / '4'} is damaged" in message
-    assert "Step 2 reads back whole" in message
+    assert "The checkpoint of step 2 is intact" in message
     # What the message says to do works, and leads to the same model.
     assert f"rm -r {copy / 'checkpoints' / '4'}" in message
     shutil.rmtree(copy / "checkpoints" / "4")

@@ -12,7 +12,7 @@ import pytest
 
 from roberta_jax.errors import UsageError
 from roberta_jax.pretrain import pretrain
-from roberta_jax.training import loop
+from roberta_jax.training import preemption
 from roberta_jax.training.metrics import read_metrics
 from tests.support import processes, texts
 
@@ -76,7 +76,7 @@ def test_interrupted_in_process_equals_straight(place, monkeypatch, changes):
 
         return contextlib.nullcontext(should_stop)
 
-    monkeypatch.setattr(loop, "stop_requests", stop_requests)
+    monkeypatch.setattr(preemption, "stop_requests", stop_requests)
     stops = []
     while True:
         result = pretrain(config, place / "pieces")

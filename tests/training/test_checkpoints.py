@@ -38,22 +38,22 @@ def shifted(state, by):
     return jax.tree.map(lambda x: x + jnp.asarray(by, x.dtype), state)
 
 
-def test_what_is_saved_comes_back(tmp_path, state, like):
+def test_a_saved_state_is_restored(tmp_path, state, like):
     with Checkpoints(tmp_path / "c") as checkpoints:
         assert checkpoints.restore(like) is None
         checkpoints.save(3, state, {"tokenizer": "abc"})
-        checkpoints.save(3, shifted(state, 1))  # there already: left alone
+        checkpoints.save(3, shifted(state, 1))  # has no effect: the step has a checkpoint
     with Checkpoints(tmp_path / "c") as checkpoints:
         assert checkpoints.latest_step() == 3
-        found, extra = checkpoints.restore(like)
-    assert equal(found, state)
-    assert jax.tree.structure(found) == jax.tree.structure(state)
+        restored, extra = checkpoints.restore(like)
+    assert equal(restored, state)
+    assert jax.tree.structure(restored) == jax.tree.structure(state)
     assert extra == {"tokenizer": "abc"}
-    for want, have in zip(jax.tree.leaves(like), jax.tree.leaves(found), strict=True):
-        assert (have.dtype, have.sharding) == (want.dtype, want.sharding)
+    for shape, array in zip(jax.tree.leaves(like), jax.tree.leaves(restored), strict=True):
+        assert (array.dtype, array.sharding) == (shape.dtype, shape.sharding)
 
 
-def test_the_state_may_be_donated_at_once(tmp_path, like):
+def test_the_state_may_be_donated_right_after_save(tmp_path, like):
     """The save runs in the background while the next step writes over the state's memory."""
     big = jax.jit(lambda: jnp.arange(3_000_000, dtype=jnp.float32))()
     shape = jax.ShapeDtypeStruct(big.shape, big.dtype, sharding=big.sharding)
@@ -63,17 +63,17 @@ def test_the_state_may_be_donated_at_once(tmp_path, like):
         for _ in range(5):
             big = overwrite(big)
         checkpoints.wait()
-        found, _ = checkpoints.restore({"x": shape})
-    np.testing.assert_array_equal(found["x"], np.arange(3_000_000, dtype=np.float32))
+        restored, _ = checkpoints.restore({"x": shape})
+    np.testing.assert_array_equal(restored["x"], np.arange(3_000_000, dtype=np.float32))
 
 
-def test_only_the_newest_stay(tmp_path, state):
+def test_only_the_newest_checkpoints_are_kept(tmp_path, state):
     with Checkpoints(tmp_path / "c", keep=2) as checkpoints:
         for step in (1, 2, 5):
             checkpoints.save(step, state)
     with Checkpoints(tmp_path / "c", keep=2) as checkpoints:
         assert checkpoints.steps() == [2, 5]
-    with pytest.raises(UsageError, match="keep_checkpoints"):
+    with pytest.raises(UsageError, match="--config.train.keep_checkpoints=0 must be at least 1"):
         Checkpoints(tmp_path / "c", keep=0)
 
 
@@ -90,27 +90,27 @@ def reference_digest(x):
 
 @pytest.mark.parametrize("dtype", [np.float32, np.int32, np.uint8, ml_dtypes.bfloat16])
 @pytest.mark.parametrize("shape", [(), (7,), (3, 5), (2, 3, 4)])
-def test_digest_is_its_definition(dtype, shape):
+def test_the_digest_matches_its_definition(dtype, shape):
     x = np.asarray(np.random.default_rng(0).normal(size=shape) * 50).astype(dtype)
     assert int(jax.jit(digest)(x)) == reference_digest(np.atleast_1d(x))
 
 
-def test_digest_sees_every_bit_and_every_swap():
+def test_the_digest_changes_with_every_bit_and_every_swap():
     x = np.random.default_rng(0).normal(size=64).astype(np.float32)
-    seen = jax.jit(digest)
-    whole = int(seen(x))
+    jitted = jax.jit(digest)
+    original = int(jitted(x))
     bits = x.view(np.uint32)
     for element in range(0, 64, 5):
         for bit in range(32):
             altered = bits.copy()
             altered[element] ^= np.uint32(1 << bit)
-            assert int(seen(altered.view(np.float32))) != whole
+            assert int(jitted(altered.view(np.float32))) != original
     for i in range(0, 64, 7):
         for j in range(i):
             swapped = x.copy()
             swapped[[i, j]] = x[[j, i]]
-            assert int(seen(swapped)) != whole
-    assert int(seen(np.float32(0.0))) != int(seen(np.float32(-0.0)))
+            assert int(jitted(swapped)) != original
+    assert int(jitted(np.float32(0.0))) != int(jitted(np.float32(-0.0)))
 
 
 def digests_on_eight_devices():
@@ -121,13 +121,13 @@ def digests_on_eight_devices():
         print(int(jax.jit(digest)(placed)))
 
 
-def test_digest_is_the_same_on_every_mesh():
-    found = processes.run(__name__, "digests_on_eight_devices", devices=8).split()
+def test_the_digest_is_the_same_on_every_mesh():
+    digests = processes.run(__name__, "digests_on_eight_devices", devices=8).split()
     x = np.random.default_rng(0).normal(size=(16, 8)).astype(np.float32)
-    assert found == [str(reference_digest(x))] * 4
+    assert digests == [str(reference_digest(x))] * 4
 
 
-# Damage. Fewer arrays than a real state has: each is a file to damage.
+# Damage. The state has few arrays, because every file of a checkpoint is damaged in turn.
 
 
 def small(by):
@@ -159,9 +159,9 @@ def truncate(path, at):
 
 
 @pytest.mark.parametrize("damage", [flip, truncate])
-def test_damage_is_told_or_harmless(tmp_path, two_steps, damage, capfd):
-    """Whatever file of the newest step is damaged: never wrong values, never a traceback."""
-    told = []
+def test_damage_is_reported_or_harmless(tmp_path, two_steps, damage, capfd):
+    """No damaged file of the newest step leads to wrong values or to a traceback."""
+    reports = []
     files = sorted(p for p in (two_steps / "2").rglob("*") if p.is_file() and p.stat().st_size)
     for number, file in enumerate(files):
         folder = tmp_path / str(number)
@@ -169,18 +169,18 @@ def test_damage_is_told_or_harmless(tmp_path, two_steps, damage, capfd):
         damage(folder / file.relative_to(two_steps), at=37 * number + 11)
         with Checkpoints(folder) as checkpoints:
             try:
-                found, _ = checkpoints.restore(shapes(small(0)))
-                assert equal(found, small(2)), file
+                restored, _ = checkpoints.restore(shapes(small(0)))
+                assert equal(restored, small(2)), file
             except UsageError as error:
-                told.append((folder, str(error)))
-    assert len(told) >= 3
-    for folder, message in told:
+                reports.append((folder, str(error)))
+    assert len(reports) >= 3
+    for folder, message in reports:
         assert f"{folder / '2'} is damaged" in message
-        assert "Step 1 reads back whole" in message
+        assert "The checkpoint of step 1 is intact" in message
         assert f"rm -r {folder / '2'}" in message
         assert len(message) < 900
     assert "Traceback" not in capfd.readouterr().err
-    folder = told[0][0]
+    folder = reports[0][0]
     shutil.rmtree(folder / "2")  # as the message says
     with Checkpoints(folder) as checkpoints:
         assert equal(checkpoints.restore(shapes(small(0)))[0], small(1))
@@ -192,12 +192,12 @@ def test_every_step_damaged(tmp_path, two_steps):
         (tmp_path / "c" / str(step) / "meta" / "metadata").write_text("{}")
     with (
         Checkpoints(tmp_path / "c") as checkpoints,
-        pytest.raises(UsageError, match="No earlier checkpoint reads back whole"),
+        pytest.raises(UsageError, match="No earlier checkpoint is intact"),
     ):
         checkpoints.restore(shapes(small(0)))
 
 
-def test_another_model_or_dtype_is_told_not_cast(tmp_path, state, like):
+def test_another_model_or_dtype_is_an_error(tmp_path, state, like):
     half = jax.tree.map(
         lambda leaf: jax.ShapeDtypeStruct(leaf.shape, jnp.bfloat16, sharding=leaf.sharding),
         like.params,
@@ -212,7 +212,7 @@ def test_another_model_or_dtype_is_told_not_cast(tmp_path, state, like):
             checkpoints.restore(like.replace(params={**like.params, "kernel": wider}))
 
 
-# A disk that refuses.
+# Errors of the file system.
 
 
 def tmpfs(folder, size):
@@ -231,25 +231,23 @@ def save_eight(folder, x):
 
 
 @pytest.mark.skipif(sys.platform != "linux", reason="mounts a small disk")
-def test_full_disk_keeps_the_earlier_checkpoint(tmp_path):
+def test_a_full_disk_leaves_the_earlier_checkpoint(tmp_path):
     disk = tmp_path / "disk"
     tmpfs(disk, "6m")
     try:
         x = jax.random.normal(jax.random.key(0), (600_000,))
-        with pytest.raises(UsageError, match="No space left on device") as told:
+        with pytest.raises(UsageError, match="No space left on device") as raised:
             save_eight(disk / "c", x)
-        assert "make room" in str(told.value)
-        (name,) = [word for word in str(told.value).split() if word.isdigit()][-1:]
+        assert "make room" in str(raised.value)
+        step = int([word for word in str(raised.value).split() if word.isdigit()][-1])
         with Checkpoints(disk / "c") as checkpoints:
-            assert checkpoints.latest_step() == int(name)
-            np.testing.assert_array_equal(
-                checkpoints.restore(shapes({"x": x}))[0]["x"], x * int(name)
-            )
+            assert checkpoints.latest_step() == step
+            np.testing.assert_array_equal(checkpoints.restore(shapes({"x": x}))[0]["x"], x * step)
     finally:
         subprocess.run(["umount", str(disk)], check=True)
 
 
-def test_a_folder_that_cannot_be_made(tmp_path):
+def test_a_folder_that_cannot_be_created(tmp_path):
     (tmp_path / "file").write_text("")
     with pytest.raises(UsageError, match="Not a directory"):
         Checkpoints(tmp_path / "file" / "c")

@@ -11,7 +11,7 @@ SCRIPT = """
 import os, sys
 print(os.getpid(), sys.argv, os.environ.get("GLIBC_TUNABLES"))
 from roberta_jax.training import host_memory
-host_memory._SYSTEM_SETTING = __import__("pathlib").Path(sys.argv[1])
+host_memory._KERNEL_SETTING = __import__("pathlib").Path(sys.argv[1])
 host_memory.restart_with_huge_pages()
 print("end")
 """
@@ -19,27 +19,27 @@ print("end")
 
 @pytest.fixture
 def setting(tmp_path, monkeypatch):
-    """The system's setting, as a file to write to."""
+    """A file in place of the kernel's setting, and glibc 2.36 as the C library."""
     path = tmp_path / "enabled"
     path.write_text("always [madvise] never\n")
-    monkeypatch.setattr(host_memory, "_SYSTEM_SETTING", path)
+    monkeypatch.setattr(host_memory, "_KERNEL_SETTING", path)
     monkeypatch.setattr(platform, "libc_ver", lambda: ("glibc", "2.36"))
     monkeypatch.delenv("GLIBC_TUNABLES", raising=False)
     return path
 
 
-def test_huge_pages_are_asked_for_where_the_system_gives_them_on_request(setting):
+def test_huge_pages_are_requested_where_the_kernel_gives_them_on_request(setting):
     assert host_memory.huge_page_environment() == {"GLIBC_TUNABLES": "glibc.malloc.hugetlb=1"}
 
 
 def test_other_tunables_stay(setting, monkeypatch):
     monkeypatch.setenv("GLIBC_TUNABLES", "glibc.malloc.check=3")
-    wanted = "glibc.malloc.check=3:glibc.malloc.hugetlb=1"
-    assert host_memory.huge_page_environment() == {"GLIBC_TUNABLES": wanted}
+    tunables = "glibc.malloc.check=3:glibc.malloc.hugetlb=1"
+    assert host_memory.huge_page_environment() == {"GLIBC_TUNABLES": tunables}
 
 
 @pytest.mark.parametrize("case", ["set already", "always", "never", "no setting", "old", "musl"])
-def test_nothing_is_asked_for_where_it_changes_nothing(setting, monkeypatch, case):
+def test_nothing_is_requested_where_it_has_no_effect(setting, monkeypatch, case):
     if case == "set already":
         monkeypatch.setenv("GLIBC_TUNABLES", "glibc.malloc.hugetlb=2")
     elif case == "no setting":

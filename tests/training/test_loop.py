@@ -1,13 +1,11 @@
 import itertools
-import os
-import signal
 
 import jax
 import numpy as np
 import pytest
 
 from roberta_jax.errors import UsageError
-from roberta_jax.training import loop
+from roberta_jax.training import flops
 from roberta_jax.training.checkpoints import Checkpoints
 from roberta_jax.training.loop import Cadence, Diverged, evaluate, fit, make_eval_step, stream_key
 from roberta_jax.training.metrics import MetricsWriter, read_metrics
@@ -213,7 +211,7 @@ def test_mfu_where_the_peak_is_known(tmp_path, monkeypatch):
         return read_metrics(folder)
 
     assert all("mfu" not in record for record in records(tmp_path / "unknown"))
-    monkeypatch.setitem(loop.PEAK_FLOPS, jax.devices()[0].device_kind, 1e9)
+    monkeypatch.setitem(flops.PEAK_FLOPS, jax.devices()[0].device_kind, 1e9)
     last = records(tmp_path / "known")[-1]
     assert last["mfu"] == pytest.approx(1e6 * last["tokens_per_second"] / 40 / 1e9)
 
@@ -252,19 +250,6 @@ def test_stopped_in_an_evaluation_the_step_is_saved(tmp_path):
     assert int(state.step) == 4
     with Checkpoints(tmp_path / "checkpoints") as checkpoints:
         assert checkpoints.steps() == [4]
-
-
-@pytest.mark.parametrize("number", [signal.SIGTERM, signal.SIGINT])
-def test_signals_set_the_flag_and_are_put_back(number):
-    before = signal.getsignal(number)
-    with loop.stop_requests() as should_stop:
-        assert not should_stop()
-        os.kill(os.getpid(), number)
-        assert should_stop()
-        if number == signal.SIGINT:
-            with pytest.raises(KeyboardInterrupt):
-                os.kill(os.getpid(), number)
-    assert signal.getsignal(number) == before
 
 
 def test_bad_cadence():

@@ -3,6 +3,7 @@ import struct
 import subprocess
 import sys
 
+import pytest
 from tensorboardX.proto import event_pb2
 
 from roberta_jax.training import metrics
@@ -12,7 +13,7 @@ from roberta_jax.training.metrics import Meter, MetricsWriter, read_metrics
 def test_records_are_lines_of_json(tmp_path):
     with MetricsWriter(tmp_path, step=0, steps=10) as writer:
         writer.write(2, {"loss": 1.5})
-        assert read_metrics(tmp_path) == [{"step": 2, "loss": 1.5}]  # there at once
+        assert read_metrics(tmp_path) == [{"step": 2, "loss": 1.5}]  # without closing the file
         writer.write(4, {"loss": 1.25, "eval_loss": 2.0})
     lines = (tmp_path / "metrics.jsonl").read_text().splitlines()
     assert [json.loads(line) for line in lines] == [
@@ -21,7 +22,7 @@ def test_records_are_lines_of_json(tmp_path):
     ]
 
 
-def test_a_resumed_run_cuts_what_lies_beyond(tmp_path):
+def test_a_resumed_run_removes_the_records_of_later_steps(tmp_path):
     with MetricsWriter(tmp_path, step=0, steps=10) as writer:
         for step in range(1, 7):
             writer.write(step, {"loss": float(step)})
@@ -36,7 +37,7 @@ def test_a_resumed_run_cuts_what_lies_beyond(tmp_path):
 
 
 def tensorboard_events(folder):
-    """The events of all files in the order of writing (a TFRecord: length, CRC, data, CRC)."""
+    """Yields the events of all files, oldest first (a TFRecord is length, CRC, data, CRC)."""
     for path in sorted(folder.iterdir()):
         data = path.read_bytes()
         while data:
@@ -45,9 +46,9 @@ def tensorboard_events(folder):
             data = data[16 + length :]
 
 
-def test_tensorboard_purges_what_lies_beyond(tmp_path):
-    """A START event with a step makes TensorBoard drop what it read of that step and later."""
-    kept = {}
+def test_tensorboard_drops_the_records_of_later_steps(tmp_path):
+    """A START event with a step makes TensorBoard drop what it has read from that step on."""
+    shown = {}
     for start, values in ((0, [1.0, 2.0, 3.0]), (2, [30.0])):
         with MetricsWriter(tmp_path / str(start), step=start, steps=10) as writer:
             for step, value in enumerate(values, start + 1):
@@ -55,10 +56,26 @@ def test_tensorboard_purges_what_lies_beyond(tmp_path):
         for event in tensorboard_events(tmp_path / str(start) / "tensorboard"):
             if event.HasField("session_log"):
                 assert event.session_log.status == event_pb2.SessionLog.START
-                kept = {step: value for step, value in kept.items() if step < event.step}
+                shown = {step: value for step, value in shown.items() if step < event.step}
             for value in event.summary.value:
-                kept[event.step] = value.simple_value
-    assert kept == {1: 1.0, 2: 2.0, 3: 30.0}
+                shown[event.step] = value.simple_value
+    assert shown == {1: 1.0, 2: 2.0, 3: 30.0}
+
+
+def test_nothing_is_left_of_a_rewrite_that_fails(tmp_path, monkeypatch):
+    """The file stays as it was if the run is interrupted while it removes records."""
+    with MetricsWriter(tmp_path, step=0, steps=10) as writer:
+        writer.write(1, {"loss": 1.0})
+    lines = (tmp_path / "metrics.jsonl").read_text()
+
+    def fail(*_):
+        raise OSError("interrupted")
+
+    monkeypatch.setattr("os.replace", fail)
+    with pytest.raises(OSError, match="interrupted"):
+        MetricsWriter(tmp_path, step=0, steps=10)
+    assert (tmp_path / "metrics.jsonl").read_text() == lines
+    assert {path.name for path in tmp_path.iterdir()} == {"metrics.jsonl", "tensorboard"}
 
 
 def test_only_the_primary_process_writes(tmp_path, capsys):
@@ -70,18 +87,18 @@ def test_only_the_primary_process_writes(tmp_path, capsys):
     assert capsys.readouterr().out == ""
 
 
-def test_lines_off_a_terminal(tmp_path, capsys):
+def test_lines_without_a_terminal(tmp_path, capsys):
     values = {"loss": 2.5, "learning_rate": 1e-3, "tokens_per_second": 52_300.0}
     with MetricsWriter(tmp_path, step=0, steps=1000) as writer:
         writer.progress(100, 2.5, 1.0)
-        writer.line(100, values, seconds_a_step=0.1)
+        writer.line(100, values, seconds_per_step=0.1)
     out = capsys.readouterr().out
     assert out == (
         "step 100/1000  loss 2.5000  learning rate 1.00e-03  52.3k tokens/s  01:30 left\n"
     )
 
 
-def test_bar_on_a_terminal(tmp_path, capsys, monkeypatch):
+def test_progress_bar_on_a_terminal(tmp_path, capsys, monkeypatch):
     monkeypatch.setattr(metrics.sys.stderr, "isatty", lambda: True)
     with MetricsWriter(tmp_path, step=50, steps=100) as writer:
         writer.progress(75, 2.5, 52_300.0)
@@ -94,7 +111,7 @@ def test_bar_on_a_terminal(tmp_path, capsys, monkeypatch):
     assert "held-out perplexity 12.3\n" in captured.err
 
 
-def test_meter_leaves_out_the_first_step_and_pauses(monkeypatch):
+def test_the_meter_does_not_time_the_first_step_and_pauses(monkeypatch):
     clock = iter([100.0, 101.0, 102.0, 500.0, 501.0])
     monkeypatch.setattr(metrics.time, "perf_counter", lambda: next(clock))
     meter = Meter(tokens_per_step=10)
@@ -108,8 +125,8 @@ def test_meter_leaves_out_the_first_step_and_pauses(monkeypatch):
     assert seconds == 1.0
 
 
-def test_no_pytorch_is_imported(tmp_path):
-    """Wherever it is installed; and it can still be imported afterwards."""
+def test_pytorch_is_not_imported(tmp_path):
+    """Also where it is installed."""
     program = (
         "import sys\n"
         "from roberta_jax.training.metrics import MetricsWriter\n"
