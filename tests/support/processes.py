@@ -1,4 +1,4 @@
-"""Runs a function of a test module in a process of its own: other devices, signals, kills."""
+"""Runs a function of a test module in a separate process, with other devices or to be killed."""
 
 import os
 import pathlib
@@ -9,13 +9,13 @@ ROOT = pathlib.Path(__file__).resolve().parents[2]
 
 
 def command(module: str, function: str, *arguments: str) -> list[str]:
-    """The command line that calls `module.function(*arguments)`."""
+    """Returns the command line that calls `module.function(*arguments)`."""
     code = f"import sys, {module}; {module}.{function}(*sys.argv[1:])"
     return [sys.executable, "-c", code, *map(str, arguments)]
 
 
 def environment(devices: int = 1, **variables: str) -> dict[str, str]:
-    """This process's environment with `devices` CPU devices and the root importable."""
+    """Returns this process's environment with `devices` CPU devices and the package importable."""
     return {
         **os.environ,
         "JAX_PLATFORMS": "cpu",
@@ -26,13 +26,16 @@ def environment(devices: int = 1, **variables: str) -> dict[str, str]:
 
 
 def run(module: str, function: str, *arguments: str, devices: int = 1, **variables: str) -> str:
-    """Calls the function in a new process and returns what it printed; fails if it fails."""
-    done = subprocess.run(
+    """Calls the function in a new process and returns its standard output.
+
+    Raises an AssertionError with the end of its standard error if it fails.
+    """
+    result = subprocess.run(
         command(module, function, *arguments),
         env=environment(devices, **variables),
         capture_output=True,
         text=True,
         timeout=300,
     )
-    assert done.returncode == 0, done.stderr[-4000:]
-    return done.stdout
+    assert result.returncode == 0, result.stderr[-4000:]
+    return result.stdout

@@ -1,4 +1,4 @@
-"""Small texts and a small config, for tests that run the whole of pretraining."""
+"""A small corpus and a small config, for tests that run all of pretraining."""
 
 import json
 import pathlib
@@ -14,25 +14,32 @@ PLACES = ("in the garden", "by the river", "at home", "on a hill", "near the sch
 
 
 def documents(count: int, seed: int = 0) -> list[str]:
-    """Texts of a few sentences with some order among their words."""
-    chance = random.Random(seed)
+    """Returns documents of a few generated sentences, in which some words predict the next."""
+    rng = random.Random(seed)
 
     def sentence():
-        verb = chance.choice(VERBS)
-        words = f"{chance.choice(SUBJECTS)} {verb} {chance.choice(SUBJECTS)}"
-        return f"{words} {chance.choice(PLACES)} {chance.randrange(100)} times.".capitalize()
+        verb = rng.choice(VERBS)
+        words = f"{rng.choice(SUBJECTS)} {verb} {rng.choice(SUBJECTS)}"
+        return f"{words} {rng.choice(PLACES)} {rng.randrange(100)} times.".capitalize()
 
-    return [" ".join(sentence() for _ in range(chance.randint(2, 8))) for _ in range(count)]
+    return [" ".join(sentence() for _ in range(rng.randint(2, 8))) for _ in range(count)]
 
 
 def write_corpus(path: pathlib.Path, count: int = 120) -> pathlib.Path:
+    """Writes `count` documents as JSON lines and returns the path."""
     lines = [json.dumps({"text": text}) for text in documents(count)]
     path.write_text("\n".join(lines) + "\n")
     return path
 
 
 def small_config(corpus: pathlib.Path, cache: pathlib.Path, **changes) -> ConfigDict:
-    """`:tiny`, smaller still, on a corpus of `write_corpus`; `changes` are dotted keys."""
+    """Returns a config for a few steps of a very small model.
+
+    Args:
+      corpus: a file of `write_corpus`.
+      cache: the folder for the tokenised corpus.
+      **changes: dotted config keys with their values.
+    """
     config = get_config("tiny")
     small = {
         "seq_len": 16,

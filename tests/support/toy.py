@@ -1,5 +1,7 @@
 """A tiny model for tests of training: a tanh network with RoBERTa's logical axis names."""
 
+import functools
+
 import flax.linen as nn
 import jax
 import jax.numpy as jnp
@@ -81,13 +83,21 @@ def batches(mesh, batch_size):
     return from_step
 
 
-def setting(*, dropout=0.0, accumulation=1, mesh=None, steps=10, rate=1e-2, **optimizer):
-    """Returns (mesh, state, train_step) of the toy model; `optimizer` are options of `adamw`."""
+def setting(*, dropout=0.0, accumulation=1, mesh=None, steps=10, rate=1e-2):
+    """Returns (mesh, state of step 0, train_step) of the toy model.
+
+    Tests with the same arguments share one compiled step; each gets a state of its own.
+    """
     mesh = mesh or create_mesh()
+    state, step = _initial_state_and_step(dropout, accumulation, mesh, steps, rate)
+    return mesh, jax.tree.map(jnp.copy, state), step
+
+
+@functools.cache
+def _initial_state_and_step(dropout, accumulation, mesh, steps, rate):
     schedule = polynomial_schedule(rate, warmup_steps=2, decay_steps=steps)
-    tx = adamw(schedule, **optimizer)
-    state = create_state(init_params, tx, mesh)
+    tx = adamw(schedule)
     step = make_train_step(
         *loss_and_count(dropout), tx, schedule, mesh, seed=0, accumulation=accumulation
     )
-    return mesh, state, step
+    return create_state(init_params, tx, mesh), step
