@@ -76,7 +76,7 @@ def convert(
     from etils import epath
 
     from roberta_jax import weights
-    from roberta_jax.modeling.config import Execution
+    from roberta_jax.modeling.execution import Execution
     from roberta_jax.modeling.heads import MODEL_CLASSES
     from roberta_jax.weights import save
 

@@ -9,7 +9,8 @@ import safetensors
 from roberta_jax import weights
 from roberta_jax.data.pipeline import eval_batches
 from roberta_jax.errors import UsageError
-from roberta_jax.modeling.config import Execution, RobertaConfig
+from roberta_jax.modeling.config import RobertaConfig
+from roberta_jax.modeling.execution import Execution
 from roberta_jax.modeling.heads import RobertaForMaskedLM
 from roberta_jax.modeling.objectives import masked_lm_objective, training_flops
 from roberta_jax.pretrain import pretrain

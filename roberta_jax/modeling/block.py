@@ -15,8 +15,10 @@ from roberta_jax.kernels.attention import (
     relative_bias,
 )
 from roberta_jax.kernels.dropout import Dropout, random_words
-from roberta_jax.modeling.config import Execution, RobertaConfig
-from roberta_jax.modeling.layers import ACTIVATION_FUNCTIONS, Dense, Embedding, LayerNorm
+from roberta_jax.modeling.activations import ACTIVATIONS
+from roberta_jax.modeling.config import RobertaConfig
+from roberta_jax.modeling.execution import Execution
+from roberta_jax.modeling.layers import Dense, Embedding, LayerNorm
 
 
 class SelfAttention(nn.Module):
@@ -179,7 +181,7 @@ class Intermediate(nn.Module):
             name="dense",
         )(x_BLD)
         h_BLF = nn.with_logical_constraint(h_BLF, ("batch", "length", "mlp"))
-        return ACTIVATION_FUNCTIONS[config.hidden_act](h_BLF)
+        return ACTIVATIONS[config.hidden_act](h_BLF)
 
 
 class Block(nn.Module):

@@ -14,7 +14,8 @@ import jax.numpy as jnp
 
 from roberta_jax.kernels.dropout import Dropout
 from roberta_jax.modeling import losses
-from roberta_jax.modeling.config import Execution, RobertaConfig
+from roberta_jax.modeling.config import RobertaConfig
+from roberta_jax.modeling.execution import Execution
 from roberta_jax.modeling.inputs import shape_error
 from roberta_jax.modeling.layers import Dense
 from roberta_jax.modeling.model import RobertaModel

@@ -6,7 +6,8 @@ import jax.numpy as jnp
 
 from roberta_jax.kernels.attention import mask_to_bias
 from roberta_jax.modeling.block import Block
-from roberta_jax.modeling.config import REMAT_POLICIES, Execution, RobertaConfig
+from roberta_jax.modeling.config import RobertaConfig
+from roberta_jax.modeling.execution import REMAT_POLICIES, Execution
 from roberta_jax.modeling.inputs import shape_error
 from roberta_jax.modeling.outputs import ModelOutput
 

@@ -10,15 +10,17 @@ import flax.linen as nn
 import jax
 import jax.numpy as jnp
 
+from roberta_jax.modeling.activations import gelu
 from roberta_jax.modeling.classifiers import (
     RobertaForMultipleChoice,
     RobertaForQuestionAnswering,
     RobertaForSequenceClassification,
     RobertaForTokenClassification,
 )
-from roberta_jax.modeling.config import Execution, RobertaConfig
+from roberta_jax.modeling.config import RobertaConfig
+from roberta_jax.modeling.execution import Execution
 from roberta_jax.modeling.inputs import shape_error
-from roberta_jax.modeling.layers import Dense, LayerNorm, gelu, replicated
+from roberta_jax.modeling.layers import Dense, LayerNorm, replicated
 from roberta_jax.modeling.losses import IGNORE_INDEX, projected_cross_entropy
 from roberta_jax.modeling.model import RobertaModel
 from roberta_jax.modeling.outputs import LogitsOutput

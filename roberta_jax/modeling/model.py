@@ -9,8 +9,9 @@ import flax.linen as nn
 import jax
 import jax.numpy as jnp
 
-from roberta_jax.modeling.config import Execution, RobertaConfig
+from roberta_jax.modeling.config import RobertaConfig
 from roberta_jax.modeling.encoder import Encoder
+from roberta_jax.modeling.execution import Execution
 from roberta_jax.modeling.inputs import (
     attention_mask_from,
     causal_mask,

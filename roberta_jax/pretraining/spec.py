@@ -19,7 +19,8 @@ from roberta_jax.data.pipeline import ENGINES
 from roberta_jax.data.text.sources import list_sources
 from roberta_jax.errors import UsageError
 from roberta_jax.kernels.attention import attend
-from roberta_jax.modeling.config import Execution, RobertaConfig
+from roberta_jax.modeling.config import RobertaConfig
+from roberta_jax.modeling.execution import Execution
 from roberta_jax.modeling.heads import RobertaForMaskedLM
 from roberta_jax.tokenizer import RobertaTokenizer
 from roberta_jax.training.loop import Cadence

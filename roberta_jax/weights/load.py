@@ -24,7 +24,8 @@ from flax import linen as nn
 from flax import traverse_util
 
 from roberta_jax.errors import UsageError, listed
-from roberta_jax.modeling.config import Execution, RobertaConfig
+from roberta_jax.modeling.config import RobertaConfig
+from roberta_jax.modeling.execution import Execution
 from roberta_jax.modeling.heads import MODEL_CLASSES
 from roberta_jax.storage import hub
 from roberta_jax.storage.atomic import local_copy

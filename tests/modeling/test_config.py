@@ -7,8 +7,9 @@ import jax
 import jax.numpy as jnp
 import pytest
 
-from roberta_jax.modeling import layers
-from roberta_jax.modeling.config import ACTIVATIONS, Execution, RobertaConfig
+from roberta_jax.modeling.activations import ACTIVATIONS
+from roberta_jax.modeling.config import RobertaConfig
+from roberta_jax.modeling.execution import Execution
 from roberta_jax.modeling.heads import RobertaForMaskedLM, RobertaModel
 
 
@@ -138,8 +139,12 @@ def test_configs_are_values():
         RobertaConfig().hidden_size = 3
 
 
-def test_every_activation_is_built():
-    assert set(layers.ACTIVATION_FUNCTIONS) == set(ACTIVATIONS)
+@pytest.mark.parametrize("name", ACTIVATIONS)
+def test_every_activation_computes(name):
+    assert RobertaConfig(hidden_act=name).hidden_act == name
+    values = ACTIVATIONS[name](jnp.array([-20.0, -1.0, 0.5, 20.0], jnp.bfloat16))
+    assert values.dtype == jnp.bfloat16
+    assert jnp.isfinite(values).all()
 
 
 @pytest.mark.parametrize(

@@ -7,7 +7,7 @@ import pytest
 from flax import linen as nn
 
 from roberta_jax.modeling import losses
-from roberta_jax.modeling.config import Execution
+from roberta_jax.modeling.execution import Execution
 from roberta_jax.modeling.generation import init_cache
 from roberta_jax.modeling.heads import MODEL_CLASSES
 from tests.support import heads

@@ -11,7 +11,8 @@ import pytest
 from roberta_jax.kernels import attention
 from roberta_jax.kernels.dropout import random_words
 from roberta_jax.modeling import losses
-from roberta_jax.modeling.config import Execution, RobertaConfig
+from roberta_jax.modeling.config import RobertaConfig
+from roberta_jax.modeling.execution import Execution
 from roberta_jax.modeling.heads import RobertaForMaskedLM, RobertaModel
 from roberta_jax.modeling.inputs import positions_from_ids
 from tests.golden import masked_lm

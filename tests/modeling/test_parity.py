@@ -10,7 +10,8 @@ import pytest
 torch = pytest.importorskip("torch")
 transformers = pytest.importorskip("transformers")
 
-from roberta_jax.modeling.config import Execution, RobertaConfig
+from roberta_jax.modeling.config import RobertaConfig
+from roberta_jax.modeling.execution import Execution
 from roberta_jax.modeling.heads import RobertaForMaskedLM, RobertaModel
 from roberta_jax.modeling.losses import masked_lm_loss
 from tests.golden import masked_lm

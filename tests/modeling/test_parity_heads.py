@@ -13,9 +13,9 @@ from tests.support.heads import assert_close
 torch = pytest.importorskip("torch")
 transformers = pytest.importorskip("transformers")
 
-from roberta_jax.modeling.config import ACTIVATIONS, Execution
+from roberta_jax.modeling.activations import ACTIVATIONS
+from roberta_jax.modeling.execution import Execution
 from roberta_jax.modeling.generation import Sampling, generate
-from roberta_jax.modeling.layers import ACTIVATION_FUNCTIONS
 from roberta_jax.weights.names import leaves
 
 pytestmark = pytest.mark.parity
@@ -124,7 +124,7 @@ def test_activations(name):
     inputs = torch.from_numpy(x).requires_grad_()
     outputs = theirs(inputs)
     outputs.sum().backward()
-    value, gradient = jax.vmap(jax.value_and_grad(ACTIVATION_FUNCTIONS[name]))(x)
+    value, gradient = jax.vmap(jax.value_and_grad(ACTIVATIONS[name]))(x)
     assert_close(value, outputs.detach().numpy())
     smooth = np.abs(x) > 1e-3  # at a corner either slope is right
     assert_close(gradient[smooth], inputs.grad.numpy()[smooth])

@@ -12,7 +12,8 @@ from roberta_jax.data.batches import PackedDataset
 from roberta_jax.data.masking import Masking
 from roberta_jax.data.packing import index as packing
 from roberta_jax.data.store import token_store
-from roberta_jax.modeling.config import Execution, RobertaConfig
+from roberta_jax.modeling.config import RobertaConfig
+from roberta_jax.modeling.execution import Execution
 from roberta_jax.modeling.heads import RobertaForMaskedLM
 from roberta_jax.modeling.objectives import (
     masked_lm_objective,

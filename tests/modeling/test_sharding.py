@@ -17,7 +17,7 @@ from jax.sharding import AxisType, NamedSharding, PartitionSpec
 
 from roberta_jax.kernels.dropout import dropout, random_words
 from roberta_jax.modeling import losses
-from roberta_jax.modeling.config import Execution
+from roberta_jax.modeling.execution import Execution
 from roberta_jax.modeling.heads import RobertaForMaskedLM
 from tests.golden import masked_lm
 from tests.support import processes

@@ -12,7 +12,7 @@ import pytest
 from jax.sharding import PartitionSpec
 
 from roberta_jax.errors import UsageError
-from roberta_jax.modeling.config import Execution
+from roberta_jax.modeling.execution import Execution
 from roberta_jax.modeling.heads import RobertaForMaskedLM
 from roberta_jax.training.optimizer import (
     OPTIMIZERS,

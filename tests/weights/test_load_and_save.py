@@ -15,7 +15,8 @@ from safetensors.numpy import load_file, save_file
 
 from roberta_jax import RobertaTokenizer, weights
 from roberta_jax.errors import UsageError
-from roberta_jax.modeling.config import Execution, RobertaConfig
+from roberta_jax.modeling.config import RobertaConfig
+from roberta_jax.modeling.execution import Execution
 from roberta_jax.modeling.heads import RobertaForMaskedLM, RobertaModel
 from roberta_jax.storage import atomic
 from roberta_jax.weights import names
