@@ -1,4 +1,4 @@
-"""Generation: what it continues with, when it stops, and what may be drawn."""
+"""Generation: the tokens that it chooses, when it stops, and how it samples."""
 
 import functools
 
@@ -7,6 +7,7 @@ import jax.numpy as jnp
 import numpy as np
 import pytest
 
+from roberta_jax.modeling import generation
 from roberta_jax.modeling.generation import Sampling, filter_logits, generate
 from tests.support import heads
 
@@ -19,22 +20,29 @@ def model_and_params():
     return heads.build("RobertaForCausalLM", CONFIG)
 
 
-def continued(ids, steps, choose):
-    """Token by token from the logits of the whole input, with no cache."""
+STEPS = 8  # shared by the tests, so that they share compiled programs
+
+
+@functools.cache
+def compiled_logits():
     model, params = model_and_params()
-    apply = jax.jit(lambda ids: model.apply({"params": params}, ids).logits)
+    return jax.jit(lambda ids: model.apply({"params": params}, ids).logits)
+
+
+def continue_without_cache(ids, choose):
+    """Continues token by token, from the logits of the whole input."""
     length = ids.shape[1]
-    ids = np.pad(ids, ((0, 0), (0, steps)), constant_values=4)  # what comes later is not seen
-    for i in range(steps):
-        ids[:, length + i] = choose(apply(ids)[:, length + i - 1], i)
+    ids = np.pad(ids, ((0, 0), (0, STEPS)), constant_values=4)  # the causal mask hides these
+    for i in range(STEPS):
+        ids[:, length + i] = choose(compiled_logits()(ids)[:, length + i - 1], i)
     return ids
 
 
-def test_greedy_takes_the_likeliest_token_of_the_whole_input():
+def test_greedy_takes_the_most_likely_token_of_the_whole_input():
     model, params = model_and_params()
-    found = generate(model, params, PROMPTS[1:], max_new_tokens=12, eos_token_id=-1)
-    wanted = continued(PROMPTS[1:], 12, lambda logits, _: logits.argmax(-1))
-    assert found.tolist() == wanted.tolist()
+    ids = generate(model, params, PROMPTS[1:], max_new_tokens=STEPS, eos_token_id=-1)
+    expected = continue_without_cache(PROMPTS[1:], lambda logits, _: logits.argmax(-1))
+    assert ids.tolist() == expected.tolist()
 
 
 def test_sampling_draws_from_the_logits_of_the_whole_input():
@@ -42,72 +50,93 @@ def test_sampling_draws_from_the_logits_of_the_whole_input():
     sampling, key = Sampling(True, 0.8, top_k=20, top_p=0.9), jax.random.key(3)
 
     def choose(logits, i):
-        chosen = filter_logits(logits, sampling)
-        return jax.random.categorical(jax.random.fold_in(key, i), chosen, axis=-1)
+        logits = filter_logits(logits, sampling)
+        return jax.random.categorical(jax.random.fold_in(key, i), logits, axis=-1)
 
-    found = generate(
-        model, params, PROMPTS[1:], max_new_tokens=8, eos_token_id=-1, sampling=sampling, key=key
+    ids = generate(
+        model,
+        params,
+        PROMPTS[1:],
+        max_new_tokens=STEPS,
+        eos_token_id=-1,
+        sampling=sampling,
+        key=key,
     )
-    assert found.tolist() == continued(PROMPTS[1:], 8, choose).tolist()
+    assert ids.tolist() == continue_without_cache(PROMPTS[1:], choose).tolist()
 
 
 @pytest.mark.parametrize("mask", [None, PROMPTS != 1])
 def test_padding_on_the_left_changes_nothing(mask):
     model, params = model_and_params()
-    both = generate(model, params, PROMPTS, mask, max_new_tokens=8)
-    alone = generate(model, params, PROMPTS[:1, 2:], max_new_tokens=8)
+    both = generate(model, params, PROMPTS, mask, max_new_tokens=STEPS)
+    alone = generate(model, params, PROMPTS[:1, 2:], max_new_tokens=STEPS)
     assert both[0, 2:].tolist() == alone[0].tolist()
     assert both[:, :5].tolist() == PROMPTS.tolist()
 
 
 def test_an_input_ends_at_eos_and_padding_follows():
     model, params = model_and_params()
-    free = generate(model, params, PROMPTS, max_new_tokens=10, eos_token_id=-1)[:, 5:]
+    free = generate(model, params, PROMPTS, max_new_tokens=STEPS, eos_token_id=-1)[:, 5:]
     eos = int(free[1, 3])
-    cut = generate(model, params, PROMPTS, max_new_tokens=10, eos_token_id=eos)[:, 5:]
-    for row, full in zip(cut.tolist(), free.tolist(), strict=True):
+    ended = generate(model, params, PROMPTS, max_new_tokens=STEPS, eos_token_id=eos)[:, 5:]
+    for row, full in zip(ended.tolist(), free.tolist(), strict=True):
         end = full.index(eos) + 1 if eos in full else len(full)
-        assert row == full[:end] + [CONFIG.pad_token_id] * (10 - end)
+        assert row == full[:end] + [CONFIG.pad_token_id] * (STEPS - end)
 
 
-def test_no_input_ends_before_it_may():
+def test_no_input_ends_before_min_new_tokens():
     model, params = model_and_params()
-    ids = PROMPTS[1:]
-    eos = int(generate(model, params, ids, max_new_tokens=1, eos_token_id=-1)[0, -1])
-    found = generate(model, params, ids, max_new_tokens=6, eos_token_id=eos, min_new_tokens=4)[
-        0, 5:
-    ]
-    assert eos not in found[:4].tolist()
+    run = functools.partial(generate, model, params, PROMPTS[1:], max_new_tokens=STEPS)
+    eos = int(run(eos_token_id=-1)[0, 5])
+    assert run(eos_token_id=eos)[0, 5:].tolist() == [eos] + [CONFIG.pad_token_id] * (STEPS - 1)
+    new_tokens = run(eos_token_id=eos, min_new_tokens=4)[0, 5:]
+    assert not {eos, CONFIG.pad_token_id} & set(new_tokens[:4].tolist())
+
+
+def test_eos_and_min_new_tokens_do_not_recompile():
+    model, params = model_and_params()
+    run = functools.partial(generate, model, params, PROMPTS, max_new_tokens=STEPS)
+    run(eos_token_id=-1)
+    programs = generation._generate._cache_size()
+    run(eos_token_id=7, min_new_tokens=2)
+    assert generation._generate._cache_size() == programs
 
 
 def test_the_same_key_draws_the_same():
     model, params = model_and_params()
     draw = functools.partial(
-        generate, model, params, PROMPTS, max_new_tokens=8, sampling=Sampling(True), eos_token_id=-1
+        generate,
+        model,
+        params,
+        PROMPTS,
+        max_new_tokens=STEPS,
+        sampling=Sampling(True),
+        eos_token_id=-1,
     )
     first, same, other = (draw(key=jax.random.key(seed)).tolist() for seed in (0, 0, 1))
     assert first == same != other
 
 
-def test_what_may_be_drawn():
+def test_top_k_and_top_p_exclude_tokens():
     logits = jnp.log(jnp.array([[0.05, 0.4, 0.2, 0.3, 0.05]]))
 
-    def kept(**settings):
-        return (filter_logits(logits, Sampling(True, **settings)) > -1e20)[0].tolist()
+    def allowed(**options):
+        return (filter_logits(logits, Sampling(True, **options)) > -1e20)[0].tolist()
 
-    assert kept() == kept(top_k=5) == kept(top_k=99) == [True] * 5
-    assert kept(top_k=2) == [False, True, False, True, False]
-    assert kept(top_p=0.39) == kept(top_k=1) == [False, True, False, False, False]
-    assert kept(top_p=0.41) == [False, True, False, True, False]  # the one that reaches p is in
-    assert kept(top_p=0.71) == [False, True, True, True, False]
-    # Of the two likeliest the first has 4/7: top_p counts what top_k has left.
-    assert kept(top_k=2, top_p=0.5) == [False, True, False, False, False]
+    assert allowed() == allowed(top_k=5) == allowed(top_k=99) == [True] * 5
+    assert allowed(top_k=2) == [False, True, False, True, False]
+    assert allowed(top_p=0.39) == allowed(top_k=1) == [False, True, False, False, False]
+    # The token that reaches p is included.
+    assert allowed(top_p=0.41) == [False, True, False, True, False]
+    assert allowed(top_p=0.71) == [False, True, True, True, False]
+    # Of the two most likely the first has 4/7: top_p applies to what top_k leaves.
+    assert allowed(top_k=2, top_p=0.5) == [False, True, False, False, False]
     halved = filter_logits(logits, Sampling(True, temperature=2.0))
     np.testing.assert_allclose(halved, logits / 2)
 
 
 @pytest.mark.parametrize(
-    ("settings", "message"),
+    ("options", "message"),
     [
         ({"temperature": 0.0}, "temperature must be positive"),
         ({"top_k": -1}, "top_k must be at least 0"),
@@ -115,13 +144,13 @@ def test_what_may_be_drawn():
         ({"top_p": 1.1}, r"top_p must be in \(0, 1\]"),
     ],
 )
-def test_refuses_ways_to_sample_that_make_no_sense(settings, message):
+def test_invalid_sampling_raises(options, message):
     with pytest.raises(ValueError, match=message):
-        Sampling(True, **settings)
+        Sampling(True, **options)
 
 
 @pytest.mark.parametrize(
-    ("ids", "settings", "message"),
+    ("ids", "options", "message"),
     [
         (PROMPTS, {"max_new_tokens": 34}, "39, but this model has positions for 38"),
         (PROMPTS, {"max_new_tokens": 0}, "at least 1"),
@@ -131,13 +160,13 @@ def test_refuses_ways_to_sample_that_make_no_sense(settings, message):
         (PROMPTS, {"attention_mask": np.ones((2, 3))}, r"\(2, 3\), input_ids \(2, 5\)"),
     ],
 )
-def test_refuses_prompts_it_cannot_continue(ids, settings, message):
+def test_invalid_prompts_raise(ids, options, message):
     model, params = model_and_params()
     with pytest.raises(ValueError, match=message):
-        generate(model, params, ids, **settings)
+        generate(model, params, ids, **options)
 
 
-def test_refuses_an_encoder():
+def test_an_encoder_raises():
     model, params = heads.build("RobertaForCausalLM", CONFIG.replace(is_decoder=False))
     with pytest.raises(ValueError, match="is_decoder=True"):
         generate(model, params, PROMPTS)
