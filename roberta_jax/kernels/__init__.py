@@ -1,1 +1,1 @@
-"""Numerical kernels: attention, dropout and cross-entropy, each with a reference implementation."""
+"""Numerical kernels with reference implementations: attention, cross-entropy and dropout."""

@@ -5,7 +5,7 @@ import jax.numpy as jnp
 
 
 def gelu(x: jax.Array) -> jax.Array:
-    """The exact GELU, x * Phi(x), as BERT and RoBERTa were trained with."""
+    """The exact (erf) GELU, x * Phi(x), which BERT and RoBERTa use."""
     return x * 0.5 * (1 + jax.lax.erf(x * 0.5**0.5))
 
 
@@ -14,7 +14,7 @@ def _tanh_gelu(x):
 
 
 def _laplace(x):
-    # Mean 1/sqrt(2), deviation 1/sqrt(4 pi) (Ma et al. 2022, Mega), to the digits that HF has.
+    # Mean 1/sqrt(2), standard deviation 1/sqrt(4 pi) (Ma et al. 2022, Mega), rounded as in HF.
     return 0.5 * (1 + jax.lax.erf((x - 0.707107) / (0.282095 * 2**0.5)))
 
 

@@ -1,7 +1,7 @@
-"""A transformer block: self-attention, in a decoder also attention to another model, feed-forward.
+"""A transformer block: self-attention, optional cross-attention (in a decoder), feed-forward.
 
-Array names carry their shape: B inputs, L tokens an input, S keys, D hidden width, F feed-forward
-width, H heads, K head width.
+Array names carry their shape: B batch, L length of the queries, S length of the keys, D hidden
+width, F feed-forward width, H heads, K head width.
 """
 
 import flax.linen as nn
@@ -9,26 +9,28 @@ import jax
 import jax.numpy as jnp
 
 from roberta_jax.kernels.attention import (
-    attend,
     attention_probabilities,
-    relative_attention,
+    dot_product_attention,
     relative_bias,
 )
-from roberta_jax.kernels.dropout import Dropout, random_words
+from roberta_jax.kernels.dropout import seed_from_key
 from roberta_jax.modeling.activations import ACTIVATIONS
 from roberta_jax.modeling.config import RobertaConfig
 from roberta_jax.modeling.execution import Execution
-from roberta_jax.modeling.layers import Dense, Embedding, LayerNorm
+from roberta_jax.modeling.layers import Dense, Dropout, Embedding, LayerNorm
 
 
 class SelfAttention(nn.Module):
-    """Projects to queries, keys and values, and attends: to its own tokens or to `memory`.
+    """Multi-head attention without the output projection.
 
-    With a collection "cache" (see `generation.init_cache`) the keys and values of a call are put
-    behind those of the calls before, and the queries attend to all of them.
+    Queries come from `x_BLD`. Keys and values come from `encoder_states_BSD` if it is given
+    (cross-attention), else from `x_BLD`.
+
+    With a "cache" collection (see `generation.init_cache`) each call appends its keys and values to
+    those of the previous calls, and the queries attend to all of them.
 
     Attributes:
-      relative: whether this attention has relative positions, if the config asks for them.
+      relative: whether to use the relative positions of `config.position_embedding_type`.
     """
 
     config: RobertaConfig
@@ -41,15 +43,20 @@ class SelfAttention(nn.Module):
         x_BLD: jax.Array,
         bias: jax.Array | None,
         head_mask: jax.Array | None,
-        memory_BSD: jax.Array | None,
+        encoder_states_BSD: jax.Array | None,
         deterministic: bool,
         init_cache: bool,
         output_attentions: bool,
     ) -> tuple[jax.Array, jax.Array | None]:
-        config, dtype = self.config, self.execution.dtype
+        """Returns ([B, L, D], the attention probabilities [B, H, L, S] or None)."""
+        config, execution = self.config, self.execution
         query, key, value = (
             Dense(
-                config.hidden_size, ("embed", "heads"), config.initializer_range, dtype, name=name
+                config.hidden_size,
+                ("embed", "heads"),
+                config.initializer_range,
+                execution.dtype,
+                name=name,
             )
             for name in ("query", "key", "value")
         )
@@ -58,73 +65,76 @@ class SelfAttention(nn.Module):
             y_BLD = nn.with_logical_constraint(y_BLD, ("batch", "length", "heads"))
             return y_BLD.reshape(*y_BLD.shape[:-1], config.num_attention_heads, config.head_size)
 
-        source_BSD = x_BLD if memory_BSD is None else memory_BSD
+        source_BSD = x_BLD if encoder_states_BSD is None else encoder_states_BSD
         q_BLHK = split_heads(query(x_BLD))
         k_BSHK, v_BSHK = split_heads(key(source_BSD)), split_heads(value(source_BSD))
-        start = 0
-        if memory_BSD is None and (init_cache or self.has_variable("cache", "cached_key")):
-            k_BSHK, v_BSHK, start = self._remember(k_BSHK, v_BSHK)
-        rate = 0.0 if deterministic else config.attention_probs_dropout_prob
-        words = random_words(self.make_rng("dropout")) if rate else None
+        past_length = 0
+        is_cached = init_cache or self.has_variable("cache", "cached_key")
+        if encoder_states_BSD is None and is_cached:
+            k_BSHK, v_BSHK, past_length = self._update_cache(k_BSHK, v_BSHK)
+        dropout_rate = 0.0 if deterministic else config.attention_probs_dropout_prob
+        dropout_seed = seed_from_key(self.make_rng("dropout")) if dropout_rate else None
 
+        implementation = execution.attention
         if self.relative and config.position_embedding_type != "absolute":
-            added = self._relative_bias(q_BLHK, k_BSHK, start)
-            context_BLHK, probabilities = relative_attention(
-                q_BLHK, k_BSHK, v_BSHK, added, bias, words, rate
+            position_bias = self._relative_bias(q_BLHK, k_BSHK, past_length)
+            bias = position_bias if bias is None else position_bias + bias
+            implementation = "reference"  # the only one that computes the gradient of the bias
+        context_BLHK = dot_product_attention(
+            q_BLHK, k_BSHK, v_BSHK, bias, dropout_seed, dropout_rate, implementation
+        )
+        probabilities = None
+        if output_attentions:
+            probabilities = attention_probabilities(
+                q_BLHK, k_BSHK, bias, dropout_seed, dropout_rate
             )
-        else:
-            context_BLHK = attend(q_BLHK, k_BSHK, v_BSHK, bias, words, rate)
-            probabilities = None
-            if output_attentions:
-                probabilities = attention_probabilities(q_BLHK, k_BSHK, bias, words, rate)
         if head_mask is not None:
-            # A factor on a head's probabilities is one on its result.
-            context_BLHK = context_BLHK * head_mask[:, None].astype(dtype)
+            # Scaling a head's output is the same as scaling its probabilities.
+            context_BLHK = context_BLHK * head_mask[:, None].astype(execution.dtype)
             if output_attentions:
                 probabilities = probabilities * head_mask[:, None, None]
         context_BLD = context_BLHK.reshape(x_BLD.shape)
         context_BLD = nn.with_logical_constraint(context_BLD, ("batch", "length", "heads"))
-        return context_BLD, (probabilities if output_attentions else None)
+        return context_BLD, probabilities
 
-    def _remember(self, k_BSHK, v_BSHK):
-        """Writes to the cache; returns all of its keys and values, and how many were there before.
+    def _update_cache(self, k_BSHK, v_BSHK):
+        """Appends to the cache: (all keys, all values, number of tokens cached before).
 
-        The call that makes the cache fixes its size by its own length, and leaves it empty.
+        The call that creates the cache leaves it empty; the length of its input is the cache's
+        size.
         """
-        made = self.has_variable("cache", "cached_key")
-        keys = self.variable("cache", "cached_key", jnp.zeros, k_BSHK.shape, k_BSHK.dtype)
-        values = self.variable("cache", "cached_value", jnp.zeros, v_BSHK.shape, v_BSHK.dtype)
-        index = self.variable("cache", "cache_index", lambda: jnp.zeros([], jnp.int32))
-        if not made:
+        is_initialized = self.has_variable("cache", "cached_key")
+        cached_key = self.variable("cache", "cached_key", jnp.zeros, k_BSHK.shape, k_BSHK.dtype)
+        cached_value = self.variable("cache", "cached_value", jnp.zeros, v_BSHK.shape, v_BSHK.dtype)
+        cache_index = self.variable("cache", "cache_index", lambda: jnp.zeros([], jnp.int32))
+        if not is_initialized:
             return k_BSHK, v_BSHK, 0
-        start = index.value
-        place = (0, start, 0, 0)
-        keys.value = jax.lax.dynamic_update_slice(
-            keys.value, k_BSHK.astype(keys.value.dtype), place
-        )
-        values.value = jax.lax.dynamic_update_slice(
-            values.value, v_BSHK.astype(values.value.dtype), place
-        )
-        index.value = start + k_BSHK.shape[1]
-        return keys.value, values.value, start
+        past_length = cache_index.value
+        for cached, new in ((cached_key, k_BSHK), (cached_value, v_BSHK)):
+            cached.value = jax.lax.dynamic_update_slice(
+                cached.value, new.astype(cached.value.dtype), (0, past_length, 0, 0)
+            )
+        cache_index.value = past_length + k_BSHK.shape[1]
+        return cached_key.value, cached_value.value, past_length
 
-    def _relative_bias(self, q_BLHK, k_BSHK, start):
+    def _relative_bias(self, q_BLHK, k_BSHK, past_length):
         config = self.config
-        most = config.max_position_embeddings
+        max_positions = config.max_position_embeddings
         table = Embedding(
-            2 * most - 1,
+            2 * max_positions - 1,
             config.head_size,
             "positions",
             config.initializer_range,
             self.execution.dtype,
             name="distance_embedding",
         )
-        distances_LS = (start + jnp.arange(q_BLHK.shape[1]))[:, None] - jnp.arange(k_BSHK.shape[1])
-        # A cache may hold more places than there are positions; those are masked.
-        distances_LS = jnp.clip(distances_LS, 1 - most, most - 1)
-        vectors_LSK = table(distances_LS + most - 1)
-        of_keys = config.position_embedding_type == "relative_key_query"
-        return relative_bias(q_BLHK, k_BSHK if of_keys else None, vectors_LSK)
+        query_positions_L = past_length + jnp.arange(q_BLHK.shape[1])
+        distances_LS = query_positions_L[:, None] - jnp.arange(k_BSHK.shape[1])
+        # A cache can be longer than the number of positions. The keys beyond it are masked.
+        distances_LS = jnp.clip(distances_LS, 1 - max_positions, max_positions - 1)
+        vectors_LSK = table(distances_LS + max_positions - 1)
+        use_keys = config.position_embedding_type == "relative_key_query"
+        return relative_bias(q_BLHK, k_BSHK if use_keys else None, vectors_LSK)
 
 
 class Output(nn.Module):
@@ -146,7 +156,7 @@ class Output(nn.Module):
 
 
 class Attention(nn.Module):
-    """An attention sub-layer; `relative` as in `SelfAttention`."""
+    """The attention sub-layer: `SelfAttention`, then `Output`. `relative` is as in the first."""
 
     config: RobertaConfig
     execution: Execution
@@ -154,11 +164,18 @@ class Attention(nn.Module):
 
     @nn.compact
     def __call__(
-        self, x_BLD, bias, head_mask, memory_BSD, deterministic, init_cache, output_attentions
-    ):
+        self,
+        x_BLD: jax.Array,
+        bias: jax.Array | None,
+        head_mask: jax.Array | None,
+        encoder_states_BSD: jax.Array | None,
+        deterministic: bool,
+        init_cache: bool,
+        output_attentions: bool,
+    ) -> tuple[jax.Array, jax.Array | None]:
         attention = SelfAttention(self.config, self.execution, self.relative, name="self")
         context, probabilities = attention(
-            x_BLD, bias, head_mask, memory_BSD, deterministic, init_cache, output_attentions
+            x_BLD, bias, head_mask, encoder_states_BSD, deterministic, init_cache, output_attentions
         )
         output = Output(self.config, self.execution, "heads", name="output")
         return output(context, x_BLD, deterministic), probabilities
@@ -185,7 +202,7 @@ class Intermediate(nn.Module):
 
 
 class Block(nn.Module):
-    """One transformer block, LayerNorm after each sub-layer (post-LN)."""
+    """One transformer block, with LayerNorm after each sub-layer (post-LN)."""
 
     config: RobertaConfig
     execution: Execution
@@ -196,31 +213,45 @@ class Block(nn.Module):
         x_BLD: jax.Array,
         bias: jax.Array | None,
         head_mask: jax.Array | None,
-        memory_BSD: jax.Array | None,
-        memory_bias: jax.Array | None,
+        encoder_states_BSD: jax.Array | None,
+        encoder_bias: jax.Array | None,
         deterministic: bool,
         init_cache: bool,
         output_hidden_states: bool,
         output_attentions: bool,
     ) -> tuple[jax.Array, tuple[jax.Array | None, jax.Array | None, jax.Array | None]]:
-        """Carry in and carry out, and what was asked to be kept, in the form that a scan wants."""
-        # Ties the biases to this block: XLA would else see that their broadcast to all heads is the
-        # same in every iteration, and keep that, many times as large, through the whole loop.
+        """Applies the block to the carry of `nn.scan`.
+
+        Returns:
+          (output [B, L, D], (output again, attention probabilities, cross-attention
+          probabilities)). Members of the inner tuple that were not requested are None.
+        """
+        # Ties the biases to this block. Their broadcast to all heads is the same in every iteration
+        # of the scan; XLA would otherwise hoist it out and keep the large result for all layers.
         if bias is not None:
             bias, x_BLD = jax.lax.optimization_barrier((bias, x_BLD))
-        if memory_bias is not None:
-            memory_bias, x_BLD = jax.lax.optimization_barrier((memory_bias, x_BLD))
+        if encoder_bias is not None:
+            encoder_bias, x_BLD = jax.lax.optimization_barrier((encoder_bias, x_BLD))
         y_BLD, probabilities = Attention(self.config, self.execution, name="attention")(
             x_BLD, bias, head_mask, None, deterministic, init_cache, output_attentions
         )
-        crossed = None
-        if self.config.add_cross_attention and memory_BSD is not None:
-            # To another model's tokens there is no distance.
-            cross = Attention(self.config, self.execution, relative=False, name="crossattention")
-            y_BLD, crossed = cross(
-                y_BLD, memory_bias, head_mask, memory_BSD, deterministic, False, output_attentions
+        cross_probabilities = None
+        if self.config.add_cross_attention and encoder_states_BSD is not None:
+            # There are no distances between the tokens of different inputs.
+            cross_attention = Attention(
+                self.config, self.execution, relative=False, name="crossattention"
+            )
+            y_BLD, cross_probabilities = cross_attention(
+                y_BLD,
+                encoder_bias,
+                head_mask,
+                encoder_states_BSD,
+                deterministic,
+                False,
+                output_attentions,
             )
         h_BLF = Intermediate(self.config, self.execution, name="intermediate")(y_BLD)
         output = Output(self.config, self.execution, "mlp", name="output")
         y_BLD = output(h_BLF, y_BLD, deterministic)
-        return y_BLD, (y_BLD if output_hidden_states else None, probabilities, crossed)
+        hidden_state = y_BLD if output_hidden_states else None
+        return y_BLD, (hidden_state, probabilities, cross_probabilities)

@@ -12,12 +12,11 @@ import flax.linen as nn
 import jax
 import jax.numpy as jnp
 
-from roberta_jax.kernels.dropout import Dropout
 from roberta_jax.modeling import losses
 from roberta_jax.modeling.config import RobertaConfig
 from roberta_jax.modeling.execution import Execution
 from roberta_jax.modeling.inputs import shape_error
-from roberta_jax.modeling.layers import Dense
+from roberta_jax.modeling.layers import Dense, Dropout
 from roberta_jax.modeling.model import RobertaModel
 from roberta_jax.modeling.outputs import LogitsOutput, QuestionAnsweringOutput
 

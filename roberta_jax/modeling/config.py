@@ -1,8 +1,6 @@
-"""What the model is (`RobertaConfig`) and how it is computed (`Execution`).
+"""`RobertaConfig`: the architecture of a model, field by field as in Hugging Face's `config.json`.
 
-The first is Hugging Face's `config.json`, field by field, and decides every number the model
-gives. The second changes speed and memory only: the same weights give the same results, to
-rounding, under any of its settings.
+It determines the model's outputs. How they are computed is in `execution.py`.
 """
 
 import dataclasses
@@ -17,49 +15,52 @@ from roberta_jax.modeling.activations import ACTIVATIONS
 POSITION_EMBEDDING_TYPES = ("absolute", "relative_key", "relative_key_query")
 PROBLEM_TYPES = ("regression", "single_label_classification", "multi_label_classification")
 
-# Architectures that are RoBERTa's under another name.
+# `model_type` of the architectures that are identical to RoBERTa.
 _MODEL_TYPES = ("roberta", "xlm-roberta", "camembert")
 
 
 @dataclasses.dataclass(frozen=True)
 class RobertaConfig:
-    """The shape of a RoBERTa: Hugging Face's field names, meanings and defaults.
+    """The architecture of a model, with Hugging Face's field names, meanings and defaults.
 
-    The defaults are those of transformers 4.57's `RobertaConfig`, which are not the released
-    models': `RobertaConfig.base()` and `.large()` are (514 position rows, one token type,
-    LayerNorm epsilon 1e-5).
+    The defaults are those of `RobertaConfig` in transformers 4.57. They differ from the released
+    models, which have 514 position rows, one token type and a LayerNorm epsilon of 1e-5; use
+    `RobertaConfig.base()` and `RobertaConfig.large()` for those.
 
     Attributes:
-      vocab_size: rows of the word table.
+      vocab_size: number of rows of the word embedding table.
       hidden_size: width of the residual stream; a multiple of `num_attention_heads`.
-      num_hidden_layers: transformer blocks.
-      num_attention_heads: heads a block.
+      num_hidden_layers: number of transformer blocks.
+      num_attention_heads: number of attention heads in each block.
       intermediate_size: width of the feed-forward layer.
-      hidden_act: its activation, one of `ACTIVATIONS`; "gelu" is the exact (erf) form.
-      hidden_dropout_prob: dropout of the embeddings and of each sub-layer's output.
-      attention_probs_dropout_prob: dropout of the attention probabilities.
-      max_position_embeddings: rows of the position table. Positions start at
-        `pad_token_id + 1`, so 514 rows hold 512 tokens; see `max_length`.
-      type_vocab_size: rows of the token-type table.
-      initializer_range: standard deviation of initial weights.
-      layer_norm_eps: LayerNorm's epsilon.
-      pad_token_id, bos_token_id, eos_token_id: ids of `<pad>`, `<s>`, `</s>`.
-      position_embedding_type: "absolute" adds a vector for each position to the embeddings;
-        "relative_key" (Shaw et al. 2018) adds to each attention score the query's product with a
-        vector for the distance to the key; "relative_key_query" (Huang et al. 2020) the key's too.
-      use_cache: whether the drop-in classes keep keys and values while they generate.
-      classifier_dropout: dropout before a classifier; None is `hidden_dropout_prob`.
-      is_decoder: each token sees only itself and those before it.
-      add_cross_attention: a second attention in each block, to another model's hidden states;
+      hidden_act: activation of the feed-forward layer, a key of `activations.ACTIVATIONS`. "gelu"
+        is the exact (erf) form.
+      hidden_dropout_prob: dropout rate of the embeddings and of each sub-layer's output.
+      attention_probs_dropout_prob: dropout rate of the attention probabilities.
+      max_position_embeddings: number of rows of the position table. Positions start at
+        `pad_token_id + 1`, so 514 rows allow 512 tokens; see `max_length`.
+      type_vocab_size: number of token types.
+      initializer_range: standard deviation of the initial weights.
+      layer_norm_eps: epsilon of LayerNorm.
+      pad_token_id, bos_token_id, eos_token_id: ids of `<pad>`, `<s>` and `</s>`.
+      position_embedding_type: "absolute" adds a vector for each position to the embeddings.
+        "relative_key" (Shaw et al. 2018) adds to each attention score the product of the query with
+        a vector for its distance to the key. "relative_key_query" (Huang et al. 2020) also adds the
+        product of the key with that vector.
+      use_cache: whether the `Flax…` classes cache keys and values during generation.
+      classifier_dropout: dropout rate before a classifier; None uses `hidden_dropout_prob`.
+      is_decoder: whether attention is causal.
+      add_cross_attention: whether each block has a cross-attention to `encoder_hidden_states`;
         needs `is_decoder`.
-      tie_word_embeddings: whether the masked and causal LM heads' decoder is the word table.
-      num_labels: classes of the classification heads; 2 if None and not told by `id2label`.
-      id2label, label2id: the classes' names, {0: "LABEL_0", …} unless given.
-      problem_type: the loss of sequence classification, one of `PROBLEM_TYPES`; None decides by
-        the labels, as in Hugging Face's classes.
+      tie_word_embeddings: whether the decoder of the LM heads shares the word embedding table.
+      num_labels: number of classes of the classification heads. None takes it from `id2label`, or 2
+        without it.
+      id2label, label2id: names of the classes; {0: "LABEL_0", …} by default.
+      problem_type: the loss of sequence classification, one of `PROBLEM_TYPES`. None infers it from
+        the labels, as Hugging Face's classes do.
 
     Raises:
-      ValueError: a value is out of range, or two do not fit each other.
+      ValueError: a value is out of range, or two values contradict each other.
     """
 
     vocab_size: int = 50265
@@ -109,7 +110,7 @@ class RobertaConfig:
                 "heads; make it a multiple of num_attention_heads"
             )
         for name, known in (
-            ("hidden_act", ACTIVATIONS),
+            ("hidden_act", tuple(ACTIVATIONS)),
             ("position_embedding_type", POSITION_EMBEDDING_TYPES),
             ("problem_type", (None, *PROBLEM_TYPES)),
         ):
@@ -142,11 +143,14 @@ class RobertaConfig:
             raise ValueError("add_cross_attention=True needs is_decoder=True")
 
     def _name_labels(self):
-        """Makes num_labels, id2label and label2id agree; JSON knows string keys only."""
+        """Derives the fields of num_labels, id2label and label2id that are not given.
+
+        Keys of `id2label` become integers, since JSON has only string keys.
+        """
         id2label = self.id2label
         if id2label is None:
             count = 2 if self.num_labels is None else self.num_labels
-            # A wrong count is reported with the other fields.
+            # `__post_init__` reports a `num_labels` of the wrong type.
             id2label = {i: f"LABEL_{i}" for i in range(count if isinstance(count, int) else 0)}
         else:
             count = len(id2label) if self.num_labels is None else self.num_labels
@@ -165,7 +169,7 @@ class RobertaConfig:
 
     @property
     def classifier_dropout_prob(self) -> float:
-        """Dropout before a classifier."""
+        """Dropout rate before a classifier."""
         rate = self.classifier_dropout
         return self.hidden_dropout_prob if rate is None else rate
 
@@ -176,18 +180,18 @@ class RobertaConfig:
 
     @property
     def max_length(self) -> int:
-        """The most tokens an input may have (512 for the released models)."""
+        """Maximum number of tokens in an input (512 for the released models)."""
         return self.max_position_embeddings - self.pad_token_id - 1
 
     @classmethod
     def base(cls, **changes) -> "RobertaConfig":
-        """The released roberta-base: 12 layers of width 768, 124,697,433 parameters."""
+        """roberta-base as released: 12 layers of width 768, 124,697,433 parameters."""
         released = {"max_position_embeddings": 514, "type_vocab_size": 1, "layer_norm_eps": 1e-5}
         return cls(**(released | changes))
 
     @classmethod
     def large(cls, **changes) -> "RobertaConfig":
-        """The released roberta-large: 24 layers of width 1024, 355,412,057 parameters."""
+        """roberta-large as released: 24 layers of width 1024, 355,412,057 parameters."""
         shape = {
             "hidden_size": 1024,
             "num_hidden_layers": 24,
@@ -198,13 +202,13 @@ class RobertaConfig:
 
     @classmethod
     def from_dict(cls, values: dict[str, Any]) -> "RobertaConfig":
-        """The config that a parsed `config.json` describes.
+        """Creates a config from the contents of a `config.json`.
 
-        Keys that no model here reads (`architectures`, `transformers_version`, …) are passed
-        over, and absent keys take Hugging Face's defaults.
+        Unknown keys (`architectures`, `transformers_version`, …) are ignored. Missing keys take
+        Hugging Face's defaults.
 
         Raises:
-          ValueError: `model_type` is another architecture's, or a value is refused (see the class).
+          ValueError: `model_type` is another architecture, or a value is invalid (see the class).
         """
         model_type = values.get("model_type", "roberta")
         if model_type not in _MODEL_TYPES:
@@ -215,31 +219,39 @@ class RobertaConfig:
         names = {field.name for field in dataclasses.fields(cls)}
         known = {name: value for name, value in values.items() if name in names}
         if known.get("id2label") is not None:
-            known.pop("num_labels", None)  # the names decide, as in Hugging Face's class
+            known.pop("num_labels", None)  # `id2label` wins, as in Hugging Face's class
         return cls(**known)
 
     @classmethod
     def from_json_file(cls, path: str | os.PathLike) -> "RobertaConfig":
-        """Reads a `config.json`; FileNotFoundError, or ValueError where it is not a JSON object."""
+        """Reads a `config.json`.
+
+        Raises:
+          FileNotFoundError: there is no such file.
+          ValueError: the file is not a JSON object, or as `from_dict`.
+        """
         try:
             values = json.loads(pathlib.Path(path).read_text(encoding="utf-8"))
         except json.JSONDecodeError as error:
             raise ValueError(f"{path} is not valid JSON: {error}") from None
         if not isinstance(values, dict):
-            raise ValueError(f"{path} holds no JSON object, so it is no model's config")
+            raise ValueError(f"{path} contains no JSON object, so it is not a model config")
         return cls.from_dict(values)
 
     def to_dict(self, architecture: str = "RobertaForMaskedLM") -> dict[str, Any]:
-        """The contents of a `config.json` that transformers loads as this model."""
+        """The contents of a `config.json` with which transformers builds the same model."""
         header = {"architectures": [architecture], "model_type": "roberta"}
         fields = dataclasses.asdict(self)
         if self.id2label == RobertaConfig().id2label:
             del fields["id2label"], fields["label2id"]
-        del fields["num_labels"]  # the names' number
+        del fields["num_labels"]  # transformers derives it from `id2label`
         return header | fields
 
     def replace(self, **changes) -> "RobertaConfig":
-        """This config with some fields changed; a new `num_labels` or `id2label` renames labels."""
+        """Returns a copy with some fields changed.
+
+        Changing `num_labels` or `id2label` resets the other label fields.
+        """
         if {"num_labels", "id2label"} & set(changes):
             changes = {"num_labels": None, "id2label": None, "label2id": None} | changes
         return dataclasses.replace(self, **changes)

@@ -1,4 +1,4 @@
-"""How a model is computed: precision, layer scanning, rematerialisation.
+"""How a model is computed: precision, layer scanning, rematerialisation, attention kernel.
 
 These options change speed and memory only. The same weights give the same results, to rounding,
 under all of them.
@@ -10,14 +10,14 @@ from typing import Any
 import jax
 import jax.numpy as jnp
 
-from roberta_jax.kernels.attention import RESIDUALS
+from roberta_jax.kernels import attention
 
-# What `jax.checkpoint` may keep, for each value of `Execution.remat` but "none".
+# The `jax.checkpoint` policy of each value of `Execution.remat`; "none" uses no checkpoint.
 REMAT_POLICIES = {
     "none": None,
     "dots": jax.checkpoint_policies.save_from_both_policies(
         jax.checkpoint_policies.dots_with_no_batch_dims_saveable,
-        jax.checkpoint_policies.save_only_these_names(RESIDUALS),
+        jax.checkpoint_policies.save_only_these_names(attention.RESIDUALS),
     ),
     "full": jax.checkpoint_policies.nothing_saveable,
 }
@@ -25,30 +25,41 @@ REMAT_POLICIES = {
 
 @dataclasses.dataclass(frozen=True)
 class Execution:
-    """How a model is computed; its results do not depend on it.
+    """How a model is computed; see the module's docstring.
 
     Attributes:
-      dtype: of activations and matrix products (`bfloat16` on accelerators). Parameters, softmax,
-        LayerNorm, logits and loss are float32 always.
-      scan_layers: stack the blocks' parameters, each leaf with a leading `layers` axis, and scan
-        over them; else they are named "0", "1", … as Hugging Face's Flax classes name them.
-        Scanning compiles in a time that does not grow with depth.
-      scan_unroll: blocks a scan iteration holds; must divide the number of layers or exceed it.
-      remat: what the backward pass computes again instead of keeping: "none"; "dots", all but the
-        results of matrix products; "full", everything inside a block.
+      dtype: dtype of activations and matrix products (`bfloat16` on accelerators). Parameters,
+        softmax, LayerNorm, logits and losses are always float32.
+      scan_layers: whether to stack the parameters of the blocks, each leaf with a leading `layers`
+        axis, and scan over them. The compile time then does not grow with depth. Otherwise the
+        blocks are named "0", "1", … as in Hugging Face's Flax classes.
+      scan_unroll: number of blocks per scan iteration. Must divide the number of layers or exceed
+        it.
+      remat: what the backward pass recomputes instead of storing. "none": nothing. "dots":
+        everything but the results of matrix products. "full": everything inside a block.
+      attention: the attention kernel, a key of `kernels.attention.IMPLEMENTATIONS`. "xla" stores no
+        attention probabilities for the backward pass. "reference" is the plain definition.
+        Relative position embeddings always use "reference".
+
+    Raises:
+      ValueError: a value is out of range or unknown.
     """
 
     dtype: Any = jnp.float32
     scan_layers: bool = True
     scan_unroll: int = 1
     remat: str = "dots"
+    attention: str = "xla"
 
     def __post_init__(self):
         if not jnp.issubdtype(jnp.dtype(self.dtype), jnp.floating):
             raise ValueError(f"dtype must be a floating-point type, not {self.dtype!r}")
         if self.scan_unroll < 1:
             raise ValueError(f"scan_unroll must be at least 1, not {self.scan_unroll}")
-        if self.remat not in REMAT_POLICIES:
-            raise ValueError(
-                f"unknown remat {self.remat!r}; known: {', '.join(sorted(REMAT_POLICIES))}"
-            )
+        for name, known in (
+            ("remat", REMAT_POLICIES),
+            ("attention", attention.IMPLEMENTATIONS),
+        ):
+            value = getattr(self, name)
+            if value not in known:
+                raise ValueError(f"unknown {name} {value!r}; known: {', '.join(sorted(known))}")

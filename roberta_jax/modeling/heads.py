@@ -10,6 +10,7 @@ import flax.linen as nn
 import jax
 import jax.numpy as jnp
 
+from roberta_jax.kernels.cross_entropy import projected_cross_entropy
 from roberta_jax.modeling.activations import gelu
 from roberta_jax.modeling.classifiers import (
     RobertaForMultipleChoice,
@@ -21,7 +22,7 @@ from roberta_jax.modeling.config import RobertaConfig
 from roberta_jax.modeling.execution import Execution
 from roberta_jax.modeling.inputs import shape_error
 from roberta_jax.modeling.layers import Dense, LayerNorm, replicated
-from roberta_jax.modeling.losses import IGNORE_INDEX, projected_cross_entropy
+from roberta_jax.modeling.losses import IGNORE_INDEX
 from roberta_jax.modeling.model import RobertaModel
 from roberta_jax.modeling.outputs import LogitsOutput
 

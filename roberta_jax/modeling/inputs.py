@@ -1,7 +1,7 @@
-"""What a model is given: positions, masks, and the check that all of it fits.
+"""Model inputs: position ids, attention masks, and checks of the arguments.
 
-Array names carry their shape: B inputs, L tokens an input, S keys (as many as tokens, or as a cache
-holds), D hidden width.
+Array names carry their shape: B batch, L length, S number of keys (L, or the size of the cache), D
+hidden width.
 """
 
 from collections.abc import Sequence
@@ -19,51 +19,57 @@ def positions_from_ids(
     segment_ids: jax.Array | None = None,
     past_length: jax.Array | int = 0,
 ) -> jax.Array:
-    """RoBERTa's position of each token: pads at `pad_token_id`, the others from the next one on.
+    """RoBERTa's position ids: `pad_token_id` at padding, and from `pad_token_id + 1` elsewhere.
 
     As fairseq's `make_positions`: p = cumsum(ids != pad) * (ids != pad) + pad. With `segment_ids`
-    the count starts again wherever a new segment starts.
+    the positions restart at each new segment.
 
     Args:
       input_ids: int [B, L].
       pad_token_id: the id of `<pad>`.
       segment_ids: int [B, L] or None.
-      past_length: tokens before these, which a cache holds.
+      past_length: number of tokens in the cache, which precede these.
 
     Returns:
       int32 [B, L].
     """
-    real = (input_ids != pad_token_id).astype(jnp.int32)
-    count = jnp.cumsum(real, axis=-1) + past_length
+    not_padding = (input_ids != pad_token_id).astype(jnp.int32)
+    count = jnp.cumsum(not_padding, axis=-1) + past_length
     if segment_ids is not None:
-        starts = jnp.diff(segment_ids, axis=-1, prepend=segment_ids[:, :1]) != 0
-        before = jax.lax.cummax(jnp.where(starts, count - real, 0), axis=1)
-        count = count - before
-    return count * real + pad_token_id
+        is_start = jnp.diff(segment_ids, axis=-1, prepend=segment_ids[:, :1]) != 0
+        count_before = jax.lax.cummax(jnp.where(is_start, count - not_padding, 0), axis=1)
+        count = count - count_before
+    return count * not_padding + pad_token_id
 
 
 def attention_mask_from(
     attention_mask: jax.Array | None, segment_ids: jax.Array | None
 ) -> jax.Array | None:
-    """Which query may see which key: bool [B, 1, 1 or L, S], or None where all see all.
+    """The mask of the attention scores: bool [B, 1, 1 or L, S], or None for no mask.
 
-    A key is seen where `attention_mask` is not 0 and, with `segment_ids`, where query and key are
-    of the same segment and that segment is not 0 (padding).
+    A query may attend to a key if `attention_mask` is not 0 there. With `segment_ids`, query and
+    key must also have the same segment id, and it must not be 0 (padding).
     """
     mask = None
     if attention_mask is not None:
         mask = (attention_mask != 0)[:, None, None, :]
     if segment_ids is not None:
         query, key = segment_ids[:, None, :, None], segment_ids[:, None, None, :]
-        same = (query == key) & (key != 0)
-        mask = same if mask is None else mask & same
+        same_segment = (query == key) & (key != 0)
+        mask = same_segment if mask is None else mask & same_segment
     return mask
 
 
-def causal_mask(length: int, keys: int, past_length: jax.Array | int = 0) -> jax.Array:
-    """bool [1, 1, L, S]: query i, which stands at `past_length` + i, sees the keys up to itself."""
-    query = past_length + jnp.arange(length)[:, None]
-    return (query >= jnp.arange(keys))[None, None]
+def causal_mask(length: int, num_keys: int, past_length: jax.Array | int = 0) -> jax.Array:
+    """bool [1, 1, L, S]: query i, at index `past_length` + i, may attend to keys up to that index.
+
+    Args:
+      length: L, the number of queries.
+      num_keys: S.
+      past_length: number of tokens in the cache, which precede the queries.
+    """
+    query_index = past_length + jnp.arange(length)[:, None]
+    return (query_index >= jnp.arange(num_keys))[None, None]
 
 
 def check_inputs(
@@ -77,7 +83,12 @@ def check_inputs(
     inputs_embeds: jax.Array | None,
     cache_size: int | None = None,
 ) -> None:
-    """Raises ValueError for inputs that do not fit; see `RobertaModel.__call__`."""
+    """Checks the arguments of `RobertaModel.__call__`.
+
+    Raises:
+      ValueError: a shape is wrong, the input is too long, or an id is out of range. Ids cannot be
+        checked under `jit`.
+    """
     if (input_ids is None) == (inputs_embeds is None):
         raise ValueError("give either input_ids or inputs_embeds, and not both")
     if input_ids is not None:
@@ -88,8 +99,8 @@ def check_inputs(
         *shape, width = inputs_embeds.shape
         shape = tuple(shape)
         if len(shape) != 2 or width != config.hidden_size:
-            wanted = f"(batch, length, {config.hidden_size})"
-            raise shape_error("inputs_embeds", inputs_embeds.shape, wanted)
+            expected = f"(batch, length, {config.hidden_size})"
+            raise shape_error("inputs_embeds", inputs_embeds.shape, expected)
     if shape[1] > config.max_length:
         raise ValueError(
             f"input of {shape[1]} tokens, but this model has positions for {config.max_length} "
@@ -102,21 +113,19 @@ def check_inputs(
         if shape[1] > cache_size:
             raise ValueError(f"input of {shape[1]} tokens, but the cache holds {cache_size}")
         if attention_mask is not None and attention_mask.shape != (shape[0], cache_size):
-            wanted = f"that of the cache, ({shape[0]}, {cache_size})"
-            raise shape_error("attention_mask", attention_mask.shape, wanted)
+            expected = f"that of the cache, ({shape[0]}, {cache_size})"
+            raise shape_error("attention_mask", attention_mask.shape, expected)
     for name, value in (
         ("attention_mask", attention_mask if cache_size is None else None),
         ("token_type_ids", token_type_ids),
         ("position_ids", position_ids),
         ("segment_ids", segment_ids),
     ):
-        # Positions and token types may be given once for the whole batch.
-        shared = name in ("position_ids", "token_type_ids") and value is not None
-        if (
-            value is not None
-            and value.shape != shape
-            and not (shared and value.shape == (1, shape[1]))
-        ):
+        if value is None or value.shape == shape:
+            continue
+        # One row of positions or token types may serve the whole batch.
+        broadcasts = name in ("position_ids", "token_type_ids") and value.shape == (1, shape[1])
+        if not broadcasts:
             raise shape_error(name, value.shape, f"that of the input, {shape}")
     for name, ids, rows in (
         ("input_ids", input_ids, config.vocab_size),
@@ -132,13 +141,17 @@ def check_inputs(
             )
 
 
-def check_memory(
+def check_encoder_states(
     config: RobertaConfig,
     batch: int,
     encoder_hidden_states: jax.Array | None,
     encoder_attention_mask: jax.Array | None,
 ) -> None:
-    """Raises ValueError where another model's hidden states do not fit this decoder."""
+    """Checks the inputs of the cross-attention.
+
+    Raises:
+      ValueError: the model has no cross-attention, or a shape is wrong.
+    """
     if encoder_hidden_states is None:
         if encoder_attention_mask is not None:
             raise ValueError("encoder_attention_mask needs encoder_hidden_states")
@@ -157,6 +170,6 @@ def check_memory(
         raise shape_error("encoder_attention_mask", encoder_attention_mask.shape, f"{shape[:2]}")
 
 
-def shape_error(name: str, got: Sequence[int], wanted: str) -> ValueError:
-    """The error for an argument of the wrong shape."""
-    return ValueError(f"{name} has shape {tuple(got)}; it must be {wanted}")
+def shape_error(name: str, shape: Sequence[int], expected: str) -> ValueError:
+    """Returns the error for the argument `name`, which has the wrong shape."""
+    return ValueError(f"{name} has shape {tuple(shape)}; it must be {expected}")

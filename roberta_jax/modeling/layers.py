@@ -1,20 +1,36 @@
-"""The layers that the blocks and heads are built of, and the embeddings.
+"""The layers that blocks and heads are built from, and the embeddings.
 
 Parameter names and shapes are those of Hugging Face's Flax classes; kernels are [in, out]. Every
-parameter carries logical axis names, and every activation that a mesh could split is constrained
-by name, so that one table of rules (see `training/partitioning.py`) decides how all of it is laid
-out; without a mesh the names mean nothing.
+parameter has logical axis names, and every activation that a mesh can split has a logical sharding
+constraint. The rules in `training/partitioning.py` map these names to mesh axes. Without a mesh
+they have no effect.
 
-Array names carry their shape: B inputs, L tokens an input, D hidden width.
+Array names carry their shape: B batch, L length, D hidden width.
 """
 
 import flax.linen as nn
 import jax
 import jax.numpy as jnp
 
-from roberta_jax.kernels.dropout import Dropout
+from roberta_jax.kernels.dropout import dropout, seed_from_key
 from roberta_jax.modeling.config import RobertaConfig
 from roberta_jax.modeling.execution import Execution
+
+
+class Dropout(nn.Module):
+    """Dropout, with its key from the RNG stream "dropout".
+
+    Attributes:
+      rate: fraction of elements to drop. With 0 the layer is the identity and needs no key.
+    """
+
+    rate: float
+
+    @nn.compact
+    def __call__(self, x: jax.Array, deterministic: bool) -> jax.Array:
+        if deterministic or self.rate == 0:
+            return x
+        return dropout(x, seed_from_key(self.make_rng("dropout")), self.rate)
 
 
 class Dense(nn.Module):
@@ -24,7 +40,7 @@ class Dense(nn.Module):
       features: output width.
       axes: logical names of the kernel's two axes.
       initializer_range: standard deviation of the initial kernel.
-      dtype: of the product.
+      dtype: dtype of the computation and of the output.
     """
 
     features: int
@@ -51,9 +67,14 @@ class Dense(nn.Module):
 
 
 class LayerNorm(nn.Module):
-    """LayerNorm over the last axis in float32, with the variance from centred values.
+    """LayerNorm over the last axis, computed in float32.
 
-    (The shortcut E[x^2] - E[x]^2 cancels badly where the mean is large.)
+    The variance is computed from centred values, because E[x^2] - E[x]^2 loses precision when the
+    mean is large.
+
+    Attributes:
+      epsilon: added to the variance.
+      dtype: dtype of the output.
     """
 
     epsilon: float
@@ -81,15 +102,15 @@ class LayerNorm(nn.Module):
 
 
 class Embedding(nn.Module):
-    """A table of vectors, looked up by id; see `lookup` for what differs from `nn.Embed`.
+    """An embedding table; see `lookup` for how it differs from `nn.Embed`.
 
     Attributes:
       num_embeddings, features: the table's shape.
-      rows_axis: logical name of its first axis.
+      rows_axis: logical name of the table's first axis.
       initializer_range: standard deviation of the initial table.
-      dtype: of the vectors given.
-      padding_row: a row that starts at zero and gets no gradient from look-ups, as torch's
-        `padding_idx` does; None for no such row.
+      dtype: dtype of the output.
+      padding_row: a row that is initially zero and gets no gradient from look-ups, like torch's
+        `padding_idx`. None for no such row.
     """
 
     num_embeddings: int
@@ -116,16 +137,16 @@ class Embedding(nn.Module):
 
 
 def replicated(table: jax.Array, dtype: jnp.dtype) -> jax.Array:
-    """The table in `dtype`, whole on every device.
+    """Casts the table to `dtype` and replicates it on every device.
 
-    A look-up in a table split over the devices makes the partitioner rematerialise the result on
-    all of them; gathering the table first, and already cast, is the cheap way.
+    With a look-up in a table that is split over devices, the partitioner replicates the result on
+    all devices ("full rematerialization"). It is cheaper to cast the table and gather it first.
     """
     return nn.with_logical_constraint(jnp.asarray(table, dtype), (None, None))
 
 
 def lookup(table: jax.Array, ids: jax.Array, padding_row: int | None) -> jax.Array:
-    """table[ids], with NaN for ids outside the table and no gradient into `padding_row`."""
+    """table[ids]. Ids past the end of the table give NaN; `padding_row` gets no gradient."""
     return _lookup(table, ids, padding_row)
 
 
@@ -139,13 +160,14 @@ def _take_forward(table, ids, padding_row):
 
 
 def _take_backward(padding_row, residuals, grad):
-    # Summed in float32: in bfloat16 a frequent id's many small gradients would be lost.
+    # Summed in float32, because the many small gradients of a frequent id vanish in bfloat16.
     table, ids = residuals
-    rows = table.shape[0]
     if padding_row is not None:
-        ids = jnp.where(ids == padding_row, rows, ids)
-    summed = jnp.zeros(table.shape, jnp.float32).at[ids].add(grad.astype(jnp.float32), mode="drop")
-    return summed.astype(table.dtype), None
+        out_of_range = table.shape[0]  # dropped below
+        ids = jnp.where(ids == padding_row, out_of_range, ids)
+    grad_table = jnp.zeros(table.shape, jnp.float32)
+    grad_table = grad_table.at[ids].add(grad.astype(jnp.float32), mode="drop")
+    return grad_table.astype(table.dtype), None
 
 
 _lookup = jax.custom_vjp(_take, nondiff_argnums=(2,))
@@ -160,15 +182,16 @@ class Embeddings(nn.Module):
 
     def setup(self):
         config, dtype = self.config, self.execution.dtype
-        width, spread = config.hidden_size, config.initializer_range
-        pad = config.pad_token_id
-        self.word_embeddings = Embedding(config.vocab_size, width, "vocab", spread, dtype, pad)
-        self.position_embeddings = Embedding(
-            config.max_position_embeddings, width, "positions", spread, dtype, pad
-        )
-        self.token_type_embeddings = Embedding(
-            config.type_vocab_size, width, "token_types", spread, dtype
-        )
+
+        def table(rows, rows_axis, padding_row):
+            return Embedding(
+                rows, config.hidden_size, rows_axis, config.initializer_range, dtype, padding_row
+            )
+
+        pad_id = config.pad_token_id
+        self.word_embeddings = table(config.vocab_size, "vocab", pad_id)
+        self.position_embeddings = table(config.max_position_embeddings, "positions", pad_id)
+        self.token_type_embeddings = table(config.type_vocab_size, "token_types", None)
         self.LayerNorm = LayerNorm(config.layer_norm_eps, dtype)
         self.dropout = Dropout(config.hidden_dropout_prob)
 
@@ -180,7 +203,10 @@ class Embeddings(nn.Module):
         inputs_embeds: jax.Array | None,
         deterministic: bool,
     ) -> jax.Array:
-        """Embeds [B, L] ids (or takes [B, L, D] word vectors) to [B, L, D]."""
+        """Embeds ids [B, L], or takes the word vectors `inputs_embeds` [B, L, D]; gives [B, L, D].
+
+        Token types are 0 if `token_type_ids` is None.
+        """
         if inputs_embeds is None:
             x_BLD = self.word_embeddings(input_ids)
         else:
@@ -190,7 +216,7 @@ class Embeddings(nn.Module):
         x_BLD = x_BLD + self.token_type_embeddings(token_type_ids)
         if self.config.position_embedding_type == "absolute":
             x_BLD = x_BLD + self.position_embeddings(position_ids)
-        else:  # the table is there all the same, in Hugging Face's files, too
+        else:  # creates the unused table, which Hugging Face's files contain as well
             self.position_embeddings(position_ids[:, :1])
         x_BLD = self.dropout(self.LayerNorm(x_BLD), deterministic)
         return nn.with_logical_constraint(x_BLD, ("batch", "length", None))

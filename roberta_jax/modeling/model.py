@@ -1,7 +1,7 @@
-"""`RobertaModel`, the encoder with its inputs, on which every head sits.
+"""`RobertaModel`: embeddings and encoder, the model below every head.
 
-Array names carry their shape: B inputs, L tokens an input, S tokens of another model's input, D
-hidden width.
+Array names carry their shape: B batch, L length, S length of the cross-attention's keys, D hidden
+width, H heads.
 """
 
 import flax
@@ -15,8 +15,8 @@ from roberta_jax.modeling.execution import Execution
 from roberta_jax.modeling.inputs import (
     attention_mask_from,
     causal_mask,
+    check_encoder_states,
     check_inputs,
-    check_memory,
     positions_from_ids,
 )
 from roberta_jax.modeling.layers import Dense, Embeddings
@@ -24,7 +24,7 @@ from roberta_jax.modeling.outputs import ModelOutput
 
 
 class Pooler(nn.Module):
-    """tanh(dense(first token))."""
+    """BERT's pooler: tanh(dense(first token)), [B, L, D] to [B, D]."""
 
     config: RobertaConfig
     execution: Execution
@@ -43,13 +43,13 @@ class Pooler(nn.Module):
 
 
 class RobertaModel(nn.Module):
-    """The encoder: token ids in, one vector a token out. With `config.is_decoder` a decoder.
+    """The model without a head: from token ids to one hidden vector per token.
 
     Attributes:
-      config: the model's shape.
+      config: the architecture. With `config.is_decoder` the model is a decoder.
       execution: how to compute it.
-      add_pooling_layer: whether to add BERT's pooler, as Hugging Face's class does by default;
-        masked-LM training has no use for it.
+      add_pooling_layer: whether to add BERT's pooler. Hugging Face's class adds it by default;
+        masked-LM training does not use it.
     """
 
     config: RobertaConfig
@@ -81,34 +81,34 @@ class RobertaModel(nn.Module):
     ) -> ModelOutput:
         """Encodes a batch.
 
-        An id outside its table raises ValueError where the ids can be looked at; inside `jit` they
-        cannot, and such an id gives NaN.
-
-        A decoder that is applied with a collection "cache" (see `generation.init_cache`) and
-        `mutable=["cache"]` continues the input of the calls before.
+        If a decoder is applied with a "cache" collection (see `generation.init_cache`) and
+        `mutable=["cache"]`, the input continues that of the previous calls.
 
         Args:
-          input_ids: int [B, L]; or give `inputs_embeds`.
-          attention_mask: int or bool [B, L], 0 at keys that no query may see. None lets all see
-            all, padding included, as in Hugging Face's classes. With a cache as long as the cache.
-          token_type_ids: int [B, L], 0 if None.
-          position_ids: int [B, L]; if None, derived from the ids and the number of cached tokens
-            (see `positions_from_ids`), or running from `pad_token_id + 1` with `inputs_embeds`.
-          segment_ids: int [B, L], for rows that hold several inputs: tokens attend within their
-            own segment alone, and 0 is padding.
-          inputs_embeds: [B, L, D] vectors in place of the word table's.
+          input_ids: int [B, L]. Give either this or `inputs_embeds`.
+          attention_mask: int or bool [B, L], 0 at keys that no query may attend to. None masks
+            nothing, not even padding, as in Hugging Face's classes. With a cache, its second axis
+            is the size of the cache.
+          token_type_ids: int [B, L]; 0 if None.
+          position_ids: int [B, L]. If None, they follow from `input_ids` and the number of cached
+            tokens (see `positions_from_ids`), or count from `pad_token_id + 1` with
+            `inputs_embeds`.
+          segment_ids: int [B, L], for rows that hold several inputs. Tokens attend only to tokens
+            with their own segment id, and 0 is padding.
+          inputs_embeds: [B, L, D] vectors to use instead of word embeddings.
           head_mask: [H] or [layers, H] factors on the heads' attention probabilities.
-          deterministic: no dropout; False needs the RNG stream "dropout".
-          output_hidden_states, output_attentions: what else to return.
-          encoder_hidden_states: [B, S, D], what the cross-attention of a decoder attends to.
-          encoder_attention_mask: int or bool [B, S], 0 where it may not.
-          init_cache: make a cache that is as long as this input; for `Module.init`.
+          deterministic: True turns dropout off. False needs the RNG stream "dropout".
+          output_hidden_states, output_attentions: whether to return these as well.
+          encoder_hidden_states: [B, S, D], the hidden states that the cross-attention attends to.
+          encoder_attention_mask: int or bool [B, S], 0 at those to ignore.
+          init_cache: create a cache whose size is the length of this input; for `Module.init`.
 
         Returns:
           A `ModelOutput`.
 
         Raises:
-          ValueError: shapes do not fit each other or the config, or the input is too long.
+          ValueError: shapes contradict each other or the config, the input is too long, or an id is
+            outside its table. Under `jit` ids cannot be checked; such an id gives NaN.
         """
         config = self.config
         past_length, cache_size = self._cache()
@@ -123,7 +123,7 @@ class RobertaModel(nn.Module):
             cache_size=cache_size,
         )
         batch, length = (inputs_embeds if input_ids is None else input_ids).shape[:2]
-        check_memory(config, batch, encoder_hidden_states, encoder_attention_mask)
+        check_encoder_states(config, batch, encoder_hidden_states, encoder_attention_mask)
         if position_ids is None:
             if input_ids is None:
                 start = config.pad_token_id + 1 + past_length
@@ -157,13 +157,13 @@ class RobertaModel(nn.Module):
         return output.replace(pooler_output=self.pooler(output.last_hidden_state))
 
     def _cache(self) -> tuple[jax.Array | int, int | None]:
-        """How many tokens the cache holds and how many it can hold; (0, None) without a cache."""
-        found = flax.traverse_util.flatten_dict(dict(self.variables.get("cache", {})))
-        if not found:
+        """(number of cached tokens, size of the cache), or (0, None) without a cache."""
+        cache = flax.traverse_util.flatten_dict(dict(self.variables.get("cache", {})))
+        if not cache:
             return 0, None
         if not self.config.is_decoder:
             raise ValueError("a cache needs a decoder: set is_decoder=True in the model's config")
-        # All layers are equally far; stacked ones share an array.
-        index = next(leaf for path, leaf in found.items() if path[-1] == "cache_index")
-        keys = next(leaf for path, leaf in found.items() if path[-1] == "cached_key")
+        # The index is the same in all layers. With stacked layers it is an array.
+        index = next(leaf for path, leaf in cache.items() if path[-1] == "cache_index")
+        keys = next(leaf for path, leaf in cache.items() if path[-1] == "cached_key")
         return index.reshape(-1)[0], keys.shape[-3]

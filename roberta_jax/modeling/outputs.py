@@ -1,7 +1,7 @@
-"""What the models return.
+"""The outputs of the models.
 
-Array names carry their shape: B inputs, L tokens an input, D hidden width, H heads, S tokens of the
-other model's input, K masked positions an input, V vocabulary, C classes.
+Array names carry their shape: B batch, L length, D hidden width, H heads, S length of the
+cross-attention's keys, K masked positions per input, V vocabulary, C classes.
 """
 
 import flax
@@ -10,15 +10,15 @@ import jax
 
 @flax.struct.dataclass
 class ModelOutput:
-    """What `RobertaModel` returns.
+    """The output of `RobertaModel`.
 
     Attributes:
       last_hidden_state: [B, L, D].
       pooler_output: [B, D], or None without a pooling layer.
-      hidden_states: the embeddings and each block's output [B, L, D], if asked for.
-      attentions: each block's [B, H, L, L] attention probabilities, if asked for.
-      cross_attentions: each block's [B, H, L, S] probabilities over the other model's tokens, if
-        asked for and there is a cross-attention.
+      hidden_states: the embeddings and each block's output [B, L, D], if requested.
+      attentions: each block's attention probabilities [B, H, L, L], if requested.
+      cross_attentions: each block's cross-attention probabilities [B, H, L, S], if requested and if
+        the model has a cross-attention.
     """
 
     last_hidden_state: jax.Array
@@ -30,10 +30,10 @@ class ModelOutput:
 
 @flax.struct.dataclass
 class LogitsOutput:
-    """What every model with one kind of logits returns.
+    """The output of every model with a single logits array.
 
     Attributes:
-      logits: float32. Masked LM: [B, K, V] at the masked positions, or [B, L, V] everywhere if none
+      logits: float32. Masked LM: [B, K, V] at the masked positions, or [B, L, V] if no positions
         are given. Causal LM: [B, L, V]. Sequence classification: [B, C]. Token classification:
         [B, L, C]. Multiple choice: [B, number of choices].
       hidden_states, attentions, cross_attentions: as in `ModelOutput`.
@@ -47,7 +47,7 @@ class LogitsOutput:
 
 @flax.struct.dataclass
 class QuestionAnsweringOutput:
-    """What `RobertaForQuestionAnswering` returns.
+    """The output of `RobertaForQuestionAnswering`.
 
     Attributes:
       start_logits, end_logits: float32 [B, L].

@@ -11,11 +11,11 @@ import flax.linen as nn
 import jax
 import jax.numpy as jnp
 
+from roberta_jax.kernels.cross_entropy import cross_entropy
 from roberta_jax.modeling.config import RobertaConfig
 from roberta_jax.modeling.execution import Execution
 from roberta_jax.modeling.heads import LMHead, at_positions
 from roberta_jax.modeling.layers import Dense
-from roberta_jax.modeling.losses import cross_entropy
 from roberta_jax.modeling.model import RobertaModel
 
 

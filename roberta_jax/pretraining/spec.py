@@ -18,7 +18,7 @@ from roberta_jax.data.packing.index import PAIR_FORMATS, PairOptions, check_pack
 from roberta_jax.data.pipeline import ENGINES
 from roberta_jax.data.text.sources import list_sources
 from roberta_jax.errors import UsageError
-from roberta_jax.kernels.attention import attend
+from roberta_jax.kernels.attention import dot_product_attention
 from roberta_jax.modeling.config import RobertaConfig
 from roberta_jax.modeling.execution import Execution
 from roberta_jax.modeling.heads import RobertaForMaskedLM
@@ -198,7 +198,7 @@ def _check_bfloat16() -> None:
     """Tries products as the model has them: jaxlib 0.7 lacks some in bfloat16 on a CPU."""
 
     def products(x, x_BLHK):  # which of them are there depends on the CPU
-        return x @ x.T, attend(x_BLHK, x_BLHK, x_BLHK, None, None, 0.0)
+        return x @ x.T, dot_product_attention(x_BLHK, x_BLHK, x_BLHK)
 
     shapes = (16, 16), (8, 16, 2, 16)
     try:

@@ -1,9 +1,9 @@
-"""Makes masked_lm.npz: what Hugging Face's torch RobertaForMaskedLM computes from known weights.
+"""Makes masked_lm.npz: outputs and gradients of Hugging Face's torch RobertaForMaskedLM.
 
-    cd tests; python -m golden.make_masked_lm        (with the package and its extra `parity`)
+    python -m tests.golden.make_masked_lm        (needs the extra `parity`)
 
-Weights and inputs come from NumPy seeds (see masked_lm.py) and are not stored. Stored for each case
-are the loss, a sample of the logits, and of each parameter's gradient the norm and a sample.
+Weights and inputs come from NumPy seeds (see masked_lm.py) and are not stored. The file holds, for
+each case, the loss, a sample of the logits, and the norm and a sample of each parameter's gradient.
 """
 
 import importlib.metadata
@@ -17,7 +17,7 @@ from tests.golden import masked_lm
 
 
 def torch_model(config, params, **options):
-    """Hugging Face's model with these weights; every name must be found, none left over."""
+    """Hugging Face's model with these weights, whose names must match exactly."""
     hf_config = transformers.RobertaConfig(**config.to_dict(), attn_implementation="eager")
     model = transformers.RobertaForMaskedLM(hf_config, **options).eval()
     state = {}
@@ -36,7 +36,7 @@ def as_torch(array):
 
 
 def logits_loss_and_gradients(config, batch, length, padded, masked):
-    """(logits, loss, gradients by our paths) of one case."""
+    """(logits, loss, gradients by our paths) of one case, computed by torch."""
     model = torch_model(config, masked_lm.random_params(config, seed=1))
     ids, mask, labels = masked_lm.example_inputs(config, batch, length, seed=2, padded=padded)
     types = masked_lm.token_types(config, ids)
@@ -44,25 +44,25 @@ def logits_loss_and_gradients(config, batch, length, padded, masked):
         as_torch(ids), as_torch(mask if masked else None), as_torch(types), labels=as_torch(labels)
     )
     output.loss.backward()
-    found = {name: value.grad.numpy() for name, value in model.named_parameters()}
+    torch_gradients = {name: value.grad.numpy() for name, value in model.named_parameters()}
     gradients = {}
     for path in masked_lm.parameter_shapes(config):
-        value = found.pop(masked_lm.torch_name(path))
+        value = torch_gradients.pop(masked_lm.torch_name(path))
         gradients[path] = value.T if path.endswith("kernel") else value
-    assert not found, f"parameters without a path: {sorted(found)}"
+    assert not torch_gradients, f"parameters without a path: {sorted(torch_gradients)}"
     return output.logits.detach().numpy(), output.loss.item(), gradients
 
 
 def main():
-    stored = {}
+    arrays = {}
     for name, case in masked_lm.GOLDEN.items():
         logits, loss, gradients = logits_loss_and_gradients(*case)
-        stored[f"{name}/loss"] = np.float32(loss)
-        stored[f"{name}/logits"] = masked_lm.sample(logits, 1024)
+        arrays[f"{name}/loss"] = np.float32(loss)
+        arrays[f"{name}/logits"] = masked_lm.sample(logits, 1024)
         values = [gradients[path] for path in sorted(gradients)]
-        stored[f"{name}/gradient_norms"] = np.array([np.linalg.norm(v) for v in values])
-        stored[f"{name}/gradients"] = np.concatenate([masked_lm.sample(v) for v in values])
-    np.savez_compressed(masked_lm.FILE, **stored)
+        arrays[f"{name}/gradient_norms"] = np.array([np.linalg.norm(v) for v in values])
+        arrays[f"{name}/gradients"] = np.concatenate([masked_lm.sample(v) for v in values])
+    np.savez_compressed(masked_lm.FILE, **arrays)
     versions = [f"{name} {importlib.metadata.version(name)}" for name in ("torch", "transformers")]
     print(f"{masked_lm.FILE}: {masked_lm.FILE.stat().st_size} bytes, {', '.join(versions)}")
 

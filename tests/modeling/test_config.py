@@ -1,4 +1,4 @@
-"""RobertaConfig and Execution."""
+"""The fields of RobertaConfig and Execution, their checks, and config files."""
 
 import dataclasses
 import json
@@ -13,30 +13,31 @@ from roberta_jax.modeling.execution import Execution
 from roberta_jax.modeling.heads import RobertaForMaskedLM, RobertaModel
 
 
-def count(model) -> int:
+def count_parameters(model) -> int:
     ids = jnp.zeros((1, 4), jnp.int32)
     shapes = jax.eval_shape(lambda: model.init(jax.random.key(0), ids))["params"]
     return sum(leaf.size for leaf in jax.tree.leaves(shapes))
 
 
-@pytest.mark.parametrize("scan_layers", [True, False])
 @pytest.mark.parametrize(
-    ("config", "masked_lm", "encoder", "with_pooler"),
+    ("config", "scan_layers", "masked_lm", "encoder", "with_pooler"),
     [
-        (RobertaConfig.base(), 124_697_433, 124_055_040, 124_645_632),
-        (RobertaConfig.large(), 355_412_057, 354_310_144, 355_359_744),
+        (RobertaConfig.base(), True, 124_697_433, 124_055_040, 124_645_632),
+        (RobertaConfig.base(), False, 124_697_433, 124_055_040, 124_645_632),
+        (RobertaConfig.large(), True, 355_412_057, 354_310_144, 355_359_744),
     ],
+    ids=["base, stacked", "base, unstacked", "large, stacked"],
 )
 def test_parameter_counts_are_the_released_models(
-    config, masked_lm, encoder, with_pooler, scan_layers
+    config, scan_layers, masked_lm, encoder, with_pooler
 ):
     execution = Execution(scan_layers=scan_layers)
-    assert count(RobertaForMaskedLM(config, execution)) == masked_lm
-    assert count(RobertaModel(config, execution)) == encoder
-    assert count(RobertaModel(config, execution, add_pooling_layer=True)) == with_pooler
+    assert count_parameters(RobertaForMaskedLM(config, execution)) == masked_lm
+    assert count_parameters(RobertaModel(config, execution)) == encoder
+    assert count_parameters(RobertaModel(config, execution, add_pooling_layer=True)) == with_pooler
 
 
-def test_defaults_are_hugging_faces_not_the_released_models():
+def test_defaults_are_those_of_hugging_faces_config():
     config = RobertaConfig()
     assert (config.max_position_embeddings, config.type_vocab_size) == (512, 2)
     assert config.layer_norm_eps == 1e-12
@@ -68,7 +69,7 @@ def test_defaults_are_hugging_faces_not_the_released_models():
         ("add_cross_attention", True, "needs is_decoder=True"),
     ],
 )
-def test_refuses_what_it_cannot_build(field, value, message):
+def test_invalid_values_raise(field, value, message):
     with pytest.raises(ValueError, match=message):
         RobertaConfig(**{field: value})
     with pytest.raises(ValueError, match=message):
@@ -83,8 +84,8 @@ def test_round_trip_through_json(tmp_path):
     assert json.loads(path.read_text())["architectures"] == ["RobertaForMaskedLM"]
 
 
-def test_reads_public_config_files():
-    """The published roberta-base config: housekeeping keys passed over, absent ones defaulted."""
+def test_reads_published_config_files():
+    """The config of roberta-base: unknown keys are ignored, missing ones take their defaults."""
     published = {
         "architectures": ["RobertaForMaskedLM"],
         "attention_probs_dropout_prob": 0.1,
@@ -108,12 +109,12 @@ def test_reads_public_config_files():
     assert RobertaConfig.from_dict(published) == RobertaConfig.base()
 
 
-def test_refuses_other_architectures_and_other_files(tmp_path):
+def test_other_architectures_and_files_raise(tmp_path):
     with pytest.raises(ValueError, match="'bert' model, not a RoBERTa"):
         RobertaConfig.from_dict({"model_type": "bert"})
     with pytest.raises(FileNotFoundError):
         RobertaConfig.from_json_file(tmp_path / "config.json")
-    for text, message in (("{", "not valid JSON"), ("[]", "no JSON object")):
+    for text, message in (("{", "not valid JSON"), ("[]", "contains no JSON object")):
         (tmp_path / "config.json").write_text(text)
         with pytest.raises(ValueError, match=message):
             RobertaConfig.from_json_file(tmp_path / "config.json")
@@ -132,7 +133,7 @@ def test_labels_are_named_and_counted():
         RobertaConfig(num_labels=3, id2label={0: "no"})
 
 
-def test_configs_are_values():
+def test_configs_compare_by_value_and_are_frozen():
     assert RobertaConfig.base().replace(hidden_size=24) == RobertaConfig.base(hidden_size=24)
     assert hash(RobertaConfig.base()) == hash(RobertaConfig.base())
     with pytest.raises(dataclasses.FrozenInstanceError):
@@ -153,8 +154,9 @@ def test_every_activation_computes(name):
         ("dtype", jnp.int32, "floating-point"),
         ("scan_unroll", 0, "at least 1"),
         ("remat", "some", "known: dots, full, none"),
+        ("attention", "flash", "known: reference, xla"),
     ],
 )
-def test_refuses_unknown_ways_to_compute(field, value, message):
+def test_invalid_execution_raises(field, value, message):
     with pytest.raises(ValueError, match=message):
         Execution(**{field: value})

@@ -1,4 +1,4 @@
-"""The model: golden values, ways to compute it that must agree, masks, positions, errors."""
+"""The model: golden values, options of `Execution` that must agree, masks, positions, errors."""
 
 import functools
 
@@ -8,32 +8,43 @@ import jax.numpy as jnp
 import numpy as np
 import pytest
 
-from roberta_jax.kernels import attention
-from roberta_jax.kernels.dropout import random_words
 from roberta_jax.modeling import losses
 from roberta_jax.modeling.config import RobertaConfig
 from roberta_jax.modeling.execution import Execution
 from roberta_jax.modeling.heads import RobertaForMaskedLM, RobertaModel
 from roberta_jax.modeling.inputs import positions_from_ids
 from tests.golden import masked_lm
+from tests.support.small_config import small_config
 
-TINY = masked_lm.config(
+TINY = small_config(
     vocab_size=97, hidden_size=16, num_attention_heads=2, intermediate_size=24, num_hidden_layers=2
 )
+DEFAULT = Execution()
 DROPPING = TINY.replace(hidden_dropout_prob=0.1, attention_probs_dropout_prob=0.1)
 
 
+@pytest.fixture(autouse=True)
+def _exact_products():
+    with jax.default_matmul_precision("highest"):
+        yield
+
+
 @functools.lru_cache
-def params_of(config, stack=True, seed=0):
+def make_params(config, stack=True, seed=0):
     return masked_lm.nest(masked_lm.random_params(config, seed), stack)
 
 
-def encode(ids, config=TINY, **kwargs):
-    params = params_of(config)["roberta"]
-    return RobertaModel(config).apply({"params": params}, ids, **kwargs).last_hidden_state
+@functools.partial(jax.jit, static_argnums=0, static_argnames=("flags",))
+def apply(model, params, flags=(), **inputs):
+    return model.apply({"params": params}, **inputs, **dict.fromkeys(flags, True))
 
 
-def close(a, b, tolerance=1e-5):
+def encode(ids, **inputs):
+    params = make_params(TINY)["roberta"]
+    return apply(RobertaModel(TINY), params, input_ids=ids, **inputs).last_hidden_state
+
+
+def assert_close(a, b, tolerance=1e-5):
     np.testing.assert_allclose(a, b, rtol=0, atol=tolerance)
 
 
@@ -57,8 +68,7 @@ def test_golden_values_of_hugging_faces_model(name):
 
         return jax.value_and_grad(loss, has_aux=True)(params)
 
-    with jax.default_matmul_precision("highest"):
-        (loss, logits), grads = loss_and_grad(params_of(config, seed=1))
+    (loss, logits), grads = loss_and_grad(make_params(config, seed=1))
     grads = masked_lm.flatten(grads, stacked=True)
     grads = [grads[path] for path in sorted(grads)]
     with np.load(masked_lm.FILE) as golden:
@@ -69,10 +79,10 @@ def test_golden_values_of_hugging_faces_model(name):
             "gradients": np.concatenate([masked_lm.sample(grad) for grad in grads]),
         }.items():
             theirs = golden[f"{name}/{key}"]
-            close(ours, theirs, 1e-5 * max(1.0, np.abs(theirs).max()))
+            assert_close(ours, theirs, 1e-5 * max(1.0, np.abs(theirs).max()))
 
 
-# --- Ways to compute that must not matter
+# --- Options that must not change the results
 
 IDS, MASK, LABELS = masked_lm.example_inputs(TINY, 3, 14, seed=7)
 POSITIONS = np.array([[1, 4, 0], [1, 2, 0], [1, 0, 0]])
@@ -84,21 +94,34 @@ TARGETS = {
 
 
 @functools.lru_cache
-def value_and_grad(config, execution, method="loss", seed=0):
-    """Loss and gradients (by path), with dropout if the config has it."""
-    stack = execution.scan_layers
+def compiled_value_and_grad(config, execution, method):
     model = RobertaForMaskedLM(config, execution)
 
-    def loss(params):
+    def loss(params, key):
         inputs = {"input_ids": IDS, "attention_mask": MASK, "deterministic": False}
-        inputs["rngs"] = {"dropout": jax.random.key(seed)}
+        inputs["rngs"] = {"dropout": key}
         if method == "loss":
             return model.apply({"params": params}, **inputs, **TARGETS, method="loss")[0]
         logits = model.apply({"params": params}, **inputs, masked_positions=POSITIONS).logits
         return losses.masked_lm_loss(logits, TARGETS["masked_labels"], TARGETS["masked_weights"])[0]
 
-    value, grads = jax.jit(jax.value_and_grad(loss))(params_of(config, stack))
+    return jax.jit(jax.value_and_grad(loss))
+
+
+def value_and_grad(config, execution=DEFAULT, method="loss", seed=0):
+    """Loss and gradients (by path), with dropout if the config has it."""
+    stack = execution.scan_layers
+    run = compiled_value_and_grad(config, execution, method)
+    value, grads = run(make_params(config, stack), jax.random.key(seed))
     return value, masked_lm.flatten(grads, stacked=stack)
+
+
+def assert_same_value_and_grad(result, expected):
+    (value, grads), (expected_value, expected_grads) = result, expected
+    assert_close(value, expected_value)
+    assert grads.keys() == expected_grads.keys()
+    for path, grad in grads.items():
+        np.testing.assert_allclose(grad, expected_grads[path], rtol=1e-4, atol=1e-5, err_msg=path)
 
 
 @pytest.mark.parametrize(
@@ -107,157 +130,114 @@ def value_and_grad(config, execution, method="loss", seed=0):
         Execution(scan_layers=False),
         Execution(scan_layers=False, remat="none"),
         Execution(scan_unroll=2),
-        Execution(remat="none"),
-        Execution(remat="full"),
     ],
     ids=str,
 )
-def test_execution_does_not_matter(execution):
-    value, grads = value_and_grad(TINY, execution)
-    wanted, wanted_grads = value_and_grad(TINY, Execution())
-    close(value, wanted)
-    assert grads.keys() == wanted_grads.keys()
-    for path, grad in grads.items():
-        np.testing.assert_allclose(grad, wanted_grads[path], rtol=1e-4, atol=1e-5, err_msg=path)
+def test_layer_scanning_does_not_change_the_results(execution):
+    assert_same_value_and_grad(value_and_grad(TINY, execution), value_and_grad(TINY))
 
 
-@pytest.mark.parametrize("remat", ["none", "full"])
-def test_remat_draws_the_same_dropout(remat):
-    value, grads = value_and_grad(DROPPING, Execution(remat=remat))
-    wanted, wanted_grads = value_and_grad(DROPPING, Execution())
-    close(value, wanted)
-    for path, grad in grads.items():
-        np.testing.assert_allclose(grad, wanted_grads[path], rtol=1e-4, atol=1e-5, err_msg=path)
-    assert abs(value - value_and_grad(DROPPING, Execution(), seed=1)[0]) > 1e-3
-    assert abs(value - value_and_grad(TINY, Execution())[0]) > 1e-3
+@pytest.mark.parametrize(
+    "options", [{"remat": "none"}, {"remat": "full"}, {"attention": "reference"}], ids=str
+)
+def test_remat_and_attention_do_not_change_the_results(options):
+    """With dropout: the backward pass must draw the same bits as the forward pass."""
+    result = value_and_grad(DROPPING, Execution(**options))
+    assert_same_value_and_grad(result, value_and_grad(DROPPING))
+
+
+def test_dropout_changes_the_results():
+    value, _ = value_and_grad(DROPPING)
+    assert abs(value - value_and_grad(DROPPING, seed=1)[0]) > 1e-3
+    assert abs(value - value_and_grad(TINY)[0]) > 1e-3
 
 
 def test_loss_equals_that_of_the_logits():
-    value, grads = value_and_grad(TINY, Execution())
-    wanted, wanted_grads = value_and_grad(TINY, Execution(), method="logits")
-    close(value, wanted)
-    for path, grad in grads.items():
-        np.testing.assert_allclose(grad, wanted_grads[path], rtol=1e-4, atol=1e-5, err_msg=path)
+    assert_same_value_and_grad(value_and_grad(TINY), value_and_grad(TINY, method="logits"))
 
 
 def test_gradient_is_the_slope():
-    """Along the gradient's own direction, with dropout: forward and backward drop the same."""
-    model = RobertaForMaskedLM(DROPPING)
-
-    @jax.jit
-    def loss(params):
-        rngs = {"dropout": jax.random.key(0)}
-        inputs = {"input_ids": IDS, "attention_mask": MASK, "deterministic": False}
-        return model.apply({"params": params}, **inputs, **TARGETS, rngs=rngs, method="loss")[0]
-
-    params = params_of(DROPPING)
-    with jax.default_matmul_precision("highest"):
-        grads = jax.grad(loss)(params)
-        norm = float(sum(jnp.vdot(g, g) for g in jax.tree.leaves(grads))) ** 0.5
-        step = 1e-2 / norm
-        ahead, behind = (
-            loss(jax.tree.map(lambda p, g, s=sign: p + s * step * g, params, grads))
-            for sign in (1, -1)
-        )
+    """Along the gradient's own direction, with dropout."""
+    run = compiled_value_and_grad(DROPPING, DEFAULT, "loss")
+    params, key = make_params(DROPPING), jax.random.key(0)
+    grads = jax.device_get(run(params, key)[1])
+    norm = float(sum(np.vdot(g, g) for g in jax.tree.leaves(grads))) ** 0.5
+    step = 1e-2 / norm
+    ahead, behind = (
+        run(jax.tree.map(lambda p, g, s=sign: p + s * step * g, params, grads), key)[0]
+        for sign in (1, -1)
+    )
     np.testing.assert_allclose((ahead - behind) / (2 * step), norm**2, rtol=0.01)
 
 
-def test_masked_positions_pick_from_all_logits():
-    model, variables = RobertaForMaskedLM(TINY), {"params": params_of(TINY)}
-    everywhere = model.apply(variables, IDS, MASK).logits
+def test_masked_positions_select_from_all_logits():
+    model, params = RobertaForMaskedLM(TINY), make_params(TINY)
+    everywhere = apply(model, params, input_ids=IDS, attention_mask=MASK).logits
     assert everywhere.shape == (3, 14, 97)
     assert everywhere.dtype == jnp.float32
-    there = model.apply(variables, IDS, MASK, masked_positions=POSITIONS).logits
-    close(there, np.take_along_axis(everywhere, POSITIONS[..., None], axis=1))
+    logits = apply(
+        model, params, input_ids=IDS, attention_mask=MASK, masked_positions=POSITIONS
+    ).logits
+    assert_close(logits, np.take_along_axis(np.asarray(everywhere), POSITIONS[..., None], axis=1))
 
 
-def test_bfloat16_stays_near_float32():
-    model = RobertaForMaskedLM(TINY, Execution(dtype=jnp.bfloat16))
-    variables = {"params": params_of(TINY)}
-    logits = model.apply(variables, IDS, MASK).logits
-    assert logits.dtype == jnp.float32
-    wanted = RobertaForMaskedLM(TINY).apply(variables, IDS, MASK).logits
-    assert 0 < np.abs(logits - wanted).max() < 0.05 * np.abs(wanted).max()
-    hidden = RobertaModel(TINY, Execution(dtype=jnp.bfloat16)).apply(
-        {"params": params_of(TINY)["roberta"]}, IDS
+def test_bfloat16_is_close_to_float32():
+    bfloat16 = Execution(dtype=jnp.bfloat16)
+    inputs = {"input_ids": IDS, "attention_mask": MASK}
+    output = apply(
+        RobertaForMaskedLM(TINY, bfloat16),
+        make_params(TINY),
+        flags=("output_hidden_states",),
+        **inputs,
     )
-    assert hidden.last_hidden_state.dtype == jnp.bfloat16
-    value, grads = value_and_grad(TINY, Execution(dtype=jnp.bfloat16))
-    wanted, wanted_grads = value_and_grad(TINY, Execution())
-    np.testing.assert_allclose(value, wanted, rtol=0.02)
+    assert output.logits.dtype == jnp.float32
+    assert output.hidden_states[-1].dtype == jnp.bfloat16
+    expected = apply(RobertaForMaskedLM(TINY), make_params(TINY), **inputs).logits
+    assert 0 < np.abs(output.logits - expected).max() < 0.05 * np.abs(expected).max()
+    value, grads = value_and_grad(TINY, bfloat16)
+    expected, expected_grads = value_and_grad(TINY)
+    np.testing.assert_allclose(value, expected, rtol=0.02)
     for path, grad in grads.items():
         assert grad.dtype == np.float32
-        error = np.linalg.norm(grad - wanted_grads[path])
-        assert error <= 0.1 * np.linalg.norm(wanted_grads[path]) + 1e-2, path
+        error = np.linalg.norm(grad - expected_grads[path])
+        assert error <= 0.1 * np.linalg.norm(expected_grads[path]) + 1e-2, path
 
 
 @pytest.mark.parametrize("stack", [True, False])
 def test_hidden_states_and_attentions(stack):
-    execution = Execution(scan_layers=stack)
-    out = RobertaForMaskedLM(TINY, execution).apply(
-        {"params": params_of(TINY, stack)},
-        IDS,
-        MASK,
-        output_hidden_states=True,
-        output_attentions=True,
-    )
-    assert [x.shape for x in out.hidden_states] == [(3, 14, 16)] * 3
-    assert [x.shape for x in out.attentions] == [(3, 2, 14, 14)] * 2
-    close(out.hidden_states[-1], encode(IDS, attention_mask=MASK))
-    for probabilities in out.attentions:
-        close(probabilities.sum(-1), 1)
+    model = RobertaForMaskedLM(TINY, Execution(scan_layers=stack))
+    params = make_params(TINY, stack)
+    inputs = {"input_ids": IDS, "attention_mask": MASK}
+    flags = ("output_hidden_states", "output_attentions")
+    output = apply(model, params, flags=flags, **inputs)
+    assert [x.shape for x in output.hidden_states] == [(3, 14, 16)] * 3
+    assert [x.shape for x in output.attentions] == [(3, 2, 14, 14)] * 2
+    assert_close(output.hidden_states[-1], encode(IDS, attention_mask=MASK))
+    for probabilities in output.attentions:
+        assert_close(probabilities.sum(-1), 1)
         assert not np.any(np.where(MASK[:, None, None, :], 0, probabilities))
-    without = RobertaForMaskedLM(TINY, execution).apply({"params": params_of(TINY, stack)}, IDS)
-    assert without.hidden_states is None
-    assert without.attentions is None
+    output = jax.eval_shape(functools.partial(apply, model), params, **inputs)
+    assert output.hidden_states is None
+    assert output.attentions is None
 
 
 # --- Attention, masks, segments
 
 
-@pytest.mark.parametrize("rate", [0.0, 0.3])
-@pytest.mark.parametrize("masked", [False, True])
-def test_attention_gradient_is_autodiffs(rate, masked):
-    q, k, v, weights = (jax.random.normal(jax.random.key(i), (2, 7, 3, 4)) for i in range(4))
-    words = random_words(jax.random.key(9)) if rate else None
-    bias = None
-    if masked:  # with one query that sees no key
-        mask = jax.random.bernoulli(jax.random.key(5), 0.6, (2, 1, 7, 7)).at[1, 0, 3].set(False)
-        bias = attention.mask_to_bias(mask)
-
-    def ours(q, k, v):
-        return jnp.sum(attention.attend(q, k, v, bias, words, rate) * weights)
-
-    def plain(q, k, v):
-        probabilities = attention.attention_probabilities(q, k, bias, words, rate)
-        return jnp.sum(jnp.einsum("bhqs,bshk->bqhk", probabilities, v) * weights)
-
-    with jax.default_matmul_precision("highest"):
-        found = jax.value_and_grad(ours, (0, 1, 2))(q, k, v)
-        wanted = jax.value_and_grad(plain, (0, 1, 2))(q, k, v)
-    for a, b in zip(jax.tree.leaves(found), jax.tree.leaves(wanted), strict=True):
-        np.testing.assert_allclose(a, b, rtol=1e-4, atol=1e-5)
-
-
-def test_attention_does_not_overflow():
-    q = k = 100 * jnp.ones((1, 2, 1, 4))
-    v = jnp.arange(8.0).reshape(1, 2, 1, 4)
-    close(attention.attend(q, k, v, None, None, 0.0), jnp.broadcast_to(v.mean(1), (1, 2, 1, 4)))
-
-
-def test_padding_changes_nothing():
-    real = IDS[1:2, : MASK[1].sum()]
-    close(encode(IDS[1:2], attention_mask=MASK[1:2])[:, : real.shape[1]], encode(real))
+def test_masked_padding_changes_nothing():
+    unpadded = IDS[1:2, : MASK[1].sum()]
+    padded = encode(IDS[1:2], attention_mask=MASK[1:2])
+    assert_close(padded[:, : unpadded.shape[1]], encode(unpadded))
 
 
 def test_without_a_mask_padding_is_attended_to():
     ones = np.ones_like(MASK)
-    close(encode(IDS), encode(IDS, attention_mask=ones))
+    assert_close(encode(IDS), encode(IDS, attention_mask=ones))
     assert np.abs(encode(IDS)[1, 0] - encode(IDS, attention_mask=MASK)[1, 0]).max() > 1e-3
 
 
 def packed_row():
-    """Two inputs and padding in one row; and the two alone."""
+    """(a row of two inputs and padding, its segment ids, the first input, the second input)."""
     rng = np.random.default_rng(0)
     first, second = rng.integers(3, 97, (1, 6)), rng.integers(3, 97, (1, 4))
     row = np.concatenate([first, second, np.ones((1, 3), np.int64)], axis=1)
@@ -265,73 +245,70 @@ def packed_row():
     return row, segments, first, second
 
 
-def test_segments_are_inputs_of_their_own():
+def test_segments_give_what_their_inputs_give_alone():
     row, segments, first, second = packed_row()
     for positions in (None, np.array([[*range(2, 8), *range(2, 6), 1, 1, 1]])):
         together = encode(row, segment_ids=segments, position_ids=positions)
-        close(together[:, :6], encode(first))
-        close(together[:, 6:10], encode(second))
+        assert_close(together[:, :6], encode(first))
+        assert_close(together[:, 6:10], encode(second))
 
 
 def test_no_gradient_crosses_segments():
     row, segments, _, _ = packed_row()
-    model, params = RobertaModel(TINY), params_of(TINY)["roberta"]
-    table = params["embeddings"]["word_embeddings"]["embedding"]
+    table = make_params(TINY)["roberta"]["embeddings"]["word_embeddings"]["embedding"]
 
     def outputs(vectors):
-        kwargs = {"inputs_embeds": vectors, "segment_ids": segments}
-        return model.apply({"params": params}, **kwargs).last_hidden_state
+        return encode(None, inputs_embeds=vectors, segment_ids=segments)
 
     jacobian = jax.jit(jax.jacrev(lambda v: outputs(v)[0].sum(-1)))(table[row])[:, 0]
-    reaches = np.abs(jacobian).max(-1) > 0
-    same = (segments[0][:, None] == segments[0]) & (segments[0] != 0)
-    np.testing.assert_array_equal(reaches[:10], same[:10])
+    has_gradient = np.abs(jacobian).max(-1) > 0
+    same_segment = (segments[0][:, None] == segments[0]) & (segments[0] != 0)
+    np.testing.assert_array_equal(has_gradient[:10], same_segment[:10])
 
 
 def test_segments_and_mask_together():
-    """A key is seen where both allow it."""
+    """A query attends to a key only if both allow it."""
     row, segments, first, _ = packed_row()
     mask = np.ones_like(row)
     mask[0, 4:6] = 0
     together = encode(row, segment_ids=segments, attention_mask=mask)
-    close(together[:, :4], encode(first[:, :4]))
+    assert_close(together[:, :4], encode(first[:, :4]))
 
 
-def test_head_mask_switches_heads_off():
-    params = params_of(TINY)["roberta"]
-    off = encode(IDS, head_mask=jnp.zeros(2))
-    close(off, encode(IDS, head_mask=jnp.zeros((2, 2))))
+def test_head_mask_turns_heads_off():
+    off = encode(IDS, head_mask=np.zeros(2, np.float32))
+    assert_close(off, encode(IDS, head_mask=np.zeros((2, 2), np.float32)))
     assert np.abs(off - encode(IDS)).max() > 1e-3
-    close(encode(IDS, head_mask=jnp.ones(2)), encode(IDS))
-    # Without any head a token's result depends on itself alone.
-    other = IDS.copy()
-    other[:, 5:] = 50
-    alone = RobertaModel(TINY).apply({"params": params}, other, head_mask=jnp.zeros(2))
-    close(off[:, :5], alone.last_hidden_state[:, :5])
+    assert_close(encode(IDS, head_mask=np.ones(2, np.float32)), encode(IDS))
+    # Without any head, the output at a token depends only on that token.
+    other_ids = IDS.copy()
+    other_ids[:, 5:] = 50
+    other = encode(other_ids, head_mask=np.zeros(2, np.float32))
+    assert_close(off[:, :5], other[:, :5])
 
 
 # --- Positions
 
 
-def test_positions_after_fairseq():
+def test_positions_are_fairseqs():
     ids = jnp.array([[1, 1, 0, 5, 2], [0, 5, 6, 2, 1], [0, 1, 5, 1, 2]])
-    wanted = [[1, 1, 2, 3, 4], [2, 3, 4, 5, 1], [2, 1, 3, 1, 4]]
-    np.testing.assert_array_equal(positions_from_ids(ids, 1), wanted)
+    expected = [[1, 1, 2, 3, 4], [2, 3, 4, 5, 1], [2, 1, 3, 1, 4]]
+    np.testing.assert_array_equal(positions_from_ids(ids, 1), expected)
 
 
-def test_positions_start_again_in_each_segment():
+def test_positions_restart_in_each_segment():
     ids = jnp.array([[0, 5, 2, 0, 6, 7, 2, 1], [1, 0, 2, 0, 2, 0, 2, 1]])
     segments = jnp.array([[1, 1, 1, 2, 2, 2, 2, 0], [0, 1, 1, 2, 2, 3, 3, 0]])
-    wanted = [[2, 3, 4, 2, 3, 4, 5, 1], [1, 2, 3, 2, 3, 2, 3, 1]]
-    np.testing.assert_array_equal(positions_from_ids(ids, 1, segments), wanted)
+    expected = [[2, 3, 4, 2, 3, 4, 5, 1], [1, 2, 3, 2, 3, 2, 3, 1]]
+    np.testing.assert_array_equal(positions_from_ids(ids, 1, segments), expected)
     one = jnp.ones_like(segments)
     np.testing.assert_array_equal(positions_from_ids(ids, 1, one), positions_from_ids(ids, 1))
 
 
-def test_input_vectors_run_from_the_first_real_position():
-    table = params_of(TINY)["roberta"]["embeddings"]["word_embeddings"]["embedding"]
+def test_positions_of_input_vectors_count_from_the_first():
+    table = make_params(TINY)["roberta"]["embeddings"]["word_embeddings"]["embedding"]
     ids = IDS[:1]  # without padding
-    close(encode(None, inputs_embeds=table[ids]), encode(ids))
+    assert_close(encode(None, inputs_embeds=table[ids]), encode(ids))
 
 
 # --- Errors
@@ -355,22 +332,22 @@ def test_input_vectors_run_from_the_first_real_position():
         ({"input_ids": IDS, "position_ids": IDS + 40}, r"position_ids must lie in \[0, 40\)"),
     ],
 )
-def test_wrong_inputs_are_told(kwargs, message):
+def test_invalid_inputs_raise(kwargs, message):
     with pytest.raises(ValueError, match=message):
-        RobertaForMaskedLM(TINY).apply({"params": params_of(TINY)}, **kwargs)
+        RobertaForMaskedLM(TINY).apply({"params": make_params(TINY)}, **kwargs)
 
 
-def test_too_long_an_input_is_told_while_tracing():
+def test_too_long_an_input_raises_under_jit():
     with pytest.raises(ValueError, match="positions for 38"):
         jax.eval_shape(lambda ids: encode(ids), jax.ShapeDtypeStruct((1, 39), jnp.int32))
     assert encode(np.full((1, 38), 5)).shape == (1, 38, 16)
 
 
-def test_ids_out_of_range_show_inside_jit():
-    """Where ids cannot be looked at, they give NaN and not some other word's numbers."""
+def test_ids_out_of_range_give_nan_under_jit():
+    """Under `jit` ids cannot be checked. They give NaN, not the vector of another word."""
     ids = IDS.copy()
     ids[0, 3] = 97
-    assert np.isnan(jax.jit(encode)(ids)[0]).any()
+    assert np.isnan(encode(ids)[0]).any()
 
 
 # --- Initial weights
@@ -381,7 +358,8 @@ def test_initialisation():
         vocab_size=1000, hidden_size=96, num_hidden_layers=2, intermediate_size=256
     )
     ids = jnp.zeros((1, 2), jnp.int32)
-    params = nn.unbox(RobertaForMaskedLM(config).init(jax.random.key(0), ids))["params"]
+    params = nn.unbox(jax.jit(RobertaForMaskedLM(config).init)(jax.random.key(0), ids))["params"]
+    params = jax.device_get(params)
     for path, value in masked_lm.flatten(params, stacked=True).items():
         if path.endswith("bias"):
             assert not value.any(), path
@@ -409,12 +387,11 @@ def test_names_and_shapes_are_hugging_faces(stack):
             jax.random.key(0), jnp.zeros((1, 2), jnp.int32)
         )
     )["params"]
-    wanted = jax.tree.map(np.shape, params_of(TINY, stack), is_leaf=lambda x: hasattr(x, "shape"))
-    found = jax.tree.map(lambda x: x.shape, nn.unbox(boxed))
-    assert found == wanted
+    shapes = jax.tree.map(lambda x: x.shape, nn.unbox(boxed))
+    assert shapes == jax.tree.map(np.shape, make_params(TINY, stack))
 
 
-def test_every_parameter_names_its_axes():
+def test_every_parameter_has_logical_axes():
     boxed = jax.eval_shape(
         lambda: RobertaForMaskedLM(TINY).init(jax.random.key(0), jnp.zeros((1, 2), jnp.int32))
     )["params"]

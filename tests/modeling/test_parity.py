@@ -17,36 +17,37 @@ from roberta_jax.modeling.losses import masked_lm_loss
 from tests.golden import masked_lm
 from tests.golden.make_masked_lm import as_torch, logits_loss_and_gradients, torch_model
 from tests.support.heads import assert_close
+from tests.support.small_config import small_config
 
 pytestmark = pytest.mark.parity
 
 CASES = {
-    "padded": (masked_lm.config(), 3, 24, True, True),
-    "padding attended to": (masked_lm.config(), 3, 24, True, False),
-    "full length, two types": (masked_lm.config(type_vocab_size=2), 2, 38, False, True),
+    "padded": (small_config(), 3, 24, True, True),
+    "padding attended to": (small_config(), 3, 24, True, False),
+    "full length, two types": (small_config(type_vocab_size=2), 2, 38, False, True),
     "one head, relu": (
-        masked_lm.config(num_attention_heads=1, hidden_act="relu"),
+        small_config(num_attention_heads=1, hidden_act="relu"),
         2,
         9,
         True,
         True,
     ),
     "eight heads, gelu_new": (
-        masked_lm.config(num_attention_heads=8, hidden_act="gelu_new"),
+        small_config(num_attention_heads=8, hidden_act="gelu_new"),
         2,
         16,
         True,
         True,
     ),
     "silu, epsilon 1e-12": (
-        masked_lm.config(hidden_act="silu", layer_norm_eps=1e-12),
+        small_config(hidden_act="silu", layer_norm_eps=1e-12),
         1,
         5,
         False,
         True,
     ),
     "512 tokens": (
-        masked_lm.config(max_position_embeddings=514, num_hidden_layers=2, hidden_size=64),
+        small_config(max_position_embeddings=514, num_hidden_layers=2, hidden_size=64),
         2,
         512,
         True,
@@ -128,7 +129,7 @@ def test_initial_model_to_the_last_digit():
 
 def test_everything_else_an_input_can_have():
     """Hidden states, attentions, head masks, position ids and input vectors."""
-    config = masked_lm.config()
+    config = small_config()
     params = masked_lm.random_params(config, seed=4)
     ids, mask, _ = masked_lm.example_inputs(config, 2, 12, seed=5)
     rng = np.random.default_rng(6)
@@ -162,7 +163,7 @@ def test_everything_else_an_input_can_have():
 
 
 def test_pooler():
-    config = masked_lm.config()
+    config = small_config()
     theirs = transformers.RobertaModel(
         transformers.RobertaConfig(**config.to_dict()), add_pooling_layer=True
     ).eval()

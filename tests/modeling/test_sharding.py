@@ -1,6 +1,6 @@
-"""The model on a mesh: constraints that stand, the same numbers, the same dropout.
+"""The model on a mesh: sharding constraints in the program, the same results, the same dropout.
 
-On eight virtual devices, which need a process of their own; the mesh and the rules are this test's.
+Runs on eight virtual devices, in a process of its own, with a mesh and rules defined here.
 """
 
 import json
@@ -15,14 +15,15 @@ import numpy as np
 import pytest
 from jax.sharding import AxisType, NamedSharding, PartitionSpec
 
-from roberta_jax.kernels.dropout import dropout, random_words
-from roberta_jax.modeling import losses
+from roberta_jax.kernels import cross_entropy
+from roberta_jax.kernels.dropout import dropout, seed_from_key
 from roberta_jax.modeling.execution import Execution
 from roberta_jax.modeling.heads import RobertaForMaskedLM
 from tests.golden import masked_lm
 from tests.support import processes
+from tests.support.small_config import small_config
 
-CONFIG = masked_lm.config(
+CONFIG = small_config(
     vocab_size=1000,
     hidden_size=32,
     intermediate_size=64,
@@ -63,7 +64,7 @@ def loss_and_grad(execution):
 
 
 def specs_of(execution):
-    """Where the rules put each parameter."""
+    """The partition spec of each parameter under the rules."""
     boxed = jax.eval_shape(
         lambda: RobertaForMaskedLM(CONFIG, execution).init(
             jax.random.key(0), jnp.zeros((1, 2), jnp.int32)
@@ -73,40 +74,40 @@ def specs_of(execution):
 
 
 def on_eight_devices():
-    """Runs in a process of its own; prints what it found as JSON."""
+    """Runs in a process of its own; prints its results as JSON."""
     jax.config.update("jax_default_matmul_precision", "highest")
-    losses.CHUNK = 256  # so that the vocabulary takes several chunks
+    cross_entropy.CHUNK_SIZE = 256  # the vocabulary takes several chunks
     mesh = jax.make_mesh((2, 2, 2), ("data", "fsdp", "tensor"), axis_types=(AxisType.Auto,) * 3)
-    found = {}
+    results = {}
     for stack in (False, True):
         execution = Execution(scan_layers=stack)
         params = masked_lm.nest(masked_lm.random_params(CONFIG, seed=0), stack)
-        place = jax.tree.map(lambda spec: NamedSharding(mesh, spec), specs_of(execution))
-        placed = jax.device_put(params, place)
+        shardings = jax.tree.map(lambda spec: NamedSharding(mesh, spec), specs_of(execution))
+        sharded = jax.device_put(params, shardings)
         batch = jax.device_put(batch_of(), NamedSharding(mesh, PartitionSpec(("data", "fsdp"))))
         with jax.set_mesh(mesh):
-            without_rules = loss_and_grad(execution).lower(placed, batch).as_text()
+            without_rules = loss_and_grad(execution).lower(sharded, batch).as_text()
             with nn.logical_axis_rules(RULES):
-                lowered = loss_and_grad(execution).lower(placed, batch)
-        found[f"stack={stack}"] = {
+                lowered = loss_and_grad(execution).lower(sharded, batch)
+        results[f"stack={stack}"] = {
             "constraints": constraints(lowered.as_text()),
             "constraints without rules": len(constraints(without_rules)),
         }
-    messages, compiled = compile_and_listen(lowered)
-    found["rematerialised"] = "full rematerialization" in messages
-    together, alone = compiled(placed, batch), loss_and_grad(execution)(params, batch_of())
+    messages, compiled = compile_and_capture(lowered)
+    results["rematerialised"] = "full rematerialization" in messages
+    on_mesh, on_one_device = compiled(sharded, batch), loss_and_grad(execution)(params, batch_of())
     errors = jax.tree.map(
         lambda a, b: float(np.abs(a - b).max() / max(1.0, np.abs(b).max())),
-        jax.device_get(together),
-        jax.device_get(alone),
+        jax.device_get(on_mesh),
+        jax.device_get(on_one_device),
     )
-    found["error"] = max(jax.tree.leaves(errors))
-    found["dropout collectives"] = dropout_collectives(mesh)
-    print(json.dumps(found))
+    results["error"] = max(jax.tree.leaves(errors))
+    results["dropout collectives"] = dropout_collectives(mesh)
+    print(json.dumps(results))
 
 
-def compile_and_listen(lowered):
-    """(what XLA wrote to stderr, the compiled program)."""
+def compile_and_capture(lowered):
+    """(XLA's output on stderr, the compiled program)."""
     with tempfile.TemporaryFile() as file:
         before = os.dup(2)
         os.dup2(file.fileno(), 2)
@@ -126,36 +127,36 @@ def constraints(text):
 
 
 def dropout_collectives(mesh):
-    """Communication in dropout, forwards and backwards, of an array split along every axis."""
+    """The collectives in dropout's forward and backward pass on an array split along each axis."""
     sharding = NamedSharding(mesh, PartitionSpec("data", "fsdp", "tensor"))
     x = jax.device_put(jnp.ones((8, 16, 256)), sharding)
-    words = random_words(jax.random.key(0))
+    seed = seed_from_key(jax.random.key(0))
 
     def both(x):
-        y, pull = jax.vjp(lambda x: dropout(x, words, 0.1), x)
+        y, pull = jax.vjp(lambda x: dropout(x, seed, 0.1), x)
         return y, pull(y)
 
     compiled = jax.jit(both, out_shardings=sharding).lower(x).compile()
-    np.testing.assert_array_equal(compiled(x)[0], dropout(jnp.ones(x.shape), words, 0.1))
+    np.testing.assert_array_equal(compiled(x)[0], dropout(jnp.ones(x.shape), seed, 0.1))
     return re.findall(r"(all-\w+|collective-\w+|reduce-scatter)\(", compiled.as_text())
 
 
 @pytest.fixture(scope="module")
-def found():
+def results():
     return json.loads(processes.run(__name__, "on_eight_devices", devices=8))
 
 
-def test_a_mesh_changes_no_number(found):
+def test_a_mesh_does_not_change_the_results(results):
     """Loss and gradients with dropout, split over data, fsdp and tensor, against one device."""
-    assert found["error"] < 1e-5
+    assert results["error"] < 1e-5
 
 
 @pytest.mark.parametrize("stack", [True, False])
-def test_constraints_stand_in_the_program(found, stack):
-    """Under a mesh without rules linen drops them silently: see that they are there."""
-    lines = found[f"stack={stack}"]["constraints"]
+def test_the_program_has_the_sharding_constraints(results, stack):
+    """Linen drops them silently if the rules are not set."""
+    lines = results[f"stack={stack}"]["constraints"]
     rows = r'\{"data", "fsdp"\}'
-    for wanted in (
+    for constraint in (
         rf"<@mesh, \[{rows}, \{{\}}, \{{\}}\]>.*tensor<8x16x32xf32>",  # residual stream
         rf'<@mesh, \[{rows}, \{{\}}, \{{"tensor"\}}\]>.*tensor<8x16x32xf32>',  # heads
         rf'<@mesh, \[{rows}, \{{\}}, \{{"tensor"\}}\]>.*tensor<8x16x64xf32>',  # feed-forward
@@ -163,13 +164,13 @@ def test_constraints_stand_in_the_program(found, stack):
         rf'<@mesh, \[{rows}, \{{"tensor"\}}\]>.*tensor<32x256xf32>',  # logits of a chunk
         r"<@mesh, \[\{\}, \{\}\]>.*tensor<1000x32xf32>",  # the word table, gathered
     ):
-        assert any(re.search(wanted, line) for line in lines), (wanted, sorted(set(lines)))
-    assert found[f"stack={stack}"]["constraints without rules"] == 0
+        assert any(re.search(constraint, line) for line in lines), (constraint, sorted(set(lines)))
+    assert results[f"stack={stack}"]["constraints without rules"] == 0
 
 
-def test_look_ups_are_not_rematerialised(found):
-    assert not found["rematerialised"]
+def test_look_ups_are_not_rematerialised(results):
+    assert not results["rematerialised"]
 
 
-def test_dropout_needs_no_communication(found):
-    assert found["dropout collectives"] == []
+def test_dropout_needs_no_communication(results):
+    assert results["dropout collectives"] == []

@@ -1,4 +1,4 @@
-"""Every head of the model as a case: a small config, random weights, inputs and labels."""
+"""Test cases for every head of the model: a small config, random weights, inputs and labels."""
 
 import dataclasses
 
@@ -10,51 +10,43 @@ from flax import linen as nn
 from roberta_jax.modeling.config import RobertaConfig
 from roberta_jax.modeling.execution import Execution
 from roberta_jax.modeling.heads import MODEL_CLASSES
+from tests.support.small_config import small_config
 
-SMALL = RobertaConfig.base(
-    vocab_size=60,
-    hidden_size=32,
-    num_hidden_layers=2,
-    num_attention_heads=4,
-    intermediate_size=48,
-    max_position_embeddings=40,
-    hidden_dropout_prob=0.0,
-    attention_probs_dropout_prob=0.0,
-)
+SMALL = small_config(vocab_size=60, hidden_size=32, num_hidden_layers=2, intermediate_size=48)
 HEADS = tuple(name for name in MODEL_CLASSES if name != "RobertaModel")
 
 
 def config_of(name: str, **changes) -> RobertaConfig:
-    """The small config; a causal LM is a decoder, and what classifies has three classes."""
-    own = {}
+    """The small config for a class: a causal LM is a decoder, classifiers have three classes."""
+    defaults = {}
     if name == "RobertaForCausalLM":
-        own = {"is_decoder": True}
+        defaults = {"is_decoder": True}
     elif name.endswith("Classification"):
-        own = {"num_labels": 3}
-    return SMALL.replace(**(own | changes))
+        defaults = {"num_labels": 3}
+    return SMALL.replace(**(defaults | changes))
 
 
 def build(name: str, config: RobertaConfig, execution: Execution | None = None, **options):
-    """(model, params): every parameter random, biases and LayerNorms too."""
+    """(model, params). All parameters are random, including biases and LayerNorms."""
     model = MODEL_CLASSES[name](config, execution or Execution(), **options)
     example = jnp.ones((1, 2, 4) if name == "RobertaForMultipleChoice" else (1, 4), jnp.int32)
     shapes = nn.meta.unbox(jax.eval_shape(model.init, jax.random.key(0), example)["params"])
     leaves, structure = jax.tree.flatten(shapes)
     rng = np.random.default_rng(0)
-    drawn = [rng.normal(0, 0.3, leaf.shape).astype(np.float32) for leaf in leaves]
-    return model, jax.tree.unflatten(structure, drawn)
+    values = [rng.normal(0, 0.3, leaf.shape).astype(np.float32) for leaf in leaves]
+    return model, jax.tree.unflatten(structure, values)
 
 
 @dataclasses.dataclass(frozen=True)
 class Inputs:
-    """What a head is called with, and its labels by the names of its `loss`."""
+    """The arguments of a head's `__call__`, and the label arguments of its `loss`."""
 
     given: dict[str, np.ndarray]
     labels: dict[str, np.ndarray]
 
 
 def inputs_of(name: str, config: RobertaConfig, batch=3, length=12, padded=True, seed=0) -> Inputs:
-    """Random ids, the later rows padded on the right; labels with some that are no target."""
+    """Random ids, padded on the right in all rows but the first; some labels are not targets."""
     rng = np.random.default_rng(seed)
     shape = (batch, 2, length) if name == "RobertaForMultipleChoice" else (batch, length)
     ids = rng.integers(4, config.vocab_size, shape)
@@ -68,7 +60,7 @@ def inputs_of(name: str, config: RobertaConfig, batch=3, length=12, padded=True,
     elif name == "RobertaForMultipleChoice":
         labels = {"labels": rng.integers(0, 2, batch)}
     elif name == "RobertaForQuestionAnswering":
-        # The first answer's end lies outside the input, which makes it no target.
+        # The end of the first answer is outside the input, so it is not a target.
         starts, ends = rng.integers(0, length, (2, batch))
         ends[0] = length + 3
         labels = {"start_positions": starts, "end_positions": ends}
@@ -80,21 +72,20 @@ def inputs_of(name: str, config: RobertaConfig, batch=3, length=12, padded=True,
 
 
 def loss_of(model, params, inputs: Inputs) -> jax.Array:
-    """The loss as Hugging Face's classes define it: means, and for spans the mean of two."""
+    """The mean loss as Hugging Face's classes define it; for spans, the mean of both losses."""
     labels = inputs.labels
-    if type(model).__name__ == "RobertaForMaskedLM":  # its targets are slots
-        chosen = labels["labels"]
-        every = np.broadcast_to(np.arange(chosen.shape[1]), chosen.shape)
+    if type(model).__name__ == "RobertaForMaskedLM":  # one slot for every position
+        targets = labels["labels"]
         labels = {
-            "masked_positions": every,
-            "masked_labels": np.maximum(chosen, 0),
-            "masked_weights": (chosen >= 0).astype(np.float32),
+            "masked_positions": np.broadcast_to(np.arange(targets.shape[1]), targets.shape),
+            "masked_labels": np.maximum(targets, 0),
+            "masked_weights": (targets >= 0).astype(np.float32),
         }
     sums, counts = model.apply({"params": params}, **inputs.given, **labels, method="loss")
     return jnp.mean(sums / counts)
 
 
 def assert_close(ours, theirs, name=""):
-    """Within 1e-5, or 1e-5 of the largest entry where entries exceed 1."""
+    """Asserts equality to 1e-5, or to 1e-5 times the largest entry if that exceeds 1."""
     scale = max(1.0, float(np.abs(theirs).max()))
     np.testing.assert_allclose(ours, theirs, rtol=0, atol=1e-5 * scale, err_msg=name)

@@ -25,8 +25,8 @@ from roberta_jax.training.partitioning import create_mesh
 from roberta_jax.training.schedules import polynomial_schedule
 from roberta_jax.training.state import abstract_state, create_state
 from roberta_jax.weights.names import stack_layers, unstack_layers
-from tests.golden import masked_lm
 from tests.support import processes
+from tests.support.small_config import small_config
 
 PARAMS = {
     "encoder": {
@@ -42,7 +42,7 @@ PARAMS = {
     },
     "word_embeddings": {"embedding": np.ones((4, 3))},
 }
-CONFIG = masked_lm.config(vocab_size=64, hidden_size=16, intermediate_size=32, num_hidden_layers=2)
+CONFIG = small_config(vocab_size=64, hidden_size=16, intermediate_size=32, num_hidden_layers=2)
 
 
 def named(tree):

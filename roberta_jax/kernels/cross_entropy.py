@@ -1,0 +1,196 @@
+"""Cross-entropy over a vocabulary, from logits or fused with the projection to the vocabulary.
+
+`reference_cross_entropy` and `reference_projected_cross_entropy` are the definitions.
+
+To add an implementation of the projected cross-entropy, write a function with the reference's
+signature and add it to `IMPLEMENTATIONS`; the tests compare every entry with the reference.
+
+Array names carry their shape: N targets, D hidden width, V vocabulary, C words of one chunk of the
+vocabulary.
+"""
+
+from collections.abc import Callable
+
+import flax.linen as nn
+import jax
+import jax.numpy as jnp
+
+# Largest number of words in a chunk of `chunked_cross_entropy`. The logits of a chunk stay in a
+# CPU's cache, and the matrix products are large enough for an accelerator's matrix units.
+CHUNK_SIZE = 4096
+
+_MASKED_LOGIT = -1e30  # its probability is exactly 0
+
+
+def reference_cross_entropy(logits: jax.Array, labels: jax.Array) -> jax.Array:
+    """`cross_entropy` by its definition, differentiated by JAX."""
+    log_probabilities = jax.nn.log_softmax(logits.astype(jnp.float32), axis=-1)
+    return -jnp.take_along_axis(log_probabilities, labels[..., None], axis=-1)[..., 0]
+
+
+def reference_projected_cross_entropy(x_ND, table_VD, bias_V, labels_N):
+    """`projected_cross_entropy` by its definition: computes the whole [N, V] logits."""
+    table_VD = table_VD.astype(x_ND.dtype)
+    logits_NV = jnp.einsum("nd,vd->nv", x_ND, table_VD, preferred_element_type=jnp.float32)
+    return reference_cross_entropy(logits_NV + bias_V, labels_N)
+
+
+@jax.custom_vjp
+def cross_entropy(logits: jax.Array, labels: jax.Array) -> jax.Array:
+    """-log softmax(logits)[label] for each target, in nats.
+
+    Args:
+      logits: [..., V], any floating dtype; the loss is computed in float32.
+      labels: int [...], in [0, V).
+
+    Returns:
+      float32 [...].
+    """
+    return _cross_entropy_forward(logits, labels)[0]
+
+
+def _cross_entropy_forward(logits, labels):
+    log_sum = jax.nn.logsumexp(logits.astype(jnp.float32), axis=-1)
+    label_logits = jnp.take_along_axis(logits, labels[..., None], axis=-1)[..., 0]
+    return log_sum - label_logits.astype(jnp.float32), (logits, labels, log_sum)
+
+
+def _cross_entropy_backward(residuals, grad):
+    # Hand-written so that the gradient is one pass over the logits, and the forward pass stores
+    # only the logits and one number per target.
+    logits, labels, log_sum = residuals
+    column = jax.lax.broadcasted_iota(labels.dtype, logits.shape, logits.ndim - 1)
+    softmax = jnp.exp(logits.astype(jnp.float32) - log_sum[..., None])
+    grad_logits = (softmax - (column == labels[..., None])) * grad[..., None]
+    return grad_logits.astype(logits.dtype), None
+
+
+cross_entropy.defvjp(_cross_entropy_forward, _cross_entropy_backward)
+
+
+def projected_cross_entropy(
+    x_ND: jax.Array,
+    table_VD: jax.Array,
+    bias_V: jax.Array,
+    labels_N: jax.Array,
+    implementation: str = "chunked",
+) -> jax.Array:
+    """`cross_entropy(x @ table.T + bias, labels)`.
+
+    Args:
+      x_ND: one vector per target, in the dtype of the matrix products.
+      table_VD: the rows of the decoder; cast to x's dtype here.
+      bias_V: float32.
+      labels_N: int, in [0, V).
+      implementation: a key of `IMPLEMENTATIONS`.
+
+    Returns:
+      float32 [N], in nats.
+    """
+    return IMPLEMENTATIONS[implementation](x_ND, table_VD, bias_V, labels_N)
+
+
+@jax.custom_vjp
+def chunked_cross_entropy(x_ND, table_VD, bias_V, labels_N):
+    """`projected_cross_entropy` that never holds the whole [N, V] logits in memory.
+
+    The logits are computed one chunk of the vocabulary at a time, in the forward pass for the
+    softmax's denominator and again in the backward pass. This costs one more matrix product than
+    storing the logits. It is still faster on a CPU, where a chunk stays in the cache, while the
+    whole logits would be written and read about ten times.
+    """
+    return _chunked_forward(x_ND, table_VD, bias_V, labels_N)[0]
+
+
+def _num_chunks_and_size(vocab_size):
+    """(number of chunks, their size). With several chunks the size is a multiple of 128."""
+    if vocab_size <= CHUNK_SIZE:
+        return 1, vocab_size
+    chunks = -(-vocab_size // CHUNK_SIZE)
+    size = -(-vocab_size // chunks)
+    return chunks, -(-size // 128) * 128
+
+
+def _chunk(i, x_ND, table_VD, bias_V):
+    """Chunk i: (its first word, its rows of the table, its word ids [C], its logits [N, C]).
+
+    All chunks have the same size, so the last one overlaps the one before. The words in the overlap
+    get the id -1 and the probability 0, so that each word counts once.
+    """
+    vocab_size = table_VD.shape[0]
+    _, size = _num_chunks_and_size(vocab_size)
+    start = jnp.minimum(i * size, vocab_size - size)
+    rows_CD = jax.lax.dynamic_slice_in_dim(table_VD, start, size)
+    words_C = start + jnp.arange(size)
+    words_C = jnp.where(words_C >= i * size, words_C, -1)
+    bias_C = jax.lax.dynamic_slice_in_dim(bias_V, start, size)
+    bias_C = jnp.where(words_C >= 0, bias_C, _MASKED_LOGIT)
+    logits_NC = jnp.einsum("nd,cd->nc", x_ND, rows_CD, preferred_element_type=jnp.float32) + bias_C
+    return start, rows_CD, words_C, nn.with_logical_constraint(logits_NC, ("batch", "logits"))
+
+
+def _chunked_forward(x_ND, table_VD, bias_V, labels_N):
+    rows_VD = table_VD.astype(x_ND.dtype)
+    num_targets = x_ND.shape[0]
+
+    def add_chunk(carry, i):
+        running_max, total = carry
+        _, _, _, logits_NC = _chunk(i, x_ND, rows_VD, bias_V)
+        new_max = jnp.maximum(running_max, jnp.max(logits_NC, axis=-1))
+        total = total * jnp.exp(running_max - new_max) + jnp.sum(
+            jnp.exp(logits_NC - new_max[:, None]), axis=-1
+        )
+        return (new_max, total), None
+
+    initial = (
+        jnp.full(num_targets, _MASKED_LOGIT, jnp.float32),
+        jnp.zeros(num_targets, jnp.float32),
+    )
+    num_chunks, _ = _num_chunks_and_size(table_VD.shape[0])
+    (logits_max, total), _ = jax.lax.scan(add_chunk, initial, jnp.arange(num_chunks))
+    log_sum = logits_max + jnp.log(total)
+    label_logits = bias_V[labels_N] + jnp.einsum(
+        "nd,nd->n", x_ND, rows_VD[labels_N], preferred_element_type=jnp.float32
+    )
+    return log_sum - label_logits, (x_ND, table_VD, bias_V, labels_N, log_sum)
+
+
+def _chunked_backward(residuals, grad_N):
+    x_ND, table_VD, bias_V, labels_N, log_sum = residuals
+    rows_VD = table_VD.astype(x_ND.dtype)
+    ones_N = jnp.ones(grad_N.shape, x_ND.dtype)
+
+    def add_chunk(carry, i):
+        grad_x, grad_table, grad_bias = carry
+        start, rows_CD, words_C, logits_NC = _chunk(i, x_ND, rows_VD, bias_V)
+        softmax = jnp.exp(logits_NC - log_sum[:, None])
+        grad_NC = (softmax - (words_C == labels_N[:, None])) * grad_N[:, None]
+        grad_NC = grad_NC.astype(x_ND.dtype)
+
+        def add_at_start(total, part):
+            part = part + jax.lax.dynamic_slice_in_dim(total, start, part.shape[0])
+            return jax.lax.dynamic_update_slice_in_dim(total, part, start, axis=0)
+
+        def product(spec, *arrays):
+            return jnp.einsum(spec, *arrays, preferred_element_type=jnp.float32)
+
+        grad_x = grad_x + product("nc,cd->nd", grad_NC, rows_CD)
+        grad_table = add_at_start(grad_table, product("nc,nd->cd", grad_NC, x_ND))
+        # A product with ones, because XLA's sum over rows is far slower on a CPU.
+        grad_bias = add_at_start(grad_bias, product("n,nc->c", ones_N, grad_NC))
+        return (grad_x, grad_table, grad_bias), None
+
+    zeros = [jnp.zeros(array.shape, jnp.float32) for array in (x_ND, table_VD, bias_V)]
+    num_chunks, _ = _num_chunks_and_size(table_VD.shape[0])
+    (grad_x, grad_table, grad_bias), _ = jax.lax.scan(
+        add_chunk, tuple(zeros), jnp.arange(num_chunks)
+    )
+    return grad_x.astype(x_ND.dtype), grad_table.astype(table_VD.dtype), grad_bias, None
+
+
+chunked_cross_entropy.defvjp(_chunked_forward, _chunked_backward)
+
+IMPLEMENTATIONS: dict[str, Callable[..., jax.Array]] = {
+    "chunked": chunked_cross_entropy,
+    "reference": reference_projected_cross_entropy,
+}
