@@ -19,7 +19,7 @@ from roberta_jax import weights
 from roberta_jax.compat import loading, saving
 from roberta_jax.compat.config import FlaxRobertaConfig
 from roberta_jax.errors import UsageError
-from roberta_jax.modeling.config import Execution
+from roberta_jax.modeling.execution import Execution
 from tests.support import heads
 from tests.support.flax_classes import (
     CAUSAL_LM,
