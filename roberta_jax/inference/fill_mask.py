@@ -1,11 +1,12 @@
-"""`FillMask`: the likeliest tokens at each `<mask>` of a text, with their probabilities.
+"""`FillMask`: predicts the tokens at each `<mask>` of a text, with their probabilities.
 
-Texts go through the model in batches of few different shapes, so that a handful of compiled
-programs serves any list of texts: tokens a text, masks a text and texts a batch are rounded up, and
-texts of one shape share batches. The head sees the masked positions alone, and only the best tokens
-leave the device.
+Batches have few different shapes, so that few programs are compiled for any list of texts. The
+number of tokens per text, masks per text and texts per batch are rounded up, and texts of the same
+rounded shape are batched together. The LM head is computed at the masked positions only, and only
+the best tokens are copied from the device.
 
-Array names carry their shape: B texts, L tokens a text, K masks a text, V vocabulary, T choices.
+Array names end in their shape: B texts, L tokens per text, K masks per text, V vocabulary, T
+predictions per mask.
 """
 
 import itertools
@@ -21,12 +22,12 @@ from flax import linen as nn
 from roberta_jax.errors import UsageError
 from roberta_jax.tokenizer import RobertaTokenizer
 
-_SHORTEST = 16  # tokens; shorter texts are padded to it, longer ones to a power of two
-_MOST_MASKS = 1024  # in a batch: each takes a row of vocabulary-sized logits
+_MIN_LENGTH = 16  # tokens that shorter texts are padded to; longer ones to a power of two
+_MAX_MASKS = 1024  # masks per batch; each needs a row of vocabulary-sized logits
 
 
 class FillMask:
-    """Fills masks, with the results of the fill-mask pipeline of Hugging Face's `transformers`.
+    """Predicts masked tokens, like the fill-mask pipeline of Hugging Face's `transformers`.
 
     Example:
       model, params = roberta_jax.from_pretrained("runs/tiny")
@@ -38,16 +39,16 @@ class FillMask:
     def __init__(
         self, model: nn.Module, params: Any, tokenizer: RobertaTokenizer, batch_size: int = 32
     ):
-        """Makes a pipeline.
+        """Creates a pipeline.
 
         Args:
           model: A `RobertaForMaskedLM`.
-          params: Its parameters, as `from_pretrained` gives them.
+          params: Its parameters, as `from_pretrained` returns them.
           tokenizer: The tokenizer that the model was trained with.
-          batch_size: How many texts at most go through the model at once.
+          batch_size: The maximum number of texts per batch.
 
         Raises:
-          UsageError: The model has no masked-LM head, or the tokenizer is not the model's.
+          UsageError: The model has no masked-LM head, or fewer tokens than the tokenizer.
         """
         if "lm_head" not in params:
             raise UsageError(
@@ -64,7 +65,7 @@ class FillMask:
         self.model = model
         self.tokenizer = tokenizer
         self.batch_size = batch_size
-        self._params = jax.device_put(params)  # once, should they still be on the host
+        self._params = jax.device_put(params)  # if they are on the host, copy them only once
         self._best = jax.jit(self._best_tokens, static_argnames="top_k")
 
     def __call__(
@@ -73,22 +74,23 @@ class FillMask:
         top_k: int = 5,
         targets: str | Sequence[str] | None = None,
     ) -> list:
-        """Returns the likeliest tokens at each mask.
+        """Returns the most probable tokens at each mask.
 
         Args:
-          texts: A text, or a list of texts, each with one or more `<mask>`.
-          top_k: How many tokens a mask; at most the vocabulary or the number of `targets`.
-          targets: Only these tokens are ranked (their scores stay those among all tokens). A
-            target is a token as the vocabulary spells it ("Ġworld"); of any other string the
-            first token stands for it, with a warning.
+          texts: A text or a list of texts, each with one or more `<mask>`.
+          top_k: The number of tokens per mask; at most the size of the vocabulary or the number of
+            `targets`.
+          targets: Rank only these tokens. Their scores are still the probabilities among all
+            tokens. A target is a token as it is in the vocabulary ("Ġworld"). Any other string is
+            replaced by its first token, with a warning.
 
         Returns:
-          For one mask, a list of dictionaries, the best first: `score` (probability), `token`
-          (id), `token_str` (its text) and `sequence` (the text with the mask filled). For a text
-          with several masks, a list of such lists, one a mask, each filled on its own, with the
-          special tokens and other masks left in `sequence`. For a list of texts, a list with
-          that for each text; but as in `transformers`, a list of one text counts as that text.
-          `predictions` has one shape for all.
+          For one mask, a list of dictionaries, best first: `score` (probability), `token` (id),
+          `token_str` (its text) and `sequence` (the text with the mask replaced). For a text with
+          several masks, a list of such lists, one per mask; each mask is replaced separately, and
+          `sequence` contains the special tokens and the other masks. For a list of texts, a list
+          of the results for each text; but as in `transformers`, a list of one text is treated as
+          that text. `predictions` always returns the same nesting.
 
         Raises:
           UsageError: A text has no mask or too many tokens, or an argument is out of range.
@@ -103,7 +105,7 @@ class FillMask:
         top_k: int = 5,
         targets: str | Sequence[str] | None = None,
     ) -> list[list[list[dict[str, Any]]]]:
-        """As `__call__`, nested the same way always: texts, then masks, then choices."""
+        """Like `__call__`, but the result is always nested by texts, masks and predictions."""
         texts = list(texts)
         inputs = [self._encode(text) for text in texts]
         allowed = self._target_ids(targets)
@@ -114,11 +116,11 @@ class FillMask:
         allowed_V[allowed] = True
 
         results: list = [None] * len(texts)
-        for group, slots, length in self._groups(inputs):
-            batch = self._pad([inputs[i] for i in group], slots, length)
-            # A rounded top_k keeps the number of compiled programs small, too.
-            most = min(_round_up(top_k, by=2, least=8), len(allowed_V))
-            best = jax.device_get(self._best(self._params, *batch, allowed_V, top_k=most))
+        for group, num_masks, length in self._groups(inputs):
+            batch = self._pad([inputs[i] for i in group], num_masks, length)
+            # top_k is rounded up as well, so that fewer programs are compiled.
+            rounded = min(_round_up(top_k, by=2, least=8), len(allowed_V))
+            best = jax.device_get(self._best(self._params, *batch, allowed_V, top_k=rounded))
             for row, i in enumerate(group):
                 scores_KT, tokens_KT = (array[row, :, :top_k] for array in best)
                 results[i] = self._describe(inputs[i], scores_KT, tokens_KT)
@@ -137,7 +139,7 @@ class FillMask:
         if self.tokenizer.mask_token_id not in ids:
             raise UsageError(
                 f"the text {_quoted(text)} has no mask: write {self.tokenizer.mask_token} where a "
-                "word is to be filled in"
+                "word is to be predicted"
             )
         return ids
 
@@ -145,54 +147,54 @@ class FillMask:
         if targets is None:
             return list(range(self.model.config.vocab_size))
         vocabulary = self.tokenizer.get_vocab()
-        found = set()
+        target_ids = set()
         for target in [targets] if isinstance(targets, str) else targets:
             ids = [vocabulary[target]] if target in vocabulary else None
             if ids is None:
                 ids = self.tokenizer.encode(target, add_special_tokens=False)[:1]
-                stead = self.tokenizer.convert_ids_to_tokens(ids)
+                replacement = self.tokenizer.convert_ids_to_tokens(ids)
                 warnings.warn(
-                    f"target {target!r} is no token of the vocabulary: "
-                    + (f"its first token {stead[0]!r} is used" if ids else "it is left out"),
+                    f"target {target!r} is not a token of the vocabulary: "
+                    + (f"its first token {replacement[0]!r} is used" if ids else "it is ignored"),
                     stacklevel=4,
                 )
-            found.update(ids)
-        if not found:
+            target_ids.update(ids)
+        if not target_ids:
             raise UsageError("targets names no token; give at least one, or None for all")
-        return sorted(found)
+        return sorted(target_ids)
 
     def _groups(self, inputs: list[np.ndarray]) -> Iterator[tuple[list[int], int, int]]:
-        """Yields (indices of inputs, K, L): inputs that K masks and L tokens are enough for."""
+        """Yields the batches: (indices of inputs, K, L), with K masks and L tokens per input."""
 
         def shape(i: int) -> tuple[int, int]:
-            slots = _round_up(int(np.sum(inputs[i] == self.tokenizer.mask_token_id)), by=8)
-            length = _round_up(len(inputs[i]), by=2, least=_SHORTEST)
-            return slots, min(length, self.model.config.max_length)
+            num_masks = _round_up(int(np.sum(inputs[i] == self.tokenizer.mask_token_id)), by=8)
+            length = _round_up(len(inputs[i]), by=2, least=_MIN_LENGTH)
+            return num_masks, min(length, self.model.config.max_length)
 
         order = sorted(range(len(inputs)), key=shape)
-        for (slots, length), members in itertools.groupby(order, key=shape):
+        for (num_masks, length), members in itertools.groupby(order, key=shape):
             group = list(members)
-            size = self._most_rows(slots)
+            size = self._max_rows(num_masks)
             for start in range(0, len(group), size):
-                yield group[start : start + size], slots, length
+                yield group[start : start + size], num_masks, length
 
-    def _most_rows(self, slots: int) -> int:
-        return min(self.batch_size, max(1, _MOST_MASKS // slots))
+    def _max_rows(self, num_masks: int) -> int:
+        return min(self.batch_size, max(1, _MAX_MASKS // num_masks))
 
     def _pad(
-        self, inputs: list[np.ndarray], slots: int, length: int
+        self, inputs: list[np.ndarray], num_masks: int, length: int
     ) -> tuple[np.ndarray, np.ndarray, np.ndarray]:
         """Returns ids [B, L], attention mask [B, L] and masked positions [B, K]."""
-        rows = min(_round_up(len(inputs), by=4), self._most_rows(slots))
+        rows = min(_round_up(len(inputs), by=4), self._max_rows(num_masks))
         ids_BL = np.full((rows, length), self.model.config.pad_token_id, np.int32)
         attended_BL = np.zeros((rows, length), np.int32)
-        positions_BK = np.zeros((rows, slots), np.int32)
+        positions_BK = np.zeros((rows, num_masks), np.int32)
         for row, ids in enumerate(inputs):
             masked = np.flatnonzero(ids == self.tokenizer.mask_token_id)
             ids_BL[row, : len(ids)] = ids
             attended_BL[row, : len(ids)] = 1
             positions_BK[row, : len(masked)] = masked
-        attended_BL[len(inputs) :, 0] = 1  # rows that only fill the batch need a token to attend to
+        attended_BL[len(inputs) :, 0] = 1  # an empty row must attend to some token
         return ids_BL, attended_BL, positions_BK
 
     def _best_tokens(self, params, ids_BL, attended_BL, positions_BK, allowed_V, *, top_k: int):
@@ -206,14 +208,14 @@ class FillMask:
     def _describe(self, ids, scores_KT, tokens_KT) -> list[list[dict[str, Any]]]:
         masked = np.flatnonzero(ids == self.tokenizer.mask_token_id)
         results = []
-        # zip leaves out the slots that only fill the batch.
+        # zip drops the padding among the masked positions.
         for position, scores, tokens in zip(masked, scores_KT, tokens_KT, strict=False):
             choices = []
             for score, token in zip(scores.tolist(), tokens.tolist(), strict=True):
                 filled = ids.copy()
                 filled[position] = token
                 filled = filled[filled != self.tokenizer.pad_token_id]
-                # With other masks in the text, skipping special tokens would drop these as well.
+                # Masks are special tokens: if there are other masks, `sequence` has to show them.
                 sequence = self.tokenizer.decode(filled, skip_special_tokens=len(masked) == 1)
                 choices.append(
                     {
@@ -228,11 +230,11 @@ class FillMask:
 
 
 def _round_up(count: int, by: int, least: int = 1) -> int:
-    """The first of `least`, `least` * `by`, `least` * `by`**2, … that is `count` or more."""
+    """The smallest of `least`, `least` * `by`, `least` * `by`**2, … that is at least `count`."""
     while least < count:
         least *= by
     return least
 
 
-def _quoted(text: str, most: int = 60) -> str:
-    return repr(text if len(text) <= most else f"{text[: most - 1]}…")
+def _quoted(text: str, max_length: int = 60) -> str:
+    return repr(text if len(text) <= max_length else f"{text[: max_length - 1]}…")

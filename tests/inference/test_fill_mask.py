@@ -148,7 +148,7 @@ def test_targets_rank_only_those_tokens(fill, tokenizer):
     assert scores == sorted(scores, reverse=True)
     for choice in results:
         assert choice["score"] == pytest.approx(everything[choice["token"]], rel=1e-5)
-    with pytest.warns(UserWarning, match="'zebra' is no token.* 'z' is used"):
+    with pytest.warns(UserWarning, match="'zebra' is not a token.* 'z' is used"):
         assert fill(ONE_MASK, targets="zebra") == fill(ONE_MASK, targets="z")
 
 
