@@ -33,7 +33,7 @@ _MODULES = {
     "Sampling": "roberta_jax.modeling.generation",
     "from_pretrained": "roberta_jax.weights.load",
     "generate": "roberta_jax.modeling.generation",
-    "save_pretrained": "roberta_jax.weights.load",
+    "save_pretrained": "roberta_jax.weights.save",
 }
 
 __all__ = sorted(_MODULES)

@@ -1,7 +1,7 @@
-"""Fills the masks of texts: `python -m roberta_jax.fill_mask FOLDER "text with <mask>"`.
+"""Predicts masked tokens: `python -m roberta_jax.fill_mask FOLDER "text with <mask>"`.
 
-FOLDER is the workdir of a finished training run, a folder in Hugging Face's format, or a model of
-the hub, such as roberta-base. Without texts, the lines of standard input are filled.
+FOLDER is the workdir of a finished training run, a folder in Hugging Face's format, or a hub id
+such as roberta-base. Without texts, each line of standard input is a text.
 """
 
 import argparse
@@ -17,10 +17,10 @@ from roberta_jax.errors import UsageError
 def fill_mask(
     folder: str | os.PathLike, texts: Sequence[str], top_k: int = 5
 ) -> list[list[list[dict[str, Any]]]]:
-    """Loads a model and its tokenizer and fills the masks of texts.
+    """Loads a model and its tokenizer and predicts the masked tokens of texts.
 
     Returns:
-      For each text, for each of its masks, `top_k` choices as `FillMask` describes them.
+      `top_k` predictions for each mask of each text; see `FillMask.predictions`.
 
     Raises:
       UsageError: There is no such model, or a text has no mask or too many tokens.
@@ -39,7 +39,7 @@ def fill_mask(
 
 
 def table(text: str, masks: Sequence[Sequence[dict[str, Any]]]) -> str:
-    """Lays out one text's choices for reading, one table a mask."""
+    """Formats the predictions for one text, one table per mask."""
     lines = [text]
     for number, choices in enumerate(masks, start=1):
         if len(masks) > 1:
@@ -54,18 +54,18 @@ def table(text: str, masks: Sequence[Sequence[dict[str, Any]]]) -> str:
 
 
 def main(argv: Sequence[str] | None = None) -> None:
-    """The command; wrong input is printed without a traceback, with exit status 2."""
+    """Runs the command. Wrong input is printed without a traceback, with exit status 2."""
     parser = argparse.ArgumentParser(prog="python -m roberta_jax.fill_mask", description=__doc__)
     parser.add_argument(
-        "folder", help="a finished run's workdir, a folder in HF's format or a hub id"
+        "folder", help="the workdir of a finished run, a folder in HF's format or a hub id"
     )
-    parser.add_argument("texts", nargs="*", help="texts with <mask>; none: one a line from stdin")
-    parser.add_argument("--top_k", type=int, default=5, help="choices a mask (default: 5)")
+    parser.add_argument("texts", nargs="*", help="texts with <mask> (default: lines of stdin)")
+    parser.add_argument("--top_k", type=int, default=5, help="predictions per mask (default: 5)")
     arguments = parser.parse_args(argv)
     texts = arguments.texts or [line.rstrip("\n") for line in sys.stdin if line.strip()]
     with cli.usage_errors():
         if not texts:
-            raise UsageError("no text: give one with <mask> in it")
+            raise UsageError("no text: give a text that contains <mask>")
         results = fill_mask(arguments.folder, texts, arguments.top_k)
     print("\n\n".join(table(text, masks) for text, masks in zip(texts, results, strict=True)))
 

@@ -66,7 +66,7 @@ def test_package_never_imports_configs_experiments_or_notebooks():
 
 
 def test_tensorflow_is_imported_lazily_and_only_for_data_and_for_serving():
-    writes_saved_models = {PACKAGE / "export.py", PACKAGE / "exporting" / "programs.py"}
+    writes_saved_models = {PACKAGE / "exporting" / "saved_model.py"}
     for path in PACKAGE.rglob("*.py"):
         names = {name.split(".")[0] for name in imported_names(path)}
         if names & {"tensorflow", "tensorflow_datasets"}:

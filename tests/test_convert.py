@@ -1,8 +1,6 @@
 """`python -m roberta_jax.convert`: every format into every other, its report and its errors."""
 
 import json
-import os
-import pathlib
 import shutil
 import subprocess
 import sys
@@ -17,8 +15,8 @@ from roberta_jax import RobertaTokenizer, convert, weights
 from roberta_jax.errors import UsageError
 from roberta_jax.modeling.config import RobertaConfig
 from roberta_jax.modeling.heads import MODEL_CLASSES
-from roberta_jax.weights.formats import fairseq_dictionary
-from roberta_jax.weights.save import parameter_shapes
+from roberta_jax.modeling.pretraining import RobertaForPreTraining
+from roberta_jax.weights.parameters import parameter_shapes
 
 TEXTS = ["the cat sat on the mat, or so they say", "naïve 猫 🐈  <mask>"]
 FILES = {"hf": "model.safetensors", "flax": "flax_model.msgpack", "fairseq": "model.pt"}
@@ -125,11 +123,30 @@ def test_token_types_are_noted_and_folded(tokenizer, tmp_path):
     assert 0 < report.difference < 1e-4 * report.largest
 
 
+@pytest.mark.parametrize("to", ["hf", "flax"])
+def test_a_next_sentence_head_is_converted_too(to, tokenizer, tmp_path):
+    masked_lm, _ = built("RobertaForMaskedLM", tokenizer)
+    model = RobertaForPreTraining(masked_lm.config)
+    draw = np.random.default_rng(0).normal
+    params = jax.tree.map(
+        lambda x: draw(0, 0.2, x.shape).astype(np.float32), parameter_shapes(model)
+    )
+    weights.save_pretrained(tmp_path / "a", model, params)
+    report = convert.convert(tmp_path / "a", tmp_path / "b", to)
+    assert report.difference == 0
+    assert report.parts[-2][:2] == ("next_sentence", 4)
+    head = "nsp_head.safetensors"
+    assert (tmp_path / "b" / head).read_bytes() == (tmp_path / "a" / head).read_bytes()
+    assert type(weights.read_pretrained(tmp_path / "b")[0]) is type(masked_lm)
+    convert.convert(tmp_path / "a", tmp_path / "encoder", to, model_class="RobertaModel")
+    assert not (tmp_path / "encoder" / head).exists()
+
+
 def test_a_class_can_be_chosen(source, tmp_path):
     report = convert.convert(source, tmp_path / "out", "hf", model_class="RobertaModel")
     assert [name for name, _, _ in report.parts] == ["embeddings", "encoder", "all"]
     assert "lm_head.bias" in report.unused
-    assert "passed over (5): lm_head." in convert.table(report)
+    assert "not used (5): lm_head." in convert.table(report)
     with pytest.raises(UsageError, match="no class 'Roberta': use one of RobertaModel"):
         convert.convert(source, tmp_path / "out", "hf", model_class="Roberta")
 
@@ -150,10 +167,10 @@ def test_a_model_that_came_out_differently_is_told(source, tmp_path, monkeypatch
 def test_what_is_read_is_never_replaced(source, tmp_path):
     shutil.copytree(source, tmp_path / "model")
     for target in (tmp_path / "model", str(tmp_path / "x" / ".." / "model")):
-        with pytest.raises(UsageError, match="is what would be read"):
+        with pytest.raises(UsageError, match="is the source; write to another"):
             convert.convert(tmp_path / "model", target, "flax")
     shutil.copytree(source, tmp_path / "run" / "hf")
-    with pytest.raises(UsageError, match="is what would be read"):
+    with pytest.raises(UsageError, match="is the source; write to another"):
         convert.convert(tmp_path / "run", tmp_path / "run" / "hf", "flax")
     (tmp_path / "thesis").mkdir()
     (tmp_path / "thesis" / "thesis.tex").write_text("years")
@@ -229,45 +246,3 @@ def test_wrong_arguments_are_status_2(source, tmp_path):
     assert done.returncode == 2
     assert "choose from" in done.stderr
     assert "--to" in run("--help").stdout
-
-
-# fairseq's dictionary
-
-
-def test_a_vocabulary_in_another_order_has_no_dictionary(tokenizer, tmp_path):
-    vocab = tokenizer.get_vocab()
-    for change, said in (
-        ({"extra": len(vocab) + 3}, "leave gaps"),
-        ({"extra": len(vocab)}, "<mask> last"),
-    ):
-        with pytest.raises(UsageError, match=said):
-            fairseq_dictionary.write(tmp_path, vocab | change, [])
-    del vocab["a"]
-    with pytest.raises(UsageError, match="each byte"):
-        fairseq_dictionary.write(tmp_path, vocab, [])
-
-
-def test_gpt2s_files_come_out_as_released(tmp_path):
-    """From RoBERTa's vocabulary and merges, all three files but the counts of dict.txt."""
-    if "ROBERTA_JAX_DATA" not in os.environ:
-        pytest.skip("ROBERTA_JAX_DATA names no folder with GPT-2's files")
-    data = pathlib.Path(os.environ["ROBERTA_JAX_DATA"]) / "bpe_gpt2"
-    for name in ("encoder.json", "vocab.bpe", "dict.txt"):
-        shutil.copy(data / name, tmp_path)
-    released = {
-        name: (tmp_path / name).read_text(encoding="utf-8")
-        for name in ("encoder.json", "vocab.bpe", "dict.txt")
-    }
-    tokenizer = RobertaTokenizer.from_pretrained(tmp_path)
-    (tmp_path / "hf").mkdir()
-    tokenizer.save_vocabulary(str(tmp_path / "hf"))
-    lines = (tmp_path / "hf" / "merges.txt").read_text(encoding="utf-8").splitlines()[1:]
-    merges = [tuple(line.split(" ")) for line in lines]
-    vocab = json.loads((tmp_path / "hf" / "vocab.json").read_text(encoding="utf-8"))
-    fairseq_dictionary.write(tmp_path, vocab, merges)
-    assert json.loads((tmp_path / "encoder.json").read_text()) == json.loads(
-        released["encoder.json"]
-    )
-    assert (tmp_path / "vocab.bpe").read_text(encoding="utf-8") == released["vocab.bpe"]
-    rows = [line.split()[0] for line in (tmp_path / "dict.txt").read_text().splitlines()]
-    assert rows == [line.split()[0] for line in released["dict.txt"].splitlines()]

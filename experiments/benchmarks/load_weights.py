@@ -100,7 +100,7 @@ def _write(root: pathlib.Path, shape: dict) -> int:
     from roberta_jax.modeling.heads import RobertaForMaskedLM
     from roberta_jax.weights.files import open_weights
     from roberta_jax.weights.formats import pytorch
-    from roberta_jax.weights.save import parameter_shapes
+    from roberta_jax.weights.parameters import parameter_shapes
 
     model = RobertaForMaskedLM(RobertaConfig.base(**shape))
     rng = np.random.default_rng(0)

@@ -21,7 +21,7 @@ from roberta_jax.compat.pretrained import FlaxPretrainedMixin
 from roberta_jax.errors import listed
 from roberta_jax.modeling import generation
 from roberta_jax.modeling.execution import Execution
-from roberta_jax.weights.save import parameter_values
+from roberta_jax.weights.parameters import parameter_values
 
 Params = Mapping[str, Any]
 

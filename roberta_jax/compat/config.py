@@ -16,8 +16,7 @@ from etils import epath
 
 from roberta_jax.modeling.config import RobertaConfig
 from roberta_jax.storage import hub
-from roberta_jax.weights.config_file import read_settings, to_json
-from roberta_jax.weights.save import CONFIG
+from roberta_jax.weights.config_file import CONFIG_NAME, read_config_dict, to_json
 
 # Attributes of transformers' config, besides the model's shape, that these classes or users'
 # scripts read.
@@ -100,12 +99,12 @@ class FlaxRobertaConfig:
         Raises:
           UsageError: There is no such file, or it is not a model's config.
         """
-        filename = os.path.join(subfolder, CONFIG)
+        filename = os.path.join(subfolder, CONFIG_NAME)
         if not hub.is_hub_id(path):
             revision = None
         path = hub.fetch(path, (filename,), revision=revision, token=token)
         file = path if path.is_file() else path / filename
-        return cls.from_dict(read_settings(file), **changes)
+        return cls.from_dict(read_config_dict(file), **changes)
 
     def to_dict(self) -> dict[str, Any]:
         """Returns the contents of the model's `config.json`."""
@@ -122,7 +121,7 @@ class FlaxRobertaConfig:
         """Writes `config.json` into a folder, which is created if it does not exist."""
         folder = epath.Path(folder)
         folder.mkdir(parents=True, exist_ok=True)
-        (folder / CONFIG).write_text(to_json(self.to_dict()))
+        (folder / CONFIG_NAME).write_text(to_json(self.to_dict()))
 
     def __repr__(self) -> str:
         return f"{type(self).__name__} {to_json(self.to_dict())}"

@@ -18,18 +18,23 @@ from etils import epath
 from roberta_jax.errors import UsageError, listed
 from roberta_jax.storage import hub
 from roberta_jax.storage.atomic import local_copy
-from roberta_jax.weights.config_file import read_settings
-from roberta_jax.weights.files import FILE_ENDINGS, WEIGHTS, open_weights, weights_in
-from roberta_jax.weights.formats import msgpack
+from roberta_jax.weights.config_file import CONFIG_NAME, read_config_dict
+from roberta_jax.weights.files import (
+    FILE_ENDINGS,
+    FLAX_WEIGHTS_NAME,
+    SAFE_WEIGHTS_NAME,
+    WEIGHT_FILE_GROUPS,
+    open_weights,
+    weights_in,
+)
 from roberta_jax.weights.match import HEADS, Tensors
 from roberta_jax.weights.names import canonical, leaves, torch_name
-from roberta_jax.weights.save import CONFIG
-from roberta_jax.weights.tensors import FLOATING, StoredTensor, read_all
+from roberta_jax.weights.tensors import FLOATING, LazyTensor, read_all
 
 GENERATION_CONFIG = "generation_config.json"
 
 # Flax's weight files, which are preferred: groups of names, of which the first that exists is used.
-_FLAX_FILES = ((msgpack.WEIGHTS,), (f"{msgpack.WEIGHTS}.index.json", "flax_model-*.msgpack"))
+_FLAX_FILES = ((FLAX_WEIGHTS_NAME,), (f"{FLAX_WEIGHTS_NAME}.index.json", "flax_model-*.msgpack"))
 # Tensors of PyTorch files that repeat another tensor or are not parameters.
 _NOT_PARAMETERS = (
     "embeddings.position_ids",
@@ -86,8 +91,10 @@ def local_model_files(
     elif local_files_only:
         folder = _cached_folder(path, revision) / prefix
     else:
-        names = [f"{prefix}{name}" for name in (CONFIG, GENERATION_CONFIG)]
-        groups = [[f"{prefix}{name}" for name in group] for group in _FLAX_FILES + hub.WEIGHT_FILES]
+        names = [f"{prefix}{name}" for name in (CONFIG_NAME, GENERATION_CONFIG)]
+        groups = [
+            [f"{prefix}{name}" for name in group] for group in _FLAX_FILES + WEIGHT_FILE_GROUPS
+        ]
         folder = hub.fetch(path, names, groups, revision=revision, token=token) / prefix
     if not folder.exists():
         raise UsageError(
@@ -100,7 +107,8 @@ def local_model_files(
     with local_copy(source, FILE_ENDINGS) as local:
         if not weights_in(local):
             raise UsageError(
-                f"{folder} holds no weights: looked for {msgpack.WEIGHTS}, {WEIGHTS} or "
+                f"{folder} holds no weights: looked for {FLAX_WEIGHTS_NAME}, "
+                f"{SAFE_WEIGHTS_NAME} or "
                 "pytorch_model.bin (each also as shards with their index)"
             )
         yield local
@@ -127,10 +135,10 @@ def read_config(path: pathlib.Path) -> Mapping[str, Any]:
     Raises:
       UsageError: There is no config, or it cannot be read.
     """
-    file = epath.Path(path.parent if path.is_file() else path) / CONFIG
-    if not file.exists() and (settings := open_weights(path).settings) is not None:
-        return settings
-    return read_settings(file)
+    file = epath.Path(path.parent if path.is_file() else path) / CONFIG_NAME
+    if not file.exists() and (config := open_weights(path).config) is not None:
+        return config
+    return read_config_dict(file)
 
 
 def read_parameters(path: pathlib.Path, shapes: Mapping[str, Any]) -> ParameterFiles:
@@ -170,7 +178,7 @@ def read_parameters(path: pathlib.Path, shapes: Mapping[str, Any]) -> ParameterF
     if not any(is_encoder(leaf.path) and leaf.path not in missing for leaf in model_leaves):
         raise UsageError(
             f"no tensor in {path} is a parameter of this model's encoder: the file holds "
-            f"{listed(sorted(tensors.stored))}"
+            f"{listed(sorted(tensors.in_file))}"
         )
     read_all(reads)
     unused = [
@@ -185,7 +193,7 @@ def is_encoder(path: LeafPath) -> bool:
     return part not in HEADS and "crossattention" not in path
 
 
-def _with_torch_names(tensors: Mapping[str, StoredTensor]) -> dict[str, StoredTensor]:
+def _with_torch_names(tensors: Mapping[str, LazyTensor]) -> dict[str, LazyTensor]:
     """Converts the names and layouts of a safetensors file of transformers' Flax classes.
 
     Tensors that have PyTorch names stay as they are.

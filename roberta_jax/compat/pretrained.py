@@ -15,8 +15,7 @@ from roberta_jax.compat.config import FlaxRobertaConfig
 from roberta_jax.compat.loading import GENERATION_CONFIG
 from roberta_jax.errors import UsageError, listed
 from roberta_jax.storage import hub
-from roberta_jax.weights.config_file import read_settings
-from roberta_jax.weights.save import CONFIG
+from roberta_jax.weights.config_file import CONFIG_NAME, read_config_dict
 
 logger = logging.getLogger(__name__)
 
@@ -101,7 +100,7 @@ class FlaxPretrainedMixin:
             weights = loading.read_parameters(path, model.params_shape_tree)
             generation_file = (path.parent if path.is_file() else path) / GENERATION_CONFIG
             if cls.can_generate() and generation_file.exists():
-                model.generation_config.set_values(read_settings(generation_file))
+                model.generation_config.set_values(read_config_dict(generation_file))
         _check_parameters(weights, cls.__name__, name, ignore_mismatched_sizes, _do_init)
         flat = dict(weights.values)
         device = None if _do_init else jax.local_devices(backend="cpu")[0]
@@ -153,9 +152,12 @@ class FlaxPretrainedMixin:
         config = self._config
         settings = config.to_diff_dict() if hasattr(config, "to_diff_dict") else config.to_dict()
         settings = settings | {"architectures": [type(self).__name__.removeprefix("Flax")]}
-        json_files = {CONFIG: settings}
+        json_files = {CONFIG_NAME: settings}
         if self.can_generate():
-            json_files = {GENERATION_CONFIG: self.generation_config.to_dict(), CONFIG: settings}
+            json_files = {
+                GENERATION_CONFIG: self.generation_config.to_dict(),
+                CONFIG_NAME: settings,
+            }
         saving.write_model_folder(
             save_directory,
             self.params_shape_tree,

@@ -21,8 +21,9 @@ from flax import traverse_util
 from roberta_jax.errors import UsageError, listed
 from roberta_jax.storage import atomic
 from roberta_jax.weights.config_file import to_json
-from roberta_jax.weights.files import WEIGHTS, TensorSpec, weights_in, write_safetensors
+from roberta_jax.weights.files import FLAX_WEIGHTS_NAME, SAFE_WEIGHTS_NAME, weights_in
 from roberta_jax.weights.formats import msgpack
+from roberta_jax.weights.formats.safetensors import TensorSpec, write_safetensors
 from roberta_jax.weights.names import leaves
 
 logger = logging.getLogger(__name__)
@@ -70,7 +71,7 @@ def write_model_folder(
     shard_bytes = _parse_bytes(max_shard_size)
     target.mkdir(parents=True, exist_ok=True)
     if safe_serialization:
-        writers = {WEIGHTS: lambda file: _write_safetensors(file, params)}
+        writers = {SAFE_WEIGHTS_NAME: lambda file: _write_safetensors(file, params)}
     else:
         writers = _msgpack_writers(params, shard_bytes)
     weight_files = list(writers)
@@ -101,7 +102,7 @@ def _replace_files(target: epath.Path, writers: Mapping[str, Writer]) -> None:
 
 def _remove_stale_weights(target: epath.Path, weight_files: list[str]) -> None:
     """Removes other weight files of the format that was written; warns of other formats."""
-    ending = ".safetensors" if WEIGHTS in weight_files else ".msgpack"
+    ending = ".safetensors" if SAFE_WEIGHTS_NAME in weight_files else ".msgpack"
     for file in list(target.iterdir()):
         stale = file.name not in weight_files and _SAVED_WEIGHTS.fullmatch(file.name)
         if stale and ending in file.name:
@@ -165,8 +166,8 @@ def _msgpack_writers(params: Mapping[str, Any], shard_bytes: int) -> dict[str, W
     """Returns {file name: writer} of the msgpack file, or of its shards and their index."""
     shards = _split_into_shards(traverse_util.flatten_dict(params), shard_bytes)
     if len(shards) == 1:
-        return {msgpack.WEIGHTS: _msgpack_writer(shards[0])}
-    stem, ending = os.path.splitext(msgpack.WEIGHTS)
+        return {FLAX_WEIGHTS_NAME: _msgpack_writer(shards[0])}
+    stem, ending = os.path.splitext(FLAX_WEIGHTS_NAME)
     writers, weight_map = {}, {}
     for number, shard in enumerate(shards, start=1):
         name = f"{stem}-{number:05}-of-{len(shards):05}{ending}"
@@ -174,7 +175,7 @@ def _msgpack_writers(params: Mapping[str, Any], shard_bytes: int) -> dict[str, W
         weight_map |= dict.fromkeys(("/".join(path) for path in shard), name)
     total_size = sum(_nbytes(value) for shard in shards for value in shard.values())
     index = {"metadata": {"total_size": total_size}, "weight_map": weight_map}
-    writers[f"{msgpack.WEIGHTS}.index.json"] = _json_writer(index)
+    writers[f"{FLAX_WEIGHTS_NAME}.index.json"] = _json_writer(index)
     return writers
 
 

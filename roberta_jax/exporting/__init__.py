@@ -1,1 +1,1 @@
-"""Exported programs: StableHLO and TensorFlow SavedModel."""
+"""Exports models as compiled programs: StableHLO and TensorFlow SavedModel."""

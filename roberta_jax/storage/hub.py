@@ -1,8 +1,9 @@
-"""Models of the Hugging Face hub, fetched when they are named: "roberta-base", "user/name".
+"""Fetches models of the Hugging Face hub by id, such as "roberta-base" or "user/name".
 
-Wherever a folder is taken, a hub id will do, and a local folder of that name always wins. Only the
-files that are read are fetched, into `huggingface_hub`'s own cache. Its environment variables
-(`HF_HOME`, `HF_HUB_CACHE`, `HF_HUB_OFFLINE`, `HF_TOKEN`, `HF_ENDPOINT`) mean what they mean there.
+A hub id can be given wherever the folder of a model is expected. A local folder of the same name
+takes precedence. Only the files that are needed are fetched, into the cache of `huggingface_hub`.
+Its environment variables apply: `HF_HOME`, `HF_HUB_CACHE`, `HF_HUB_OFFLINE`, `HF_TOKEN` and
+`HF_ENDPOINT`.
 """
 
 import fnmatch
@@ -14,22 +15,9 @@ from etils import epath
 
 from roberta_jax.errors import UsageError
 
-# "name" or "user/name", as the hub allows them.
+# "name" or "user/name", with the characters that the hub allows.
 _ID = re.compile(r"(?!.*(--|\.\.))[A-Za-z0-9][\w.-]{0,95}(/[A-Za-z0-9_][\w.-]{0,95})?")
 
-MODEL_FILES = ("config.json",)
-# Of these the first group of which a repository has a file is fetched.
-WEIGHT_FILES = (
-    ("model.safetensors",),
-    ("model.safetensors.index.json", "model-*-of-*.safetensors"),
-    ("pytorch_model.bin",),
-    ("pytorch_model.bin.index.json", "pytorch_model-*-of-*.bin"),
-    ("flax_model.msgpack",),
-    ("flax_model.msgpack.index.json", "flax_model-*-of-*.msgpack"),
-    ("model.pt",),
-    ("checkpoint_best.pt",),
-    ("checkpoint_last.pt",),
-)
 TOKENIZER_FILES = (
     "added_tokens.json",
     "dict.txt",
@@ -44,7 +32,7 @@ TOKENIZER_FILES = (
 
 
 def is_hub_id(path: str | os.PathLike) -> bool:
-    """Whether this names a model of the hub: it has the form of an id and no file has its name."""
+    """Whether this is a hub id: it has the form of one, and no file or folder has that name."""
     return isinstance(path, str) and bool(_ID.fullmatch(path)) and not epath.Path(path).exists()
 
 
@@ -56,19 +44,19 @@ def fetch(
     revision: str | None = None,
     token: str | bool | None = None,
 ) -> epath.Path:
-    """Returns the local folder of a model, after fetching what is needed of it.
+    """Returns the local folder of a model, after fetching its files if necessary.
 
     Args:
-      path: A folder, which is returned as it is, or a hub id.
-      files: Names or patterns (`*`) of files; those that the repository has are fetched.
-      alternatives: Groups of such names; of the first group of which there is a file, all are
-        fetched, and none of the others.
-      revision: A branch, a tag or a commit. Default: the main branch.
-      token: A token of the hub; None takes `HF_TOKEN` or what `hf auth login` stored, False none.
+      path: A folder, which is returned unchanged, or a hub id.
+      files: Names or patterns (with `*`) of files. Those that the repository has are fetched.
+      alternatives: Groups of such names. Only the files of the first group that has a match in the
+        repository are fetched.
+      revision: A branch, tag or commit. Default: the main branch.
+      token: A hub token. None uses `HF_TOKEN` or the token of `hf auth login`, False none.
 
     Raises:
-      UsageError: There is no such model, it may not be read, or it cannot be reached and is not in
-        the cache.
+      UsageError: There is no such model, access is denied, or the hub cannot be reached and the
+        model is not in the cache.
     """
     if not is_hub_id(path):
         if revision is not None and epath.Path(path).exists():
@@ -78,20 +66,20 @@ def fetch(
     from huggingface_hub import constants, errors
 
     name = f"{path}" + (f" (revision {revision})" if revision else "")
-    wanted = [*files, *(name for group in alternatives for name in group)]
-    # Read here, since `huggingface_hub` reads it once, when it is imported.
+    candidates = [*files, *(name for group in alternatives for name in group)]
+    # `huggingface_hub` reads this variable only when it is imported.
     endpoint = os.environ.get("HF_ENDPOINT") or constants.ENDPOINT
     if constants.HF_HUB_OFFLINE:
-        return _cached(path, revision, wanted, f"{name}: HF_HUB_OFFLINE is set and it")
+        return _cached_folder(path, revision, candidates, f"{name}: HF_HUB_OFFLINE is set and it")
     try:
         info = huggingface_hub.HfApi(endpoint).model_info(path, revision=revision, token=token)
-        present = [sibling.rfilename for sibling in info.siblings or ()]
-        chosen = _matching(present, files)
+        available = [sibling.rfilename for sibling in info.siblings or ()]
+        chosen = _matching(available, files)
         for group in alternatives:
-            if found := _matching(present, group):
-                chosen += found
+            if matches := _matching(available, group):
+                chosen += matches
                 break
-        # Without a match an empty list would mean "all files".
+        # An empty list of patterns would mean all files.
         folder = huggingface_hub.snapshot_download(
             path,
             revision=revision,
@@ -118,25 +106,25 @@ def fetch(
         if not _is_network(error):
             raise
         reason = " ".join(str(error).split())
-        trouble = f"{name}: the hub cannot be reached ({reason}), and it"
-        return _cached(path, revision, wanted, trouble)
+        problem = f"{name}: the hub cannot be reached ({reason}), and it"
+        return _cached_folder(path, revision, candidates, problem)
     return epath.Path(folder)
 
 
 def tokenizer_folder(
     path: str | os.PathLike, *, revision: str | None = None, token: str | bool | None = None
 ) -> epath.Path:
-    """Returns the folder that holds a model's tokenizer, or a tokenizer alone.
+    """Returns the folder with a tokenizer's files, which may be a model's folder.
 
     Args:
-      path: A folder, a file in one, a workdir, whose `hf/` is taken, or a hub id. It is not checked
-        to hold a tokenizer.
+      path: A folder, a file in one, a workdir (for its `hf/`), or a hub id. Whether the folder has
+        a tokenizer is not checked.
       revision, token: As for `fetch`.
 
     Raises:
-      UsageError: As `fetch`.
+      UsageError: As for `fetch`.
     """
-    path = fetch(path, MODEL_FILES + TOKENIZER_FILES, revision=revision, token=token)
+    path = fetch(path, ("config.json", *TOKENIZER_FILES), revision=revision, token=token)
     if path.is_file():
         return path.parent
     return path / "hf" if (path / "hf").exists() else path
@@ -147,19 +135,21 @@ def _matching(names: Sequence[str], patterns: Sequence[str]) -> list[str]:
 
 
 def _is_network(error: Exception) -> bool:
-    """Whether an error is one of the connection: of `requests` or, newer, of `httpx`."""
+    """Whether `huggingface_hub` failed to connect: an error of `requests` or, newer, of `httpx`."""
     return isinstance(error, OSError) or type(error).__module__.startswith("httpx")
 
 
-def _cached(path: str, revision: str | None, names: Sequence[str], trouble: str) -> epath.Path:
-    """The folder of the cache that holds one of these files."""
+def _cached_folder(
+    path: str, revision: str | None, names: Sequence[str], problem: str
+) -> epath.Path:
+    """The folder of the cache that has one of these files; else an error that says `problem`."""
     import huggingface_hub
 
     for name in names:
-        found = huggingface_hub.try_to_load_from_cache(path, name, revision=revision)
-        if isinstance(found, str):
-            return epath.Path(found).parent
+        file = huggingface_hub.try_to_load_from_cache(path, name, revision=revision)
+        if isinstance(file, str):
+            return epath.Path(file).parent
     raise UsageError(
-        f"{trouble} is not in the cache, and there is no folder {path!r}. Fetch it once with a "
-        f"connection (hf download {path}), or give the path of a local folder"
+        f"{problem} is not in the cache, and there is no folder {path!r}. Fetch it once while "
+        f"online (hf download {path}), or give the path of a local folder"
     )

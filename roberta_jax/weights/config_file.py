@@ -1,4 +1,4 @@
-"""The JSON files beside a model's weights: read with an error that helps, written as HF does."""
+"""Reads and writes the JSON files beside a model's weights, such as `config.json`."""
 
 import json
 import os
@@ -7,27 +7,29 @@ from typing import Any
 
 from roberta_jax.errors import UsageError
 
+CONFIG_NAME = "config.json"
 
-def read_settings(file: os.PathLike) -> dict[str, Any]:
-    """A parsed `config.json`.
+
+def read_config_dict(file: os.PathLike) -> dict[str, Any]:
+    """Parses a model's `config.json`.
 
     Args:
       file: Its path, a `pathlib.Path` or an `epath.Path`.
 
     Raises:
-      UsageError: There is none, or it holds no JSON object.
+      UsageError: The file does not exist, or does not hold a JSON object.
     """
     try:
-        settings = json.loads(file.read_text(encoding="utf-8"))
-        if not isinstance(settings, dict):
-            raise ValueError("no JSON object")
+        config = json.loads(file.read_text(encoding="utf-8"))
+        if not isinstance(config, dict):
+            raise ValueError("not a JSON object")
     except FileNotFoundError:
         raise UsageError(f"no {file}; give the folder of a model, or pass config=…") from None
     except ValueError as error:
-        raise UsageError(f"{file} is no model's config ({error})") from None
-    return settings
+        raise UsageError(f"{file} is not a model's config ({error})") from None
+    return config
 
 
 def to_json(values: Mapping[str, Any]) -> str:
-    """Text as transformers writes its JSON files."""
+    """Formats a JSON file the way transformers does: indented, with sorted keys."""
     return json.dumps(values, indent=2, sort_keys=True) + "\n"

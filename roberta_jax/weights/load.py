@@ -1,11 +1,10 @@
-"""Models as Hugging Face's `transformers` and fairseq keep them: loaded, without PyTorch.
+"""Loads models that Hugging Face's `transformers` or fairseq saved, without PyTorch.
 
-A model is a folder or a hub id: `config.json`, the weights in one of the formats of
-`weight_files` and the tokenizer's files; or a checkpoint of fairseq's, which needs no config.
-`saving` writes them.
+A model is a folder or a hub id. It has a `config.json`, weights in one of the formats of `files`
+and a tokenizer. A fairseq checkpoint needs no `config.json`.
 
-Weights never load in part: a tensor that is missing, left over or of another shape is an error
-that lists it. Only where it is asked for does a head begin with random numbers.
+Loading is strict: a tensor that is missing, left over or of another shape is an error that lists
+it. Only on request are the parameters of a missing head initialized randomly.
 """
 
 import dataclasses
@@ -13,7 +12,7 @@ import inspect
 import logging
 import os
 import pathlib
-from collections.abc import Mapping
+from collections.abc import Collection, Mapping
 from typing import Any
 
 import jax
@@ -29,17 +28,23 @@ from roberta_jax.modeling.execution import Execution
 from roberta_jax.modeling.heads import MODEL_CLASSES
 from roberta_jax.storage import hub
 from roberta_jax.storage.atomic import local_copy
-from roberta_jax.storage.hub import tokenizer_folder as tokenizer_folder
-from roberta_jax.weights.config_file import read_settings
-from roberta_jax.weights.files import FILE_ENDINGS, WEIGHTS, StoredWeights, open_weights, weights_in
-from roberta_jax.weights.formats import fairseq
+from roberta_jax.weights import next_sentence
+from roberta_jax.weights.config_file import CONFIG_NAME, read_config_dict
+from roberta_jax.weights.files import (
+    FAIRSEQ_NAMES,
+    FILE_ENDINGS,
+    FLAX_WEIGHTS_NAME,
+    SAFE_WEIGHTS_NAME,
+    TORCH_WEIGHTS_NAME,
+    WEIGHT_FILE_GROUPS,
+    WeightFiles,
+    format_of,
+    open_weights,
+    weights_in,
+)
 from roberta_jax.weights.match import Tensors
 from roberta_jax.weights.names import Leaf, canonical, leaves
-from roberta_jax.weights.names import stack_layers as stack_layers
-from roberta_jax.weights.names import unstack_layers as unstack_layers
-from roberta_jax.weights.save import CONFIG as CONFIG
-from roberta_jax.weights.save import parameter_shapes, parameter_values
-from roberta_jax.weights.save import save_pretrained as save_pretrained
+from roberta_jax.weights.parameters import parameter_shapes, parameter_values
 from roberta_jax.weights.tensors import read_all
 
 logger = logging.getLogger(__name__)
@@ -47,22 +52,22 @@ logger = logging.getLogger(__name__)
 
 @dataclasses.dataclass(frozen=True)
 class Loaded:
-    """A model, its parameters, and how they came out of their files.
+    """A loaded model, and which tensors its parameters came from.
 
     Attributes:
       model: The module.
-      params: A nested dictionary of NumPy arrays.
-      new: The PyTorch names of parameters that no file held and that are random.
-      unused: The file's names of tensors that the model has no place for.
-      weights: The files, with every tensor's shape and type.
-      folder: Where they are.
+      params: Its parameters, a nested dictionary of NumPy arrays.
+      new: PyTorch names of the parameters that were initialized randomly, since no file has them.
+      unused: Names in the file of the tensors that the model has no parameter for.
+      weights: The weight files, with the shape and type of every tensor in them.
+      folder: The local folder (or weight file) they were read from.
     """
 
     model: nn.Module
     params: dict[str, Any]
     new: tuple[str, ...]
     unused: tuple[str, ...]
-    weights: StoredWeights
+    weights: WeightFiles
     folder: pathlib.Path
 
 
@@ -72,34 +77,36 @@ def from_pretrained(
     execution: Execution | None = None,
     *,
     param_dtype: Any = "float32",
-    new_head: bool = False,
+    new_head: bool | Collection[str] = False,
     seed: int = 0,
     revision: str | None = None,
     token: str | bool | None = None,
     **config_changes: Any,
 ) -> tuple[nn.Module, dict[str, Any]]:
-    """Loads a model and its parameters, which go to JAX's default device.
+    """Loads a model and puts its parameters on JAX's default device.
 
         model, params = from_pretrained(
             "roberta-base", RobertaForSequenceClassification, new_head=True, num_labels=3
         )
 
     Args:
-      path: A folder in Hugging Face's format, a weight file in one, fairseq's `model.pt` or its
-        folder, the workdir of a finished training run, or a hub id.
-      model_class: One of `modeling.heads.MODEL_CLASSES`. Default: what `config.json` names under
-        `architectures`, or where it names nothing, what the tensors are. A `RobertaModel` gets
-        its pooler if the file has one.
+      path: A folder in Hugging Face's format or a weight file in one; fairseq's `model.pt` or its
+        folder; the workdir of a finished training run; or a hub id.
+      model_class: One of `modeling.heads.MODEL_CLASSES`, or `RobertaForPreTraining`, whose
+        next-sentence head is read from `nsp_head.safetensors` beside the weights. Default: the
+        class that `config.json` names under `architectures`, or else the class that the tensors
+        belong to. A `RobertaModel` gets its pooler if the file has one.
       execution: How the model computes. `execution.scan_layers` also decides whether the
-        parameters come stacked (the default) or a layer each.
-      param_dtype: The type of the parameters, whatever the file's; the file's bits are kept where
-        it is the same. None keeps the file's types.
-      new_head: Whether parameters outside the encoder (and its cross-attention) may begin as
-        random numbers where the file lacks them, or has them for another number of labels. What
-        fits is loaded all the same. A warning lists those that are new.
-      seed: Of those random numbers.
-      revision: A branch, a tag or a commit of a hub id.
-      token: A token of the hub; None takes `HF_TOKEN` or the stored one, False none.
+        parameters are stacked (the default) or unstacked.
+      param_dtype: The type of the parameters, which are converted from the file's type if
+        necessary. None keeps the types of the file.
+      new_head: Which parameters outside the encoder may be initialized randomly if the file does
+        not have them, or has them for another number of labels: all (True), none (False), or those
+        of the parts named: "pooler", "lm_head", "classifier", "qa_outputs", "next_sentence",
+        "crossattention". Tensors that fit are loaded in any case. A warning lists the new ones.
+      seed: The seed of the random initialization.
+      revision: A branch, tag or commit of a hub id.
+      token: A hub token. None uses `HF_TOKEN` or the token of `hf auth login`, False none.
       config_changes: Fields of the config to change, such as `num_labels=3`.
 
     Returns:
@@ -122,8 +129,8 @@ def from_pretrained(
     )
     flat = traverse_util.flatten_dict(params)
     del params
-    for place in list(flat):  # one after the other, so that the host's copy of each goes at once
-        flat[place] = jax.device_put(flat.pop(place))
+    for leaf_path in list(flat):  # one at a time, so that each host copy is freed at once
+        flat[leaf_path] = jax.device_put(flat.pop(leaf_path))
     return model, traverse_util.unflatten_dict(flat)
 
 
@@ -133,7 +140,7 @@ def read_pretrained(
     execution: Execution | None = None,
     **options: Any,
 ) -> tuple[nn.Module, dict[str, Any]]:
-    """`from_pretrained` with NumPy arrays on the host, for a caller that places them itself."""
+    """Like `from_pretrained`, but returns NumPy arrays on the host."""
     loaded = load_pretrained(path, model_class, execution, **options)
     return loaded.model, loaded.params
 
@@ -144,117 +151,152 @@ def load_pretrained(
     execution: Execution | None = None,
     *,
     param_dtype: Any = "float32",
-    new_head: bool = False,
+    new_head: bool | Collection[str] = False,
     seed: int = 0,
     revision: str | None = None,
     token: str | bool | None = None,
     **config_changes: Any,
 ) -> Loaded:
-    """`read_pretrained` with an account of which tensors were used; see `from_pretrained`."""
+    """Like `read_pretrained`, but also reports which tensors were used; see `from_pretrained`."""
     if param_dtype is not None and not jnp.issubdtype(jnp.dtype(param_dtype), jnp.floating):
-        raise UsageError(f"param_dtype={param_dtype!r}: parameters are of a floating type, or None")
+        raise UsageError(f"param_dtype={param_dtype!r}: use a floating type, or None")
     with local_copy(model_folder(path, revision=revision, token=token), FILE_ENDINGS) as folder:
         weights = open_weights(folder)
-        settings = _read_settings(folder, weights)
-        try:
-            config = RobertaConfig.from_dict(settings).replace(**config_changes)
-        except (ValueError, TypeError) as error:
-            place = _config_path(folder) if weights.settings is None else folder
-            raise UsageError(f"cannot use {place}: {error}") from None
+        config_dict = weights.config
+        if config_dict is None:
+            config_dict = read_config_dict(_config_path(folder))
+        source = _config_path(folder) if weights.config is None else folder
+        config = _parse_config(config_dict, source, **config_changes)
         tensors = Tensors(weights.tensors)
-        model_class = model_class or _default_class(settings, tensors, folder)
+        model_class = model_class or _default_class(config_dict, tensors, folder)
         model = _build(model_class, config, execution or Execution(), tensors)
-        wanted = leaves(parameter_shapes(model))
-        new = tensors.check(wanted, folder, model_class, new_head)
-        flat = _read_leaves(wanted, tensors, new, param_dtype)
-    fresh = [leaf for leaf in wanted if new & set(map(canonical, leaf.names))]
-    if fresh:
-        _fill_new(flat, fresh, new, model, seed)
+        shapes = parameter_shapes(model)
+        if next_sentence.PARAMS_KEY in shapes:
+            head = next_sentence.open_head(_config_path(folder).parent, config.hidden_size)
+            tensors = Tensors(weights.tensors | head)
+        model_leaves = leaves(shapes)
+        new = tensors.check(model_leaves, folder, model_class, new_head)
+        flat = _read_leaves(model_leaves, tensors, new, param_dtype)
+    new_leaves = [leaf for leaf in model_leaves if new & set(map(canonical, leaf.names))]
+    new_names = [name for leaf in new_leaves for name in leaf.names if canonical(name) in new]
+    if new_leaves:
+        _initialize(flat, new_leaves, new, model, seed)
         logger.warning(
-            "%s lacks %s, which begin as random numbers: train the model before using it",
+            "%s lacks %s, which are initialized randomly: train the model before using it",
             path,
-            ", ".join(name for leaf in fresh for name in leaf.names if canonical(name) in new),
+            ", ".join(new_names),
         )
     return Loaded(
         model,
         traverse_util.unflatten_dict(flat),
-        tuple(name for leaf in fresh for name in leaf.names if canonical(name) in new),
-        tuple(tensors.unused(wanted)),
+        tuple(new_names),
+        tuple(tensors.unused(model_leaves)),
         weights,
         folder,
     )
 
 
+def read_config(
+    path: str | os.PathLike, *, revision: str | None = None, token: str | bool | None = None
+) -> RobertaConfig:
+    """Reads a model's config, without reading its tensors.
+
+    A fairseq checkpoint is opened, since its config follows from the shapes of its tensors. If the
+    checkpoint has an output layer of its own, that is compared with the word embeddings, which
+    reads these two tensors.
+
+    Args:
+      path, revision, token: As for `from_pretrained`. The weight files of a hub id are fetched into
+        the cache, if they are not there.
+
+    Raises:
+      UsageError: There is no model with weights, or its config cannot be used.
+    """
+    folder = model_folder(path, revision=revision, token=token)
+    if format_of(weights_in(folder)[0]) == "fairseq":
+        with local_copy(folder, FILE_ENDINGS) as local:
+            return _parse_config(open_weights(local).config, local)
+    file = _config_path(folder)
+    return _parse_config(read_config_dict(file), file)
+
+
+def _parse_config(
+    config_dict: Mapping[str, Any], source: os.PathLike, **changes: Any
+) -> RobertaConfig:
+    try:
+        return RobertaConfig.from_dict(config_dict).replace(**changes)
+    except (ValueError, TypeError) as error:
+        raise UsageError(f"cannot use {source}: {error}") from None
+
+
 def model_folder(
     path: str | os.PathLike, *, revision: str | None = None, token: str | bool | None = None
 ) -> epath.Path:
-    """Returns what holds the model: `path` itself, a workdir's `hf/`, or what the hub gave.
+    """Returns where a model is: `path` itself, a workdir's `hf/`, or the local copy of a hub id.
 
     Raises:
-      UsageError: There is no model; the message says what was looked for.
+      UsageError: There is no model; the message lists the files that were looked for.
     """
-    named = path
-    path = hub.fetch(path, hub.MODEL_FILES, hub.WEIGHT_FILES, revision=revision, token=token)
+    name = path
+    path = hub.fetch(
+        path, (CONFIG_NAME, next_sentence.FILE), WEIGHT_FILE_GROUPS, revision=revision, token=token
+    )
     if not path.exists():
         raise UsageError(
-            f"no folder {str(path)!r} (looked for {path / CONFIG} with {path / WEIGHTS}, and for "
-            f"{path / 'hf' / CONFIG}, as training leaves it)"
+            f"no folder {str(path)!r} (looked for {path / CONFIG_NAME} with "
+            f"{path / SAFE_WEIGHTS_NAME}, and for {path / 'hf' / CONFIG_NAME}, which a training "
+            "run writes)"
         )
     for folder in (path / "hf", path):
-        names = weights_in(folder)
-        if names and (_config_path(folder).exists() or names[0].endswith(".pt")):
+        files = weights_in(folder)
+        if files and (_config_path(folder).exists() or format_of(files[0]) == "fairseq"):
             return folder
     if (path / "checkpoints").exists() or (path / "metrics.jsonl").exists():
         raise UsageError(
             f"{path} is the workdir of a run that has not finished: it has no {path / 'hf'} yet. "
-            "Run the same training command again; it continues where it was and writes that "
-            "folder at its end"
+            "Run the same training command again; it continues from its last checkpoint and "
+            "writes that folder at the end"
         )
-    names = sorted(child.name for child in path.iterdir()) if path.is_dir() else ["no folder"]
+    files = sorted(child.name for child in path.iterdir()) if path.is_dir() else ["no folder"]
     message = (
-        f"{named} holds no model: looked for {CONFIG} with {WEIGHTS}, pytorch_model.bin or "
-        f"flax_model.msgpack (each also as shards with their index), or for fairseq's "
-        f"{' or '.join(fairseq.CHECKPOINTS)}, there and in {path / 'hf'}; found {listed(names)}"
+        f"{name} holds no model: looked for {CONFIG_NAME} with {SAFE_WEIGHTS_NAME}, "
+        f"{TORCH_WEIGHTS_NAME} or {FLAX_WEIGHTS_NAME} (each also as shards with their index), or "
+        f"for fairseq's {' or '.join(FAIRSEQ_NAMES)}, there and in {path / 'hf'}; found "
+        f"{listed(files)}"
     )
-    if any(name.endswith((".h5", ".ckpt", ".onnx")) for name in names):
+    if any(file.endswith((".h5", ".ckpt", ".onnx")) for file in files):
         message += (
-            ". Weights in other formats become safetensors by loading them with transformers and "
-            "calling save_pretrained"
+            ". To convert weights of another format to safetensors, load them with transformers "
+            "and call save_pretrained"
         )
     raise UsageError(message)
 
 
 def _config_path(folder: os.PathLike) -> os.PathLike:
-    return (folder.parent if folder.is_file() else folder) / CONFIG
+    return (folder.parent if folder.is_file() else folder) / CONFIG_NAME
 
 
-def _read_settings(folder: pathlib.Path, weights: StoredWeights) -> Mapping[str, Any]:
-    if weights.settings is not None:
-        return weights.settings
-    return read_settings(_config_path(folder))
-
-
-def _default_class(settings: Mapping[str, Any], tensors: Tensors, folder: pathlib.Path) -> type:
-    names = settings.get("architectures") or [_class_of(tensors)]
-    # XLM-R and CamemBERT are RoBERTa under another class name.
-    name = names[0].replace("XLMRoberta", "Roberta").replace("Camembert", "Roberta")
+def _default_class(config: Mapping[str, Any], tensors: Tensors, folder: pathlib.Path) -> type:
+    architecture = (config.get("architectures") or [_class_of(tensors)])[0]
+    # XLM-R and CamemBERT have RoBERTa's architecture and classes of their own.
+    name = architecture.replace("XLMRoberta", "Roberta").replace("Camembert", "Roberta")
     if name not in MODEL_CLASSES:
         raise UsageError(
-            f"{folder} holds a {names[0]}, which cannot be loaded; these can: "
+            f"{folder} holds a {architecture}, which cannot be loaded; these can: "
             f"{', '.join(MODEL_CLASSES)}. Pass model_class=RobertaModel to load its encoder alone"
         )
     return MODEL_CLASSES[name]
 
 
 def _class_of(tensors: Tensors) -> str:
-    """The class that has these tensors."""
+    """The name of the class that has these tensors."""
     if tensors.has("classifier.out_proj"):
         return "RobertaForSequenceClassification"
     if tensors.has("classifier"):
-        single = "classifier.weight" in tensors.names and (
+        one_logit = "classifier.weight" in tensors.names and (
             tensors.find("classifier.weight").shape[0] == 1
         )
-        return f"RobertaFor{'MultipleChoice' if single else 'TokenClassification'}"
+        return f"RobertaFor{'MultipleChoice' if one_logit else 'TokenClassification'}"
     if tensors.has("qa_outputs"):
         return "RobertaForQuestionAnswering"
     return "RobertaForMaskedLM" if tensors.has("lm_head") else "RobertaModel"
@@ -267,47 +309,51 @@ def _build(model_class, config, execution, tensors: Tensors) -> nn.Module:
 
 
 def _read_leaves(
-    wanted: list[Leaf], tensors: Tensors, new: set[str], dtype: Any
+    model_leaves: list[Leaf], tensors: Tensors, new: set[str], dtype: Any
 ) -> dict[tuple[str, ...], np.ndarray]:
-    """Reads all tensors, each straight into its place, several at a time."""
-    flat, work = {}, []
-    for leaf in wanted:
-        stored = [None if canonical(name) in new else tensors.find(name) for name in leaf.names]
-        found = [np.dtype(tensor.dtype) for tensor in stored if tensor is not None]
-        kind = jnp.dtype(dtype) if dtype is not None else jnp.result_type(*(found or ["float32"]))
-        flat[leaf.path] = array = _empty(leaf.value.shape, kind)
-        for i, tensor in enumerate(stored):
+    """Reads all tensors, several at a time, each directly into its place in its leaf's array."""
+    flat, pairs = {}, []
+    for leaf in model_leaves:
+        parts = [None if canonical(name) in new else tensors.find(name) for name in leaf.names]
+        dtypes = [np.dtype(tensor.dtype) for tensor in parts if tensor is not None]
+        if dtype is not None:
+            leaf_dtype = jnp.dtype(dtype)
+        else:
+            leaf_dtype = jnp.result_type(*(dtypes or ["float32"]))
+        flat[leaf.path] = array = _empty(leaf.value.shape, leaf_dtype)
+        for i, tensor in enumerate(parts):
             if tensor is not None:
                 place = array[i] if leaf.stacked else array
-                work.append((tensor, place.T if leaf.transposed else place))
-    read_all(work)
+                pairs.append((tensor, place.T if leaf.transposed else place))
+    read_all(pairs)
     return flat
 
 
 def _empty(shape: tuple[int, ...], dtype: np.dtype) -> np.ndarray:
-    """An array that JAX takes over on a CPU without a copy, which needs this alignment."""
+    """An uninitialized array with the alignment (64 bytes) that lets JAX use it without a copy."""
     count = int(np.prod(shape)) * dtype.itemsize
     buffer = np.empty(count + 64, np.uint8)
     start = -buffer.ctypes.data % 64
     return buffer[start : start + count].view(dtype).reshape(shape)
 
 
-def _fill_new(
+def _initialize(
     flat: dict[tuple[str, ...], np.ndarray],
-    fresh: list[Leaf],
+    new_leaves: list[Leaf],
     new: set[str],
     model: nn.Module,
     seed: int,
 ) -> None:
-    """Draws the parameters that no file holds; of the others not one is computed."""
-    places = [leaf.path for leaf in fresh]
+    """Initializes the parameters that no file has. Under jit, the other ones are not computed."""
+    paths = [leaf.path for leaf in new_leaves]
 
     @jax.jit
-    def draw(key):
+    def initial_values(key):
         values = traverse_util.flatten_dict(parameter_values(model, key))
-        return [values[place] for place in places]
+        return [values[path] for path in paths]
 
-    for leaf, value in zip(fresh, draw(jax.random.key(seed)), strict=True):
+    values = initial_values(jax.random.key(seed))
+    for leaf, value in zip(new_leaves, values, strict=True):
         array = flat[leaf.path]
         for i, name in enumerate(leaf.names):
             if canonical(name) in new:

@@ -1,16 +1,18 @@
-"""One model's parameters in three layouts, and the ways between them.
+"""Converts between the layouts of a model's parameters and gives each one its PyTorch name.
 
-* **Stacked**: all blocks' parameters in one subtree, `encoder.layer`, each leaf with a leading
-  axis of layers (`Execution(scan_layers=True)`, which training uses).
-* **A layer each**: subtrees `encoder.layer.0`, `.1`, …, as Hugging Face's Flax classes have it.
-* **PyTorch's**: a flat dictionary. A name is the tree's path, dotted, with `weight` for `kernel`,
-  `embedding` and `scale`; a `kernel` [in, out] is transposed into a `weight` [out, in].
+* **Stacked**: the parameters of all blocks are in one subtree, `encoder.layer`, whose leaves have a
+  leading axis of layers (`Execution(scan_layers=True)`, which training uses).
+* **Unstacked**: one subtree per block, `encoder.layer.0`, `.1`, …, as in Hugging Face's Flax
+  classes.
+* **PyTorch**: a flat dictionary. A name is the path in the unstacked tree, joined by dots, with
+  `weight` instead of `kernel`, `embedding` and `scale`. A `kernel` [in, out] is the transpose of
+  its `weight` [out, in].
 
-The rule is mechanical, so that it holds for every head that is named as Hugging Face names it.
+The rule holds for every module whose name is Hugging Face's.
 """
 
 import dataclasses
-from collections.abc import Mapping
+from collections.abc import Iterable, Iterator, Mapping
 from typing import Any
 
 import jax.numpy as jnp
@@ -18,7 +20,7 @@ import numpy as np
 from flax import linen as nn
 from flax import traverse_util
 
-Params = Mapping[str, Any]  # a nested dictionary with arrays at its leaves
+Params = Mapping[str, Any]  # a nested dictionary of arrays
 
 _LAYER = "layer"
 _PREFIX = "roberta."
@@ -26,19 +28,19 @@ _TO_TORCH = {"kernel": "weight", "embedding": "weight", "scale": "weight", "bias
 
 
 def stack_layers(params: Params) -> dict[str, Any]:
-    """Turns a layer each into stacked; parameters that are stacked already come back as they are.
+    """Stacks the parameters of all layers; stacked parameters are returned unchanged.
 
     Args:
-      params: Nested dictionary of NumPy or JAX arrays; the stacked leaves are of the same kind.
+      params: A nested dictionary of NumPy or JAX arrays. Stacked leaves are of the same kind.
 
     Raises:
-      ValueError: The layers are not numbered 0, 1, … or differ from each other in their leaves.
+      ValueError: The layers are not numbered 0, 1, …, or do not all have the same parameters.
     """
     return _map_layers(params, _stack)
 
 
 def unstack_layers(params: Params) -> dict[str, Any]:
-    """Turns stacked into a layer each; NumPy leaves become views, not copies."""
+    """Undoes `stack_layers`; NumPy leaves become views, not copies."""
     return _map_layers(params, _unstack)
 
 
@@ -62,7 +64,7 @@ def _stack(layers: Params) -> dict[str, Any]:
     if sorted(map(int, layers)) != list(range(len(layers))):
         raise ValueError(f"layers must be numbered from 0 without a gap, not {sorted(layers)}")
     if any(leaves.keys() != flat[0].keys() for leaves in flat):
-        raise ValueError("layers differ in their parameters, so they cannot be stacked")
+        raise ValueError("the layers have different parameters and cannot be stacked")
     stacked = {}
     for path, first in flat[0].items():
         stack = np.stack if isinstance(first, np.ndarray) else jnp.stack
@@ -74,23 +76,23 @@ def _unstack(layers: Params) -> dict[str, Any]:
     if not _is_stacked(layers):
         return dict(layers)
     flat = traverse_util.flatten_dict(layers)
-    count = len(next(iter(flat.values())))
+    num_layers = len(next(iter(flat.values())))
     return {
         str(i): traverse_util.unflatten_dict({path: leaf[i] for path, leaf in flat.items()})
-        for i in range(count)
+        for i in range(num_layers)
     }
 
 
 @dataclasses.dataclass(frozen=True)
 class Leaf:
-    """One of our leaves and the PyTorch tensors that hold it.
+    """A leaf of a parameter tree and the PyTorch tensors it corresponds to.
 
     Attributes:
-      path: Its path in our tree.
+      path: Its path in the tree.
       value: The leaf itself: an array, or anything with `shape` and `dtype`.
-      names: The PyTorch names: one, or for a stacked leaf one a layer.
+      names: The PyTorch names: one, or for a stacked leaf one per layer.
       stacked: Whether the leaf's first axis is the layers.
-      transposed: Whether the tensors are the transposes of ours.
+      transposed: Whether the PyTorch tensors are the transposes of the leaf.
     """
 
     path: tuple[str, ...]
@@ -107,30 +109,44 @@ class Leaf:
 
 
 def leaves(params: Params) -> list[Leaf]:
-    """Lists a tree's leaves, stacked or a layer each, with their PyTorch names."""
-    found = []
+    """Lists the leaves of a tree, stacked or unstacked, with their PyTorch names."""
+    result = []
     for path, value in traverse_util.flatten_dict(nn.meta.unbox(dict(params))).items():
         *parents, last = path
         names = [torch_name(path)]
         depth = path.index(_LAYER) + 1 if _LAYER in path else len(path)
         stacked = depth < len(path) and not path[depth].isdecimal()
         if stacked:
-            head, tail = path[:depth], [*parents[depth:], _TO_TORCH.get(last, last)]
-            names = [".".join([*head, str(i), *tail]) for i in range(value.shape[0])]
-        found.append(Leaf(path, value, tuple(names), stacked, last == "kernel"))
-    return found
+            prefix, suffix = path[:depth], [*parents[depth:], _TO_TORCH.get(last, last)]
+            names = [".".join([*prefix, str(i), *suffix]) for i in range(value.shape[0])]
+        result.append(Leaf(path, value, tuple(names), stacked, last == "kernel"))
+    return result
+
+
+def split_leaves(
+    leaves: Iterable[Leaf], arrays: Iterable[np.ndarray]
+) -> Iterator[tuple[str, np.ndarray]]:
+    """Yields the PyTorch tensors of leaves with their names.
+
+    Args:
+      leaves: The leaves.
+      arrays: Their values, in the same order; consumed one at a time.
+    """
+    for leaf, array in zip(leaves, arrays, strict=True):
+        for name, tensor in zip(leaf.names, array if leaf.stacked else [array], strict=True):
+            yield name, tensor.T if leaf.transposed else tensor
 
 
 def torch_name(path: tuple[str, ...]) -> str:
-    """The PyTorch name of a leaf of a tree with a layer each."""
+    """The PyTorch name of a leaf, given its path in the unstacked tree."""
     return ".".join([*path[:-1], _TO_TORCH.get(path[-1], path[-1])])
 
 
 def canonical(name: str) -> str:
-    """A PyTorch name as every class shares it.
+    """The form of a PyTorch name that all model classes share.
 
-    The encoder's own class saves `embeddings…`, every other class `roberta.embeddings…`; files
-    converted from TensorFlow call LayerNorm's parameters `gamma` and `beta`.
+    `RobertaModel` saves `embeddings…`, every other class `roberta.embeddings…`. Files converted
+    from TensorFlow name LayerNorm's parameters `gamma` and `beta`.
     """
     name = name.removeprefix(_PREFIX)
     for old, new in ((".gamma", ".weight"), (".beta", ".bias")):

@@ -1,8 +1,9 @@
-"""The head of next-sentence prediction, in a file of its own beside the model's weights.
+"""The next-sentence head, in a file of its own beside the model's weights.
 
-`model.safetensors` holds the masked language model alone, so that no other program meets weights
-that it does not expect. The pooler and the classifier lie in `nsp_head.safetensors` under the names
-that they have in BERT, as Hugging Face writes them; class 0 says that the second text follows.
+`model.safetensors` holds the masked language model alone, so that other programs find only the
+weights they expect. The pooler and the classifier of next-sentence prediction are in
+`nsp_head.safetensors`, under the names that Hugging Face's BERT gives them. Class 0 means that the
+second text follows the first.
 """
 
 import pathlib
@@ -10,12 +11,18 @@ from collections.abc import Mapping
 from typing import Any
 
 import numpy as np
-import safetensors
-import safetensors.numpy
 
 from roberta_jax.errors import UsageError
+from roberta_jax.storage.atomic import local_copy
+from roberta_jax.weights.formats import safetensors
+from roberta_jax.weights.formats.safetensors import TensorSpec
+from roberta_jax.weights.names import torch_name
+from roberta_jax.weights.tensors import LazyTensor
 
 FILE = "nsp_head.safetensors"
+# The key of the head's parameters in a `RobertaForPreTraining`'s tree.
+PARAMS_KEY = "next_sentence"
+# BERT's name of a tensor -> path in the head's parameters.
 NAMES = {
     "bert.pooler.dense.weight": ("pooler", "kernel"),
     "bert.pooler.dense.bias": ("pooler", "bias"),
@@ -24,36 +31,58 @@ NAMES = {
 }
 
 
-def head_tensors(params: Mapping[str, Any]) -> dict[str, np.ndarray]:
-    """The tensors of the file: kernels are transposed, as PyTorch has them."""
-    return {
-        name: np.ascontiguousarray(np.asarray(params[module][leaf]).T)
-        for name, (module, leaf) in NAMES.items()
-    }
+def open_head(folder: pathlib.Path, hidden_size: int) -> dict[str, LazyTensor]:
+    """Finds the head's tensors in a folder, without reading them.
 
-
-def read_head(folder: pathlib.Path, hidden_size: int) -> dict[str, dict[str, np.ndarray]] | None:
-    """The head's parameters, float32, or None where the folder has no such file.
+    Returns:
+      {PyTorch name of the parameter, such as "next_sentence.pooler.weight": tensor}; {} if the
+      folder has no such file.
 
     Raises:
-      UsageError: the file is damaged or holds a head of another width.
+      UsageError: The file is damaged or holds a head of another width.
     """
     path = folder / FILE
     if not path.exists():
-        return None
+        return {}
     try:
-        tensors = safetensors.numpy.load(path.read_bytes())
-    except safetensors.SafetensorError as error:
-        raise UsageError(f"{path} cannot be read: {error}. Delete it to begin a new head") from None
+        tensors, _ = safetensors.read_weights(path)
+    except UsageError as error:
+        raise UsageError(f"{error}. Delete {FILE} to start with a new head") from None
     shapes = {"pooler": (hidden_size, hidden_size), "classifier": (2, hidden_size)}
-    params: dict[str, dict[str, np.ndarray]] = {module: {} for module in shapes}
+    renamed = {}
     for name, (module, leaf) in NAMES.items():
-        wanted = shapes[module] if leaf == "kernel" else shapes[module][:1]
-        found = tensors[name].shape if name in tensors else None
-        if found != wanted:
+        expected = shapes[module] if leaf == "kernel" else shapes[module][:1]
+        shape = tensors[name].shape if name in tensors else None
+        if shape != expected:
             raise UsageError(
-                f"{path}: {name} should have shape {wanted}, but it has {found}. Delete the file "
-                "to begin a new head"
+                f"{path}: {name} should have shape {expected}, but it has {shape}. Delete the file "
+                "to start with a new head"
             )
-        params[module][leaf] = np.asarray(tensors[name], np.float32).T
-    return params
+        renamed[torch_name((PARAMS_KEY, module, leaf))] = tensors[name]
+    return renamed
+
+
+def read_head(folder: pathlib.Path, hidden_size: int) -> dict[str, dict[str, np.ndarray]] | None:
+    """Reads the head's parameters as float32; None if the folder has no such file.
+
+    Raises:
+      UsageError: The file is damaged or holds a head of another width.
+    """
+    with local_copy(folder, (FILE,)) as local:
+        tensors = open_head(local, hidden_size)
+        params: dict[str, dict[str, np.ndarray]] = {}
+        for module, leaf in NAMES.values() if tensors else ():
+            tensor = tensors[torch_name((PARAMS_KEY, module, leaf))]
+            params.setdefault(module, {})[leaf] = tensor.read().astype(np.float32).T
+    return params or None
+
+
+def write_head(folder: pathlib.Path, params: Mapping[str, Any]) -> None:
+    """Writes the head's parameters, arrays on the host of any floating type, which is kept."""
+    tensors = {
+        # Kernels are transposed, as in PyTorch; biases are not changed by it.
+        name: np.ascontiguousarray(np.asarray(params[module][leaf]).T)
+        for name, (module, leaf) in NAMES.items()
+    }
+    specs = [TensorSpec(name, tensor.shape, tensor.dtype) for name, tensor in tensors.items()]
+    safetensors.write_safetensors(folder / FILE, specs, tensors.values())

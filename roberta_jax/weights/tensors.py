@@ -1,7 +1,7 @@
-"""A tensor that lies in a file, read when it is wanted and straight into its place.
+"""Tensors in files: described when a file is opened, read when they are needed.
 
-Every format that is read here keeps a tensor as plain numbers, so that one description serves
-all of them: where the bytes are, and how the numbers follow each other.
+Every supported format holds a tensor as plain numbers, so that one description serves all of them:
+which bytes of the file are the tensor's, and in which order its elements follow each other.
 """
 
 import concurrent.futures
@@ -11,21 +11,22 @@ import pathlib
 from collections.abc import Iterable
 from typing import NamedTuple
 
-import ml_dtypes  # noqa: F401  (teaches NumPy the names "bfloat16" and "float8_…")
+import ml_dtypes  # noqa: F401  (registers the dtypes "bfloat16" and "float8_…" with NumPy)
 import numpy as np
 
 from roberta_jax.errors import UsageError
 
 FLOATING = ("float64", "float32", "float16", "bfloat16")
 
-# What is read at a time where the numbers do not go straight into their place.
+# Size of the buffer for elements that have to be converted or reordered.
 _CHUNK_BYTES = 1 << 24
-# Rows and columns of the squares that a transpose goes by; both then stay in a core's cache.
+# Rows and columns of a tile of a transpose. Source and target of a tile fit in a core's cache.
 _TILE = 128
-_THREADS = 4  # reading and transposing; more gain nothing, and each holds some megabytes
+# Tensors read at the same time. More gain nothing, and each needs some megabytes.
+_THREADS = 4
 
 
-class Extent(NamedTuple):
+class ByteRange(NamedTuple):
     """A range of bytes in a file."""
 
     start: int
@@ -33,53 +34,59 @@ class Extent(NamedTuple):
 
 
 @dataclasses.dataclass(frozen=True)
-class StoredTensor:
-    """Where a tensor's numbers are.
+class LazyTensor:
+    """A tensor in a file, read on demand.
 
     Attributes:
       shape: Its shape.
       dtype: NumPy's name of its type, such as "float32" or "bfloat16".
-      path: The file; None for a tensor of zeros that no file holds.
-      extents: The bytes, in order; more than one where the format cuts large tensors in pieces.
-      strides: Numbers from one element to the next, an axis each; None where the last axis is
-        the fastest and nothing is left out.
+      path: The file. None stands for a tensor of zeros that is in no file.
+      byte_ranges: Its bytes, in order. There is more than one range where the format splits large
+        tensors.
+      strides: Per axis, the number of elements from one index to the next. None means row-major
+        and contiguous.
     """
 
     shape: tuple[int, ...]
     dtype: str
     path: pathlib.Path | None = None
-    extents: tuple[Extent, ...] = ()
+    byte_ranges: tuple[ByteRange, ...] = ()
     strides: tuple[int, ...] | None = None
 
     def __post_init__(self):
         if self.strides is not None:
-            plain = row_major(self.shape)
-            steps = zip(self.strides, plain, self.shape, strict=True)
-            if all(a == b or n == 1 for a, b, n in steps):
+            contiguous = row_major_strides(self.shape)
+            strides = zip(self.strides, contiguous, self.shape, strict=True)
+            if all(a == b or n == 1 for a, b, n in strides):
                 object.__setattr__(self, "strides", None)
 
     @property
     def size(self) -> int:
-        """How many numbers it has."""
+        """The number of elements."""
         return math.prod(self.shape)
 
     @property
-    def T(self) -> "StoredTensor":
-        """Its transpose; no byte is read."""
-        strides = self.strides or row_major(self.shape)
+    def T(self) -> "LazyTensor":
+        """The transpose; nothing is read."""
+        strides = self.strides or row_major_strides(self.shape)
         return dataclasses.replace(self, shape=self.shape[::-1], strides=strides[::-1])
 
-    def rows(self, start: int, stop: int) -> "StoredTensor":
-        """Its part [start:stop] along the first axis, of a tensor in one extent."""
-        strides = self.strides or row_major(self.shape)
+    def rows(self, start: int, stop: int) -> "LazyTensor":
+        """The slice [start:stop] of the first axis; nothing is read.
+
+        The tensor must be in one byte range.
+        """
+        strides = self.strides or row_major_strides(self.shape)
         shape = (stop - start, *self.shape[1:])
         width = np.dtype(self.dtype).itemsize
-        [extent] = self.extents
-        place = Extent(extent.start + start * strides[0] * width, span(shape, strides) * width)
-        return dataclasses.replace(self, shape=shape, strides=strides, extents=(place,))
+        [whole] = self.byte_ranges
+        part = ByteRange(
+            whole.start + start * strides[0] * width, element_span(shape, strides) * width
+        )
+        return dataclasses.replace(self, shape=shape, strides=strides, byte_ranges=(part,))
 
     def read(self) -> np.ndarray:
-        """Returns it in its own type.
+        """Reads the tensor, in its own type.
 
         Raises:
           UsageError: The file ends before the tensor does, or cannot be read.
@@ -89,13 +96,13 @@ class StoredTensor:
         return array
 
     def read_into(self, target: np.ndarray) -> None:
-        """Reads it into an array of its shape, whose type may be another floating type.
+        """Reads the tensor into an array of its shape, which may be of another floating type.
 
-        Takes no memory beside the target if that is of the same type and laid out as the file is,
-        and a few megabytes otherwise.
+        This needs no memory besides the target's if the target has the same type and layout as the
+        file, and a few megabytes otherwise.
 
         Raises:
-          UsageError: As `read`.
+          UsageError: The file ends before the tensor does, or cannot be read.
         """
         if self.path is None:
             target[...] = 0
@@ -108,12 +115,11 @@ class StoredTensor:
                 if self.strides is None:
                     self._read_rows(file, target)
                 else:
-                    flat = np.empty(self.extents[0].size, np.uint8)
-                    self._fill(file, memoryview(flat), 0)
-                    numbers = flat.view(self.dtype)
-                    width = numbers.itemsize
-                    steps = [step * width for step in self.strides]
-                    _copy(target, np.lib.stride_tricks.as_strided(numbers, self.shape, steps))
+                    data = np.empty(self.byte_ranges[0].size, np.uint8)
+                    self._fill(file, memoryview(data), 0)
+                    elements = data.view(self.dtype)
+                    strides = [stride * elements.itemsize for stride in self.strides]
+                    _copy(target, np.lib.stride_tricks.as_strided(elements, self.shape, strides))
         except OSError as error:
             raise UsageError(f"cannot read {self.path}: {error.strerror or error}") from error
 
@@ -124,55 +130,55 @@ class StoredTensor:
             return
         shape = self.shape or (1,)
         target = target.reshape(shape) if not self.shape else target
-        row = math.prod(shape[1:]) * dtype.itemsize
-        count = max(1, min(shape[0], _CHUNK_BYTES // max(row, 1)))
-        buffer = np.empty((count, *shape[1:]), dtype)
-        for start in range(0, shape[0], count):
-            part = buffer[: min(count, shape[0] - start)]
-            self._fill(file, memoryview(part.reshape(-1).view(np.uint8)), start * row)
-            _copy(target[start : start + count], part)
+        row_bytes = math.prod(shape[1:]) * dtype.itemsize
+        rows = max(1, min(shape[0], _CHUNK_BYTES // max(row_bytes, 1)))
+        buffer = np.empty((rows, *shape[1:]), dtype)
+        for start in range(0, shape[0], rows):
+            chunk = buffer[: min(rows, shape[0] - start)]
+            self._fill(file, memoryview(chunk.reshape(-1).view(np.uint8)), start * row_bytes)
+            _copy(target[start : start + rows], chunk)
 
-    def _fill(self, file, view: memoryview, skip: int) -> None:
-        """Reads the tensor's bytes from number `skip` on until the view is full."""
-        for start, size in self.extents:
-            begin, skip = min(skip, size), max(0, skip - size)
-            file.seek(start + begin)
-            wanted = min(size - begin, len(view))
-            while wanted:
-                read = file.readinto(view[:wanted])
-                if not read:
+    def _fill(self, file, view: memoryview, offset: int) -> None:
+        """Fills the view with the tensor's bytes from `offset` on."""
+        for start, size in self.byte_ranges:
+            skipped, offset = min(offset, size), max(0, offset - size)
+            file.seek(start + skipped)
+            remaining = min(size - skipped, len(view))
+            while remaining:
+                count = file.readinto(view[:remaining])
+                if not count:
                     raise UsageError(
                         f"{self.path} is cut short: it ends before one of its tensors does; fetch "
                         "or write it again"
                     )
-                view, wanted = view[read:], wanted - read
+                view, remaining = view[count:], remaining - count
 
 
-def read_all(work: Iterable[tuple[StoredTensor, np.ndarray]]) -> None:
-    """Reads tensors, each into its place, several at a time."""
+def read_all(pairs: Iterable[tuple[LazyTensor, np.ndarray]]) -> None:
+    """Reads each tensor into the array that comes with it, several at a time."""
     with concurrent.futures.ThreadPoolExecutor(_THREADS) as pool:
-        list(pool.map(lambda job: job[0].read_into(job[1]), work))
+        list(pool.map(lambda pair: pair[0].read_into(pair[1]), pairs))
 
 
-def row_major(shape: tuple[int, ...]) -> tuple[int, ...]:
-    """The strides, in numbers, of an array whose last axis is the fastest."""
+def row_major_strides(shape: tuple[int, ...]) -> tuple[int, ...]:
+    """The strides, in elements, of a contiguous row-major array."""
     return tuple(math.prod(shape[axis + 1 :]) for axis in range(len(shape)))
 
 
-def span(shape: tuple[int, ...], strides: tuple[int, ...]) -> int:
-    """How many numbers lie from the first element to the last, both counted."""
+def element_span(shape: tuple[int, ...], strides: tuple[int, ...]) -> int:
+    """The number of elements from the first one of a strided array to the last, both included."""
     if 0 in shape:
         return 0
-    return 1 + sum((n - 1) * step for n, step in zip(shape, strides, strict=True))
+    return 1 + sum((n - 1) * stride for n, stride in zip(shape, strides, strict=True))
 
 
 def _copy(target: np.ndarray, source: np.ndarray) -> None:
-    """`target[...] = source`; a matrix goes by tiles if one of the two lies the other way round."""
+    """Like `target[...] = source`, but copies between row- and column-major matrices by tiles."""
     if source.ndim != 2 or target.flags.c_contiguous == source.flags.c_contiguous:
         target[...] = source
         return
-    # Each tile goes through a small buffer: of a width that is a power of two, a column's entries
-    # would all fall on the same few lines of the cache.
+    # Each tile is copied through a padded buffer. With rows of a power of two bytes, all elements
+    # of a column would compete for the same few cache lines.
     buffer = np.empty((_TILE, _TILE + 16), source.dtype)
     rows, columns = source.shape
     for i in range(0, rows, _TILE):

@@ -18,7 +18,7 @@ from roberta_jax.modeling.config import RobertaConfig
 from roberta_jax.modeling.heads import RobertaForMaskedLM
 from roberta_jax.modeling.pretraining import RobertaForPreTraining, split_next_sentence
 from roberta_jax.weights.next_sentence import FILE, NAMES
-from roberta_jax.weights.save import parameter_values
+from roberta_jax.weights.parameters import parameter_values
 
 pytestmark = pytest.mark.parity
 

@@ -16,9 +16,12 @@ from roberta_jax import RobertaTokenizer, convert, fill_mask, prepare, weights
 from roberta_jax.errors import UsageError
 from roberta_jax.modeling.config import RobertaConfig
 from roberta_jax.modeling.heads import RobertaForMaskedLM
+from roberta_jax.modeling.pretraining import RobertaForPreTraining
 from roberta_jax.pretraining.spec import Plan
 from roberta_jax.storage import hub
-from roberta_jax.weights.save import parameter_shapes
+from roberta_jax.weights.files import WEIGHT_FILE_GROUPS
+from roberta_jax.weights.parameters import parameter_shapes
+from tests.support.checkpoints import random_params
 
 CONFIG = RobertaConfig.base(
     vocab_size=60,
@@ -204,6 +207,18 @@ def test_a_model_is_fetched_and_no_file_that_is_not_read(name, server, models):
     assert len(server.fetched) == 5
 
 
+def test_the_next_sentence_head_is_fetched_with_the_weights(server, tmp_path):
+    model = RobertaForPreTraining(CONFIG)
+    params = random_params(model)
+    weights.save_pretrained(tmp_path / "pairs", model, params)
+    server.repos["someone/pairs"] = {COMMIT: tmp_path / "pairs"}
+    loaded = weights.read_pretrained("someone/pairs", RobertaForPreTraining)[1]
+    assert_trees_equal(loaded, params)
+    files = ["config.json", "model.safetensors", "nsp_head.safetensors"]
+    assert sorted(server.fetched) == files
+    assert weights.read_config("someone/pairs") == CONFIG
+
+
 def test_a_revision_is_honoured(server, models):
     for revision in ("v1", TAGGED):
         assert_trees_equal(
@@ -322,7 +337,7 @@ def test_one_format_is_fetched(group, others, server, tmp_path):
     for name in ["config.json", *group, *others]:
         (tmp_path / "repo" / name).write_text("{}")
     server.repos["someone/else"] = {COMMIT: tmp_path / "repo"}
-    folder = hub.fetch("someone/else", hub.MODEL_FILES, hub.WEIGHT_FILES)
+    folder = hub.fetch("someone/else", ["config.json"], WEIGHT_FILE_GROUPS)
     assert sorted(path.name for path in folder.iterdir()) == sorted(["config.json", *group])
 
 

@@ -1,4 +1,4 @@
-"""Every class's files against transformers' PyTorch and Flax classes, live, both ways."""
+"""Weight files of every class, written for and read from transformers' own classes."""
 
 import json
 import logging
@@ -11,11 +11,12 @@ from flax import traverse_util
 torch = pytest.importorskip("torch")
 transformers = pytest.importorskip("transformers")
 
-from roberta_jax import weights
+from roberta_jax import RobertaTokenizer, weights
 from roberta_jax.modeling.config import RobertaConfig
 from roberta_jax.modeling.heads import MODEL_CLASSES
 from roberta_jax.weights.names import unstack_layers
-from roberta_jax.weights.save import parameter_shapes
+from roberta_jax.weights.parameters import parameter_shapes
+from tests.support import checkpoints
 
 pytestmark = pytest.mark.parity
 
@@ -42,7 +43,7 @@ def config_of(name, changes):
     return CONFIG.replace(**(own | {"is_decoder": name == "RobertaForCausalLM"} | changes))
 
 
-def built(name, changes, dtype=np.float32):
+def build(name, changes, dtype=np.float32):
     model = MODEL_CLASSES[name](config_of(name, changes))
     draw = np.random.default_rng(0).normal
     shapes = parameter_shapes(model)
@@ -87,7 +88,7 @@ def call_torch(theirs, name, extra):
 @pytest.mark.parametrize("case", CASES)
 def test_pytorch_classes_load_what_is_saved(case, tmp_path):
     name, changes = CASES[case]
-    model, params = built(name, changes)
+    model, params = build(name, changes)
     weights.save_pretrained(tmp_path / "out", model, params, max_shard_size=30_000)
     options = {"add_pooling_layer": False} if name == "RobertaModel" else {}
     theirs, info = getattr(transformers, name).from_pretrained(
@@ -119,7 +120,7 @@ def test_what_pytorch_classes_save_is_loaded(case, safe, tmp_path):
 
 
 @pytest.mark.parametrize("dtype", [torch.float16, torch.bfloat16])
-def test_half_precision_moves_bit_by_bit(dtype, tmp_path):
+def test_half_precision_is_converted_bit_for_bit(dtype, tmp_path):
     name = "RobertaForMaskedLM"
     settings = transformers.RobertaConfig(**config_of(name, {}).to_dict())
     theirs = getattr(transformers, name)(settings).to(dtype)
@@ -134,6 +135,41 @@ def test_half_precision_moves_bit_by_bit(dtype, tmp_path):
         assert torch.equal(one, other), key
 
 
+def test_auto_classes_load_the_model_and_its_tokenizer(tmp_path):
+    tokenizer = RobertaTokenizer.train(["the cat sat on the mat, or so they say"] * 5, 270)
+    model, params = checkpoints.build("RobertaForMaskedLM")
+    weights.save_pretrained(tmp_path / "out", model, params, tokenizer)
+    theirs = transformers.AutoModelForMaskedLM.from_pretrained(tmp_path / "out")
+    assert isinstance(theirs, transformers.RobertaForMaskedLM)
+    with torch.no_grad():
+        expected = theirs.eval()(torch.tensor(checkpoints.IDS)).logits.numpy()
+    logits = model.apply({"params": params}, checkpoints.IDS).logits
+    np.testing.assert_allclose(logits, expected, rtol=0, atol=1e-5)
+    their_tokenizer = transformers.AutoTokenizer.from_pretrained(tmp_path / "out")
+    for text in ("The cat <mask> on the mat.", " or so\nthey  say ", "naïve 猫 🐈"):
+        assert their_tokenizer(text)["input_ids"] == tokenizer.encode(text)
+
+
+@pytest.mark.parametrize("name", ["RobertaForMaskedLM", "RobertaModel"])
+def test_shards_by_transformers_are_loaded(name, tmp_path):
+    torch.manual_seed(0)
+    config = {k: v for k, v in checkpoints.CONFIG.to_dict().items() if k != "architectures"}
+    theirs = getattr(transformers, name)(transformers.RobertaConfig(**config)).eval()
+    theirs.save_pretrained(tmp_path / "one")
+    theirs.save_pretrained(tmp_path / "shards", max_shard_size="50KB")
+    model, params = weights.from_pretrained(tmp_path / "one")
+    assert type(model).__name__ == name
+    checkpoints.assert_trees_equal(weights.from_pretrained(tmp_path / "shards")[1], params)
+    with torch.no_grad():
+        expected = theirs(torch.tensor(checkpoints.IDS))
+    outputs = model.apply({"params": params}, checkpoints.IDS)
+    for field in ("logits", "last_hidden_state", "pooler_output"):
+        if field in expected:
+            np.testing.assert_allclose(
+                getattr(outputs, field), expected[field].numpy(), rtol=0, atol=1e-5
+            )
+
+
 def flax_class(name):
     return getattr(transformers, f"Flax{name}")
 
@@ -145,7 +181,7 @@ def _quiet():
 
 @pytest.mark.parametrize("name", NAMES)
 def test_flax_classes_load_what_is_saved(name, tmp_path, caplog):
-    model, params = built(name, {})
+    model, params = build(name, {})
     weights.save_pretrained(tmp_path / "out", model, params, format="flax")
     options = {"add_pooling_layer": False} if name == "RobertaModel" else {}
     transformers.utils.logging.get_logger("transformers").propagate = True
@@ -154,11 +190,11 @@ def test_flax_classes_load_what_is_saved(name, tmp_path, caplog):
     transformers.utils.logging.get_logger("transformers").propagate = False
     assert "newly initialized" not in caplog.text
     assert "were not used" not in caplog.text
-    found = traverse_util.flatten_dict(theirs.params)
+    flax_params = traverse_util.flatten_dict(theirs.params)
     expected = traverse_util.flatten_dict(unstack_layers(params))
-    assert found.keys() == expected.keys()
-    for place, value in expected.items():
-        np.testing.assert_array_equal(found[place], value, strict=True, err_msg=str(place))
+    assert flax_params.keys() == expected.keys()
+    for path, value in expected.items():
+        np.testing.assert_array_equal(flax_params[path], value, strict=True, err_msg=str(path))
     if name != "RobertaForCausalLM":  # its positions there differ with and without a cache
         outputs = theirs(ids_of(name))
         for output in ("logits", "last_hidden_state", "start_logits"):
@@ -181,15 +217,15 @@ def test_what_flax_classes_save_is_loaded(name, size, tmp_path):
     assert settings["architectures"] == [name]
     loaded = weights.load_pretrained(tmp_path / "theirs")
     assert type(loaded.model).__name__ == name
-    found = traverse_util.flatten_dict(unstack_layers(loaded.params))
+    params = traverse_util.flatten_dict(unstack_layers(loaded.params))
     expected = traverse_util.flatten_dict(theirs.params)
-    assert found.keys() == expected.keys()
-    for place, value in expected.items():
-        np.testing.assert_array_equal(found[place], value, strict=True, err_msg=str(place))
+    assert params.keys() == expected.keys()
+    for path, value in expected.items():
+        np.testing.assert_array_equal(params[path], value, strict=True, err_msg=str(path))
 
 
-def test_fairseqs_file_opens_as_weights_alone(tmp_path):
-    model, params = built("RobertaForMaskedLM", {})
+def test_torch_load_reads_a_fairseq_checkpoint_as_weights_only(tmp_path):
+    model, params = build("RobertaForMaskedLM", {})
     weights.save_pretrained(tmp_path / "out", model, params, format="fairseq")
     state = torch.load(tmp_path / "out" / "model.pt", weights_only=True)
     tensors = state["model"]
@@ -199,9 +235,9 @@ def test_fairseqs_file_opens_as_weights_alone(tmp_path):
         embedding.numpy(), params["roberta"]["embeddings"]["word_embeddings"]["embedding"]
     )
     assert state["cfg"]["model"]["encoder_attention_heads"] == 4
-    # PyTorch writes the same content again, in both of its formats, and that is read as well.
+    # Both of PyTorch's formats are read if PyTorch saves the same contents again.
     for zipped in (True, False):
         torch.save(state, tmp_path / "model.pt", _use_new_zipfile_serialization=zipped)
         expected = weights.read_pretrained(tmp_path / "out")[1]
-        found = weights.read_pretrained(tmp_path / "model.pt")[1]
-        jax.tree.map(np.testing.assert_array_equal, found, expected)
+        params = weights.read_pretrained(tmp_path / "model.pt")[1]
+        jax.tree.map(np.testing.assert_array_equal, params, expected)

@@ -1,27 +1,28 @@
-"""fairseq's RoBERTa checkpoints (`model.pt`, `checkpoint_best.pt`): names and settings, both ways.
+"""Reads and writes fairseq's RoBERTa checkpoints, such as `model.pt` and `checkpoint_best.pt`.
 
-A checkpoint is a dictionary in PyTorch's format: `model`, the tensors, beside `args` (releases
-before 0.10, an `argparse.Namespace`) or `cfg`, what the run was started with. Names are those of
-`fairseq/models/roberta/model.py`; its releases differ in prefixes, in whether the attention's three
-projections are one tensor, and in a few names, and all of these are read. What is written has the
-names of the released files, with separate projections, and its settings in `cfg`, plain values
-alone: `args` is an object, which `torch.load(weights_only=True)` refuses.
+A checkpoint is a dictionary in PyTorch's format. `model` holds the tensors, and `args` (before
+release 0.10, an `argparse.Namespace`) or `cfg` the arguments of the training run. Tensors are named
+as in `fairseq/models/roberta/model.py`. fairseq's releases differ in prefixes, in a few names and
+in whether the query, key and value projections are one tensor; all variants are read. Checkpoints
+are written with the names of the released models and separate projections. Their arguments are
+plain values in `cfg`, because `torch.load(weights_only=True)` refuses the object in `args`.
 """
 
 import pathlib
 import re
-from collections.abc import Iterable, Mapping
+from collections.abc import Iterable, Mapping, Sequence
 from typing import Any
 
 import numpy as np
 
-from roberta_jax.errors import UsageError
+from roberta_jax.errors import UsageError, listed
+from roberta_jax.weights.files import FAIRSEQ_NAMES
 from roberta_jax.weights.formats import pytorch, unpickler
-from roberta_jax.weights.tensors import StoredTensor
+from roberta_jax.weights.names import Leaf, canonical, split_leaves
+from roberta_jax.weights.tensors import LazyTensor
 
-CHECKPOINTS = ("model.pt", "checkpoint_best.pt", "checkpoint_last.pt")
-
-# Of one block, and of the whole; where two names stand for one, the first is written.
+# fairseq's name -> Hugging Face's, within a layer and outside the layers. If Hugging Face's name
+# occurs twice, checkpoints are written with the first one.
 _IN_LAYER = {
     "self_attn.q_proj": "attention.self.query",
     "self_attn.k_proj": "attention.self.key",
@@ -40,13 +41,13 @@ _OUTSIDE = {
     "emb_layer_norm": "embeddings.LayerNorm",
     "layernorm_embedding": "embeddings.LayerNorm",
 }
-_THIRDS = ("query", "key", "value")
+_PROJECTIONS = ("query", "key", "value")
 
-WORDS = "embeddings.word_embeddings.weight"
-POSITIONS = "embeddings.position_embeddings.weight"
-TYPES = "embeddings.token_type_embeddings.weight"
+_WORDS = "embeddings.word_embeddings.weight"
+_POSITIONS = "embeddings.position_embeddings.weight"
+_TYPES = "embeddings.token_type_embeddings.weight"
 _DECODER = "lm_head.decoder.weight"
-# The name under which fairseq's sentence_prediction task registers its head.
+# The name that fairseq's sentence_prediction task gives its head.
 _HEAD = "classification_heads.sentence_classification_head"
 
 _ACTIVATIONS = {
@@ -56,78 +57,73 @@ _ACTIVATIONS = {
     "relu": "relu",
     "tanh": "tanh",
 }
-_LAYER_NORM_EPS = 1e-5  # PyTorch's default, which fairseq never changes
+_LAYER_NORM_EPS = 1e-5  # PyTorch's default, which fairseq always uses
 _PAD = 1
 
 
-def read(path: pathlib.Path) -> tuple[dict[str, StoredTensor], dict[str, Any]]:
-    """Finds a checkpoint's tensors and what it says of the model.
-
-    Args:
-      path: The checkpoint.
+def read_weights(path: pathlib.Path) -> tuple[dict[str, LazyTensor], dict[str, Any]]:
+    """Finds the tensors and the config of a checkpoint.
 
     Returns:
-      ({name as in Hugging Face's classes: tensor}, the values of a `config.json`). A name that no
-      rule covers is kept, so that it is told as left over.
+      ({Hugging Face's PyTorch name: tensor}, the contents of a `config.json`). Unknown tensors keep
+      their names, so that loading reports them as left over.
 
     Raises:
-      UsageError: It is no RoBERTa checkpoint, damaged, or would run code.
+      UsageError: The file is damaged, is not a RoBERTa checkpoint, or contains code.
     """
     state = pytorch.read(path, inert=True)
     if not isinstance(state, dict):
-        raise UsageError(f"{path} is no checkpoint of fairseq's")
+        raise UsageError(f"{path} is not a fairseq checkpoint")
     model = state["model"] if isinstance(state.get("model"), dict) else state
-    model = {name: value for name, value in model.items() if isinstance(value, StoredTensor)}
-    tensors: dict[str, StoredTensor] = {}
+    model = {name: value for name, value in model.items() if isinstance(value, LazyTensor)}
+    tensors: dict[str, LazyTensor] = {}
     for name, tensor in model.items():
-        for ours, part in _translated(name, tensor, path):
-            if ours in tensors:
-                raise UsageError(f"{path} holds {ours} twice, the second time as {name}")
-            tensors[ours] = part
-    if WORDS not in tensors or POSITIONS not in tensors:
+        for hf_name, part in _rename(name, tensor, path):
+            if hf_name in tensors:
+                raise UsageError(f"{path} holds {hf_name} twice, the second time as {name}")
+            tensors[hf_name] = part
+    if _WORDS not in tensors or _POSITIONS not in tensors:
         names = ", ".join(sorted(map(str, model or state))[:8])
-        raise UsageError(f"{path} is no RoBERTa of fairseq's: it holds {names}")
+        raise UsageError(f"{path} is not a RoBERTa checkpoint of fairseq: it holds {names}")
     tensors = _name_head(tensors)
-    tensors.setdefault(TYPES, StoredTensor((1, tensors[WORDS].shape[-1]), "float32"))
-    return tensors, _settings(path, _arguments(state), tensors)
+    tensors.setdefault(_TYPES, LazyTensor((1, tensors[_WORDS].shape[-1]), "float32"))
+    return tensors, _config(path, _arguments(state), tensors)
 
 
-def _translated(
-    name: str, tensor: StoredTensor, path: pathlib.Path
-) -> list[tuple[str, StoredTensor]]:
-    """The tensors of Hugging Face's that one of fairseq's holds: one, none or three."""
+def _rename(name: str, tensor: LazyTensor, path: pathlib.Path) -> list[tuple[str, LazyTensor]]:
+    """Hugging Face's equivalent of a tensor: none, one or three (name, tensor)."""
     rest = re.sub(r"^(decoder|encoder)\.", "", name)
-    inside, rest = rest.startswith("sentence_encoder."), rest.removeprefix("sentence_encoder.")
+    in_encoder, rest = rest.startswith("sentence_encoder."), rest.removeprefix("sentence_encoder.")
     if rest.endswith(("version", "_float_tensor")):
         return []
     if rest.startswith("classification_heads."):
         return [(rest, tensor)]
     if rest.startswith("lm_head."):
-        return [("lm_head.decoder.weight" if rest == "lm_head.weight" else rest, tensor)]
-    if inside and rest.startswith("layer_norm."):
+        return [(_DECODER if rest == "lm_head.weight" else rest, tensor)]
+    if in_encoder and rest.startswith("layer_norm."):
         raise UsageError(
-            f"{path} normalises before each sub-layer (it holds {name}); RoBERTa does so after, "
-            "and no other form is built"
+            f"{path} normalises before each sub-layer (it holds {name}); RoBERTa normalises after "
+            "each sub-layer, and pre-norm models are not supported"
         )
-    found = re.fullmatch(r"layers\.(\d+)\.(.+)\.(weight|bias)", rest)
-    if found and found[2] in _IN_LAYER:
-        return [(f"encoder.layer.{found[1]}.{_IN_LAYER[found[2]]}.{found[3]}", tensor)]
-    found = re.fullmatch(r"layers\.(\d+)\.self_attn\.in_proj_(weight|bias)", rest)
-    if found and tensor.shape and tensor.shape[0] % 3 == 0:
-        third = tensor.shape[0] // 3
+    match = re.fullmatch(r"layers\.(\d+)\.(.+)\.(weight|bias)", rest)
+    if match and match[2] in _IN_LAYER:
+        return [(f"encoder.layer.{match[1]}.{_IN_LAYER[match[2]]}.{match[3]}", tensor)]
+    match = re.fullmatch(r"layers\.(\d+)\.self_attn\.in_proj_(weight|bias)", rest)
+    if match and tensor.shape and tensor.shape[0] % 3 == 0:
+        rows = tensor.shape[0] // 3
         return [
             (
-                f"encoder.layer.{found[1]}.attention.self.{part}.{found[2]}",
-                tensor.rows(i * third, (i + 1) * third),
+                f"encoder.layer.{match[1]}.attention.self.{projection}.{match[2]}",
+                tensor.rows(i * rows, (i + 1) * rows),
             )
-            for i, part in enumerate(_THIRDS)
+            for i, projection in enumerate(_PROJECTIONS)
         ]
-    part, _, last = rest.rpartition(".")
-    return [(f"{_OUTSIDE[part]}.{last}" if part in _OUTSIDE else name, tensor)]
+    module, _, last = rest.rpartition(".")
+    return [(f"{_OUTSIDE[module]}.{last}" if module in _OUTSIDE else name, tensor)]
 
 
-def _name_head(tensors: dict[str, StoredTensor]) -> dict[str, StoredTensor]:
-    """Gives a single classification head the name that its class has for it."""
+def _name_head(tensors: dict[str, LazyTensor]) -> dict[str, LazyTensor]:
+    """Renames the classification head to `classifier`, if there is exactly one."""
     heads = {
         ".".join(name.split(".")[:2])
         for name in tensors
@@ -143,24 +139,28 @@ def _name_head(tensors: dict[str, StoredTensor]) -> dict[str, StoredTensor]:
 
 
 def _arguments(state: Mapping[str, Any]) -> dict[str, Any]:
-    """The model's arguments: of `args`, or of the `model` part of `cfg`."""
-    found = unpickler.plain(state.get("args"))
-    if not isinstance(found, dict):
-        found = unpickler.plain(state.get("cfg"))
-        found = found.get("model") if isinstance(found, dict) else None
-    return found if isinstance(found, dict) else {}
+    """The model's arguments: `args`, or the `model` part of `cfg`."""
+    arguments = unpickler.plain(state.get("args"))
+    if not isinstance(arguments, dict):
+        cfg = unpickler.plain(state.get("cfg"))
+        arguments = cfg.get("model") if isinstance(cfg, dict) else None
+    return arguments if isinstance(arguments, dict) else {}
 
 
-def _settings(
-    path: pathlib.Path, arguments: dict[str, Any], tensors: dict[str, StoredTensor]
+def _config(
+    path: pathlib.Path, arguments: dict[str, Any], tensors: dict[str, LazyTensor]
 ) -> dict[str, Any]:
-    """A `config.json`: sizes from the tensors, the rest from the arguments or as released."""
+    """The contents of a `config.json`.
+
+    Sizes are those of the tensors. The rest comes from the arguments, or else is as in the released
+    models.
+    """
     if arguments.get("encoder_normalize_before"):
         raise UsageError(
             f"{path} was trained with encoder_normalize_before; RoBERTa normalises after each "
-            "sub-layer, and no other form is built"
+            "sub-layer, and pre-norm models are not supported"
         )
-    vocabulary, width = tensors[WORDS].shape
+    vocab_size, width = tensors[_WORDS].shape
     layers = {name.split(".")[2] for name in tensors if name.startswith("encoder.layer.")}
     intermediate = tensors.get("encoder.layer.0.intermediate.dense.weight")
     activation = arguments.get("activation_fn") or "gelu"
@@ -168,10 +168,10 @@ def _settings(
         raise UsageError(
             f"{path} has activation_fn={activation!r}; known: {', '.join(_ACTIVATIONS)}"
         )
-    settings = {
+    config = {
         "model_type": "roberta",
         "architectures": [_architecture(tensors)],
-        "vocab_size": vocabulary,
+        "vocab_size": vocab_size,
         "hidden_size": width,
         "num_hidden_layers": len(layers),
         "num_attention_heads": arguments.get("encoder_attention_heads") or max(1, width // 64),
@@ -179,8 +179,8 @@ def _settings(
         "hidden_act": _ACTIVATIONS[activation],
         "hidden_dropout_prob": _number(arguments, "dropout", 0.1),
         "attention_probs_dropout_prob": _number(arguments, "attention_dropout", 0.1),
-        "max_position_embeddings": tensors[POSITIONS].shape[0],
-        "type_vocab_size": tensors[TYPES].shape[0],
+        "max_position_embeddings": tensors[_POSITIONS].shape[0],
+        "type_vocab_size": tensors[_TYPES].shape[0],
         "layer_norm_eps": _LAYER_NORM_EPS,
         "pad_token_id": _PAD,
         "bos_token_id": 0,
@@ -192,19 +192,19 @@ def _settings(
         if pooler != "tanh":
             raise UsageError(f"{path} has a head with pooler_activation_fn={pooler!r}, not 'tanh'")
         labels = tensors["classifier.out_proj.weight"].shape[0]
-        settings["id2label"] = {str(i): f"LABEL_{i}" for i in range(labels)}
-        settings["label2id"] = {f"LABEL_{i}": i for i in range(labels)}
-        settings["classifier_dropout"] = _number(arguments, "pooler_dropout", 0.0)
+        config["id2label"] = {str(i): f"LABEL_{i}" for i in range(labels)}
+        config["label2id"] = {f"LABEL_{i}": i for i in range(labels)}
+        config["classifier_dropout"] = _number(arguments, "pooler_dropout", 0.0)
         if arguments.get("regression_target"):
-            settings["problem_type"] = "regression"
-    return settings
+            config["problem_type"] = "regression"
+    return config
 
 
-def _architecture(tensors: Mapping[str, StoredTensor]) -> str:
+def _architecture(tensors: Mapping[str, LazyTensor]) -> str:
     if "classifier.out_proj.weight" in tensors:
         return "RobertaForSequenceClassification"
-    head = any(name.startswith("lm_head.") for name in tensors)
-    return "RobertaForMaskedLM" if head else "RobertaModel"
+    has_lm_head = any(name.startswith("lm_head.") for name in tensors)
+    return "RobertaForMaskedLM" if has_lm_head else "RobertaModel"
 
 
 def _number(arguments: Mapping[str, Any], name: str, default: float) -> float:
@@ -212,25 +212,25 @@ def _number(arguments: Mapping[str, Any], name: str, default: float) -> float:
     return float(value) if isinstance(value, int | float) else default
 
 
-def _tied(tensors: Mapping[str, StoredTensor]) -> bool:
-    decoder, words = tensors.get(_DECODER), tensors[WORDS]
-    if decoder is None or decoder.extents == words.extents:
+def _tied(tensors: Mapping[str, LazyTensor]) -> bool:
+    decoder, words = tensors.get(_DECODER), tensors[_WORDS]
+    if decoder is None or decoder.byte_ranges == words.byte_ranges:
         return True
     return decoder.shape == words.shape and np.array_equal(decoder.read(), words.read())
 
 
 def name_of(name: str) -> str | None:
-    """fairseq's name of a tensor of Hugging Face's (without "roberta."); None if it has none."""
-    found = re.fullmatch(r"encoder\.layer\.(\d+)\.(.+)\.(weight|bias)", name)
-    if found:
-        for theirs, ours in _IN_LAYER.items():
-            if ours == found[2]:
-                return f"decoder.sentence_encoder.layers.{found[1]}.{theirs}.{found[3]}"
+    """fairseq's name for a tensor with a canonical name; None if fairseq has no such tensor."""
+    match = re.fullmatch(r"encoder\.layer\.(\d+)\.(.+)\.(weight|bias)", name)
+    if match:
+        for fairseq_name, hf_name in _IN_LAYER.items():
+            if hf_name == match[2]:
+                return f"decoder.sentence_encoder.layers.{match[1]}.{fairseq_name}.{match[3]}"
         return None
-    part, _, last = name.rpartition(".")
-    for theirs, ours in _OUTSIDE.items():
-        if ours == part:
-            return f"decoder.sentence_encoder.{theirs}.{last}"
+    module, _, last = name.rpartition(".")
+    for fairseq_name, hf_name in _OUTSIDE.items():
+        if hf_name == module:
+            return f"decoder.sentence_encoder.{fairseq_name}.{last}"
     if name == _DECODER:
         return "decoder.lm_head.weight"
     if name.startswith("lm_head."):
@@ -240,31 +240,76 @@ def name_of(name: str) -> str | None:
     return None
 
 
-def write(
-    path: pathlib.Path,
-    settings: Mapping[str, Any],
-    shapes: Mapping[str, tuple[tuple[int, ...], str]],
-    tensors: Iterable[tuple[str, np.ndarray]],
-) -> None:
-    """Writes a checkpoint.
+def prepare_leaves(leaves: Sequence[Leaf], config: Mapping[str, Any]) -> list[Leaf]:
+    """Checks that fairseq supports a model, and puts its leaves in the order to write them in.
 
     Args:
-      path: The file.
-      settings: The model's `config.json`; see `check_writable`.
-      shapes: {Hugging Face's name: (shape, type)}.
-      tensors: (name, array), the token-type table before the positions, whose rows its first row
-        is added to, since fairseq has no other place for it. Consumed one by one.
+      leaves: The parameters.
+      config: The model's `config.json`.
+
+    Raises:
+      UsageError: fairseq does not support the model; the message lists the reasons.
     """
-    names = {name: name_of(name) for name in shapes if name != TYPES}
+    names = [canonical(name) for leaf in leaves for name in leaf.names]
+    problems = _unsupported(config, names)
+    if problems:
+        raise UsageError(
+            f"fairseq's RoBERTa does not support this {config['architectures'][0]}: "
+            f"{listed(problems)}"
+        )
+    # The token types are added to the positions, so that they must be known before these.
+    return sorted(leaves, key=lambda leaf: canonical(leaf.names[0]) != _TYPES)
+
+
+def _unsupported(config: Mapping[str, Any], names: Iterable[str]) -> list[str]:
+    """The reasons why fairseq does not support a model; empty if it does."""
+    problems = [f"it has no {name}" for name in names if name != _TYPES and name_of(name) is None]
+    if config["hidden_act"] not in _ACTIVATIONS.values():
+        problems.append(f"it has no activation {config['hidden_act']!r}")
+    if config["layer_norm_eps"] != _LAYER_NORM_EPS:
+        problems.append(
+            f"its LayerNorms have epsilon {_LAYER_NORM_EPS}, not {config['layer_norm_eps']}"
+        )
+    if config["pad_token_id"] != _PAD:
+        problems.append(f"its <pad> is {_PAD}, not {config['pad_token_id']}")
+    if config.get("position_embedding_type", "absolute") != "absolute":
+        problems.append("it has only absolute position embeddings")
+    return problems
+
+
+def write_weights(
+    folder: pathlib.Path,
+    leaves: Sequence[Leaf],
+    arrays: Iterable[np.ndarray],
+    config: Mapping[str, Any],
+    max_shard_size: int,
+) -> None:
+    """Writes the checkpoint `model.pt`.
+
+    fairseq has no token types. The first row of their table is added to each position's row.
+
+    Args:
+      folder: Where to write it.
+      leaves: The parameters, as `prepare_leaves` returns them.
+      arrays: The leaves' values on the host, in the same order; consumed one at a time.
+      config: The model's `config.json`.
+      max_shard_size: Not used here; a checkpoint is never split.
+    """
+    shapes = {
+        canonical(name): (leaf.tensor_shape, np.dtype(leaf.value.dtype).name)
+        for leaf in leaves
+        for name in leaf.names
+    }
+    names = {name: name_of(name) for name in shapes if name != _TYPES}
     keys = {name: key for key, name in enumerate(names)}
     model = {names[name]: pytorch.Reference(keys[name], *shapes[name]) for name in names}
-    if settings.get("tie_word_embeddings", True) and "lm_head.bias" in shapes:
-        model["decoder.lm_head.weight"] = pytorch.Reference(keys[WORDS], *shapes[WORDS])
+    if config.get("tie_word_embeddings", True) and "lm_head.bias" in shapes:
+        model["decoder.lm_head.weight"] = pytorch.Reference(keys[_WORDS], *shapes[_WORDS])
     state = {
         "args": None,
-        "cfg": _cfg(settings),
+        "cfg": _cfg(config),
         "model": model,
-        # fairseq looks at the last entry when it opens a file.
+        # fairseq reads the last entry when it opens a file.
         "optimizer_history": [
             {
                 "criterion_name": "MaskedLmLoss",
@@ -277,56 +322,42 @@ def write(
         "last_optimizer_state": None,
     }
 
-    def folded():
-        row = None
-        for name, array in tensors:
-            if name == TYPES:
-                row = array[:1]
-            elif name == POSITIONS and row is not None and row.any():
-                yield keys[name], (array.astype(np.float32) + row).astype(array.dtype)
+    def keyed_tensors():
+        token_type = None
+        for torch_name, tensor in split_leaves(leaves, arrays):
+            name = canonical(torch_name)
+            if name == _TYPES:
+                token_type = tensor[:1]
+            elif name == _POSITIONS and token_type is not None and token_type.any():
+                yield keys[name], (tensor.astype(np.float32) + token_type).astype(tensor.dtype)
             else:
-                yield keys[name], array
+                yield keys[name], tensor
 
-    pytorch.write(path, state, folded())
-
-
-def check_writable(settings: Mapping[str, Any], names: Iterable[str]) -> list[str]:
-    """Says why fairseq has no place for a model; [] if it has."""
-    problems = [f"it has no {name}" for name in names if name != TYPES and name_of(name) is None]
-    if settings["hidden_act"] not in _ACTIVATIONS.values():
-        problems.append(f"it has no activation {settings['hidden_act']!r}")
-    if settings["layer_norm_eps"] != _LAYER_NORM_EPS:
-        problems.append(
-            f"its LayerNorms have epsilon {_LAYER_NORM_EPS}, not {settings['layer_norm_eps']}"
-        )
-    if settings["pad_token_id"] != _PAD:
-        problems.append(f"its <pad> is {_PAD}, not {settings['pad_token_id']}")
-    if settings.get("position_embedding_type", "absolute") != "absolute":
-        problems.append("it has absolute positions alone")
-    return problems
+    pytorch.write(folder / FAIRSEQ_NAMES[0], state, keyed_tensors())
 
 
-def _cfg(settings: Mapping[str, Any]) -> dict[str, Any]:
-    length = settings["max_position_embeddings"] - settings["pad_token_id"] - 1
-    activations = {ours: theirs for theirs, ours in reversed(_ACTIVATIONS.items())}
+def _cfg(config: Mapping[str, Any]) -> dict[str, Any]:
+    """The checkpoint's `cfg`, from a `config.json`."""
+    max_length = config["max_position_embeddings"] - config["pad_token_id"] - 1
+    activations = {hf_name: name for name, hf_name in reversed(_ACTIVATIONS.items())}
     return {
         "_name": None,
         "model": {
             "_name": "roberta",
             "arch": "roberta",
-            "encoder_layers": settings["num_hidden_layers"],
-            "encoder_embed_dim": settings["hidden_size"],
-            "encoder_ffn_embed_dim": settings["intermediate_size"],
-            "encoder_attention_heads": settings["num_attention_heads"],
-            "activation_fn": activations[settings["hidden_act"]],
+            "encoder_layers": config["num_hidden_layers"],
+            "encoder_embed_dim": config["hidden_size"],
+            "encoder_ffn_embed_dim": config["intermediate_size"],
+            "encoder_attention_heads": config["num_attention_heads"],
+            "activation_fn": activations[config["hidden_act"]],
             "pooler_activation_fn": "tanh",
-            "dropout": settings["hidden_dropout_prob"],
-            "attention_dropout": settings["attention_probs_dropout_prob"],
+            "dropout": config["hidden_dropout_prob"],
+            "attention_dropout": config["attention_probs_dropout_prob"],
             "activation_dropout": 0.0,
-            "pooler_dropout": settings.get("classifier_dropout") or 0.0,
-            "max_positions": length,
-            "tokens_per_sample": length,
-            "untie_weights_roberta": not settings.get("tie_word_embeddings", True),
+            "pooler_dropout": config.get("classifier_dropout") or 0.0,
+            "max_positions": max_length,
+            "tokens_per_sample": max_length,
+            "untie_weights_roberta": not config.get("tie_word_embeddings", True),
         },
-        "task": {"_name": "masked_lm", "data": ".", "tokens_per_sample": length},
+        "task": {"_name": "masked_lm", "data": ".", "tokens_per_sample": max_length},
     }

@@ -1,10 +1,10 @@
-"""The files of a tokenizer as fairseq has them: `encoder.json`, `vocab.bpe` and `dict.txt`.
+"""Writes a tokenizer's files in fairseq's format: `encoder.json`, `vocab.bpe` and `dict.txt`.
 
-fairseq encodes in two steps: GPT-2's byte-pair encoding gives GPT-2's ids (`encoder.json` and
-`vocab.bpe`), and `dict.txt` lists these ids, as text, in the order of the model's own. GPT-2
-numbers its tokens by a rule (the 256 bytes, then a token a merge, then the rest), so that all
-three files follow from a vocabulary and its merges; from roberta-base's they come out as
-released, but for the counts.
+fairseq encodes in two steps. GPT-2's byte-pair encoding gives GPT-2's ids (`encoder.json` and
+`vocab.bpe`). `dict.txt` lists these ids, as text, in the order of the model's ids. Since GPT-2
+numbers its tokens by a rule (the 256 bytes, one token per merge, then the rest), all three files
+follow from a vocabulary and its merges. For roberta-base they equal the released files, except for
+the counts in `dict.txt`.
 """
 
 import json
@@ -13,7 +13,7 @@ from collections.abc import Mapping, Sequence
 
 from roberta_jax.errors import UsageError
 
-# The rows that fairseq puts before and after those of dict.txt.
+# The tokens that fairseq adds before and after those of dict.txt.
 _FIRST = ("<s>", "<pad>", "</s>", "<unk>")
 _LAST = "<mask>"
 _FILLER = "madeupword"
@@ -24,31 +24,32 @@ def write(
 ) -> None:
     """Writes the three files.
 
-    The counts that `dict.txt` has beside each id are not known; numbers that fall from row to row
-    stand in for them and keep the order, which is all that a model depends on.
+    The token counts that `dict.txt` has beside each id are unknown. They are replaced by numbers
+    that decrease from row to row, which gives the same order of ids.
 
     Args:
       folder: An existing folder.
       vocab: {token: id} with the special tokens.
-      merges: The pairs, in order.
+      merges: The pairs of tokens to merge, in order.
 
     Raises:
-      UsageError: The vocabulary is not in fairseq's order: `<s>`, `<pad>`, `</s>`, `<unk>` first,
-        `<mask>` last, no id left out, and a token for each of the 256 bytes.
+      UsageError: The vocabulary is not in fairseq's order: it must have `<s>`, `<pad>`, `</s>` and
+        `<unk>` first, `<mask>` last, no gap in its ids, and a token for each of the 256 bytes.
     """
     tokens = sorted(vocab, key=vocab.get)
     alphabet = _alphabet()
     problems = []
     if [vocab[token] for token in tokens] != list(range(len(tokens))):
-        problems.append("its ids leave gaps")
+        problems.append("its ids have gaps")
     if tuple(tokens[:4]) != _FIRST or tokens[-1] != _LAST:
         problems.append(f"{', '.join(_FIRST)} must come first and {_LAST} last")
     if any(byte not in vocab for byte in alphabet):
-        problems.append("it has not a token for each byte")
+        problems.append("it does not have a token for each byte")
     if problems:
         raise UsageError(f"fairseq's dict.txt cannot hold this vocabulary: {'; '.join(problems)}")
     rows = tokens[4:-1]
-    encoder = {token: i for i, token in enumerate(dict.fromkeys(_numbered(alphabet, merges, rows)))}
+    gpt2_tokens = dict.fromkeys(_in_gpt2_order(alphabet, merges, rows))
+    encoder = {token: i for i, token in enumerate(gpt2_tokens)}
     lines = [
         f"{token if token.startswith(_FILLER) else encoder[token]} {len(rows) - i}"
         for i, token in enumerate(rows)
@@ -59,14 +60,18 @@ def write(
     (folder / "dict.txt").write_text("\n".join(lines) + "\n", encoding="utf-8")
 
 
-def _numbered(alphabet, merges, rows) -> list[str]:
+def _in_gpt2_order(alphabet, merges, rows) -> list[str]:
     """The tokens in the order of GPT-2's ids."""
     rest = [token for token in rows if not token.startswith(_FILLER)]
     return [*alphabet, *("".join(pair) for pair in merges), *rest]
 
 
 def _alphabet() -> list[str]:
-    """GPT-2's letters for the 256 bytes, in the order of its ids: printable ones first."""
+    """The characters that GPT-2 writes the 256 bytes with, in the order of its ids.
+
+    Printable bytes stand for themselves and come first; the others are numbered from 256 on. The
+    tokenizer has a table of the same characters by byte, which `weights` may not import.
+    """
     printable = [*range(33, 127), *range(161, 173), *range(174, 256)]
     others = 256 - len(printable)
     return [chr(byte) for byte in printable] + [chr(256 + i) for i in range(others)]

@@ -1,91 +1,111 @@
-"""Flax's msgpack files, as Hugging Face's Flax classes keep their parameters: read and written.
+"""Reads and writes Flax's msgpack files, in which Hugging Face's Flax classes save parameters.
 
-A file is a msgpack map of maps down to the arrays. An array is extension 1 around (shape, type's
-name, bytes); one of more than a gigabyte is a map that holds the shape and a list of flat pieces
-(`flax/serialization.py`). Reading finds where each array lies and copies none; writing takes one
-array in memory at a time.
+A file is a nested msgpack map with arrays as its leaves. An array is an extension of type 1 that
+holds (shape, name of the type, bytes). An array of more than 1 GiB is a map that holds its shape
+and a list of flat chunks (`flax/serialization.py`). Opening a file finds the bytes of each array
+and reads none of them. Writing needs memory for one array at a time.
 """
 
 import math
 import pathlib
 import struct
-from collections.abc import Iterable, Mapping
+from collections.abc import Iterable, Mapping, Sequence
 from typing import Any, BinaryIO
 
 import numpy as np
 
 from roberta_jax.errors import UsageError
-from roberta_jax.weights.tensors import Extent, StoredTensor
+from roberta_jax.weights.files import FLAX_WEIGHTS_NAME
+from roberta_jax.weights.names import Leaf, torch_name
+from roberta_jax.weights.tensors import ByteRange, LazyTensor
 
-WEIGHTS = "flax_model.msgpack"
 _ARRAY = 1
 _CHUNKED = "__msgpack_chunked_array__"
 _CHUNK_BYTES = 1 << 30  # Flax's own limit
-_MOST_DEPTH = 64
+_MAX_DEPTH = 64
 
 
-def read(path: pathlib.Path) -> dict[tuple[str, ...], StoredTensor]:
-    """Returns {path in the tree: array}, of a tree nested or, as in a shard, joined by "/".
+def read_weights(path: pathlib.Path) -> tuple[dict[str, LazyTensor], None]:
+    """Finds the tensors of a file.
+
+    Returns:
+      ({PyTorch name: tensor}, None).
 
     Raises:
-      UsageError: The file is no such tree, or cut short.
+      UsageError: The file is truncated or does not hold a tree of arrays.
+    """
+    tensors = {
+        torch_name(leaf_path): array.T if leaf_path[-1] == "kernel" else array
+        for leaf_path, array in read(path).items()
+    }
+    return tensors, None
+
+
+def read(path: pathlib.Path) -> dict[tuple[str, ...], LazyTensor]:
+    """Finds the arrays of a file.
+
+    Returns:
+      {path in the tree: array}. In shards, whose keys are paths joined by "/", these are split.
+
+    Raises:
+      UsageError: The file is truncated or does not hold a tree of arrays.
     """
     try:
         with path.open("rb") as file:
             parser = _Parser(file, path)
             tree = parser.value()
-            if parser.left():
-                raise ValueError("bytes behind the end")
+            if parser.remaining():
+                raise ValueError("bytes after the end")
             return _flatten(tree)
     except (ValueError, TypeError, struct.error, UnicodeDecodeError, RecursionError) as error:
         raise UsageError(
-            f"{path} ({path.stat().st_size:,} bytes) is cut short or no file of Flax's ({error}); "
+            f"{path} ({path.stat().st_size:,} bytes) is cut short or not a Flax file ({error}); "
             "fetch or write it again"
         ) from None
     except OSError as error:
         raise UsageError(f"cannot read {path}: {error.strerror or error}") from error
 
 
-def _flatten(tree: Any, prefix: tuple[str, ...] = ()) -> dict[tuple[str, ...], StoredTensor]:
-    if isinstance(tree, StoredTensor):
+def _flatten(tree: Any, prefix: tuple[str, ...] = ()) -> dict[tuple[str, ...], LazyTensor]:
+    if isinstance(tree, LazyTensor):
         return {prefix: tree}
     if not isinstance(tree, dict):
-        raise ValueError(f"{'/'.join(prefix) or 'the file'} holds no array")
+        raise ValueError(f"{'/'.join(prefix) or 'the file'} is not an array")
     if _CHUNKED in tree:
-        return {prefix: _joined(tree)}
+        return {prefix: _join_chunks(tree)}
     flat = {}
     for key, value in tree.items():
         flat |= _flatten(value, (*prefix, *str(key).split("/")))
     return flat
 
 
-def _joined(tree: dict) -> StoredTensor:
-    shape = _numbered(tree["shape"])
-    chunks = _numbered(tree["chunks"])
-    extents = tuple(extent for chunk in chunks for extent in chunk.extents)
-    joined = StoredTensor(tuple(shape), chunks[0].dtype, chunks[0].path, extents)
-    if joined.size != sum(chunk.size for chunk in chunks):
-        raise ValueError("pieces that do not make up their array")
-    return joined
+def _join_chunks(tree: dict) -> LazyTensor:
+    shape = _as_list(tree["shape"])
+    chunks = _as_list(tree["chunks"])
+    byte_ranges = tuple(part for chunk in chunks for part in chunk.byte_ranges)
+    array = LazyTensor(tuple(shape), chunks[0].dtype, chunks[0].path, byte_ranges)
+    if array.size != sum(chunk.size for chunk in chunks):
+        raise ValueError("the chunks of an array do not have its size")
+    return array
 
 
-def _numbered(items: dict | list) -> list:
+def _as_list(items: dict | list) -> list:
     """A list, which Flax writes as a map from "0", "1", …."""
     return [items[str(i)] for i in range(len(items))] if isinstance(items, dict) else items
 
 
 class _Parser:
-    """The part of msgpack that Flax writes, with arrays left where they lie."""
+    """Parses the subset of msgpack that Flax writes, without reading the arrays' bytes."""
 
     def __init__(self, file: BinaryIO, path: pathlib.Path):
         self.file, self.path = file, path
         self.size = path.stat().st_size
 
-    def left(self) -> int:
+    def remaining(self) -> int:
         return self.size - self.file.tell()
 
     def take(self, count: int) -> bytes:
-        data = self.file.read(count) if count <= self.left() else b""
+        data = self.file.read(count) if count <= self.remaining() else b""
         if len(data) != count:
             raise ValueError("it ends too early")
         return data
@@ -94,8 +114,8 @@ class _Parser:
         return struct.unpack(f">{kind}", self.take(struct.calcsize(kind)))[0]
 
     def value(self, depth: int = 0) -> Any:
-        if depth > _MOST_DEPTH:
-            raise ValueError("a tree deeper than any model's")
+        if depth > _MAX_DEPTH:
+            raise ValueError("the tree is deeper than any model's")
         code = self.take(1)[0]
         if code < 0x80 or code >= 0xE0:
             return code if code < 0x80 else code - 0x100
@@ -112,7 +132,7 @@ class _Parser:
         if code in _STRINGS:
             return self.take(self.number(_STRINGS[code])).decode()
         if code in _BYTES:
-            return self.extent(self.number(_BYTES[code]))
+            return self.byte_range(self.number(_BYTES[code]))
         if code in (0xDC, 0xDD):
             return self.list(self.number("H" if code == 0xDC else "I"), depth)
         if code in (0xDE, 0xDF):
@@ -120,39 +140,39 @@ class _Parser:
         if code in _EXTENSIONS or 0xD4 <= code <= 0xD8:
             size = self.number(_EXTENSIONS[code]) if code in _EXTENSIONS else 1 << (code - 0xD4)
             return self.extension(self.number("b"), size, depth)
-        raise ValueError(f"byte {code:#x} starts nothing")
+        raise ValueError(f"unknown type byte {code:#x}")
 
     def map(self, count: int, depth: int) -> dict:
-        found = {}
+        items = {}
         for _ in range(count):
             key = self.value(depth + 1)
             if not isinstance(key, str | int):
-                raise ValueError("a name that is no text")
-            found[key] = self.value(depth + 1)
-        return found
+                raise ValueError("a key is not text")
+            items[key] = self.value(depth + 1)
+        return items
 
     def list(self, count: int, depth: int) -> list:
         return [self.value(depth + 1) for _ in range(count)]
 
-    def extent(self, size: int) -> Extent:
+    def byte_range(self, size: int) -> ByteRange:
         start = self.file.tell()
-        if size > self.left():
+        if size > self.remaining():
             raise ValueError("it ends too early")
         self.file.seek(start + size)
-        return Extent(start, size)
+        return ByteRange(start, size)
 
-    def extension(self, kind: int, size: int, depth: int) -> StoredTensor:
+    def extension(self, kind: int, size: int, depth: int) -> LazyTensor:
         end = self.file.tell() + size
         if kind != _ARRAY:
-            raise ValueError(f"extension {kind} is no array")
-        shape, dtype, extent = self.value(depth + 1)
-        if not isinstance(extent, Extent) or self.file.tell() != end:
+            raise ValueError(f"extension {kind} is not an array")
+        shape, dtype, data = self.value(depth + 1)
+        if not isinstance(data, ByteRange) or self.file.tell() != end:
             raise ValueError("an array without its bytes")
         if not all(type(n) is int and n >= 0 for n in shape):
             raise ValueError(f"an array of shape {shape}")
-        array = StoredTensor(tuple(shape), np.dtype(dtype).name, self.path, (extent,))
-        if extent.size != array.size * np.dtype(dtype).itemsize:
-            raise ValueError(f"an array of shape {shape} in {extent.size} bytes")
+        array = LazyTensor(tuple(shape), np.dtype(dtype).name, self.path, (data,))
+        if data.size != array.size * np.dtype(dtype).itemsize:
+            raise ValueError(f"an array of shape {shape} in {data.size} bytes")
         return array
 
 
@@ -173,46 +193,82 @@ def write(
     Args:
       path: The file.
       specs: {path in the tree: (shape, type)} of every array.
-      arrays: (path in the tree, array), in any order; consumed one by one.
+      arrays: (path in the tree, array), in any order; consumed one at a time.
     """
     tree: dict[str, Any] = {}
-    for place, spec in specs.items():
+    for leaf_path, spec in specs.items():
         node = tree
-        for key in place[:-1]:
+        for key in leaf_path[:-1]:
             node = node.setdefault(key, {})
-        node[place[-1]] = spec
-    starts: dict[tuple[str, ...], list[Extent]] = {}
+        node[leaf_path[-1]] = spec
+    reserved: dict[tuple[str, ...], list[ByteRange]] = {}
     with path.open("wb") as file:
-        _write_tree(file, tree, (), starts)
-        for place, array in arrays:
-            shape, dtype = specs[place]
+        _write_tree(file, tree, (), reserved)
+        for leaf_path, array in arrays:
+            shape, dtype = specs[leaf_path]
             if array.shape != tuple(shape) or array.dtype != dtype:
-                raise ValueError(f"{place}: {shape} {dtype} was promised, {array.shape} came")
+                raise ValueError(f"{leaf_path}: expected {shape} {dtype}, got {array.shape}")
             data = memoryview(np.ascontiguousarray(array).reshape(-1).view(np.uint8))
-            for start, size in starts.pop(place):
+            for start, size in reserved.pop(leaf_path):
                 file.seek(start)
                 file.write(data[:size])
                 data = data[size:]
-        if starts:
-            raise ValueError(f"no array came for {sorted(starts)}")
+        if reserved:
+            raise ValueError(f"no array was given for {sorted(reserved)}")
 
 
-def _write_tree(file: BinaryIO, node: Any, place: tuple[str, ...], starts: dict) -> None:
-    """Writes a tree with room for the arrays' bytes, and notes where it is."""
+def write_weights(
+    folder: pathlib.Path,
+    leaves: Sequence[Leaf],
+    arrays: Iterable[np.ndarray],
+    config: Mapping[str, Any],
+    max_shard_size: int,
+) -> None:
+    """Writes `flax_model.msgpack` with unstacked parameters.
+
+    Args:
+      folder: Where to write it.
+      leaves: The parameters.
+      arrays: The leaves' values on the host, in the same order; consumed one at a time.
+      config: The model's `config.json`; not used here.
+      max_shard_size: Not used here; the file is never split.
+    """
+    specs = {}
+    for leaf in leaves:
+        shape = leaf.value.shape[1:] if leaf.stacked else leaf.value.shape
+        for leaf_path in _unstacked_paths(leaf):
+            specs[leaf_path] = (tuple(shape), np.dtype(leaf.value.dtype))
+    unstacked = (
+        item
+        for leaf, array in zip(leaves, arrays, strict=True)
+        for item in zip(_unstacked_paths(leaf), array if leaf.stacked else [array], strict=True)
+    )
+    write(folder / FLAX_WEIGHTS_NAME, specs, unstacked)
+
+
+def _unstacked_paths(leaf: Leaf) -> list[tuple[str, ...]]:
+    if not leaf.stacked:
+        return [leaf.path]
+    depth = leaf.path.index("layer") + 1
+    return [(*leaf.path[:depth], str(i), *leaf.path[depth:]) for i in range(len(leaf.names))]
+
+
+def _write_tree(file: BinaryIO, node: Any, path: tuple[str, ...], reserved: dict) -> None:
+    """Writes a tree without the arrays' bytes, and records the byte ranges reserved for them."""
     if isinstance(node, dict):
         file.write(_map_head(len(node)))
         for key, value in node.items():
             file.write(_text(key))
-            _write_tree(file, value, (*place, key), starts)
+            _write_tree(file, value, (*path, key), reserved)
         return
     shape, dtype = node
     count, width = math.prod(shape), np.dtype(dtype).itemsize
-    starts[place] = []
+    reserved[path] = []
     if count * width <= _CHUNK_BYTES:
-        starts[place].append(_write_array(file, shape, dtype))
+        reserved[path].append(_reserve_array(file, shape, dtype))
         return
-    most = _CHUNK_BYTES // width
-    counts = [min(most, count - begin) for begin in range(0, count, most)]
+    per_chunk = _CHUNK_BYTES // width
+    counts = [min(per_chunk, count - start) for start in range(0, count, per_chunk)]
     file.write(_map_head(3) + _text(_CHUNKED) + b"\xc3")
     file.write(_text("shape") + _map_head(len(shape)))
     for axis, n in enumerate(shape):
@@ -220,18 +276,18 @@ def _write_tree(file: BinaryIO, node: Any, place: tuple[str, ...], starts: dict)
     file.write(_text("chunks") + _map_head(len(counts)))
     for i, n in enumerate(counts):
         file.write(_text(str(i)))
-        starts[place].append(_write_array(file, (n,), dtype))
+        reserved[path].append(_reserve_array(file, (n,), dtype))
 
 
-def _write_array(file: BinaryIO, shape: tuple[int, ...], dtype: np.dtype) -> Extent:
+def _reserve_array(file: BinaryIO, shape: tuple[int, ...], dtype: np.dtype) -> ByteRange:
     size = math.prod(shape) * np.dtype(dtype).itemsize
     head = b"\x93" + bytes([0x90 | len(shape)]) + b"".join(map(_integer, shape))
     head += _text(np.dtype(dtype).name) + b"\xc6" + struct.pack(">I", size)
     file.write(b"\xc9" + struct.pack(">Ib", len(head) + size, _ARRAY) + head)
-    extent = Extent(file.tell(), size)
-    file.seek(extent.start + size)
+    data = ByteRange(file.tell(), size)
+    file.seek(data.start + size)
     file.truncate()
-    return extent
+    return data
 
 
 def _map_head(count: int) -> bytes:

@@ -1,9 +1,9 @@
-"""PyTorch's files (`torch.save`): read, in both of their formats, and written, without PyTorch.
+"""Reads and writes the files of `torch.save`, without PyTorch.
 
-Since 1.6 a file is an uncompressed zip archive: `NAME/data.pkl`, the pickled object, with
-references to `NAME/data/KEY`, the numbers. Before, it was four pickles in a row (a magic number, a
-version, facts about the system, the object), the list of the keys, then each key's count and its
-numbers.
+Both of PyTorch's formats are read. Since version 1.6 a file is an uncompressed zip archive:
+`NAME/data.pkl` is the pickled object, which refers to the tensors' data in `NAME/data/KEY`. Before,
+a file was four pickles in a row (a magic number, a version, information about the system, the
+object), the list of the keys, then for each key the number of elements and the data.
 """
 
 import json
@@ -19,11 +19,11 @@ import numpy as np
 from roberta_jax.errors import UsageError
 from roberta_jax.weights.formats import unpickler
 from roberta_jax.weights.formats.unpickler import PickledTensor, Storage
-from roberta_jax.weights.tensors import Extent, StoredTensor, row_major, span
+from roberta_jax.weights.tensors import ByteRange, LazyTensor, element_span, row_major_strides
 
 _MAGIC = 0x1950A86A20F9469CFC6C
 _VERSION = 1001
-_ALIGNMENT = 64  # of the numbers in the archive, so that they can be memory-mapped
+_ALIGNMENT = 64  # bytes, of the data in the archive, so that it can be memory-mapped
 _STORAGES = {
     "float64": "DoubleStorage",
     "float32": "FloatStorage",
@@ -33,26 +33,26 @@ _STORAGES = {
 
 
 def read(path: pathlib.Path, inert: bool = False) -> Any:
-    """Reads a file's object, with a `StoredTensor` for each tensor; no numbers are read yet.
+    """Reads a file's object, with a `LazyTensor` for each tensor; no tensor's data is read.
 
     Args:
       path: The file.
-      inert: See `unpickler.load`.
+      inert: Whether to skip unknown objects; see `unpickler.load`.
 
     Raises:
-      UsageError: It is no such file, cut short, compressed, or holds more than data.
+      UsageError: The file is truncated, compressed, of another format, or holds more than data.
     """
     try:
         with path.open("rb") as file:
             start = file.read(8)
             file.seek(0)
             if start.startswith(b"PK"):
-                found = _read_archive(file, path, inert)
+                value = _read_archive(file, path, inert)
             elif start.startswith(b"\x80\x02\x8a\x0a"):
-                found = _read_legacy(file, path, inert)
+                value = _read_legacy(file, path, inert)
             else:
                 raise UsageError(_not_pytorch(path, start))
-        return _located(found, path, {})
+        return _with_lazy_tensors(value, path, {})
     except OSError as error:
         raise UsageError(f"cannot read {path}: {error.strerror or error}") from error
     except RecursionError:
@@ -61,10 +61,7 @@ def read(path: pathlib.Path, inert: bool = False) -> Any:
 
 def _not_pytorch(path: pathlib.Path, start: bytes) -> str:
     if start.startswith(b"version "):
-        return (
-            f"{path} is not the weights but a pointer of Git LFS; fetch the file itself (git lfs "
-            "pull)"
-        )
+        return f"{path} is a Git LFS pointer, not the weights; fetch the file itself (git lfs pull)"
     size = path.stat().st_size
     return (
         f"{path} ({size:,} bytes) is cut short or was not written by PyTorch 0.4 or later; fetch "
@@ -83,26 +80,26 @@ def _read_archive(file: BinaryIO, path: pathlib.Path, inert: bool) -> Any:
     entries = {entry.filename: entry for entry in archive.infolist()}
     objects = [name for name in entries if name.count("/") == 1 and name.endswith("/data.pkl")]
     if len(objects) != 1:
-        raise UsageError(f"{path} is a zip archive, but none of PyTorch's (it has no data.pkl)")
+        raise UsageError(f"{path} is a zip archive, but not one of PyTorch's (it has no data.pkl)")
     folder = objects[0].removesuffix("data.pkl")
-    file.seek(_place(file, entries[objects[0]], path))
-    found = unpickler.load(file, str(path), inert)
-    order = entries.get(f"{folder}byteorder")
-    if order is not None:
-        file.seek(_place(file, order, path))
-        if file.read(order.file_size).strip() == b"big":
+    file.seek(_data_start(file, entries[objects[0]], path))
+    value = unpickler.load(file, str(path), inert)
+    byte_order = entries.get(f"{folder}byteorder")
+    if byte_order is not None:
+        file.seek(_data_start(file, byte_order, path))
+        if file.read(byte_order.file_size).strip() == b"big":
             raise UsageError(f"{path} was written on a big-endian machine; save it on another one")
-    for storage in _storages(found):
+    for storage in _storages(value):
         entry = entries.get(f"{folder}data/{storage.key}")
         if entry is None:
-            raise UsageError(f"{path} lacks the numbers of {storage.key!r}; write it again")
-        storage.start = _place(file, entry, path)
+            raise UsageError(f"{path} lacks the data of {storage.key!r}; write it again")
+        storage.start = _data_start(file, entry, path)
         _check_size(storage, entry.file_size, path)
-    return found
+    return value
 
 
-def _place(file: BinaryIO, entry: zipfile.ZipInfo, path: pathlib.Path) -> int:
-    """Where an entry's bytes start: behind its own header, which repeats its name."""
+def _data_start(file: BinaryIO, entry: zipfile.ZipInfo, path: pathlib.Path) -> int:
+    """The offset of an entry's data: after its own header, which repeats its name."""
     if entry.compress_type != zipfile.ZIP_STORED or entry.compress_size != entry.file_size:
         raise UsageError(
             f"{path} is a compressed archive, which PyTorch does not write; repack it uncompressed"
@@ -116,13 +113,13 @@ def _place(file: BinaryIO, entry: zipfile.ZipInfo, path: pathlib.Path) -> int:
 
 
 def _read_legacy(file: BinaryIO, path: pathlib.Path, inert: bool) -> Any:
-    magic, version, facts = (unpickler.load(file, str(path)) for _ in range(3))
-    if magic != _MAGIC or version != _VERSION or not isinstance(facts, dict):
-        raise UsageError(f"{path} is of no known version of PyTorch's format")
-    if not facts.get("little_endian", True):
+    magic, version, system = (unpickler.load(file, str(path)) for _ in range(3))
+    if magic != _MAGIC or version != _VERSION or not isinstance(system, dict):
+        raise UsageError(f"{path} has an unknown version of PyTorch's format")
+    if not system.get("little_endian", True):
         raise UsageError(f"{path} was written on a big-endian machine; save it on another one")
-    found = unpickler.load(file, str(path), inert)
-    storages = {storage.key: storage for storage in _storages(found)}
+    value = unpickler.load(file, str(path), inert)
+    storages = {storage.key: storage for storage in _storages(value)}
     end = path.stat().st_size
     for key in unpickler.load(file, str(path)):
         count = file.read(8)
@@ -133,20 +130,20 @@ def _read_legacy(file: BinaryIO, path: pathlib.Path, inert: bool) -> Any:
         size = struct.unpack("<q", count)[0] * np.dtype(storage.dtype).itemsize
         _check_size(storage, min(size, end - storage.start), path)
         file.seek(storage.start + size)
-    return found
+    return value
 
 
 def _check_size(storage: Storage, size: int, path: pathlib.Path) -> None:
-    wanted = storage.count * np.dtype(storage.dtype).itemsize
-    if size < wanted:
+    expected = storage.count * np.dtype(storage.dtype).itemsize
+    if size < expected:
         raise UsageError(
-            f"{path} is cut short: {storage.key!r} has {size:,} of its {wanted:,} bytes; fetch or "
-            "write it again"
+            f"{path} is cut short: {storage.key!r} has {size:,} of its {expected:,} bytes; fetch "
+            "or write it again"
         )
 
 
 def _tensors(value: Any, seen: set[int]) -> Iterator[PickledTensor]:
-    """Every tensor in an object, each container visited once: a pickle may hold itself."""
+    """Yields every tensor in an object. Containers are visited once, since they may be cyclic."""
     if isinstance(value, PickledTensor):
         yield value
     elif isinstance(value, dict | list | tuple | set | frozenset) and id(value) not in seen:
@@ -156,70 +153,89 @@ def _tensors(value: Any, seen: set[int]) -> Iterator[PickledTensor]:
 
 
 def _storages(value: Any) -> Iterator[Storage]:
-    found = {tensor.storage.key: tensor.storage for tensor in _tensors(value, set())}
-    return iter(found.values())
+    storages = {tensor.storage.key: tensor.storage for tensor in _tensors(value, set())}
+    return iter(storages.values())
 
 
-def _located(value: Any, path: pathlib.Path, done: dict[int, Any]) -> Any:
-    """The object with its tensors' places in the file; of containers, dictionaries alone."""
+def _with_lazy_tensors(value: Any, path: pathlib.Path, converted: dict[int, Any]) -> Any:
+    """Replaces the tensors in an object, or in nested dictionaries, by `LazyTensor`s.
+
+    Args:
+      value: The object.
+      path: The file.
+      converted: {id of a dictionary: its copy}, which makes cycles possible.
+    """
     if isinstance(value, PickledTensor):
         storage, width = value.storage, np.dtype(value.storage.dtype).itemsize
         if storage.start is None:
-            raise UsageError(f"{path} lacks the numbers of {storage.key!r}; write it again")
-        place = Extent(
-            storage.start + value.offset * width, span(value.shape, value.strides) * width
+            raise UsageError(f"{path} lacks the data of {storage.key!r}; write it again")
+        data = ByteRange(
+            storage.start + value.offset * width, element_span(value.shape, value.strides) * width
         )
-        return StoredTensor(value.shape, storage.dtype, path, (place,), value.strides)
+        return LazyTensor(value.shape, storage.dtype, path, (data,), value.strides)
     if isinstance(value, dict):
-        if id(value) not in done:
-            done[id(value)] = {}
-            done[id(value)] |= {key: _located(item, path, done) for key, item in value.items()}
-        return done[id(value)]
+        if id(value) not in converted:
+            converted[id(value)] = {}
+            converted[id(value)] |= {
+                key: _with_lazy_tensors(item, path, converted) for key, item in value.items()
+            }
+        return converted[id(value)]
     return value
 
 
-def state_dict(path: pathlib.Path) -> dict[str, StoredTensor]:
-    """The tensors of a file that holds a state dict, such as `pytorch_model.bin`.
+def state_dict(path: pathlib.Path) -> dict[str, LazyTensor]:
+    """Finds the tensors of a file that holds a state dict, such as `pytorch_model.bin`.
 
     Raises:
-      UsageError: As `read`; or it holds something else.
+      UsageError: See `read`; or the file holds something else.
     """
-    found = read(path)
-    if isinstance(found, dict) and isinstance(found.get("state_dict"), dict):
-        found = found["state_dict"]
-    if not isinstance(found, dict) or not all(isinstance(name, str) for name in found):
-        raise UsageError(f"{path} holds no state dict but a {type(found).__name__}")
-    others = [name for name, value in found.items() if not isinstance(value, StoredTensor)]
+    state = read(path)
+    if isinstance(state, dict) and isinstance(state.get("state_dict"), dict):
+        state = state["state_dict"]
+    if not isinstance(state, dict) or not all(isinstance(name, str) for name in state):
+        raise UsageError(f"{path} does not hold a state dict but a {type(state).__name__}")
+    others = [name for name, value in state.items() if not isinstance(value, LazyTensor)]
     if others:
         raise UsageError(
-            f"{path} holds no state dict: {json.dumps(others[:8])} are no tensors. Save "
-            "model.state_dict() alone"
+            f"{path} does not hold a state dict: {json.dumps(others[:8])} are not tensors. Save "
+            "only model.state_dict()"
         )
-    return found
+    return state
+
+
+def read_weights(path: pathlib.Path) -> tuple[dict[str, LazyTensor], None]:
+    """Finds the tensors of a state dict: ({name: tensor}, None); see `state_dict`."""
+    return state_dict(path), None
 
 
 class Reference:
-    """Stands in an object that `write` is given for a tensor, or for a second name of one."""
+    """A placeholder for a tensor in an object that `write` saves.
+
+    Attributes:
+      key: Identifies the tensor's data; several references may share it.
+      shape: The tensor's shape.
+      dtype: NumPy's name of its type.
+    """
 
     def __init__(self, key: int, shape: Sequence[int], dtype: str):
         self.key, self.shape, self.dtype = key, tuple(shape), dtype
 
 
 def write(path: pathlib.Path, value: Any, tensors: Iterable[tuple[int, np.ndarray]]) -> None:
-    """Writes a file that `torch.load` takes, also with `weights_only=True`.
+    """Writes a file that `torch.load` reads, also with `weights_only=True`.
 
     Args:
       path: The file.
-      value: Dictionaries, lists, strings, numbers, None and `Reference`s. The same key may be
-        referred to more than once: the tensors then share their numbers.
-      tensors: (key, array) for every key of a reference; consumed one by one.
+      value: Dictionaries, lists, strings, numbers, None and `Reference`s. Tensors whose references
+        have the same key share their data.
+      tensors: (key, array) for every key of a reference; consumed one at a time.
     """
     with zipfile.ZipFile(path, "w", zipfile.ZIP_STORED, allowZip64=True) as archive:
 
         def record(name: str, data) -> None:
             entry = zipfile.ZipInfo(f"archive/{name}")
             large = len(data) >= 1 << 31
-            # Room in the header's extra field moves the data to a multiple of the alignment.
+            # Padding in the header's extra field aligns the data.
             start = archive.fp.tell() + 30 + len(entry.filename) + (20 if large else 0) + 4
             padding = -start % _ALIGNMENT
             entry.extra = struct.pack("<2sH", b"FB", padding) + b"Z" * padding
@@ -235,7 +251,7 @@ def write(path: pathlib.Path, value: Any, tensors: Iterable[tuple[int, np.ndarra
 
 
 def _pickled(value: Any) -> bytes:
-    """The opcodes (protocol 2) that build a value."""
+    """The opcodes (pickle protocol 2) that build a value."""
     if value is None:
         return b"N"
     if isinstance(value, bool):
@@ -268,7 +284,7 @@ def _pickled(value: Any) -> bytes:
             )
         )
         no_hooks = b"ccollections\nOrderedDict\n)R"
-        arguments = _pickled(0) + _pickled(value.shape) + _pickled(row_major(value.shape))
+        arguments = _pickled(0) + _pickled(value.shape) + _pickled(row_major_strides(value.shape))
         return (
             b"ctorch._utils\n_rebuild_tensor_v2\n(("
             + storage

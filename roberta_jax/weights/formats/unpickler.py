@@ -1,10 +1,10 @@
-"""Reads the pickles inside PyTorch's files without running anything in them.
+"""Reads the pickles in PyTorch's files without running the code in them.
 
-A pickle is a program: it names any function of any module and calls it. This unpickler knows a
-short list of names, all of them bound to constructors of its own that hold plain data, and refuses
-every other one. PyTorch is not needed; tensors come back as descriptions of where they lie.
+A pickle is a program that can call any function of any module. This unpickler accepts a short list
+of names, maps them to constructors of its own that only hold data, and refuses all others. PyTorch
+is not needed. A tensor is returned as a description of the data it refers to.
 
-The format of the names is PyTorch's (`torch/_utils.py`, `torch/serialization.py`).
+The names are those of `torch/_utils.py` and `torch/serialization.py`.
 """
 
 import io
@@ -17,7 +17,7 @@ from typing import Any, BinaryIO
 import numpy as np
 
 from roberta_jax.errors import UsageError
-from roberta_jax.weights.tensors import span
+from roberta_jax.weights.tensors import element_span
 
 _DTYPES = {
     "DoubleStorage": "float64",
@@ -35,17 +35,17 @@ _DTYPES = {
     "ComplexDoubleStorage": "complex128",
 }
 _STORAGE_MODULES = ("torch", "torch.storage", "torch.cuda")
-_BUILTINS = {"__builtin__": "builtins", "copy_reg": "copyreg"}  # as Python 2 called them
+_BUILTINS = {"__builtin__": "builtins", "copy_reg": "copyreg"}  # names in Python 2
 
 
 class Storage:
-    """The numbers that one or more tensors share.
+    """The data that one or more tensors share.
 
     Attributes:
-      dtype: NumPy's name of their type.
-      key: The file's name for it.
-      count: How many numbers there are.
-      start: The first one's place in the file, in bytes; set by whoever knows the file's layout.
+      dtype: NumPy's name of the elements' type.
+      key: The name of the storage in the file.
+      count: The number of elements.
+      start: The offset of the data in the file, in bytes. The reader of the file's format sets it.
     """
 
     __slots__ = ("count", "dtype", "key", "start")
@@ -55,7 +55,7 @@ class Storage:
 
 
 class PickledTensor:
-    """A tensor as a pickle describes it: a view of a storage; offset and strides in numbers."""
+    """A tensor in a pickle: a view of a storage, with offset and strides in elements."""
 
     __slots__ = ("offset", "shape", "storage", "strides")
 
@@ -64,10 +64,10 @@ class PickledTensor:
 
 
 class Inert:
-    """Stands for an object that was not built.
+    """A placeholder for an object of an unknown class, which is not created.
 
     Attributes:
-      arguments, state: What it would have been made of, itself inert.
+      arguments, state: The arguments and the state that the pickle has for the object.
     """
 
     __slots__ = ("arguments", "state")
@@ -81,29 +81,29 @@ class Inert:
         self.state = state
 
     def append(self, value):
-        """Does nothing: a list's or set's contents are not kept."""
+        """Does nothing: the items of list-like objects are dropped."""
 
     def extend(self, values):
-        """As `append`."""
+        """Does nothing; see `append`."""
 
     def __setitem__(self, key, value):
-        """As `append`."""
+        """Does nothing; see `append`."""
 
 
 def load(file: BinaryIO, name: str, inert: bool = False) -> Any:
-    """Reads one pickle from where the file stands.
+    """Reads one pickle from the current position of a file.
 
     Args:
-      file: A binary file, left behind the pickle.
-      name: What error messages call it.
-      inert: Whether objects of packages outside Python's standard library are passed over, as
-        `Inert`; otherwise they are errors. They are never imported in either case.
+      file: A binary file. Its position afterwards is the end of the pickle.
+      name: The name of the file in error messages.
+      inert: Whether objects of packages outside Python's standard library become `Inert`
+        placeholders. If False, they are errors. In both cases nothing is imported.
 
     Returns:
-      Dictionaries, lists, numbers and strings, with `PickledTensor`s for tensors.
+      Dictionaries, lists, numbers and strings, with a `PickledTensor` for each tensor.
 
     Raises:
-      UsageError: The pickle names something that is not on the list, or is damaged.
+      UsageError: The pickle refers to a name that is not on the list, or is damaged.
     """
     start = file.tell()
     try:
@@ -117,7 +117,7 @@ def load(file: BinaryIO, name: str, inert: bool = False) -> Any:
         return _Unpickler(io.BytesIO(file.read(size)), name, inert).load()
     except UsageError:
         raise
-    except Exception as error:  # a broken pickle fails in any way there is
+    except Exception as error:  # a broken pickle can raise anything
         raise UsageError(
             f"{name} is damaged or cut short ({type(error).__name__}: {error}); fetch or write it "
             "again"
@@ -125,9 +125,9 @@ def load(file: BinaryIO, name: str, inert: bool = False) -> Any:
 
 
 def plain(value: Any) -> Any:
-    """Turns namespaces and omegaconf's nodes into the dictionaries, lists and values they hold.
+    """Converts namespaces and omegaconf's nodes to dictionaries, lists and plain values.
 
-    Anything else that is inert becomes None.
+    Any other `Inert` object becomes None.
     """
     if isinstance(value, Inert):
         state = value.state
@@ -147,8 +147,8 @@ def plain(value: Any) -> Any:
 
 def _forbidden(file: str, what: str) -> UsageError:
     return UsageError(
-        f"{file} was not read: it names {what}, and a file of weights may hold tensors and plain "
-        "data alone. Nothing in it was run. If you trust its origin, load it with the program that "
+        f"{file} was not read: it names {what}, and a weight file may contain only tensors and "
+        "plain data. No code in it was run. If you trust its origin, load it with the program that "
         "wrote it and save the weights as safetensors"
     )
 
@@ -177,17 +177,17 @@ class _Unpickler(pickle.Unpickler):
         if kind != "storage" or not isinstance(storage_type, _StorageType):
             raise ValueError(f"a persistent object of kind {kind!r}")
         if any(part is not None for part in view):
-            raise ValueError("a view of a storage, as PyTorch before 0.4 wrote it")
+            raise ValueError("a view of a storage, which PyTorch wrote before version 0.4")
         if not isinstance(key, str) or not isinstance(count, int) or count < 0:
             raise ValueError("a storage without name or size")
-        found = self._storages.setdefault(key, Storage(storage_type.dtype, key, count))
-        if found.dtype != storage_type.dtype:
-            raise ValueError(f"storage {key!r} is of two types")
-        return found
+        storage = self._storages.setdefault(key, Storage(storage_type.dtype, key, count))
+        if storage.dtype != storage_type.dtype:
+            raise ValueError(f"storage {key!r} has two types")
+        return storage
 
 
 class _Constructor:
-    """A name that a pickle may call; nothing on it can be changed."""
+    """A function that a pickle may call. It is immutable, so that no pickle can replace it."""
 
     __slots__ = ("_build",)
 
@@ -215,7 +215,7 @@ class _StorageType:
 
 
 class _Dictionary(dict):
-    """An OrderedDict without the attributes that PyTorch hangs on it."""
+    """An OrderedDict without the attributes that PyTorch sets on state dicts."""
 
     __slots__ = ()
 
@@ -224,12 +224,12 @@ class _Dictionary(dict):
 
 
 def _tensor(storage, offset, shape, strides, *_) -> PickledTensor:
-    """`_rebuild_tensor_v2`, with the checks that keep a view inside its storage."""
+    """PyTorch's `_rebuild_tensor_v2`, with checks that the view is within its storage."""
     shape, strides = tuple(shape), tuple(strides)
     numbers = (offset, *shape, *strides)
     if not isinstance(storage, Storage) or not all(type(n) is int and n >= 0 for n in numbers):
         raise ValueError("a tensor without storage, or of negative size")
-    if len(shape) != len(strides) or offset + span(shape, strides) > storage.count:
+    if len(shape) != len(strides) or offset + element_span(shape, strides) > storage.count:
         raise ValueError("a tensor that reaches past its storage")
     if len(shape) > 32 or int(np.prod([float(n) for n in shape])) > max(storage.count, 1):
         raise ValueError("a tensor that repeats its storage")
@@ -238,7 +238,7 @@ def _tensor(storage, offset, shape, strides, *_) -> PickledTensor:
 
 def _parameter(tensor, *_) -> PickledTensor:
     if not isinstance(tensor, PickledTensor):
-        raise ValueError("a parameter that is no tensor")
+        raise ValueError("a parameter that is not a tensor")
     return tensor
 
 

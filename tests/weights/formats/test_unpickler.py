@@ -1,32 +1,16 @@
-"""PyTorch's files: read as PyTorch reads them, and never run."""
+"""Pickles that contain code are refused, and no code in them runs."""
 
 import argparse
-import collections
 import io
-import json
 import os
 import pickle
-import struct
 import sys
-import zipfile
 
-import numpy as np
 import pytest
 
 from roberta_jax.errors import UsageError
-from roberta_jax.modeling.config import RobertaConfig
-from roberta_jax.modeling.heads import RobertaForMaskedLM
 from roberta_jax.weights.formats import pytorch, unpickler
-from roberta_jax.weights.tensors import StoredTensor
-
-CONFIG = RobertaConfig.base(
-    vocab_size=60,
-    hidden_size=16,
-    num_hidden_layers=1,
-    num_attention_heads=2,
-    intermediate_size=24,
-    max_position_embeddings=20,
-)
+from tests.support.pickles import archive, tensor_pickle
 
 
 class Call:
@@ -37,18 +21,6 @@ class Call:
 
     def __reduce__(self):
         return self.parts
-
-
-def archive(path, data, entries=(), compression=zipfile.ZIP_STORED):
-    """PyTorch's zip around a pickle."""
-    with zipfile.ZipFile(path, "w", compression) as file:
-        file.writestr("archive/data.pkl", data)
-        for name, content in entries:
-            file.writestr(f"archive/{name}", content)
-    return path
-
-
-# What is not read
 
 
 def touch(path):
@@ -102,14 +74,14 @@ def test_nothing_in_a_pickle_is_run(name, inert, tmp_path):
         (pickle.dumps(getattr, 4), r"builtins\.getattr"),
         (b"\x80\x02ctorch.nn.modules.linear\nLinear\n.", r"torch\.nn\.modules\.linear\.Linear"),
         (b"\x80\x02ctorch._utils\n_rebuild_parameter\n}X\x01\x00\x00\x00a\x88sb.", "damaged"),
-        (b"\x80\x02ccollections\nOrderedDict\nN}b.", "damaged|no state dict"),
+        (b"\x80\x02ccollections\nOrderedDict\nN}b.", "damaged|not hold a state dict"),
         (b"\x80\x02X\x01\x00\x00\x00r\xff\xff\xff\xff\x7f.", "damaged"),
         (b"\x80\x02r\xff\xff\xff\x7f.", "damaged"),
         (b"", "damaged"),
         (b"\x80\x02}", "damaged"),
         (b"\x80\x02.", "damaged"),
-        (b"\x80\x02K\x01.", "no state dict but a int"),
-        (b"\x80\x02}X\x01\x00\x00\x00aK\x01s.", r'\["a"\] are no tensors'),
+        (b"\x80\x02K\x01.", "does not hold a state dict but a int"),
+        (b"\x80\x02}X\x01\x00\x00\x00aK\x01s.", r'\["a"\] are not tensors'),
     ],
 )
 def test_what_is_not_read_is_named(data, said, tmp_path):
@@ -125,29 +97,6 @@ def test_constructors_cannot_be_changed():
                 unpickler.load(io.BytesIO(b"\x80\x02c" + name + b"\n" + slots + b"b."), "x")
 
 
-def tensor_pickle(offset, shape, strides, key="0", count=6):
-    """A state dict of one tensor, described as it says."""
-    described = pytorch._pickled((offset, shape, strides))[1:-1]
-    storage = pytorch._pickled(("storage", 0, key, "cpu", count))
-    storage = storage.replace(b"J\x00\x00\x00\x00", b"ctorch\nFloatStorage\n", 1)
-    tensor = b"ctorch._utils\n_rebuild_tensor_v2\n(" + storage + b"Q" + described + b"\x89NtR"
-    return b"\x80\x02}" + pytorch._pickled("a") + tensor + b"s."
-
-
-def test_views_of_a_storage_are_read(tmp_path):
-    numbers = np.arange(6, dtype=np.float32)
-    entries = [("data/0", numbers.tobytes())]
-    for offset, shape, strides in [
-        (0, (2, 3), (3, 1)), (0, (3, 2), (1, 3)), (1, (2, 2), (3, 1)),
-        (5, (), ()), (0, (0, 4), (4, 1)),
-    ]:  # fmt: skip
-        path = archive(tmp_path / "x.bin", tensor_pickle(offset, shape, strides), entries)
-        expected = np.lib.stride_tricks.as_strided(
-            numbers[offset:], shape, [4 * step for step in strides]
-        )
-        np.testing.assert_array_equal(pytorch.state_dict(path)["a"].read(), expected)
-
-
 @pytest.mark.parametrize(
     "described",
     [(1, (2, 3), (3, 1)), (0, (2, 3), (3, -1)), (-1, (2,), (1,)), (0, (7,), (1,)),
@@ -158,31 +107,6 @@ def test_views_beyond_a_storage_are_errors(described, tmp_path):
     path = archive(tmp_path / "x.bin", tensor_pickle(*described), entries)
     with pytest.raises(UsageError, match="damaged"):
         pytorch.state_dict(path)
-
-
-def test_damaged_archives_are_errors(tmp_path):
-    data = tensor_pickle(0, (6,), (1,))
-    numbers = ("data/0", bytes(24))
-
-    def said(message, path):
-        with pytest.raises(UsageError, match=message):
-            pytorch.state_dict(path)
-
-    said("compressed", archive(tmp_path / "a", data, [numbers], zipfile.ZIP_DEFLATED))
-    said("lacks the numbers of '0'", archive(tmp_path / "b", data))
-    said("cut short: '0' has 20 of its 24", archive(tmp_path / "c", data, [("data/0", bytes(20))]))
-    said("big-endian", archive(tmp_path / "d", data, [numbers, ("byteorder", b"big")]))
-    with zipfile.ZipFile(tmp_path / "e", "w") as file:
-        file.writestr("readme.txt", "hello")
-    said("none of PyTorch's", tmp_path / "e")
-    whole = archive(tmp_path / "f", data, [numbers]).read_bytes()
-    for size in (0, 3, 40, len(whole) // 2, len(whole) - 1):
-        (tmp_path / "f").write_bytes(whole[:size])
-        said("cut short", tmp_path / "f")
-    (tmp_path / "g").write_bytes(b"version https://git-lfs.github.com/spec/v1\n")
-    said("Git LFS", tmp_path / "g")
-    (tmp_path / "h").write_bytes(b"<html>404</html>")
-    said("not written by PyTorch", tmp_path / "h")
 
 
 def test_a_pickle_that_holds_itself_ends(tmp_path):
@@ -211,160 +135,3 @@ def test_objects_of_a_checkpoint_are_inert():
     with pytest.raises(UsageError, match=r"omegaconf\.dictconfig\.DictConfig"):
         unpickler.load(io.BytesIO(data), "x")
     assert "omegaconf" not in sys.modules
-
-
-# What is written
-
-
-def test_what_is_written_is_read(tmp_path):
-    arrays = {0: np.arange(6, dtype=np.float32).reshape(2, 3), 1: np.float16([1, 2])}
-    one, two = (pytorch.Reference(k, x.shape, x.dtype.name) for k, x in arrays.items())
-    value = {
-        "a": one, "b": two, "again": one, "list": [1, "é", None, True, 2.5, -(2**40)], "empty": {},
-    }  # fmt: skip
-    pytorch.write(tmp_path / "x.pt", value, arrays.items())
-    found = pytorch.read(tmp_path / "x.pt")
-    assert found["list"] == value["list"]
-    assert found["empty"] == {}
-    np.testing.assert_array_equal(found["a"].read(), arrays[0])
-    np.testing.assert_array_equal(found["b"].read(), arrays[1])
-    assert found["again"] == found["a"]
-    with zipfile.ZipFile(tmp_path / "x.pt") as file:
-        assert file.testzip() is None
-    assert all(found[name].extents[0].start % 64 == 0 for name in "ab")
-
-
-# Against PyTorch
-
-
-def tensors_of(torch):
-    """Tensors of every type, with offsets, strides and shared storages."""
-    torch.manual_seed(0)
-    base = torch.randn(10, 12)
-    state = collections.OrderedDict(
-        whole=base,
-        turned=base.T,
-        part=base[2:7, 3:9:2],
-        parameter=torch.nn.Parameter(torch.randn(3)),
-        scalar=torch.tensor(2.5),
-        nothing=torch.zeros(0, 4),
-        expanded=torch.ones(1, 5),
-    )
-    for dtype in ("float64", "float16", "bfloat16", "int64", "int32", "int16", "int8", "uint8"):
-        state[dtype] = torch.randint(0, 100, (3, 4)).to(getattr(torch, dtype))
-    state["bool"] = torch.tensor([True, False])
-    return state
-
-
-def as_numpy(torch, tensor):
-    tensor = tensor.detach()
-    if tensor.dtype == torch.bfloat16:
-        return tensor.float().numpy().astype("bfloat16")
-    return tensor.numpy()
-
-
-@pytest.mark.parity
-@pytest.mark.parametrize("zipped", [True, False])
-def test_files_by_pytorch_are_read(zipped, tmp_path):
-    torch = pytest.importorskip("torch")
-    state = tensors_of(torch)
-    state._metadata = collections.OrderedDict({"": {"version": 1}})
-    torch.save(state, tmp_path / "x.bin", _use_new_zipfile_serialization=zipped)
-    found = pytorch.state_dict(tmp_path / "x.bin")
-    assert list(found) == list(state)
-    for name, tensor in state.items():
-        assert isinstance(found[name], StoredTensor)
-        expected = as_numpy(torch, tensor)
-        np.testing.assert_array_equal(found[name].read(), expected, strict=True)
-        np.testing.assert_array_equal(found[name].T.read(), expected.T, strict=True)
-    data = (tmp_path / "x.bin").read_bytes()
-    for size in (10, 200, 1000, len(data) // 2, len(data) - 30):
-        (tmp_path / "x.bin").write_bytes(data[:size])
-        with pytest.raises(UsageError, match="cut short|damaged"):
-            pytorch.state_dict(tmp_path / "x.bin")
-
-
-@pytest.mark.parity
-def test_pytorch_reads_what_is_written(tmp_path):
-    torch = pytest.importorskip("torch")
-    arrays = {
-        number: np.random.default_rng(number).normal(size=(3, 5)).astype(dtype)
-        for number, dtype in enumerate(("float64", "float32", "float16", "bfloat16"))
-    }
-    model = {f"x{k}": pytorch.Reference(k, x.shape, x.dtype.name) for k, x in arrays.items()}
-    state = {"args": None, "cfg": {"n": 2**33, "f": 0.1, "l": [1, "a"]}, "model": model}
-    model["tied"] = model["x1"]
-    pytorch.write(tmp_path / "x.pt", state, arrays.items())
-    for options in ({}, {"mmap": True}):
-        found = torch.load(tmp_path / "x.pt", weights_only=True, **options)
-        assert found["cfg"] == state["cfg"]
-        for k, array in arrays.items():
-            np.testing.assert_array_equal(as_numpy(torch, found["model"][f"x{k}"]), array)
-        assert found["model"]["tied"].data_ptr() == found["model"]["x1"].data_ptr()
-
-
-@pytest.mark.parity
-def test_a_checkpoint_with_a_namespace_and_an_optimizer_is_read(tmp_path):
-    torch = pytest.importorskip("torch")
-    state = {
-        "args": argparse.Namespace(encoder_attention_heads=2, best=np.float64(3.0)),
-        "model": {"w": torch.ones(2)},
-        "last_optimizer_state": {"state": {0: {"exp_avg": torch.zeros(2)}}},
-        "extra_state": {"epoch": 1, "device": torch.device("cpu"), "dtype": torch.float32},
-    }
-    for zipped in (True, False):
-        path = tmp_path / f"{zipped}.pt"
-        torch.save(state, path, _use_new_zipfile_serialization=zipped)
-        found = pytorch.read(path, inert=True)
-        assert unpickler.plain(found["args"]) == {"encoder_attention_heads": 2, "best": None}
-        np.testing.assert_array_equal(found["model"]["w"].read(), [1, 1])
-
-
-# Whole folders
-
-
-@pytest.mark.parity
-@pytest.mark.parametrize("zipped", [True, False])
-def test_a_folder_with_pytorch_model_bin_loads(zipped, tmp_path):
-    torch = pytest.importorskip("torch")
-    transformers = pytest.importorskip("transformers")
-    settings = {k: v for k, v in CONFIG.to_dict().items() if k != "architectures"}
-    theirs = transformers.RobertaForMaskedLM(transformers.RobertaConfig(**settings)).eval()
-    theirs.save_pretrained(tmp_path / "one", safe_serialization=False)
-    theirs.save_pretrained(tmp_path / "cut", safe_serialization=False, max_shard_size="5KB")
-    theirs.save_pretrained(tmp_path / "safe")
-    weights = tmp_path / "one" / "pytorch_model.bin"
-    torch.save(torch.load(weights), weights, _use_new_zipfile_serialization=zipped)
-    assert len(list((tmp_path / "cut").glob("*.bin"))) > 1
-    expected = weights.read_pretrained(tmp_path / "safe")[1]
-    for name in ("one", "cut"):
-        loaded = weights.load_pretrained(tmp_path / name)
-        assert loaded.weights.format == "bin"
-        assert type(loaded.model) is RobertaForMaskedLM
-        for a, b in zip(_flat(loaded.params), _flat(expected), strict=True):
-            np.testing.assert_array_equal(a, b, strict=True)
-    index = tmp_path / "cut" / "pytorch_model.bin.index.json"
-    files = json.loads(index.read_text())["weight_map"]
-    (tmp_path / "cut" / next(iter(files.values()))).unlink()
-    with pytest.raises(UsageError, match="names files that are not there"):
-        weights.load_pretrained(tmp_path / "cut")
-
-
-def _flat(tree):
-    import jax
-
-    return jax.tree.leaves(tree)
-
-
-def test_a_legacy_file_with_a_wrong_head_is_an_error(tmp_path):
-    head = pickle.dumps(pytorch._MAGIC, 2) + pickle.dumps(1000, 2) + pickle.dumps({}, 2)
-    (tmp_path / "x.bin").write_bytes(head)
-    with pytest.raises(UsageError, match="no known version"):
-        pytorch.read(tmp_path / "x.bin")
-    head = pickle.dumps(pytorch._MAGIC, 2) + pickle.dumps(1001, 2) + pickle.dumps({}, 2)
-    body = tensor_pickle(0, (6,), (1,)) + pickle.dumps(["0"], 2) + struct.pack("<q", 6)
-    (tmp_path / "x.bin").write_bytes(head + body + np.arange(6, dtype=np.float32).tobytes())
-    np.testing.assert_array_equal(pytorch.read(tmp_path / "x.bin")["a"].read(), range(6))
-    (tmp_path / "x.bin").write_bytes(head + body + bytes(20))
-    with pytest.raises(UsageError, match="cut short"):
-        pytorch.read(tmp_path / "x.bin")

@@ -1,0 +1,123 @@
+"""Exports models as StableHLO programs, which run in JAX without this package.
+
+A folder has three files: `model.stablehlo` is the program (`jax.export`), `params.safetensors` its
+parameters, and `signature.json` describes its inputs and outputs. To run it:
+
+    import flax, jax.export, safetensors.numpy
+
+    flat = safetensors.numpy.load_file("params.safetensors")
+    params = flax.traverse_util.unflatten_dict(flat, sep="/")
+    program = jax.export.deserialize(bytearray(open("model.stablehlo", "rb").read()))
+    outputs = program.call(params, {"input_ids": ids, "attention_mask": mask})
+
+Inputs may have any batch size, and any length up to the model's `max_length`.
+"""
+
+import json
+import os
+import pathlib
+from collections.abc import Callable, Sequence
+from typing import Any
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+from etils import epath
+from flax import linen as nn
+from flax import traverse_util
+from jax import export
+
+from roberta_jax.errors import UsageError
+from roberta_jax.exporting.lowering import input_axes, input_names, lower
+from roberta_jax.storage.atomic import check_replaceable, replace_folder
+from roberta_jax.weights.formats.safetensors import TensorSpec, write_safetensors
+
+PROGRAM = "model.stablehlo"
+PARAMS = "params.safetensors"
+SIGNATURE = "signature.json"
+PLATFORMS = ("cpu", "cuda", "rocm", "tpu")
+
+
+def export_stablehlo(
+    path: str | os.PathLike,
+    model: nn.Module,
+    params: Any,
+    *,
+    platforms: Sequence[str] = PLATFORMS,
+) -> None:
+    """Writes a folder with a program and its parameters; see the module's docstring.
+
+    The folder is complete or absent. An earlier export in its place is replaced.
+
+    Args:
+      path: The folder to write.
+      model: Any of the model classes, without a cache.
+      params: Its parameters.
+      platforms: What the program is to run on, of `PLATFORMS`.
+
+    Raises:
+      UsageError: A platform is unknown, or the folder holds other files.
+    """
+    unknown = [name for name in platforms if name not in PLATFORMS]
+    if unknown or not platforms:
+        raise UsageError(
+            f"unknown platform {', '.join(unknown) or 'list'}: use some of {', '.join(PLATFORMS)}"
+        )
+    target = epath.Path(path)
+    check_replaceable(target, (PROGRAM, PARAMS, SIGNATURE).__contains__)
+    program = lower(model, params, platforms)
+    outputs = jax.tree.unflatten(program.out_tree, program.out_avals)
+    axes = input_axes(model)
+    signature = {
+        "inputs": {name: {"dtype": "int32", "shape": axes} for name in input_names(model)},
+        "outputs": {
+            name: {"dtype": value.dtype.name, "shape": [str(size) for size in value.shape]}
+            for name, value in outputs.items()
+        },
+        "platforms": list(program.platforms),
+        "max_length": model.config.max_length,
+    }
+    flat = traverse_util.flatten_dict(params, sep="/")
+    specs = [TensorSpec(name, value.shape, np.dtype(value.dtype)) for name, value in flat.items()]
+    specs.sort(key=lambda spec: -spec.dtype.itemsize)
+    with replace_folder(target, last=SIGNATURE) as folder:
+        (folder / PROGRAM).write_bytes(program.serialize())
+        write_safetensors(folder / PARAMS, specs, (np.asarray(flat[spec.name]) for spec in specs))
+        (folder / SIGNATURE).write_text(json.dumps(signature, indent=2) + "\n", encoding="utf-8")
+
+
+def load_stablehlo(path: str | os.PathLike) -> Callable[..., dict[str, jax.Array]]:
+    """Loads an exported folder.
+
+    Returns:
+      A function of the inputs as keyword arguments (arrays that can be cast to int32). It returns
+      the outputs by name, and raises a ValueError if inputs are missing, unknown or too long.
+
+    Raises:
+      UsageError: There is no such folder, or it is damaged.
+    """
+    from safetensors.numpy import load_file
+
+    folder = pathlib.Path(path)
+    try:
+        signature = json.loads((folder / SIGNATURE).read_text(encoding="utf-8"))
+        program = export.deserialize(bytearray((folder / PROGRAM).read_bytes()))
+        flat = load_file(folder / PARAMS)
+    except FileNotFoundError as error:
+        raise UsageError(f"{folder} holds no exported program: no {error.filename}") from None
+    except Exception as error:  # flatbuffers, JSON and safetensors raise errors of their own
+        raise UsageError(f"{folder} is damaged ({error}); export the model again") from error
+    params = jax.device_put(traverse_util.unflatten_dict(flat, sep="/"))
+    names, max_length = set(signature["inputs"]), signature["max_length"]
+    call = jax.jit(program.call)
+
+    def run(**inputs: jax.Array) -> dict[str, jax.Array]:
+        if set(inputs) != names:
+            raise ValueError(f"give {', '.join(sorted(names))}, not {', '.join(sorted(inputs))}")
+        arrays = {name: jnp.asarray(value, jnp.int32) for name, value in inputs.items()}
+        length = arrays["input_ids"].shape[-1]
+        if length > max_length:
+            raise ValueError(f"input of {length} tokens; this model has positions for {max_length}")
+        return call(params, arrays)
+
+    return run
