@@ -17,6 +17,7 @@ from roberta_jax.modeling.config import RobertaConfig
 from roberta_jax.modeling.heads import MODEL_CLASSES
 from roberta_jax.modeling.pretraining import RobertaForPreTraining
 from roberta_jax.weights.parameters import parameter_shapes
+from tests.support.checkpoints import assert_trees_equal
 
 TEXTS = ["the cat sat on the mat, or so they say", "naïve 猫 🐈  <mask>"]
 FILES = {"hf": "model.safetensors", "flax": "flax_model.msgpack", "fairseq": "model.pt"}
@@ -52,7 +53,7 @@ def source(tokenizer, tmp_path_factory):
     return folder
 
 
-def test_every_format_becomes_every_other_and_the_first_again(source, tokenizer, tmp_path):
+def test_every_format_converts_to_every_other_and_back(source, tokenizer, tmp_path):
     expected = weights.read_pretrained(source)[1]
     at = source
     for to in ("flax", "fairseq", "hf", "fairseq", "flax", "hf"):
@@ -62,8 +63,8 @@ def test_every_format_becomes_every_other_and_the_first_again(source, tokenizer,
         assert FILES[to] in report.files
         assert not report.notes
         assert not report.unused
-        found = weights.read_pretrained(target)[1]
-        jax.tree.map(lambda a, b: np.testing.assert_array_equal(a, b, strict=True), found, expected)
+        params = weights.read_pretrained(target)[1]
+        assert_trees_equal(params, expected)
         again = RobertaTokenizer.from_pretrained(target)
         for text in TEXTS:
             assert again.encode(text) == tokenizer.encode(text)
@@ -74,7 +75,7 @@ def test_every_format_becomes_every_other_and_the_first_again(source, tokenizer,
         np.testing.assert_array_equal(last[key], tensor, strict=True, err_msg=key)
 
 
-def test_the_report_counts_what_was_mapped(source, tmp_path):
+def test_the_report_counts_the_converted_tensors(source, tmp_path):
     report = convert.convert(source, tmp_path / "out", "flax")
     names = {name: (tensors, count) for name, tensors, count in report.parts}
     assert list(names) == ["embeddings", "encoder", "lm_head", "all"]
@@ -89,7 +90,7 @@ def test_the_report_counts_what_was_mapped(source, tmp_path):
 
 @pytest.mark.parametrize("to", ["hf", "flax", "fairseq"])
 @pytest.mark.parametrize("dtype", ["float16", "bfloat16"])
-def test_a_type_can_be_chosen_and_is_kept(dtype, to, source, tmp_path):
+def test_the_type_of_the_parameters_can_be_chosen(dtype, to, source, tmp_path):
     report = convert.convert(source, tmp_path / "half", to, dtype=dtype)
     assert 0 <= report.difference < 0.1 * report.largest
     params = weights.read_pretrained(tmp_path / "half", param_dtype=None)[1]
@@ -113,7 +114,7 @@ def test_every_class_converts(name, tokenizer, tmp_path):
     ).read_text()
 
 
-def test_token_types_are_noted_and_folded(tokenizer, tmp_path):
+def test_token_types_are_added_to_the_positions_with_a_note(tokenizer, tmp_path):
     weights.save_pretrained(
         tmp_path / "a", *built("RobertaForMaskedLM", tokenizer, type_vocab_size=2)
     )
@@ -151,7 +152,7 @@ def test_a_class_can_be_chosen(source, tmp_path):
         convert.convert(source, tmp_path / "out", "hf", model_class="Roberta")
 
 
-def test_a_model_that_came_out_differently_is_told(source, tmp_path, monkeypatch):
+def test_a_converted_model_with_other_outputs_is_an_error(source, tmp_path, monkeypatch):
     real = weights.save_pretrained
 
     def spoiled(target, model, params, *rest, **options):
@@ -164,7 +165,7 @@ def test_a_model_that_came_out_differently_is_told(source, tmp_path, monkeypatch
         convert.convert(source, tmp_path / "out", "flax")
 
 
-def test_what_is_read_is_never_replaced(source, tmp_path):
+def test_the_source_is_never_replaced(source, tmp_path):
     shutil.copytree(source, tmp_path / "model")
     for target in (tmp_path / "model", str(tmp_path / "x" / ".." / "model")):
         with pytest.raises(UsageError, match="is the source; write to another"):
@@ -198,8 +199,8 @@ def test_the_command_prints_the_report(source, tmp_path):
 
 def bad_config(change):
     def spoil(folder):
-        settings = json.loads((folder / "config.json").read_text())
-        (folder / "config.json").write_text(json.dumps(settings | change))
+        config = json.loads((folder / "config.json").read_text())
+        (folder / "config.json").write_text(json.dumps(config | change))
 
     return spoil
 
@@ -228,7 +229,7 @@ def evil(folder):
         (bad_config({"architectures": ["RobertaForQuestionAnswering"]}), "no qa_outputs"),
     ],
 )
-def test_bad_sources_are_one_screen_and_status_2(spoil, said, source, tmp_path, capsys):
+def test_a_bad_source_is_a_short_error_and_status_2(spoil, said, source, tmp_path, capsys):
     folder = shutil.copytree(source, tmp_path / "bad")
     spoil(folder)
     with pytest.raises(SystemExit) as exit:

@@ -152,7 +152,7 @@ def test_targets_rank_only_those_tokens(fill, tokenizer):
         assert fill(ONE_MASK, targets="zebra") == fill(ONE_MASK, targets="z")
 
 
-def test_top_k_ends_at_the_vocabulary(fill, tokenizer):
+def test_top_k_is_limited_to_the_vocabulary(fill, tokenizer):
     results = fill(ONE_MASK, top_k=10_000)
     assert sorted(choice["token"] for choice in results) == list(range(len(tokenizer)))
     assert sum(choice["score"] for choice in results) == pytest.approx(1, abs=1e-5)
@@ -222,7 +222,7 @@ def run_command(*arguments, stdin=""):
     return status, out.getvalue(), err.getvalue()
 
 
-def test_the_command_prints_a_table_a_mask(folder, fill):
+def test_the_command_prints_a_table_per_mask(folder, fill):
     status, out, err = run_command(folder, ONE_MASK, TWO_MASKS, "--top_k=2")
     assert (status, err) == (0, "")
     lines = out.splitlines()

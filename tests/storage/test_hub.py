@@ -95,8 +95,8 @@ def handler_for(hub_: Hub):
             return revision, revisions[revision]
 
         def model(self, name, revision):
-            if found := self.folder(name, revision):
-                commit, folder = found
+            if repository := self.folder(name, revision):
+                commit, folder = repository
                 names = sorted(path.name for path in folder.iterdir())
                 body = json.dumps(
                     {
@@ -113,7 +113,7 @@ def handler_for(hub_: Hub):
                 self.send(body, {"Content-Type": "application/json"})
 
         def tree(self, name, revision):
-            if found := self.folder(name, revision):
+            if repository := self.folder(name, revision):
                 files = [
                     {
                         "type": "file",
@@ -121,13 +121,13 @@ def handler_for(hub_: Hub):
                         "size": path.stat().st_size,
                         "oid": "0" * 40,
                     }
-                    for path in sorted(found[1].iterdir())
+                    for path in sorted(repository[1].iterdir())
                 ]
                 self.send(json.dumps(files).encode(), {"Content-Type": "application/json"})
 
         def file(self, name, revision, file):
-            if found := self.folder(name, revision):
-                commit, folder = found
+            if repository := self.folder(name, revision):
+                commit, folder = repository
                 if not (folder / file).exists():
                     return self.refuse(404, "EntryNotFound", "Entry not found")
                 body = (folder / file).read_bytes()
@@ -193,7 +193,7 @@ def assert_trees_equal(left, right):
 
 
 @pytest.mark.parametrize("name", ["tiny-roberta", "someone/tiny"])
-def test_a_model_is_fetched_and_no_file_that_is_not_read(name, server, models):
+def test_only_the_files_that_are_read_are_fetched(name, server, models):
     _, params = weights.from_pretrained(name)
     assert_trees_equal(params, models[0][1])
     assert sorted(server.fetched) == ["config.json", "model.safetensors"]
@@ -219,7 +219,7 @@ def test_the_next_sentence_head_is_fetched_with_the_weights(server, tmp_path):
     assert weights.read_config("someone/pairs") == CONFIG
 
 
-def test_a_revision_is_honoured(server, models):
+def test_a_revision_can_be_chosen(server, models):
     for revision in ("v1", TAGGED):
         assert_trees_equal(
             weights.read_pretrained("someone/tiny", revision=revision)[1], models[1][1]
@@ -228,7 +228,7 @@ def test_a_revision_is_honoured(server, models):
         weights.read_pretrained("someone/tiny", revision="v9")
 
 
-def test_a_token_is_honoured(server, models, monkeypatch):
+def test_private_and_gated_models_need_a_token(server, models, monkeypatch):
     server.private = {"someone/tiny"}
     server.gated = {"tiny-roberta"}
     with pytest.raises(UsageError, match="no folder 'someone/tiny', and no such model on the hub"):
@@ -243,7 +243,7 @@ def test_a_token_is_honoured(server, models, monkeypatch):
         hub.fetch("someone/tiny", ["README.md"], token=False)
 
 
-def test_the_cache_serves_without_a_connection(server, models, monkeypatch):
+def test_a_cached_model_loads_without_a_connection(server, models, monkeypatch):
     weights.read_pretrained("someone/tiny")
     server.broken = True
     assert_trees_equal(weights.read_pretrained("someone/tiny")[1], models[0][1])
@@ -255,13 +255,13 @@ def test_the_cache_serves_without_a_connection(server, models, monkeypatch):
         weights.read_pretrained("tiny-roberta")
 
 
-def test_no_server_at_all(server, monkeypatch):
+def test_a_server_that_does_not_answer_is_an_error(server, monkeypatch):
     monkeypatch.setenv("HF_ENDPOINT", "http://127.0.0.1:9")
     with pytest.raises(UsageError, match=r"cannot be reached .*hf download someone/tiny"):
         weights.read_pretrained("someone/tiny")
 
 
-def test_a_local_folder_wins(server, models, tmp_path):
+def test_a_local_folder_takes_precedence(server, models, tmp_path):
     weights.save_pretrained(tmp_path / "someone" / "tiny", RobertaForMaskedLM(CONFIG), models[1][1])
     assert_trees_equal(weights.read_pretrained("someone/tiny")[1], models[1][1])
     assert not server.fetched
@@ -269,14 +269,14 @@ def test_a_local_folder_wins(server, models, tmp_path):
         weights.read_pretrained("someone/tiny", revision="v1")
 
 
-def test_an_unknown_name_says_what_was_looked_for(server):
+def test_an_unknown_id_is_an_error(server):
     with pytest.raises(
         UsageError, match="no folder 'nobody/nothing', and no such model on the hub"
     ):
         weights.read_pretrained("nobody/nothing")
 
 
-def test_a_repository_without_weights_says_what_it_has(server, models, tmp_path):
+def test_a_repository_without_weights_is_an_error_that_lists_its_files(server, models, tmp_path):
     (tmp_path / "repo").mkdir()
     (tmp_path / "repo" / "config.json").write_text(json.dumps(CONFIG.to_dict()))
     (tmp_path / "repo" / "tf_model.h5").write_bytes(b"x")
@@ -285,7 +285,7 @@ def test_a_repository_without_weights_says_what_it_has(server, models, tmp_path)
         weights.read_pretrained("someone/empty")
 
 
-def test_jobs_take_hub_ids(server, tmp_path):
+def test_commands_accept_hub_ids(server, tmp_path):
     tokenizer = RobertaTokenizer.train(["the cat sat on the mat"] * 5, vocab_size=265)
     model = RobertaForMaskedLM(CONFIG.replace(vocab_size=265, max_position_embeddings=66))
     zeros = jax.tree.map(lambda x: np.zeros(x.shape, np.float32), parameter_shapes(model))
@@ -332,7 +332,7 @@ def test_jobs_take_hub_ids(server, tmp_path):
         (["model.pt"], ["checkpoint_last.pt"]),
     ],
 )  # fmt: skip
-def test_one_format_is_fetched(group, others, server, tmp_path):
+def test_only_the_preferred_format_is_fetched(group, others, server, tmp_path):
     (tmp_path / "repo").mkdir()
     for name in ["config.json", *group, *others]:
         (tmp_path / "repo" / name).write_text("{}")

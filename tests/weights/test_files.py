@@ -65,7 +65,7 @@ def test_a_format_is_imported_when_a_file_of_it_is_written(folders, tmp_path):
     assert foreign(flax) == {"msgpack"}
 
 
-def test_formats_are_told_by_the_files_names():
+def test_the_format_follows_from_the_file_name():
     assert files.format_of("model.safetensors") == "safetensors"
     assert files.format_of("pytorch_model.bin.index.json") == "bin"
     assert files.format_of("flax_model.msgpack") == "msgpack"

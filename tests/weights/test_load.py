@@ -82,10 +82,10 @@ def test_a_round_trip_keeps_every_bit(masked_lm, saved):
 def test_every_class_round_trips(name, format, tmp_path):
     model, params = build(name)
     weights.save_pretrained(tmp_path / "out", model, params, format=format)
-    loaded, found = weights.read_pretrained(tmp_path / "out")
+    loaded, loaded_params = weights.read_pretrained(tmp_path / "out")
     assert type(loaded).__name__ == name
     assert loaded.config == model.config
-    assert_trees_equal(found, params)
+    assert_trees_equal(loaded_params, params)
 
 
 @pytest.mark.parametrize("format", ["hf", "flax"])
@@ -100,9 +100,9 @@ def test_every_class_round_trips(name, format, tmp_path):
 def test_variants_round_trip(name, changes, format, tmp_path):
     model, params = build(name, **changes)
     weights.save_pretrained(tmp_path / "out", model, params, format=format)
-    loaded, found = weights.read_pretrained(tmp_path / "out")
+    loaded, loaded_params = weights.read_pretrained(tmp_path / "out")
     assert loaded == model
-    assert_trees_equal(found, params)
+    assert_trees_equal(loaded_params, params)
 
 
 @pytest.mark.parametrize("dtype", DTYPES)
@@ -111,13 +111,13 @@ def test_a_round_trip_in_each_format_and_type_keeps_every_bit(format, dtype, tmp
     model = RobertaForMaskedLM(CONFIG)
     params = random_params(model, dtype=dtype, token_types=False)
     weights.save_pretrained(tmp_path / "out", model, params, format=format)
-    loaded, found = weights.read_pretrained(tmp_path / "out", param_dtype=dtype)
+    loaded, loaded_params = weights.read_pretrained(tmp_path / "out", param_dtype=dtype)
     assert type(loaded) is RobertaForMaskedLM
-    assert_trees_equal(found, params)
+    assert_trees_equal(loaded_params, params)
     # None keeps what the file has; only the token types are in no file of fairseq's.
-    _, found = weights.read_pretrained(tmp_path / "out", param_dtype=None)
+    _, loaded_params = weights.read_pretrained(tmp_path / "out", param_dtype=None)
     if format != "fairseq":
-        assert_trees_equal(found, params)
+        assert_trees_equal(loaded_params, params)
 
 
 @pytest.mark.parametrize("dtype", [jnp.bfloat16, np.float16, np.float64])
@@ -141,9 +141,9 @@ def test_an_encoder_round_trips_with_and_without_pooler(pooler, tmp_path):
     model = RobertaModel(CONFIG, add_pooling_layer=pooler)
     params = random_params(model)
     weights.save_pretrained(tmp_path / "hf", model, params)
-    loaded, found = weights.read_pretrained(tmp_path / "hf")
+    loaded, loaded_params = weights.read_pretrained(tmp_path / "hf")
     assert loaded == model
-    assert_trees_equal(found, params)
+    assert_trees_equal(loaded_params, params)
     with pytest.raises(UsageError, match=r"no masked-LM head.*model_class=RobertaModel"):
         weights.read_pretrained(tmp_path / "hf", RobertaForMaskedLM)
 
@@ -178,7 +178,7 @@ def test_shards_are_read_through_their_index(folder, masked_lm):
         weights.read_pretrained(folder)
 
 
-def test_the_preferred_format_is_read_where_there_are_several(tmp_path):
+def test_the_preferred_format_is_read_if_there_are_several(tmp_path):
     model, params = build("RobertaForMaskedLM")
     others = random_params(model, seed=1)
     weights.save_pretrained(tmp_path / "out", model, params)
@@ -239,12 +239,12 @@ def test_a_tensor_under_two_names_is_an_error(pretrained):
 
 
 @pytest.mark.parametrize("name", sorted(MODEL_CLASSES))
-def test_without_architectures_the_tensors_tell_the_class(name, tmp_path):
+def test_without_architectures_the_class_follows_from_the_tensors(name, tmp_path):
     model, params = build(name)
     weights.save_pretrained(tmp_path / "out", model, params)
-    settings = json.loads((tmp_path / "out" / "config.json").read_text())
-    del settings["architectures"]
-    (tmp_path / "out" / "config.json").write_text(json.dumps(settings))
+    config = json.loads((tmp_path / "out" / "config.json").read_text())
+    del config["architectures"]
+    (tmp_path / "out" / "config.json").write_text(json.dumps(config))
     expected = "RobertaForMaskedLM" if name == "RobertaForCausalLM" else name
     assert type(weights.read_pretrained(tmp_path / "out")[0]).__name__ == expected
 
@@ -256,7 +256,7 @@ def test_without_architectures_an_encoder_alone_is_a_roberta_model(folder, tmp_p
     assert isinstance(weights.read_pretrained(folder)[0], RobertaModel)
 
 
-def test_another_class_is_named_with_what_can_be_loaded(folder):
+def test_an_unknown_architecture_is_an_error_that_lists_the_known_ones(folder):
     edit_config(folder, architectures=["RobertaForPreTraining"])
     with pytest.raises(UsageError, match="holds a RobertaForPreTraining.*RobertaForMaskedLM"):
         weights.read_pretrained(folder)
@@ -279,7 +279,7 @@ def pretrained(tmp_path):
     return tmp_path / "pretrained", params
 
 
-def test_a_head_that_the_file_lacks_is_made_on_request_alone(pretrained, caplog):
+def test_a_missing_head_is_initialized_only_on_request(pretrained, caplog):
     folder, params = pretrained
     with pytest.raises(UsageError, match=r"no classifier .*classifier\.dense.*new_head=True"):
         weights.load_pretrained(folder, RobertaForSequenceClassification)
@@ -312,7 +312,7 @@ def test_a_head_that_the_file_lacks_is_made_on_request_alone(pretrained, caplog)
     )
 
 
-def test_the_kinds_of_new_parts(pretrained):
+def test_other_parts_that_may_be_new(pretrained):
     folder, _ = pretrained
     new = weights.load_pretrained(folder, RobertaForQuestionAnswering, new_head=True).new
     assert new == ("qa_outputs.kernel",) or set(new) == {"qa_outputs.weight", "qa_outputs.bias"}
@@ -328,10 +328,10 @@ def test_the_kinds_of_new_parts(pretrained):
     assert all(".crossattention." in name for name in loaded.new)
 
 
-def test_a_new_head_never_hides_a_gap_in_the_encoder(pretrained):
+def test_new_head_does_not_allow_missing_encoder_tensors(pretrained):
     folder, _ = pretrained
-    settings = json.loads((folder / "config.json").read_text()) | {"num_hidden_layers": 4}
-    (folder / "config.json").write_text(json.dumps(settings))
+    config = json.loads((folder / "config.json").read_text()) | {"num_hidden_layers": 4}
+    (folder / "config.json").write_text(json.dumps(config))
     with pytest.raises(UsageError, match=r"missing \(16\): encoder\.layer\.3"):
         weights.load_pretrained(folder, RobertaForSequenceClassification, new_head=True)
 
@@ -354,14 +354,14 @@ def test_another_number_of_labels_is_an_error_unless_asked_for(tmp_path):
 # Wrong input
 
 
-def test_a_wrong_vocabulary_size_says_so(pretrained):
+def test_a_wrong_vocabulary_size_is_an_error_with_advice(pretrained):
     folder, _ = pretrained
     with pytest.raises(UsageError, match=r"\(file \[300, 32\], config \[301, 32\]\)") as error:
         weights.load_pretrained(folder, vocab_size=301)
     assert "vocab_size in config.json must be the rows" in str(error.value)
 
 
-def test_parameters_are_of_a_floating_type(pretrained):
+def test_param_dtype_must_be_a_floating_type(pretrained):
     with pytest.raises(UsageError, match="param_dtype='int8'"):
         weights.load_pretrained(pretrained[0], param_dtype="int8")
 
@@ -371,7 +371,7 @@ def test_unknown_config_fields_are_errors(pretrained):
         weights.load_pretrained(pretrained[0], num_lables=3)
 
 
-def test_everything_that_does_not_fit_is_listed(folder):
+def test_all_differences_are_listed(folder):
     def spoil(tensors):
         tensors.pop("roberta.encoder.layer.1.output.dense.bias")
         tensors["roberta.encoder.extra"] = np.zeros(1, np.float32)
@@ -388,7 +388,7 @@ def test_everything_that_does_not_fit_is_listed(folder):
     assert "lm_head.dense.bias (of type int8" in message
 
 
-def test_a_file_that_fits_nothing_is_an_error(folder):
+def test_a_file_without_a_tensor_of_the_model_is_an_error(folder):
     save_file({"bert.encoder.weight": np.zeros(3, np.float32)}, folder / "model.safetensors")
     with pytest.raises(UsageError, match=r"no tensor .* bert\.encoder\.weight"):
         weights.read_pretrained(folder)
@@ -423,7 +423,7 @@ def test_a_config_of_another_size_is_an_error(folder):
         weights.read_pretrained(folder)
 
 
-def test_the_error_says_what_was_looked_for(tmp_path, folder):
+def test_a_missing_model_is_an_error_that_lists_the_expected_files(tmp_path, folder):
     with pytest.raises(UsageError, match=r"no folder .*nowhere.*looked for .*config\.json"):
         weights.read_pretrained(tmp_path / "nowhere")
     (tmp_path / "empty").mkdir()

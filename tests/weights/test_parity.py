@@ -105,8 +105,8 @@ def test_pytorch_classes_load_what_is_saved(case, tmp_path):
 def test_what_pytorch_classes_save_is_loaded(case, safe, tmp_path):
     name, changes = CASES[case]
     torch.manual_seed(0)
-    settings = transformers.RobertaConfig(**config_of(name, changes).to_dict())
-    theirs = getattr(transformers, name)(settings)
+    config = transformers.RobertaConfig(**config_of(name, changes).to_dict())
+    theirs = getattr(transformers, name)(config)
     for parameter in theirs.parameters():
         torch.nn.init.normal_(parameter, std=0.2)
     theirs.save_pretrained(tmp_path / "theirs", safe_serialization=safe)
@@ -122,8 +122,8 @@ def test_what_pytorch_classes_save_is_loaded(case, safe, tmp_path):
 @pytest.mark.parametrize("dtype", [torch.float16, torch.bfloat16])
 def test_half_precision_is_converted_bit_for_bit(dtype, tmp_path):
     name = "RobertaForMaskedLM"
-    settings = transformers.RobertaConfig(**config_of(name, {}).to_dict())
-    theirs = getattr(transformers, name)(settings).to(dtype)
+    config = transformers.RobertaConfig(**config_of(name, {}).to_dict())
+    theirs = getattr(transformers, name)(config).to(dtype)
     theirs.save_pretrained(tmp_path / "theirs")
     loaded = weights.load_pretrained(tmp_path / "theirs", param_dtype=None)
     weights.save_pretrained(tmp_path / "ours", loaded.model, loaded.params)
@@ -207,14 +207,14 @@ def test_flax_classes_load_what_is_saved(name, tmp_path, caplog):
 @pytest.mark.parametrize("size", ["10GB", "20KB"])
 @pytest.mark.parametrize("name", NAMES)
 def test_what_flax_classes_save_is_loaded(name, size, tmp_path):
-    settings = transformers.RobertaConfig(**config_of(name, {}).to_dict())
-    theirs = flax_class(name)(settings, input_shape=(*ids_of(name).shape[:-1], 4))
+    config = transformers.RobertaConfig(**config_of(name, {}).to_dict())
+    theirs = flax_class(name)(config, input_shape=(*ids_of(name).shape[:-1], 4))
     theirs.save_pretrained(tmp_path / "theirs", max_shard_size=size)
     names = [path.name for path in (tmp_path / "theirs").glob("*.msgpack*")]
     assert (len(names) > 1) == (size == "20KB")
-    settings = json.loads((tmp_path / "theirs" / "config.json").read_text())
+    config = json.loads((tmp_path / "theirs" / "config.json").read_text())
     # Hugging Face's Flax classes write their own names, without "Flax".
-    assert settings["architectures"] == [name]
+    assert config["architectures"] == [name]
     loaded = weights.load_pretrained(tmp_path / "theirs")
     assert type(loaded.model).__name__ == name
     params = traverse_util.flatten_dict(unstack_layers(loaded.params))

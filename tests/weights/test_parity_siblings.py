@@ -22,10 +22,10 @@ SIBLINGS = {
 
 @pytest.mark.parametrize("name", SIBLINGS)
 def test_a_relative_loads_and_agrees(tmp_path, name):
-    settings = heads.SMALL.to_dict() | SIBLINGS[name]
-    del settings["model_type"], settings["architectures"]
+    config = heads.SMALL.to_dict() | SIBLINGS[name]
+    del config["model_type"], config["architectures"]
     cls = getattr(transformers, name)
-    theirs = cls(cls.config_class(**settings)).eval()
+    theirs = cls(cls.config_class(**config)).eval()
     theirs.save_pretrained(tmp_path)
     model, params = weights.from_pretrained(tmp_path)
     assert isinstance(model, RobertaForMaskedLM)
@@ -36,6 +36,6 @@ def test_a_relative_loads_and_agrees(tmp_path, name):
     mask[1, 9:] = 0
     ids[1, 9:] = model.config.pad_token_id
     with torch.no_grad():
-        wanted = theirs(torch.from_numpy(ids), torch.from_numpy(mask)).logits.numpy()
-    found = model.apply({"params": params}, ids, mask).logits
-    np.testing.assert_allclose(found, wanted, atol=1e-5)
+        expected = theirs(torch.from_numpy(ids), torch.from_numpy(mask)).logits.numpy()
+    logits = model.apply({"params": params}, ids, mask).logits
+    np.testing.assert_allclose(logits, expected, atol=1e-5)

@@ -49,7 +49,7 @@ def folder(saved, tmp_path):
 # Contents
 
 
-def test_names_and_layouts_in_the_file_are_pytorchs(masked_lm, saved):
+def test_names_and_layouts_are_pytorchs(masked_lm, saved):
     _, params = masked_lm
     with safe_open(saved / "model.safetensors", "np") as file:
         tensors = {name: file.get_tensor(name) for name in file.keys()}  # noqa: SIM118
@@ -78,7 +78,7 @@ def test_names_and_layouts_in_the_file_are_pytorchs(masked_lm, saved):
     assert "lm_head.decoder.weight" not in tensors
 
 
-def test_config_says_what_the_model_is(saved):
+def test_the_config_describes_the_model(saved):
     config = json.loads((saved / "config.json").read_text())
     assert config["architectures"] == ["RobertaForMaskedLM"]
     assert config["model_type"] == "roberta"
@@ -104,7 +104,7 @@ def test_boxed_parameters_are_unboxed(tmp_path):
 
 
 @pytest.mark.parametrize("size", [1, 20_000])
-def test_large_models_are_cut_into_shards(size, tmp_path):
+def test_large_models_are_split_into_shards(size, tmp_path):
     model, params = build("RobertaForMaskedLM")
     weights.save_pretrained(tmp_path / "out", model, params, max_shard_size=size)
     index = json.loads((tmp_path / "out" / "model.safetensors.index.json").read_text())
@@ -164,7 +164,7 @@ def test_a_folder_with_other_files_is_left_alone(folder, masked_lm):
         weights.save_pretrained(folder / "thesis.tex", *masked_lm)
 
 
-def test_a_failed_write_leaves_what_was_there(folder, masked_lm):
+def test_a_failed_save_leaves_the_earlier_folder(folder, masked_lm):
     model, params = masked_lm
 
     class FullDisk:
@@ -178,7 +178,7 @@ def test_a_failed_write_leaves_what_was_there(folder, masked_lm):
 
 
 @pytest.mark.parametrize("killed", ["while writing", "between the renames", "at the end"])
-def test_what_a_killed_write_left_is_put_right(killed, folder, masked_lm, tokenizer):
+def test_the_remains_of_a_killed_save_are_repaired(killed, folder, masked_lm, tokenizer):
     model, _ = masked_lm
     if killed == "while writing":
         partial = folder.with_name(f".{folder.name}.partial")
@@ -196,7 +196,7 @@ def test_what_a_killed_write_left_is_put_right(killed, folder, masked_lm, tokeni
     assert [path.name for path in folder.parent.iterdir()] == [folder.name]
 
 
-def test_a_rename_that_fails_brings_the_earlier_folder_back(folder, masked_lm, monkeypatch):
+def test_a_failed_rename_restores_the_earlier_folder(folder, masked_lm, monkeypatch):
     model, params = masked_lm
     rename = pathlib.Path.rename
 

@@ -77,34 +77,34 @@ def write_checkpoint(path, model, **rest):
     "prefix",
     ["decoder.sentence_encoder.", "encoder.sentence_encoder.", "decoder.", "encoder."],
 )
-def test_the_forms_of_fairseqs_names(prefix, norm, merged, tmp_path):
+def test_all_variants_of_fairseqs_names_are_read(prefix, norm, merged, tmp_path):
     _, params = build("RobertaForMaskedLM")
     tensors = fairseq_model(params, prefix=prefix, merged=merged, norm=norm)
     write_checkpoint(tmp_path / "model.pt", tensors, cfg={"model": ARGUMENTS})
-    loaded, found = weights.read_pretrained(tmp_path)
+    loaded, loaded_params = weights.read_pretrained(tmp_path)
     assert type(loaded) is RobertaForMaskedLM
     expected = CONFIG.replace(
         hidden_dropout_prob=0.2, attention_probs_dropout_prob=0.3, num_labels=2
     )
     assert loaded.config == expected
-    assert_trees_equal(found, params)
+    assert_trees_equal(loaded_params, params)
     assert_trees_equal(weights.read_pretrained(tmp_path / "model.pt")[1], params)
 
 
-def test_a_classification_head_tells_the_class(tmp_path):
+def test_the_class_follows_from_the_classification_head(tmp_path):
     _, params = build("RobertaForSequenceClassification")
     tensors = fairseq_model(params)
     tensors = {k.replace("sentence_classification_head", "mnli"): v for k, v in tensors.items()}
     assert "classification_heads.mnli.out_proj.bias" in tensors
     write_checkpoint(tmp_path / "checkpoint_best.pt", tensors, cfg={"model": ARGUMENTS})
-    loaded, found = weights.read_pretrained(tmp_path)
+    loaded, loaded_params = weights.read_pretrained(tmp_path)
     assert type(loaded) is RobertaForSequenceClassification
     assert (loaded.config.num_labels, loaded.config.classifier_dropout) == (3, 0.4)
-    assert_trees_equal(found, params)
+    assert_trees_equal(loaded_params, params)
     assert type(weights.read_pretrained(tmp_path, RobertaModel)[0]) is RobertaModel
 
 
-def test_several_classification_heads_cannot_be_told_apart(tmp_path):
+def test_several_classification_heads_are_an_error(tmp_path):
     _, params = build("RobertaForSequenceClassification")
     tensors = fairseq_model(params)
     tensors |= {
@@ -120,7 +120,7 @@ def test_several_classification_heads_cannot_be_told_apart(tmp_path):
         weights.read_pretrained(tmp_path, RobertaForSequenceClassification)
 
 
-def test_without_arguments_the_shapes_tell_the_config(tmp_path):
+def test_without_arguments_the_config_follows_from_the_shapes(tmp_path):
     config = RobertaConfig.base(
         vocab_size=50, hidden_size=128, num_hidden_layers=1, num_attention_heads=2,
         intermediate_size=64, max_position_embeddings=20,
@@ -129,32 +129,32 @@ def test_without_arguments_the_shapes_tell_the_config(tmp_path):
     params = random_params(model, token_types=False)
     tensors = fairseq_model(params)
     write_checkpoint(tmp_path / "model.pt", tensors)
-    loaded, found = weights.read_pretrained(tmp_path)
+    loaded, loaded_params = weights.read_pretrained(tmp_path)
     assert loaded == model
-    assert_trees_equal(found, params)
+    assert_trees_equal(loaded_params, params)
 
 
 def test_an_untied_checkpoint_has_its_own_decoder(tmp_path):
     model, params = build("RobertaForMaskedLM", tie_word_embeddings=False)
     weights.save_pretrained(tmp_path / "out", model, params, format="fairseq")
     assert [path.name for path in (tmp_path / "out").iterdir()] == ["model.pt"]
-    loaded, found = weights.read_pretrained(tmp_path / "out")
+    loaded, loaded_params = weights.read_pretrained(tmp_path / "out")
     assert not loaded.config.tie_word_embeddings
-    assert_trees_equal(found, params)
+    assert_trees_equal(loaded_params, params)
 
 
-def test_token_types_are_folded_into_the_positions(tmp_path):
+def test_token_types_are_added_to_the_positions(tmp_path):
     model, params = build("RobertaForMaskedLM")
     row = np.random.default_rng(1).normal(size=(1, 32)).astype(np.float32)
     params["roberta"]["embeddings"]["token_type_embeddings"]["embedding"] = row
     weights.save_pretrained(tmp_path / "out", model, params, format="fairseq")
-    loaded, found = weights.read_pretrained(tmp_path / "out")
-    embeddings = found["roberta"]["embeddings"]
+    loaded, loaded_params = weights.read_pretrained(tmp_path / "out")
+    embeddings = loaded_params["roberta"]["embeddings"]
     assert not embeddings["token_type_embeddings"]["embedding"].any()
     before = params["roberta"]["embeddings"]["position_embeddings"]["embedding"]
     np.testing.assert_array_equal(embeddings["position_embeddings"]["embedding"], before + row)
     np.testing.assert_allclose(
-        loaded.apply({"params": found}, IDS).logits,
+        loaded.apply({"params": loaded_params}, IDS).logits,
         model.apply({"params": params}, IDS).logits,
         atol=1e-5,
     )
@@ -170,7 +170,7 @@ def test_token_types_are_folded_into_the_positions(tmp_path):
         ("RobertaForMaskedLM", {"position_embedding_type": "relative_key"}, "distance_embedding"),
     ],
 )
-def test_what_fairseq_has_no_place_for_is_an_error(name, changes, said, tmp_path):
+def test_a_model_that_fairseq_does_not_support_is_an_error(name, changes, said, tmp_path):
     with pytest.raises(UsageError, match=f"fairseq's RoBERTa does not support.*{said}"):
         weights.save_pretrained(tmp_path / "out", *build(name, **changes), format="fairseq")
     assert not (tmp_path / "out").exists()

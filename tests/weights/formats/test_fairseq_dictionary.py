@@ -17,7 +17,7 @@ def tokenizer():
     return RobertaTokenizer.train(["the cat sat on the mat, or so they say"] * 5, vocab_size=270)
 
 
-def test_a_vocabulary_in_another_order_has_no_dictionary(tokenizer, tmp_path):
+def test_a_vocabulary_in_another_order_is_an_error(tokenizer, tmp_path):
     vocab = tokenizer.get_vocab()
     for change, said in (
         ({"extra": len(vocab) + 3}, "have gaps"),
@@ -30,7 +30,7 @@ def test_a_vocabulary_in_another_order_has_no_dictionary(tokenizer, tmp_path):
         fairseq_dictionary.write(tmp_path, vocab, [])
 
 
-def test_gpt2s_files_come_out_as_released(tmp_path):
+def test_the_files_of_robertas_vocabulary_are_gpt2s_released_ones(tmp_path):
     """From RoBERTa's vocabulary and merges, all three files but the counts of dict.txt."""
     if "ROBERTA_JAX_DATA" not in os.environ:
         pytest.skip("ROBERTA_JAX_DATA names no folder with GPT-2's files")

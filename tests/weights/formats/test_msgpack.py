@@ -19,13 +19,13 @@ def test_flax_reads_what_is_written_and_the_other_way_round(tmp_path):
     tree = {"a": {"kernel": np.arange(6.0).reshape(2, 3), "scale": np.float16([1, 2])}}
     tree["b"] = {str(i): {"bias": jnp.full(3, i, jnp.bfloat16)} for i in range(20)}
     flat = traverse_util.flatten_dict(tree)
-    specs = {place: (x.shape, np.dtype(x.dtype)) for place, x in flat.items()}
-    arrays = [(place, np.asarray(flat[place])) for place in reversed(flat)]
+    specs = {path: (x.shape, np.dtype(x.dtype)) for path, x in flat.items()}
+    arrays = [(path, np.asarray(flat[path])) for path in reversed(flat)]
     msgpack.write(tmp_path / "ours", specs, arrays)
     assert_trees_equal(flax.serialization.msgpack_restore((tmp_path / "ours").read_bytes()), tree)
     (tmp_path / "theirs").write_bytes(flax.serialization.msgpack_serialize(tree))
-    found = {place: x.read() for place, x in msgpack.read(tmp_path / "theirs").items()}
-    assert_trees_equal(found, flat)
+    arrays = {path: x.read() for path, x in msgpack.read(tmp_path / "theirs").items()}
+    assert_trees_equal(arrays, flat)
 
 
 def test_arrays_in_pieces_are_read_and_written(tmp_path, monkeypatch):
@@ -33,7 +33,7 @@ def test_arrays_in_pieces_are_read_and_written(tmp_path, monkeypatch):
     monkeypatch.setattr(msgpack, "_CHUNK_BYTES", 100)
     tree = {"x": {"kernel": np.random.default_rng(0).normal(size=(7, 9)).astype(np.float32)}}
     flat = traverse_util.flatten_dict(tree)
-    specs = {place: (x.shape, x.dtype) for place, x in flat.items()}
+    specs = {path: (x.shape, x.dtype) for path, x in flat.items()}
     msgpack.write(tmp_path / "ours", specs, flat.items())
     theirs = flax.serialization.msgpack_serialize(tree)
     assert_trees_equal(flax.serialization.msgpack_restore((tmp_path / "ours").read_bytes()), tree)

@@ -89,15 +89,15 @@ def test_what_is_written_is_read(tmp_path):
         "a": one, "b": two, "again": one, "list": [1, "é", None, True, 2.5, -(2**40)], "empty": {},
     }  # fmt: skip
     pytorch.write(tmp_path / "x.pt", value, arrays.items())
-    found = pytorch.read(tmp_path / "x.pt")
-    assert found["list"] == value["list"]
-    assert found["empty"] == {}
-    np.testing.assert_array_equal(found["a"].read(), arrays[0])
-    np.testing.assert_array_equal(found["b"].read(), arrays[1])
-    assert found["again"] == found["a"]
+    contents = pytorch.read(tmp_path / "x.pt")
+    assert contents["list"] == value["list"]
+    assert contents["empty"] == {}
+    np.testing.assert_array_equal(contents["a"].read(), arrays[0])
+    np.testing.assert_array_equal(contents["b"].read(), arrays[1])
+    assert contents["again"] == contents["a"]
     with zipfile.ZipFile(tmp_path / "x.pt") as file:
         assert file.testzip() is None
-    assert all(found[name].byte_ranges[0].start % 64 == 0 for name in "ab")
+    assert all(contents[name].byte_ranges[0].start % 64 == 0 for name in "ab")
 
 
 # Comparison with PyTorch
@@ -136,13 +136,13 @@ def test_files_by_pytorch_are_read(zipped, tmp_path):
     state = tensors_of(torch)
     state._metadata = collections.OrderedDict({"": {"version": 1}})
     torch.save(state, tmp_path / "x.bin", _use_new_zipfile_serialization=zipped)
-    found = pytorch.state_dict(tmp_path / "x.bin")
-    assert list(found) == list(state)
+    tensors = pytorch.state_dict(tmp_path / "x.bin")
+    assert list(tensors) == list(state)
     for name, tensor in state.items():
-        assert isinstance(found[name], LazyTensor)
+        assert isinstance(tensors[name], LazyTensor)
         expected = as_numpy(torch, tensor)
-        np.testing.assert_array_equal(found[name].read(), expected, strict=True)
-        np.testing.assert_array_equal(found[name].T.read(), expected.T, strict=True)
+        np.testing.assert_array_equal(tensors[name].read(), expected, strict=True)
+        np.testing.assert_array_equal(tensors[name].T.read(), expected.T, strict=True)
     data = (tmp_path / "x.bin").read_bytes()
     for size in (10, 200, 1000, len(data) // 2, len(data) - 30):
         (tmp_path / "x.bin").write_bytes(data[:size])
@@ -162,11 +162,11 @@ def test_pytorch_reads_what_is_written(tmp_path):
     model["tied"] = model["x1"]
     pytorch.write(tmp_path / "x.pt", state, arrays.items())
     for options in ({}, {"mmap": True}):
-        found = torch.load(tmp_path / "x.pt", weights_only=True, **options)
-        assert found["cfg"] == state["cfg"]
+        contents = torch.load(tmp_path / "x.pt", weights_only=True, **options)
+        assert contents["cfg"] == state["cfg"]
         for k, array in arrays.items():
-            np.testing.assert_array_equal(as_numpy(torch, found["model"][f"x{k}"]), array)
-        assert found["model"]["tied"].data_ptr() == found["model"]["x1"].data_ptr()
+            np.testing.assert_array_equal(as_numpy(torch, contents["model"][f"x{k}"]), array)
+        assert contents["model"]["tied"].data_ptr() == contents["model"]["x1"].data_ptr()
 
 
 @pytest.mark.parity
@@ -181,9 +181,9 @@ def test_a_checkpoint_with_a_namespace_and_an_optimizer_is_read(tmp_path):
     for zipped in (True, False):
         path = tmp_path / f"{zipped}.pt"
         torch.save(state, path, _use_new_zipfile_serialization=zipped)
-        found = pytorch.read(path, inert=True)
-        assert unpickler.plain(found["args"]) == {"encoder_attention_heads": 2, "best": None}
-        np.testing.assert_array_equal(found["model"]["w"].read(), [1, 1])
+        contents = pytorch.read(path, inert=True)
+        assert unpickler.plain(contents["args"]) == {"encoder_attention_heads": 2, "best": None}
+        np.testing.assert_array_equal(contents["model"]["w"].read(), [1, 1])
 
 
 @pytest.mark.parity
@@ -191,8 +191,8 @@ def test_a_checkpoint_with_a_namespace_and_an_optimizer_is_read(tmp_path):
 def test_a_folder_with_pytorch_model_bin_loads(zipped, tmp_path):
     torch = pytest.importorskip("torch")
     transformers = pytest.importorskip("transformers")
-    settings = {k: v for k, v in CONFIG.to_dict().items() if k != "architectures"}
-    theirs = transformers.RobertaForMaskedLM(transformers.RobertaConfig(**settings)).eval()
+    config = {k: v for k, v in CONFIG.to_dict().items() if k != "architectures"}
+    theirs = transformers.RobertaForMaskedLM(transformers.RobertaConfig(**config)).eval()
     theirs.save_pretrained(tmp_path / "one", safe_serialization=False)
     theirs.save_pretrained(tmp_path / "cut", safe_serialization=False, max_shard_size="5KB")
     theirs.save_pretrained(tmp_path / "safe")

@@ -52,7 +52,7 @@ def attacks(marker):
 
 @pytest.mark.parametrize("inert", [False, True])
 @pytest.mark.parametrize("name", sorted(attacks("")))
-def test_nothing_in_a_pickle_is_run(name, inert, tmp_path):
+def test_no_code_in_a_pickle_runs(name, inert, tmp_path):
     marker = tmp_path / "it ran"
     path = archive(tmp_path / "x.bin", attacks(marker)[name])
     # A module that is not of Python's library is a name without meaning where `inert` is set.
@@ -84,7 +84,7 @@ def test_nothing_in_a_pickle_is_run(name, inert, tmp_path):
         (b"\x80\x02}X\x01\x00\x00\x00aK\x01s.", r'\["a"\] are not tensors'),
     ],
 )
-def test_what_is_not_read_is_named(data, said, tmp_path):
+def test_the_error_names_what_the_pickle_contains(data, said, tmp_path):
     with pytest.raises(UsageError, match=said):
         pytorch.state_dict(archive(tmp_path / "x.bin", data))
 
@@ -109,7 +109,7 @@ def test_views_beyond_a_storage_are_errors(described, tmp_path):
         pytorch.state_dict(path)
 
 
-def test_a_pickle_that_holds_itself_ends(tmp_path):
+def test_cyclic_and_deeply_nested_pickles(tmp_path):
     loop = {}
     loop["self"] = loop
     assert set(pytorch.read(archive(tmp_path / "x", pickle.dumps(loop, 2)))) == {"self"}
@@ -121,10 +121,14 @@ def test_a_pickle_that_holds_itself_ends(tmp_path):
 def test_objects_of_a_checkpoint_are_inert():
     space = argparse.Namespace(layers=2, nested={"a": (1, 2)}, other=None)
     data = pickle.dumps({"args": space, "set": {1}, "bytes": b"\xff"}, 2)
-    found = unpickler.load(io.BytesIO(data), "x", inert=True)
-    assert unpickler.plain(found["args"]) == {"layers": 2, "nested": {"a": [1, 2]}, "other": None}
-    assert found["set"] == {1}
-    assert found["bytes"] == b"\xff"
+    state = unpickler.load(io.BytesIO(data), "x", inert=True)
+    assert unpickler.plain(state["args"]) == {
+        "layers": 2,
+        "nested": {"a": [1, 2]},
+        "other": None,
+    }
+    assert state["set"] == {1}
+    assert state["bytes"] == b"\xff"
 
     # omegaconf's nodes keep their contents in `_content` and `_val`.
     data = (
