@@ -154,6 +154,9 @@ def _defaults() -> ConfigDict:
     config.execution.scan_unroll = 1  # Layers per scan iteration.
     # What the backward pass recomputes: "none"; "dots", everything but matrix products; "full".
     config.execution.remat = "dots"
+    # Attention kernel: "xla" stores no probabilities for the backward pass; "reference" is the
+    # plain definition, for comparison.
+    config.execution.attention = "xla"
 
     config.optimizer = ConfigDict()  # The optimizer.
     config.optimizer.name = "adamw"  # "adamw" or "lamb".
@@ -167,11 +170,13 @@ def _defaults() -> ConfigDict:
     config.optimizer.bias_correction = True  # Adam's bias correction; BERT has none.
     config.optimizer.clip_norm = 0.0  # Largest global gradient norm; 0 disables clipping.
 
-    config.schedule = ConfigDict()  # Learning rate: linear warmup, then polynomial decay.
+    config.schedule = ConfigDict()  # Learning rate: linear warmup from 0, then decay.
+    config.schedule.name = "polynomial"  # Decay: "polynomial", "cosine" or "constant" (none).
     config.schedule.warmup_steps = 24_000  # Steps of the linear warmup.
     # Step at which the decay ends, counted from step 0; None is train.steps.
     config.schedule.decay_steps = placeholder(int)
-    config.schedule.power = 1.0  # Exponent of the polynomial decay; 1 is linear.
+    # Schedule polynomial: exponent of the decay; None is 1, linear decay.
+    config.schedule.power = placeholder(float)
     config.schedule.end_learning_rate = 0.0  # Learning rate at the end of the decay.
 
     config.train = ConfigDict()  # The training loop.
@@ -199,6 +204,9 @@ def _defaults() -> ConfigDict:
     config.mesh.data = -1  # Data parallelism.
     config.mesh.fsdp = 1  # Data parallelism with sharded parameters and optimizer state.
     config.mesh.tensor = 1  # Tensor parallelism.
+    # Changes to the sharding rules: a tuple of (logical axis, mesh axis or None) pairs, such as
+    # (("embed", None),). The rules are in roberta_jax/training/partitioning.py.
+    config.mesh.rules = ()
 
     # These keys accept None although their default is a number.
     for group, key in (("train", "per_device_batch_size"), ("eval", "max_rows")):

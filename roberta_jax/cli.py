@@ -15,7 +15,7 @@ from collections.abc import Callable, Iterator, Mapping, Sequence
 from absl import flags, logging
 from ml_collections import ConfigDict, config_flags
 
-from roberta_jax import config_help, project_files
+from roberta_jax import project_files
 from roberta_jax.errors import UsageError
 
 Job = Callable[[ConfigDict, flags.FlagValues], None]
@@ -214,6 +214,8 @@ def _check_override(override: str, keys: Mapping[str, object], renamed: Mapping[
 
 def _help(job: Job, define_flags: DefineFlags | None, argv: Sequence[str]) -> str:
     """Returns the docstring of `job`, its flags, and the keys of the config in `argv`."""
+    from roberta_jax import config_help
+
     values = flags.FlagValues()
     if define_flags is not None:
         define_flags(values)

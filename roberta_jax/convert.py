@@ -78,8 +78,11 @@ def convert(
 
     from roberta_jax import weights
     from roberta_jax.modeling.execution import Execution
-    from roberta_jax.modeling.heads import MODEL_CLASSES, RobertaForMaskedLM
-    from roberta_jax.modeling.pretraining import RobertaForPreTraining
+    from roberta_jax.modeling.heads import (
+        MODEL_CLASSES,
+        RobertaForMaskedLM,
+        RobertaForPreTraining,
+    )
     from roberta_jax.weights import next_sentence, save
 
     if model_class is not None and model_class not in MODEL_CLASSES:

@@ -12,6 +12,7 @@ from ml_collections import ConfigDict
 from roberta_jax import cli
 from roberta_jax.pretraining.config_keys import RENAMED
 from roberta_jax.pretraining.text import prepare, summary
+from roberta_jax.pretraining.text_spec import read_text_spec
 
 
 def main(config: ConfigDict, values: flags.FlagValues) -> None:
@@ -19,10 +20,10 @@ def main(config: ConfigDict, values: flags.FlagValues) -> None:
 
     python -m roberta_jax.prepare --config=configs/pretrain.py:tiny
     """
-    prepared = prepare(config, verify=values.verify)
+    prepared = prepare(read_text_spec(config), verify=values.verify)
     print(summary(prepared))
     if values.verify:
-        print("Verified: the stores and the text are what they were when they were prepared.")
+        print("Verified: the stores and the text have not changed since they were prepared.")
 
 
 def _flags(values: flags.FlagValues) -> None:

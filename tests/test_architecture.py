@@ -94,3 +94,33 @@ def test_importing_the_package_loads_nothing_and_using_it_loads_no_tensorflow():
         "assert not {'tensorflow', 'torch', 'transformers'} & set(sys.modules), 'heavy import'\n"
     )
     subprocess.run([sys.executable, "-c", program], check=True)
+
+
+def test_optional_parts_are_imported_by_their_own_commands_only():
+    importers = {"compat": set(), "exporting": {"export"}}
+    for path in PACKAGE.rglob("*.py"):
+        part = path.relative_to(PACKAGE).parts[0].removesuffix(".py")
+        for optional in parts_imported(path) & set(importers) - {part}:
+            assert part in importers[optional], f"{path} imports {optional}"
+
+
+def test_importing_pretrain_loads_few_modules_and_no_foreign_format():
+    program = (
+        "import sys, roberta_jax.pretrain\n"
+        "print(*(name for name in sys.modules if name.startswith('roberta_jax')))\n"
+    )
+    run = subprocess.run(
+        [sys.executable, "-c", program], check=True, capture_output=True, text=True
+    )
+    modules = run.stdout.split()
+    assert len(modules) <= 65
+    foreign = ("compat", "exporting", "fairseq", "flax_", "msgpack", "pickle", "pytorch", "torch")
+    assert not [name for name in modules if any(word in name for word in foreign)]
+
+
+def test_only_the_specification_and_the_commands_see_the_config():
+    readers = {"pretraining/spec.py", "pretraining/text_spec.py", "config_help.py", "cli.py"}
+    commands = {"pretrain.py", "prepare.py"}
+    for path in PACKAGE.rglob("*.py"):
+        if any(name.startswith("ml_collections") for name in imported_names(path)):
+            assert str(path.relative_to(PACKAGE)) in readers | commands, path

@@ -10,7 +10,7 @@ from configs.pretrain import SIZES, get_config
 from roberta_jax import cli, config_help
 from roberta_jax.errors import UsageError
 from roberta_jax.modeling.config import RobertaConfig
-from roberta_jax.pretraining.spec import Plan
+from roberta_jax.pretraining.spec import read_spec
 from tests.support import texts
 
 
@@ -18,9 +18,10 @@ def test_base_and_large_are_the_papers_table_9():
     for size, warmup, rate in (("base", 24_000, 6e-4), ("large", 30_000, 4e-4)):
         config = get_config(size)
         assert config.schedule.to_dict() == {
+            "name": "polynomial",
             "warmup_steps": warmup,
             "decay_steps": None,
-            "power": 1.0,
+            "power": None,  # 1, linear
             "end_learning_rate": 0.0,
         }
         assert config.optimizer.to_dict() == {
@@ -56,14 +57,14 @@ def test_base_and_large_are_the_papers_table_9():
 
 
 def test_the_paper_batch_is_reached_by_accumulation():
-    plan = Plan(get_config("base"))
-    assert (plan.rows, plan.accumulation) == (16, 512)
+    training = read_spec(get_config("base")).training
+    assert (training.rows_per_microbatch, training.accumulation) == (16, 512)
 
 
 @pytest.mark.parametrize("size", SIZES)
-def test_every_size_has_a_plan_and_is_locked(size):
+def test_every_size_is_valid_and_locked(size):
     config = get_config(size)
-    Plan(config)
+    read_spec(config)
     with pytest.raises(AttributeError):
         config.train.step = 3
     with pytest.raises(TypeError):
@@ -99,7 +100,7 @@ def test_every_key_and_group_has_a_comment():
 
 def test_every_leaf_is_what_json_can_hold():
     values = cli.flatten(get_config("large"))
-    assert values.pop("data.mixture") == ()
+    assert values.pop("data.mixture") == values.pop("mesh.rules") == ()
     for value in values.values():
         assert value is None or type(value) in (bool, int, float, str)
 

@@ -14,8 +14,7 @@ from safetensors.numpy import load_file
 from roberta_jax import RobertaTokenizer, convert, weights
 from roberta_jax.errors import UsageError
 from roberta_jax.modeling.config import RobertaConfig
-from roberta_jax.modeling.heads import MODEL_CLASSES
-from roberta_jax.modeling.pretraining import RobertaForPreTraining
+from roberta_jax.modeling.heads import MODEL_CLASSES, RobertaForPreTraining
 from roberta_jax.weights.parameters import parameter_shapes
 from tests.support.checkpoints import assert_trees_equal
 

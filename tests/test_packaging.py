@@ -126,6 +126,7 @@ def test_training_without_a_clone(run, site):
     result = run("pretrain", *TRAINING)
     assert f"Using {site / 'roberta_jax/_bundled/configs/pretrain.py'}" in result.stderr
     assert (run.folder / "run" / "hf" / "config.json").is_file()
+    assert "The cat" in run("fill-mask", "run", "The cat <mask> a bird.").stdout
 
 
 def test_studies_without_a_clone(run):

@@ -1,4 +1,9 @@
+"""Whole pretraining runs: the files, the metrics and the export, continued runs, and errors."""
+
 import json
+import pathlib
+import shutil
+import sys
 
 import jax
 import jax.numpy as jnp
@@ -6,68 +11,68 @@ import numpy as np
 import pytest
 import safetensors
 
-from roberta_jax import weights
-from roberta_jax.data.pipeline import eval_batches
+from roberta_jax import cli, weights
+from roberta_jax import pretrain as pretrain_module
 from roberta_jax.errors import UsageError
-from roberta_jax.modeling.config import RobertaConfig
-from roberta_jax.modeling.execution import Execution
 from roberta_jax.modeling.heads import RobertaForMaskedLM
-from roberta_jax.modeling.objectives import masked_lm_objective, training_flops
 from roberta_jax.pretrain import pretrain
 from roberta_jax.tokenizer import RobertaTokenizer
 from roberta_jax.training.checkpoints import Checkpoints
 from roberta_jax.training.metrics import read_metrics
 from tests.support import texts
+from tests.support.messages import one_screen
 
 
 @pytest.fixture(scope="module")
-def place(tmp_path_factory):
+def folder(tmp_path_factory):
+    """A folder with a corpus, a cache of its prepared text, and the workdirs of these tests."""
     folder = tmp_path_factory.mktemp("pretrain")
     texts.write_corpus(folder / "corpus.jsonl")
     return folder
 
 
+def small_config(folder, **changes):
+    return texts.small_config(folder / "corpus.jsonl", folder / "cache", **changes)
+
+
 @pytest.fixture(scope="module")
-def run(place):
-    """A finished run: (its folder, its result)."""
-    config = texts.small_config(
-        place / "corpus.jsonl", place / "cache", **{"eval.ngram_baselines": True}
-    )
-    return place / "run", pretrain(config, place / "run")
+def run(folder):
+    """The result of a finished run, whose files the tests do not change."""
+    return pretrain(small_config(folder, **{"eval.ngram_baselines": True}), folder / "run")
 
 
-def config_of(place, **changes):
-    return texts.small_config(place / "corpus.jsonl", place / "cache", **changes)
+@pytest.fixture(scope="module")
+def plain_run(folder):
+    """The same without n-gram baselines: the result of a run of `small_config(folder)`."""
+    return pretrain(small_config(folder), folder / "plain")
 
 
-def test_a_run_leaves_what_it_should(run):
-    folder, result = run
-    assert result.finished
-    assert result.step == 12
-    assert {p.name for p in folder.iterdir() if not p.name.startswith(".")} == {
+def test_files_of_a_finished_run(run):
+    assert run.finished
+    assert run.step == 12
+    assert {p.name for p in run.workdir.iterdir() if not p.name.startswith(".")} == {
         "config.json",
         "checkpoints",
         "metrics.jsonl",
         "tensorboard",
         "hf",
     }
-    settings = json.loads((folder / "config.json").read_text())
-    assert settings["train"]["steps"] == 12
-    assert settings["init_from"] is None
-    assert sorted(int(p.name) for p in (folder / "checkpoints").iterdir()) == [8, 12]
-    assert list((folder / "tensorboard").iterdir())
+    config = json.loads((run.workdir / "config.json").read_text())
+    assert config["train"]["steps"] == 12
+    assert config["init_from"] is None
+    assert sorted(int(p.name) for p in (run.workdir / "checkpoints").iterdir()) == [8, 12]
+    assert list((run.workdir / "tensorboard").iterdir())
 
 
-def test_its_metrics(run):
-    folder, result = run
-    records = read_metrics(folder)
+def test_metrics_of_a_finished_run(run):
+    records = read_metrics(run.workdir)
     assert [r["step"] for r in records if "loss" in r] == [2, 4, 6, 8, 10, 12]
     assert [r["step"] for r in records if "eval_loss" in r] == [5, 10, 12]
     last = records[-1]
     assert last["finished"]
-    assert result.metrics.items() <= last.items()
+    assert run.metrics.items() <= last.items()
     assert last["eval_perplexity"] == pytest.approx(np.exp(last["eval_loss"]))
-    # Twelve steps teach little, but the yardsticks are those of the text, in their order.
+    # Twelve steps teach little, but a bigram model beats a unigram model, and that beats chance.
     assert 1 < last["bigram_perplexity"] < last["unigram_perplexity"] < 320
     first = records[0]["loss"]
     assert first == pytest.approx(np.log(320), rel=0.1)
@@ -75,9 +80,8 @@ def test_its_metrics(run):
 
 
 def test_the_export_is_the_trained_model(run):
-    folder, _ = run
-    model, params = weights.from_pretrained(folder)
-    tokenizer = RobertaTokenizer.from_pretrained(folder / "hf")
+    model, params = weights.from_pretrained(run.workdir)
+    tokenizer = RobertaTokenizer.from_pretrained(run.workdir / "hf")
     assert tokenizer.model_max_length == model.config.max_length == 16
     config = model.config
     assert config.vocab_size == len(tokenizer) == 320
@@ -85,115 +89,89 @@ def test_the_export_is_the_trained_model(run):
     assert (config.hidden_size, config.num_hidden_layers) == (32, 2)
     assert isinstance(model, RobertaForMaskedLM)
     assert all(np.isfinite(leaf).all() for leaf in jax.tree.leaves(params))
-    # The head sees the words: a trained model prefers some token to chance.
     ids = jnp.asarray([tokenizer.encode("The cat sees <mask> at home")])
-    logits = model.apply({"params": params}, ids).logits
+    logits = jax.jit(model.apply)({"params": params}, ids).logits
     assert logits.shape == (1, ids.shape[1], 320)
 
 
-def test_its_evaluation_is_that_of_the_export(run, place):
-    """The held-out loss in the records, recomputed from the exported folder."""
-    from roberta_jax.pretrain import _Run
-    from roberta_jax.pretraining.spec import Plan
-    from roberta_jax.pretraining.text import prepare
-
-    folder, result = run
-    config = config_of(place, **{"eval.ngram_baselines": True})
-    job = _Run(config, Plan(config), folder, None, prepare(config, progress=False))
-    model, params = weights.from_pretrained(folder)
-    loss_fn, count_fn = masked_lm_objective(model)
-    total = count = 0.0
-    dataset = job.held_out.datasets["full"]
-    for batch in eval_batches(dataset, batch_size=16, seed=0, engine="numpy"):
-        total += float(loss_fn(params, batch, None)["masked_lm"])
-        count += float(count_fn(batch)["masked_lm"])
-    assert total / count == pytest.approx(result.metrics["eval_loss"], rel=1e-5)
-
-
-def test_a_finished_run_says_so(run, place, capsys, monkeypatch):
-    folder, result = run
-    monkeypatch.setattr("roberta_jax.pretrain.prepare", None)  # nothing is prepared for it
-    again = pretrain(config_of(place, **{"eval.ngram_baselines": True}), folder)
+def test_a_finished_run_only_prints_its_result(run, folder, capsys, monkeypatch):
+    monkeypatch.setattr("roberta_jax.pretraining.text.prepare", None)  # no text is prepared
+    again = pretrain(small_config(folder, **{"eval.ngram_baselines": True}), run.workdir)
     assert "is finished: 12 steps" in capsys.readouterr().out
-    assert (again.finished, again.metrics) == (True, pytest.approx(result.metrics))
+    assert (again.finished, again.metrics) == (True, pytest.approx(run.metrics))
 
 
-def test_a_missing_export_is_written_again(place, capsys):
-    config = config_of(place)
-    pretrain(config, place / "export")
-    exported = place / "export" / "hf" / "model.safetensors"
-    before = exported.read_bytes()
-    records = read_metrics(place / "export")
-    for file in (place / "export" / "hf").iterdir():
-        file.unlink()
-    (place / "export" / "hf").rmdir()
-    assert pretrain(config, place / "export").finished
-    assert exported.read_bytes() == before
-    assert read_metrics(place / "export") == records
+def model_bytes(workdir):
+    return (workdir / "hf" / "model.safetensors").read_bytes()
 
 
-def test_more_steps_go_on(place):
-    straight = pretrain(config_of(place, **{"schedule.decay_steps": 20}), place / "straight")
-    short = config_of(place, **{"schedule.decay_steps": 20, "train.steps": 7})
-    assert pretrain(short, place / "longer").step == 7
-    longer = pretrain(config_of(place, **{"schedule.decay_steps": 20}), place / "longer")
-    assert straight.metrics == longer.metrics
-    assert same_model(place / "straight", place / "longer")
+def test_a_deleted_export_is_written_again(plain_run, folder, tmp_path):
+    workdir = pathlib.Path(shutil.copytree(plain_run.workdir, tmp_path / "run"))
+    records = read_metrics(workdir)
+    shutil.rmtree(workdir / "hf")
+    assert pretrain(small_config(folder), workdir).finished
+    assert model_bytes(workdir) == model_bytes(plain_run.workdir)
+    assert read_metrics(workdir) == records
 
 
-def same_model(*folders):
-    a, b = ((folder / "hf" / "model.safetensors").read_bytes() for folder in folders)
-    return a == b
+def test_a_run_in_two_parts_equals_one_run(plain_run, folder):
+    first_part = small_config(folder, **{"schedule.decay_steps": 12, "train.steps": 7})
+    assert pretrain(first_part, folder / "parts").step == 7
+    second_part = small_config(folder, **{"schedule.decay_steps": 12, "train.steps": 12})
+    result = pretrain(second_part, folder / "parts")
+    assert result.metrics == plain_run.metrics
+    assert model_bytes(folder / "parts") == model_bytes(plain_run.workdir)
 
 
-def test_where_and_how_a_run_is_done_changes_no_bit(place):
-    """The numpy and the tf.data engine, another cache and other cadences."""
+def test_engine_cache_and_cadence_change_no_bit(plain_run, folder):
     pytest.importorskip("tensorflow")
-    pretrain(config_of(place), place / "one")
     changes = {
         "data.engine": "tf",
-        "data.cache_dir": str(place / "cache2"),
+        "data.cache_dir": str(folder / "cache2"),
         "train.log_every": 3,
         "train.eval_every": 0,
         "train.checkpoint_every": 5,
     }
-    pretrain(config_of(place, **changes), place / "two")
-    assert same_model(place / "one", place / "two")
+    result = pretrain(small_config(folder, **changes), folder / "other_cadence")
+    assert model_bytes(plain_run.workdir) == model_bytes(result.workdir)
 
 
-def test_init_from_goes_on_with_weights_and_tokenizer(run, place):
-    folder, _ = run
-    # Of config.model only the dropouts count: the shape is the folder's.
-    changes = {"init_from": str(folder), "model.hidden_size": 64, "train.steps": 6}
-    result = pretrain(config_of(place, **changes), place / "continued")
-    model, _ = weights.from_pretrained(place / "continued")
+def test_init_from_starts_from_the_weights_and_the_tokenizer(run, folder):
+    # Of config.model only the dropout rates are used; the shape is that of the pretrained model.
+    changes = {"init_from": str(run.workdir), "model.hidden_size": 64, "train.steps": 6}
+    result = pretrain(small_config(folder, **changes), folder / "init_from")
+    model, _ = weights.from_pretrained(result.workdir)
     assert model.config.hidden_size == 32
-    before = RobertaTokenizer.from_pretrained(folder / "hf").fingerprint()
-    after = RobertaTokenizer.from_pretrained(place / "continued" / "hf").fingerprint()
+    before = RobertaTokenizer.from_pretrained(run.workdir / "hf").fingerprint()
+    after = RobertaTokenizer.from_pretrained(result.workdir / "hf").fingerprint()
     assert before == after
-    # It starts where the other ended, not from scratch.
-    first = read_metrics(place / "continued")[0]["loss"]
-    assert first < read_metrics(folder)[0]["loss"] - 0.05
+    # Its first loss is lower than that of the run that started from random weights.
+    first_loss = read_metrics(result.workdir)[0]["loss"]
+    assert first_loss < read_metrics(run.workdir)[0]["loss"] - 0.05
     assert result.finished
 
 
-def test_without_heldout_text_there_is_no_evaluation(place):
-    result = pretrain(config_of(place, **{"data.validation_fraction": 0.0}), place / "no_eval")
+def test_without_held_out_text_there_is_no_evaluation(folder):
+    result = pretrain(small_config(folder, **{"data.validation_fraction": 0.0}), folder / "no_eval")
     assert result.finished
     assert set(result.metrics) == {"epochs", "padding_share"}
-    assert all("eval_loss" not in record for record in read_metrics(place / "no_eval"))
+    assert all("eval_loss" not in record for record in read_metrics(result.workdir))
 
 
-def test_a_diverging_run_stops_and_keeps_its_checkpoint(place):
-    changes = {"optimizer.learning_rate": 1e30, "schedule.warmup_steps": 6}
+def test_a_diverging_run_stops_and_its_last_checkpoint_is_kept(folder):
+    changes = {
+        "optimizer.learning_rate": 1e30,
+        "schedule.warmup_steps": 6,
+        "train.checkpoint_every": 1,
+    }
     with pytest.raises(UsageError, match="training diverged"):
-        pretrain(config_of(place, **changes, **{"train.checkpoint_every": 1}), place / "diverged")
-    with Checkpoints(place / "diverged" / "checkpoints") as checkpoints:
+        pretrain(small_config(folder, **changes), folder / "diverged")
+    with Checkpoints(folder / "diverged" / "checkpoints") as checkpoints:
         assert checkpoints.latest_step() >= 1
-    assert not (place / "diverged" / "hf").exists()
+    assert not (folder / "diverged" / "hf").exists()
 
 
-def test_bert_style_settings_run(place):
+def test_the_recipe_of_bert(folder):
     changes = {
         "optimizer.decay_mask": "bert",
         "optimizer.bias_correction": False,
@@ -206,23 +184,18 @@ def test_bert_style_settings_run(place):
         "execution.scan_layers": False,
         "train.steps": 5,
     }
-    assert pretrain(config_of(place, **changes), place / "bert").finished
+    assert pretrain(small_config(folder, **changes), folder / "bert").finished
 
 
 @pytest.mark.skipif(
     jax.__version_info__ < (0, 8), reason="jaxlib 0.7 has no bfloat16 matrix products on the CPU"
 )
-def test_bfloat16_computes_and_float32_is_kept(place):
+def test_parameters_are_float32_when_activations_are_bfloat16(folder):
     changes = {"execution.dtype": "bfloat16", "train.steps": 5}
-    assert pretrain(config_of(place, **changes), place / "half").finished
-    _, params = weights.from_pretrained(place / "half")
+    result = pretrain(small_config(folder, **changes), folder / "bfloat16")
+    assert result.finished
+    _, params = weights.from_pretrained(result.workdir)
     assert {leaf.dtype for leaf in jax.tree.leaves(params)} == {jnp.dtype("float32")}
-
-
-@pytest.mark.skipif(jax.__version_info__ >= (0, 8), reason="newer ones compute it")
-def test_bfloat16_that_the_cpu_cannot_multiply_is_told_at_once(place):
-    with pytest.raises(UsageError, match="cannot multiply such matrices on this machine's CPU"):
-        pretrain(config_of(place, **{"execution.dtype": "bfloat16"}), place / "half")
 
 
 PAIRS = {
@@ -236,32 +209,31 @@ PAIRS = {
 
 
 @pytest.fixture(scope="module")
-def pairs_run(place):
-    """A finished run with next-sentence prediction: (its folder, its result)."""
-    return place / "pairs", pretrain(config_of(place, **PAIRS), place / "pairs")
+def pairs_run(folder):
+    """The result of a finished run with next-sentence prediction."""
+    return pretrain(small_config(folder, **PAIRS), folder / "pairs")
 
 
-def test_pairs_are_scored_and_recorded(pairs_run):
-    folder, result = pairs_run
-    assert 0 <= result.metrics["next_sentence_accuracy"] <= 1
-    assert result.metrics["next_sentence_loss"] == pytest.approx(np.log(2), rel=0.2)
-    assert result.metrics["eval_short_perplexity"] == pytest.approx(
-        np.exp(result.metrics["eval_short_loss"])
+def test_metrics_of_next_sentence_prediction(pairs_run):
+    assert 0 <= pairs_run.metrics["next_sentence_accuracy"] <= 1
+    assert pairs_run.metrics["next_sentence_loss"] == pytest.approx(np.log(2), rel=0.2)
+    assert pairs_run.metrics["eval_short_perplexity"] == pytest.approx(
+        np.exp(pairs_run.metrics["eval_short_loss"])
     )
-    assert 0 < result.metrics["padding_share"] < 0.3
-    assert result.metrics["epochs"] == pytest.approx(12 * 8 / 343)  # rows of one sampling
-    records = [record for record in read_metrics(folder) if "loss" in record]
+    assert 0 < pairs_run.metrics["padding_share"] < 0.3
+    assert pairs_run.metrics["epochs"] == pytest.approx(12 * 8 / 343)  # rows per sampling
+    records = [record for record in read_metrics(pairs_run.workdir) if "loss" in record]
     assert records[0]["loss"] == pytest.approx(
         records[0]["masked_lm_loss"] + records[0]["next_sentence_loss"], rel=1e-5
     )
 
 
-def test_the_export_of_pairs_is_a_masked_lm_and_a_head_beside_it(pairs_run):
-    folder, _ = pairs_run
-    with safetensors.safe_open(folder / "hf" / "model.safetensors", "np") as file:
+def test_the_next_sentence_head_is_exported_in_a_file_of_its_own(pairs_run):
+    export = pairs_run.workdir / "hf"
+    with safetensors.safe_open(export / "model.safetensors", "np") as file:
         assert {name.split(".")[0] for name in file.keys()} == {"roberta", "lm_head"}  # noqa: SIM118
         assert file.get_slice("roberta.embeddings.token_type_embeddings.weight").get_shape()[0] == 2
-    with safetensors.safe_open(folder / "hf" / "nsp_head.safetensors", "np") as file:
+    with safetensors.safe_open(export / "nsp_head.safetensors", "np") as file:
         shapes = {name: file.get_slice(name).get_shape() for name in file.keys()}  # noqa: SIM118
     assert shapes == {
         "bert.pooler.dense.weight": [32, 32],
@@ -269,105 +241,132 @@ def test_the_export_of_pairs_is_a_masked_lm_and_a_head_beside_it(pairs_run):
         "cls.seq_relationship.weight": [2, 32],
         "cls.seq_relationship.bias": [2],
     }
-    model, _ = weights.from_pretrained(folder)
+    model, _ = weights.from_pretrained(pairs_run.workdir)
     assert isinstance(model, RobertaForMaskedLM)
 
 
-def test_init_from_takes_the_second_head_along(pairs_run, place):
-    """Scored as it is before any training: as the run that it goes on from ended."""
-    folder, result = pairs_run
-    changes = {**PAIRS, "init_from": str(folder), "train.steps": 5, "optimizer.learning_rate": 0.0}
-    again = pretrain(config_of(place, **changes), place / "pairs_again")
+def test_init_from_reads_the_next_sentence_head(pairs_run, folder):
+    """With a learning rate of 0, the final scores are those of the run it starts from."""
+    changes = {
+        **PAIRS,
+        "init_from": str(pairs_run.workdir),
+        "train.steps": 5,
+        "optimizer.learning_rate": 0.0,
+    }
+    again = pretrain(small_config(folder, **changes), folder / "pairs_again")
     for name in ("next_sentence_loss", "next_sentence_accuracy", "eval_loss", "eval_short_loss"):
-        assert again.metrics[name] == pytest.approx(result.metrics[name], rel=1e-5), name
+        assert again.metrics[name] == pytest.approx(pairs_run.metrics[name], rel=1e-5), name
 
 
-def test_init_from_begins_a_second_head_where_there_is_none(run, place):
-    changes = {**PAIRS, "init_from": str(run[0]), "seq_len": 16, "train.steps": 5}
-    result = pretrain(config_of(place, **changes), place / "new_head")
+def test_init_from_adds_a_new_next_sentence_head_where_there_is_none(run, folder):
+    changes = {**PAIRS, "init_from": str(run.workdir), "seq_len": 16, "train.steps": 5}
+    result = pretrain(small_config(folder, **changes), folder / "new_head")
     assert result.finished
-    assert (place / "new_head" / "hf" / "nsp_head.safetensors").exists()
+    assert (result.workdir / "hf" / "nsp_head.safetensors").exists()
 
 
-def test_all_settings_are_scored_on_the_same_rows_and_masks(pairs_run, place):
-    """Whatever is trained on: format, masking, batch."""
-    from roberta_jax.pretraining.datasets import held_out_rows
-    from roberta_jax.pretraining.spec import Plan
-    from roberta_jax.pretraining.text import prepare
-
-    found = []
-    for changes in (
-        PAIRS,
-        {"data.format": "doc_sentences", "masking.scheme": "span", "masking.rate": 0.4},
-        {"masking.dupe_factor": 10, "seed": 7, "train.batch_size": 2},
-    ):
-        config = config_of(place, **{**changes, "seq_len": 48, "eval.short_inputs": True})
-        prepared = prepare(config, progress=False)
-        datasets = held_out_rows(config, prepared, Plan(config).pairs, token_types=False)
-        batches = [
-            list(eval_batches(datasets[name], batch_size=8, seed=config.eval.seed, engine="numpy"))
-            for name in ("full", "short")
-        ]
-        found.append(batches)
-    for other in found[1:]:
-        jax.tree.map(np.testing.assert_array_equal, found[0], other)
-
-
-def test_more_steps_need_a_schedule(run, place):
-    folder, _ = run
-    config = config_of(place, **{"eval.ngram_baselines": True, "train.steps": 20})
+def test_a_longer_run_needs_the_end_of_the_decay(run, folder):
+    config = small_config(folder, **{"eval.ngram_baselines": True, "train.steps": 20})
     with pytest.raises(UsageError, match=r"planned for 12 steps.*decay_steps=20.*decay_steps=12"):
-        pretrain(config, folder)
-    assert json.loads((folder / "config.json").read_text())["train"]["steps"] == 12
+        pretrain(config, run.workdir)
+    assert json.loads((run.workdir / "config.json").read_text())["train"]["steps"] == 12
 
 
-@pytest.mark.parametrize(
-    ("changes", "message"),
-    [
-        ({"objective.next_sentence": True}, "next_sentence needs pairs.*'full_sentences'"),
-        ({"data.format": "pairs"}, "data.format is 'pairs'.*segment_pair"),
-        ({"data.format": "segment_pair", "data.dupe_factor": 0}, "sampled at least once"),
-        ({"data.format": "segment_pair", "data.num_separators": 3}, "1 or 2"),
-        ({"data.format": "segment_pair", "data.short_seq_prob": 2.0}, "from 0 to 1"),
-        ({"data.format": "sentence_pair", "seq_len": 5}, "a pair takes at least 6"),
-        ({"masking.scheme": "line"}, "masking.scheme"),
-        ({"masking.dupe_factor": 0}, "masking.dupe_factor"),
-        ({"data.mixture": ({"file": "x"},)}, "mixture: corpus 1 has 'file'"),
-        ({"data.max_tokens": 0}, "max_tokens is 0"),
-        ({"optimizer.name": "sgd"}, "optimizer.name='sgd' is unknown: use one of adamw, lamb"),
-    ],
-)
-def test_what_cannot_be_trained_is_told_before_any_text_is_read(place, changes, message):
-    changes = {"data.files": "nowhere/*.txt", **changes}
-    with pytest.raises(UsageError, match=message):
-        pretrain(config_of(place, **changes), place / "never")
-    assert not (place / "never").exists()
-
-
-def test_corpora_are_mixed(place):
-    other = texts.write_corpus(place / "other.jsonl", count=40)
+def test_a_mixture_of_corpora(folder):
+    other = texts.write_corpus(folder / "other.jsonl", count=40)
     changes = {
         "data.mixture": ({"files": str(other), "weight": 2.0, "max_tokens": 500},),
         "train.steps": 6,
     }
-    result = pretrain(config_of(place, **changes), place / "mixed")
+    result = pretrain(small_config(folder, **changes), folder / "mixed")
     assert result.finished
-    straight = pretrain(config_of(place, **changes), place / "mixed")  # finished: says so
-    assert straight.metrics == result.metrics
+    again = pretrain(small_config(folder, **changes), folder / "mixed")  # reads the saved config
+    assert again.metrics == result.metrics
 
 
-def test_flops_by_formula():
-    """Against the compiler's count of an unrolled model's forward pass, three times."""
-    config = RobertaConfig(
-        vocab_size=1000, hidden_size=64, num_hidden_layers=3, num_attention_heads=4,
-        intermediate_size=256, max_position_embeddings=34,
-    )  # fmt: skip
-    model = RobertaForMaskedLM(config, Execution(scan_layers=False))
-    ids, slots = jnp.zeros((4, 32), jnp.int32), jnp.zeros((4, 8), jnp.int32)
-    params = jax.eval_shape(model.init, jax.random.key(0), ids)["params"]
+# What is wrong -> (changes to a good config, a pattern that the message must match). Names of
+# files and folders are those in the folder of these tests.
+WRONG_TEXT = {
+    "no corpus": ({"data.files": None}, r"data\.files"),
+    "missing corpus": ({"data.files": "/missing/*.jsonl"}, r"/missing/\*\.jsonl"),
+    "empty corpus": ({"data.files": "empty.jsonl"}, r"no documents.*config\.data"),
+    "unknown source": ({"data.source": "web"}, "'web'.*builtin.*files"),
+    "nothing held out": (
+        {"data.validation_fraction": 1e-9},
+        "validation_fraction.*Raise it",
+    ),
+    "corpus smaller than a batch": (
+        {"data.files": "short.jsonl", "train.batch_size": 512, "data.validation_fraction": 0.0},
+        r"fewer than one batch.*train\.batch_size=512.*or less",
+    ),
+    "vocabulary larger than the text allows": (
+        {"new_tokenizer.vocab_size": 30_000},
+        "vocab.*30000",
+    ),
+    "missing tokenizer": ({"tokenizer": "missing"}, "missing"),
+    "missing model": ({"init_from": "missing"}, "missing"),
+    "tokenizer of another model": (
+        {"init_from": "run", "tokenizer": "larger_tokenizer"},
+        "330 ids.*320",
+    ),
+}
 
-    def forward(params, ids, slots):
-        return model.apply({"params": params}, ids, masked_positions=slots).logits
 
-    counted = jax.jit(forward).lower(params, ids, slots).compile().cost_analysis()["flops"]
-    assert training_flops(config, 4, 32, 8) == pytest.approx(3 * counted, rel=0.1)
+@pytest.mark.parametrize("mistake", WRONG_TEXT)
+def test_wrong_text_is_refused_before_training(run, folder, tmp_path, mistake):
+    changes, pattern = WRONG_TEXT[mistake]
+    (folder / "empty.jsonl").write_text("")
+    texts.write_corpus(folder / "short.jsonl", count=4)
+    if "tokenizer" in changes:
+        tokenizer = RobertaTokenizer.train(texts.documents(100), vocab_size=330)
+        tokenizer.save_pretrained(folder / "larger_tokenizer")
+    for key in ("data.files", "init_from", "tokenizer"):
+        if changes.get(key):
+            changes = {**changes, key: str(folder / changes[key])}
+    with pytest.raises(UsageError, match=pattern) as error:
+        pretrain(small_config(folder, **changes), tmp_path / "run")
+    one_screen(error.value)
+    assert not (tmp_path / "run" / "checkpoints" / "0").exists()
+
+
+@pytest.mark.parametrize(
+    "changes",
+    [
+        {"optimizer.name": "sgd"},
+        {"masking.scheme": "line"},
+        {"objective.next_sentence": True},
+        {"data.max_tokens": 0},
+        {"init_from": "missing"},
+    ],
+)
+def test_a_wrong_config_is_refused_before_the_workdir_is_created(folder, tmp_path, changes):
+    with pytest.raises(UsageError):
+        pretrain(small_config(folder, **{"data.files": "missing", **changes}), tmp_path / "run")
+    assert not (tmp_path / "run").exists()
+
+
+# The command line.
+
+
+@pytest.mark.parametrize(
+    ("override", "message"),
+    [
+        ("--config.train.stps=3", "did you mean --config.train.steps"),
+        ("--config.train.steps=many", "integer"),
+        ("--config.optimizer.learning_rate=fast", "number"),
+        ("--config.eval.ngram_baselines=perhaps", "true or false"),
+        ("--config.train.per_device_batch_size=few", "per_device_batch_size"),
+    ],
+)
+def test_wrong_flags(override, message):
+    with pytest.raises(UsageError, match=message) as error:
+        cli.parse(["pretrain", "--config=configs/pretrain.py:tiny", override])
+    one_screen(error.value)
+
+
+def test_no_workdir(capsys, monkeypatch):
+    monkeypatch.setattr(sys, "argv", ["pretrain", "--config=configs/pretrain.py:tiny"])
+    with pytest.raises(SystemExit) as exit:
+        cli.run_config_job(pretrain_module.main, pretrain_module._flags)
+    assert exit.value.code == 2
+    assert "--workdir=runs/tiny" in capsys.readouterr().err

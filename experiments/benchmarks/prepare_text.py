@@ -25,8 +25,9 @@ import tiktoken
 import tokenizers
 
 from roberta_jax.data.store.build import Recipe, build_stores
-from roberta_jax.data.text.corpus import TextSource, open_corpus
+from roberta_jax.data.text.corpus import open_corpus
 from roberta_jax.data.text.sentences import split_sentences
+from roberta_jax.data.text.source import TextSource
 from roberta_jax.tokenizer import RobertaTokenizer
 from roberta_jax.tokenizer.bulk import BulkEncoder
 

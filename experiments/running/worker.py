@@ -39,7 +39,7 @@ def check(points: Sequence["Point"], *, this_machine: bool = True) -> None:
       UsageError: some configs are wrong; it lists all errors.
     """
     from roberta_jax.errors import UsageError
-    from roberta_jax.pretraining.spec import Plan
+    from roberta_jax.pretraining.spec import read_spec
 
     errors: dict[str, list[Point]] = {}
     for point in points:
@@ -47,9 +47,9 @@ def check(points: Sequence["Point"], *, this_machine: bool = True) -> None:
             config = point.config()
             if not this_machine:
                 with config.unlocked():
-                    config.mesh = {"data": -1, "fsdp": 1, "tensor": 1}
+                    config.mesh.update({"data": -1, "fsdp": 1, "tensor": 1})
                     config.init_from = None
-            Plan(config)
+            read_spec(config)
         except UsageError as error:
             errors.setdefault(_without_point(point, str(error)), []).append(point)
     if errors:
@@ -63,20 +63,17 @@ def prepare(points: Sequence["Point"]) -> None:
       UsageError: some configs are wrong, or some texts cannot be prepared; it lists all errors.
     """
     check(points)
-    import json
-
     from roberta_jax.errors import UsageError
     from roberta_jax.pretraining.text import prepare as prepare_text
+    from roberta_jax.pretraining.text_spec import read_text_spec
 
     prepared, errors = set(), {}
     for point in points:
-        config = point.config()
-        parts = [config.data.to_dict(), config.new_tokenizer.to_dict()]
-        key = json.dumps([*parts, config.tokenizer, config.init_from], sort_keys=True)
-        if key not in prepared:
-            prepared.add(key)
+        spec = read_text_spec(point.config())
+        if spec not in prepared:
+            prepared.add(spec)
             try:
-                prepare_text(config)
+                prepare_text(spec)
             except UsageError as error:
                 errors[str(error)] = [point]
     if errors:

@@ -7,8 +7,8 @@ from collections.abc import Collection, Mapping
 from etils import epath
 
 from roberta_jax.errors import UsageError
-from roberta_jax.pretrain import finished_metrics
 from roberta_jax.training.metrics import read_metrics
+from roberta_jax.training.run import finished_metrics
 
 FINISHED = "finished"  # the state of a finished run, or how that state begins
 EVALUATIONS = "evaluations"  # the folder of a workdir with the metrics of the study's evaluations

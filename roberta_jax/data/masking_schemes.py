@@ -17,14 +17,11 @@ from __future__ import annotations
 import dataclasses
 import functools
 from collections.abc import Callable
-from typing import TYPE_CHECKING, NamedTuple
+from typing import Any, NamedTuple
 
 import numpy as np
 
 from roberta_jax.data import hashing, word_spans
-
-if TYPE_CHECKING:
-    from roberta_jax.data.masking import Masking
 
 _SHIFT = np.uint64(32)  # probabilities and random numbers are integers out of 2^32
 
@@ -49,7 +46,7 @@ class MaskingContext:
     """The rows that a scheme chooses from, and the randomness to choose with.
 
     Attributes:
-      masking: The options.
+      masking: The options, a `masking.Masking`.
       num_slots: K.
       ids_BL: int32, token ids before masking. A scheme must not change them.
       lengths_BM: int64, number of tokens of each of a row's inputs, 0 for inputs that do not exist.
@@ -62,7 +59,7 @@ class MaskingContext:
         `SCHEMES` has `needs_word_starts=False`.
     """
 
-    masking: Masking
+    masking: Any
     num_slots: int
     ids_BL: np.ndarray
     lengths_BM: np.ndarray

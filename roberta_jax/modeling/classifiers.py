@@ -1,7 +1,7 @@
-"""The heads that classify: sequences, choices, tokens, and the ends of an answer.
+"""The classification heads: sequences, multiple choice, tokens, and answer spans.
 
-Their logits and losses are float32. Each `loss` gives sums and counts, like all losses here (see
-`losses`). `classifier_dropout` comes before the last layer, `hidden_dropout_prob` where it is None.
+Logits and losses are float32. `loss` and `count` follow the contract described in `heads`.
+`classifier_dropout` is applied before the last layer, `hidden_dropout_prob` where it is None.
 
 Array names carry their shape: B inputs, L tokens an input, C classes, N choices.
 """
@@ -44,7 +44,7 @@ def _last_layer(config: RobertaConfig, features: int) -> Dense:
 
 
 class RobertaForSequenceClassification(nn.Module):
-    """A class, several, or a number for each input.
+    """Sequence classification: one label, several labels or a number for each input.
 
     Attributes:
       config: the model's shape; `num_labels` classes.
@@ -64,20 +64,36 @@ class RobertaForSequenceClassification(nn.Module):
         logits = self.classifier(output.last_hidden_state, deterministic)
         return LogitsOutput(logits, output.hidden_states, output.attentions)
 
-    def loss(self, *, labels: jax.Array, **inputs: Any) -> tuple[jax.Array, jax.Array]:
-        """The loss, summed, and what to divide it by; see `losses.classification_loss`.
+    def loss(
+        self, *, labels: jax.Array, example_weights: jax.Array | None = None, **inputs: Any
+    ) -> dict[str, jax.Array]:
+        """{"classification": summed loss}; see `losses.classification_loss`.
 
         Args:
           labels: int [B] for one class each, float [B, C] of 0 and 1 for several, float [B] or
-            [B, C] for numbers. `config.problem_type` says which; None decides by the number of
+            [B, C] for regression. `config.problem_type` says which; None decides by the number of
             labels and their type.
+          example_weights: float [B], 0 for an input that only fills up the batch and 1 for the
+            others; None counts all.
           inputs: see `RobertaModel.__call__`.
         """
-        return losses.classification_loss(self(**inputs).logits, labels, self.config.problem_type)
+        return {"classification": self._loss(self(**inputs).logits, labels, example_weights)[0]}
+
+    @nn.nowrap
+    def count(
+        self, *, labels: jax.Array, example_weights: jax.Array | None = None, **inputs: Any
+    ) -> dict[str, jax.Array]:
+        """{"classification": what to divide the summed loss by}."""
+        no_logits = jnp.zeros((labels.shape[0], self.config.num_labels))
+        return {"classification": self._loss(no_logits, labels, example_weights)[1]}
+
+    @nn.nowrap
+    def _loss(self, logits_BC, labels, weights_B):
+        return losses.classification_loss(logits_BC, labels, self.config.problem_type, weights_B)
 
 
 class RobertaForTokenClassification(nn.Module):
-    """A class for each token.
+    """Token classification: a label for each token.
 
     Attributes:
       config: the model's shape; `num_labels` classes.
@@ -98,18 +114,23 @@ class RobertaForTokenClassification(nn.Module):
         logits = self.classifier(self.dropout(output.last_hidden_state, deterministic))
         return LogitsOutput(logits, output.hidden_states, output.attentions)
 
-    def loss(self, *, labels: jax.Array, **inputs: Any) -> tuple[jax.Array, jax.Array]:
-        """The summed cross-entropy in nats and the number of targets.
+    def loss(self, *, labels: jax.Array, **inputs: Any) -> dict[str, jax.Array]:
+        """{"token_classification": summed cross-entropy in nats}.
 
         Args:
-          labels: int [B, L], -100 for no target.
+          labels: int [B, L], -100 where there is no target.
           inputs: see `RobertaModel.__call__`.
         """
-        return losses.label_loss(self(**inputs).logits, labels)
+        return {"token_classification": losses.label_loss(self(**inputs).logits, labels)[0]}
+
+    @nn.nowrap
+    def count(self, *, labels: jax.Array, **inputs: Any) -> dict[str, jax.Array]:
+        """{"token_classification": number of targets}."""
+        return {"token_classification": losses.label_count(labels)}
 
 
 class RobertaForMultipleChoice(nn.Module):
-    """Which of several inputs is the right one.
+    """Multiple choice: a score for each choice of a question.
 
     Attributes:
       config: the model's shape.
@@ -170,18 +191,23 @@ class RobertaForMultipleChoice(nn.Module):
             scores.reshape(-1, given.shape[1]), output.hidden_states, output.attentions
         )
 
-    def loss(self, *, labels: jax.Array, **inputs: Any) -> tuple[jax.Array, jax.Array]:
-        """The summed cross-entropy in nats and the number of targets.
+    def loss(self, *, labels: jax.Array, **inputs: Any) -> dict[str, jax.Array]:
+        """{"multiple_choice": summed cross-entropy in nats}.
 
         Args:
-          labels: int [B], the right choice, -100 for none.
+          labels: int [B], the correct choice; -100 for a question that does not count.
           inputs: see `__call__`.
         """
-        return losses.label_loss(self(**inputs).logits, labels)
+        return {"multiple_choice": losses.label_loss(self(**inputs).logits, labels)[0]}
+
+    @nn.nowrap
+    def count(self, *, labels: jax.Array, **inputs: Any) -> dict[str, jax.Array]:
+        """{"multiple_choice": number of questions that count}."""
+        return {"multiple_choice": losses.label_count(labels)}
 
 
 class RobertaForQuestionAnswering(nn.Module):
-    """Where in an input an answer starts and ends.
+    """Extractive question answering: where in an input the answer starts and ends.
 
     Attributes:
       config: the model's shape.
@@ -205,20 +231,30 @@ class RobertaForQuestionAnswering(nn.Module):
 
     def loss(
         self, *, start_positions: jax.Array, end_positions: jax.Array, **inputs: Any
-    ) -> tuple[jax.Array, jax.Array]:
-        """The losses of starts and ends, float32 [2], each with its own count [2].
+    ) -> dict[str, jax.Array]:
+        """{"start": ..., "end": ...}: half of each summed cross-entropy, in nats.
 
-        The loss is the mean of the two quotients. A position outside the input is no target: that
-        is how windows without the answer are marked.
+        Halves, because the loss is the mean of the two quotients. A position outside the input is
+        no target; that is how windows without the answer are marked.
 
         Args:
           start_positions, end_positions: int [B].
           inputs: see `RobertaModel.__call__`.
         """
         output = self(**inputs)
-        found = [
-            losses.span_loss(output.start_logits, start_positions),
-            losses.span_loss(output.end_logits, end_positions),
-        ]
-        totals, counts = zip(*found, strict=True)
-        return jnp.stack(totals), jnp.stack(counts)
+        return {
+            "start": 0.5 * losses.span_loss(output.start_logits, start_positions)[0],
+            "end": 0.5 * losses.span_loss(output.end_logits, end_positions)[0],
+        }
+
+    @nn.nowrap
+    def count(
+        self, *, start_positions: jax.Array, end_positions: jax.Array, **inputs: Any
+    ) -> dict[str, jax.Array]:
+        """{"start": ..., "end": ...}: the number of positions inside their inputs."""
+        given = inputs.get("input_ids")
+        length = (inputs["inputs_embeds"] if given is None else given).shape[1]
+        return {
+            "start": losses.span_count(start_positions, length),
+            "end": losses.span_count(end_positions, length),
+        }

@@ -1,16 +1,30 @@
-"""Every `RobertaFor…` class: the language models here, the others from `classifiers`.
+"""The `RobertaFor…` classes: the language models are defined here, the others in `classifiers`.
+
+Every head has the same two methods for training, which take a batch's arrays as keywords:
+
+    loss(**batch, deterministic=...) -> {objective: summed loss}
+    count(**batch)                   -> {objective: what to divide that sum by}
+
+The loss of a batch is the sum over the objectives of sum / count. Sums and counts add up over
+microbatches, devices and hosts; means would not, where the parts differ in their number of targets.
+`count` needs no parameters and is called on the module itself, `loss` through `apply`:
+
+    sums = model.apply({"params": params}, **batch, method="loss")
+    counts = model.count(**batch)
+    loss = sum(sums[name] / counts[name] for name in sums)
 
 Array names carry their shape: B inputs, L tokens an input, D hidden width, K masked positions an
-input, V vocabulary, N targets.
+input, M inputs that share a row, V vocabulary, N targets.
 """
 
 from typing import Any
 
+import flax
 import flax.linen as nn
 import jax
 import jax.numpy as jnp
 
-from roberta_jax.kernels.cross_entropy import projected_cross_entropy
+from roberta_jax.kernels.cross_entropy import cross_entropy, projected_cross_entropy
 from roberta_jax.modeling.activations import gelu
 from roberta_jax.modeling.classifiers import (
     RobertaForMultipleChoice,
@@ -22,13 +36,13 @@ from roberta_jax.modeling.config import RobertaConfig
 from roberta_jax.modeling.execution import Execution
 from roberta_jax.modeling.inputs import shape_error
 from roberta_jax.modeling.layers import Dense, LayerNorm, replicated
-from roberta_jax.modeling.losses import IGNORE_INDEX
+from roberta_jax.modeling.losses import IGNORE_INDEX, label_count
 from roberta_jax.modeling.model import RobertaModel
 from roberta_jax.modeling.outputs import LogitsOutput
 
 
 class Decoder(nn.Module):
-    """The last product's kernel [D, V], where it is not the word table."""
+    """The decoder's own kernel [D, V], where it is not tied to the word embeddings."""
 
     config: RobertaConfig
 
@@ -81,7 +95,11 @@ class LMHead(nn.Module):
         )
 
     def loss(self, x: jax.Array, words_VD: jax.Array, labels: jax.Array) -> jax.Array:
-        """[..., D] and labels [...] to the negative log-likelihoods [...], in nats."""
+        """[..., D] and labels [...] to the negative log-likelihoods [...], in nats.
+
+        Equal to the cross-entropy of the logits, but faster and in a fraction of the memory: the
+        logits are never materialised as a whole (see `projected_cross_entropy`).
+        """
         x_ND = self.transform(x).reshape(-1, x.shape[-1])
         table_VD = self._table(words_VD, x_ND.dtype)
         loss_N = projected_cross_entropy(x_ND, table_VD, self.bias, labels.reshape(-1))
@@ -137,26 +155,24 @@ class RobertaForMaskedLM(nn.Module):
         masked_labels: jax.Array,
         masked_weights: jax.Array,
         **inputs: Any,
-    ) -> tuple[jax.Array, jax.Array]:
-        """The training loss, summed, and the number of targets; a batch's arrays are its arguments.
-
-        Equal to `losses.masked_lm_loss` of the logits, but faster and in a fraction of the memory:
-        the logits are never whole (see `losses.projected_cross_entropy`). Use it as
-        `model.apply({"params": params}, **batch, deterministic=False, rngs=..., method="loss")`.
+    ) -> dict[str, jax.Array]:
+        """{"masked_lm": summed negative log-likelihood in nats}, a float32 scalar.
 
         Args:
           masked_positions: int [B, K], in [0, L).
           masked_labels: int [B, K], in [0, V).
           masked_weights: float [B, K], 1 for a target and 0 for an empty slot.
           inputs: see `RobertaModel.__call__`.
-
-        Returns:
-          (sum of weight * negative log-likelihood in nats, sum of weights), float32 scalars.
         """
-        x = at_positions(self.roberta(**inputs).last_hidden_state, masked_positions)
+        x_BLD = self.roberta(**inputs).last_hidden_state
         table = self.roberta.embeddings.word_embeddings.embedding
-        weights = masked_weights.astype(jnp.float32)
-        return jnp.sum(self.lm_head.loss(x, table, masked_labels) * weights), jnp.sum(weights)
+        losses_BK = self.lm_head.loss(at_positions(x_BLD, masked_positions), table, masked_labels)
+        return {"masked_lm": jnp.sum(losses_BK * masked_weights.astype(jnp.float32))}
+
+    @nn.nowrap
+    def count(self, *, masked_weights: jax.Array, **inputs: Any) -> dict[str, jax.Array]:
+        """{"masked_lm": number of targets}."""
+        return {"masked_lm": jnp.sum(masked_weights.astype(jnp.float32))}
 
 
 class RobertaForCausalLM(nn.Module):
@@ -187,23 +203,155 @@ class RobertaForCausalLM(nn.Module):
             logits, output.hidden_states, output.attentions, output.cross_attentions
         )
 
-    def loss(self, *, labels: jax.Array, **inputs: Any) -> tuple[jax.Array, jax.Array]:
-        """The training loss, summed, and the number of targets.
+    def loss(self, *, labels: jax.Array, **inputs: Any) -> dict[str, jax.Array]:
+        """{"causal_lm": summed negative log-likelihood in nats}, a float32 scalar.
 
         Args:
           labels: int [B, L], usually the input ids themselves: the token at position i + 1 is the
             target of position i. -100 is no target.
           inputs: see `RobertaModel.__call__`.
-
-        Returns:
-          (sum of negative log-likelihoods in nats, number of targets), float32 scalars.
         """
         x_BLD = self.roberta(**inputs).last_hidden_state[:, :-1]
         targets = labels[:, 1:]
         weights = (targets != IGNORE_INDEX).astype(jnp.float32)
         table = self.roberta.embeddings.word_embeddings.embedding
         losses = self.lm_head.loss(x_BLD, table, jnp.where(weights > 0, targets, 0))
-        return jnp.sum(losses * weights), jnp.sum(weights)
+        return {"causal_lm": jnp.sum(losses * weights)}
+
+    @nn.nowrap
+    def count(self, *, labels: jax.Array, **inputs: Any) -> dict[str, jax.Array]:
+        """{"causal_lm": number of targets}."""
+        return {"causal_lm": label_count(labels[:, 1:])}
+
+
+@flax.struct.dataclass
+class PreTrainingOutput:
+    """Attributes:
+
+    logits: float32 [B, L, V], or [B, K, V] at masked positions.
+    next_sentence_logits: float32 [B, M, 2]: class 0 means that the second text follows the first,
+      class 1 that it is random.
+    """
+
+    logits: jax.Array
+    next_sentence_logits: jax.Array
+
+
+class NextSentenceHead(nn.Module):
+    """BERT's pooler and its classifier: tanh(dense(first token)), then two logits."""
+
+    config: RobertaConfig
+    execution: Execution
+
+    def setup(self):
+        width, spread = self.config.hidden_size, self.config.initializer_range
+        self.pooler = Dense(width, ("embed", "heads"), spread, self.execution.dtype)
+        self.classifier = Dense(2, ("embed", None), spread, jnp.float32)
+
+    def __call__(self, x_BMD: jax.Array) -> jax.Array:
+        """The inputs' first vectors [B, M, D] to float32 logits [B, M, 2]."""
+        return self.classifier(jnp.tanh(self.pooler(x_BMD)).astype(jnp.float32))
+
+
+class RobertaForPreTraining(nn.Module):
+    """RoBERTa with BERT's two objectives: masked LM and next-sentence prediction.
+
+    Its parameters are `RobertaForMaskedLM`'s and, under "next_sentence", the second head's.
+
+    Attributes:
+      config: the model's shape.
+      execution: how to compute it.
+    """
+
+    config: RobertaConfig
+    execution: Execution = Execution()
+
+    def setup(self):
+        self.roberta = RobertaModel(self.config, self.execution)
+        self.lm_head = LMHead(self.config, self.execution)
+        self.next_sentence = NextSentenceHead(self.config, self.execution)
+
+    def __call__(
+        self,
+        *args: Any,
+        masked_positions: jax.Array | None = None,
+        next_sentence_positions: jax.Array | None = None,
+        **inputs: Any,
+    ) -> PreTrainingOutput:
+        """Predicts masked tokens and whether texts follow each other.
+
+        Args:
+          masked_positions: as for `RobertaForMaskedLM`.
+          next_sentence_positions: int [B, M], the first token of each input of a row; None takes
+            each row as one input.
+          others: see `RobertaModel.__call__`.
+        """
+        x_BLD = self.roberta(*args, **inputs).last_hidden_state
+        if next_sentence_positions is None:
+            next_sentence_positions = jnp.zeros((x_BLD.shape[0], 1), jnp.int32)
+        table = self.roberta.embeddings.word_embeddings.embedding
+        return PreTrainingOutput(
+            self.lm_head(at_positions(x_BLD, masked_positions), table),
+            self.next_sentence(at_positions(x_BLD, next_sentence_positions)),
+        )
+
+    def loss(self, **batch: Any) -> dict[str, jax.Array]:
+        """{"masked_lm": ..., "next_sentence": ...}: summed negative log-likelihoods in nats.
+
+        An objective whose targets are not in the batch is left out.
+
+        Args:
+          batch: see `evaluate`.
+        """
+        scores = self.evaluate(**batch)
+        scores.pop("next_sentence_accuracy", None)
+        return scores
+
+    def evaluate(
+        self,
+        *,
+        masked_positions: jax.Array | None = None,
+        masked_labels: jax.Array | None = None,
+        masked_weights: jax.Array | None = None,
+        next_sentence_positions: jax.Array | None = None,
+        next_sentence_labels: jax.Array | None = None,
+        next_sentence_weights: jax.Array | None = None,
+        **inputs: Any,
+    ) -> dict[str, jax.Array]:
+        """The losses, and {"next_sentence_accuracy": number of pairs classified correctly}.
+
+        Args:
+          masked_positions, masked_labels, masked_weights: as for `RobertaForMaskedLM.loss`.
+          next_sentence_positions: int [B, M], in [0, L).
+          next_sentence_labels: int [B, M], 0 where the second text follows, 1 where it is random.
+          next_sentence_weights: float [B, M], 1 for a pair and 0 for an empty slot.
+          inputs: see `RobertaModel.__call__`.
+        """
+        x_BLD = self.roberta(**inputs).last_hidden_state
+        scores = {}
+        if masked_positions is not None:
+            table = self.roberta.embeddings.word_embeddings.embedding
+            x_BKD = at_positions(x_BLD, masked_positions)
+            losses_BK = self.lm_head.loss(x_BKD, table, masked_labels)
+            scores["masked_lm"] = jnp.sum(losses_BK * masked_weights)
+        if next_sentence_positions is not None:
+            logits_BM2 = self.next_sentence(at_positions(x_BLD, next_sentence_positions))
+            losses_BM = cross_entropy(logits_BM2, next_sentence_labels)
+            correct_BM = jnp.argmax(logits_BM2, axis=-1) == next_sentence_labels
+            scores["next_sentence"] = jnp.sum(losses_BM * next_sentence_weights)
+            scores["next_sentence_accuracy"] = jnp.sum(correct_BM * next_sentence_weights)
+        return scores
+
+    @nn.nowrap
+    def count(self, **batch: jax.Array) -> dict[str, jax.Array]:
+        """The divisors of what `loss` and `evaluate` give for this batch."""
+        counts = {}
+        if "masked_weights" in batch:
+            counts["masked_lm"] = jnp.sum(batch["masked_weights"])
+        if "next_sentence_weights" in batch:
+            pairs = jnp.sum(batch["next_sentence_weights"])
+            counts |= {"next_sentence": pairs, "next_sentence_accuracy": pairs}
+        return counts
 
 
 def at_positions(x_BLD, positions_BK):

@@ -78,8 +78,21 @@ def span_loss(logits_BL: jax.Array, positions_B: jax.Array) -> tuple[jax.Array, 
     return label_loss(logits_BL, jnp.where(positions_B < length, positions_B, IGNORE_INDEX))
 
 
+def label_count(labels: jax.Array) -> jax.Array:
+    """The number of targets among labels, of which -100 is none; float32 scalar."""
+    return jnp.sum((labels != IGNORE_INDEX).astype(jnp.float32))
+
+
+def span_count(positions_B: jax.Array, length: int) -> jax.Array:
+    """The number of positions inside inputs of this length; float32 scalar. See `span_loss`."""
+    return jnp.sum((positions_B.reshape(-1) < length).astype(jnp.float32))
+
+
 def classification_loss(
-    logits_BC: jax.Array, labels: jax.Array, problem_type: str | None = None
+    logits_BC: jax.Array,
+    labels: jax.Array,
+    problem_type: str | None = None,
+    weights_B: jax.Array | None = None,
 ) -> tuple[jax.Array, jax.Array]:
     """The summed loss of sequence classification, and the count to divide it by.
 
@@ -94,6 +107,7 @@ def classification_loss(
       labels: see the table.
       problem_type: one of the three, or None to infer it as Hugging Face's classes do: regression
         if C is 1, else single-label for integer labels and multi-label for others.
+      weights_B: 0 for inputs that do not count, 1 for the others; None counts all.
 
     Returns:
       (sum of losses, count), float32 scalars.
@@ -114,7 +128,10 @@ def classification_loss(
                 f"single-label classification needs integer labels ({logits_BC.shape[0]},), not "
                 f"{labels.dtype} {tuple(labels.shape)}"
             )
-        return label_loss(logits_BC, labels.reshape(-1))
+        labels_B = labels.reshape(-1)
+        if weights_B is not None:
+            labels_B = jnp.where(weights_B > 0, labels_B, IGNORE_INDEX)
+        return label_loss(logits_BC, labels_B)
     if labels.size != logits_BC.size:
         raise ValueError(
             f"{problem_type.replace('_', ' ')} needs labels {tuple(logits_BC.shape)}, not "
@@ -125,4 +142,7 @@ def classification_loss(
         loss = jnp.square(logits_BC - labels_BC)
     else:
         loss = jax.nn.softplus(logits_BC) - labels_BC * logits_BC
-    return jnp.sum(loss), jnp.float32(logits_BC.size)
+    if weights_B is None:
+        return jnp.sum(loss), jnp.float32(logits_BC.size)
+    weights_B = (weights_B > 0).astype(jnp.float32)
+    return jnp.sum(loss * weights_B[:, None]), jnp.sum(weights_B) * logits_BC.shape[-1]

@@ -1,4 +1,4 @@
-"""Facts about the config's keys: which ones a run may change, and which ones were renamed."""
+"""The config keys that a resumed run may change, and those that differ from earlier versions."""
 
 # A resumed run may change how long it trains, how often it logs, evaluates and saves, and where and
 # in which portions it computes. None of this changes the updates already made, beyond the rounding
@@ -34,4 +34,13 @@ RENAMED = {
     "masking.whole_word": "masking.scheme",
     "optimizer.decay": "optimizer.decay_mask",
     "train.rows_per_device": "train.per_device_batch_size",
+}
+
+# Keys that were added, with the values that runs of earlier versions behaved by.
+ADDED = {"execution.attention": "xla", "schedule.name": "polynomial"}
+
+# Values of earlier versions that have another name or form now.
+REVALUED = {
+    "masking.scheme": {"word": "whole_word"},
+    "schedule.power": {1.0: None},
 }

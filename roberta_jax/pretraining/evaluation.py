@@ -1,113 +1,99 @@
-"""What a run is scored on: its held-out rows, their evaluation steps, and the n-gram yardsticks."""
+"""Evaluation on held-out text: perplexities, next-sentence accuracy, and n-gram baselines."""
 
 import math
-from collections.abc import Callable, Iterator, Mapping
+from collections.abc import Callable, Mapping
 from typing import Any
 
 import flax.linen as nn
-import jax
-import numpy as np
-from jax.sharding import Mesh
-from ml_collections import ConfigDict
 
 from roberta_jax.data.batches import PackedDataset
-from roberta_jax.data.pipeline import eval_batches
-from roberta_jax.modeling.heads import RobertaForMaskedLM
-from roberta_jax.modeling.objectives import masked_lm_objective, next_sentence_objective
-from roberta_jax.pretraining.ngrams import ngram_perplexities
+from roberta_jax.pretraining.datasets import Dataset, device_eval_batches
+from roberta_jax.pretraining.spec import PretrainingSpec
 from roberta_jax.training import loop
-from roberta_jax.training.partitioning import local_batch_rows, to_global
+
+# The targets of masked LM. They are dropped from pairs, so that the LM head is not computed there.
+_MASKED_TARGETS = ("masked_positions", "masked_labels", "masked_weights")
 
 
-class HeldOut:
-    """Scores parameters on held-out rows; false where there are none.
+class Evaluation:
+    """Scores parameters on the validation sets.
 
     Args:
-      config: as `configs/pretrain.py` has it.
-      mesh: where the parameters live.
-      masked_lm: the model without any other head.
-      model: the model that is trained, whose parameters are those of `masked_lm` and maybe more.
-      datasets: of the rows, see `rows.held_out_rows`.
-
-    Attributes:
-      datasets: as given.
+      spec: what the config says.
+      model: the model that is trained.
+      datasets: from `datasets.validation_datasets`, not empty.
     """
 
     def __init__(
-        self,
-        config: ConfigDict,
-        mesh: Mesh,
-        masked_lm: RobertaForMaskedLM,
-        model: nn.Module,
-        datasets: Mapping[str, PackedDataset],
+        self, spec: PretrainingSpec, model: nn.Module, datasets: Mapping[str, PackedDataset]
     ):
-        self._config, self._mesh, self.datasets = config, mesh, datasets
-        self._steps = {}
-        for name, dataset in datasets.items():
-            shared = dataset.max_inputs > 1
-            if name == "pairs":
-                objective = next_sentence_objective(model, shared_rows=shared)
-            else:
-                objective = masked_lm_objective(masked_lm, shared_rows=shared)
-            self._steps[name] = loop.make_eval_step(*objective, mesh)
+        self._spec, self._datasets = spec, datasets
+        mesh = spec.training.mesh
+        self._steps = {
+            name: loop.make_eval_step(
+                model, mesh, "evaluate" if name == "pairs" else "loss", spec.training.rules
+            )
+            for name in datasets
+        }
 
-    def __bool__(self) -> bool:
-        return bool(self.datasets)
-
-    @property
-    def num_rows(self) -> int:
-        """FULL-SENTENCES rows that are held out."""
-        return self.datasets["full"].num_rows if self.datasets else 0
-
-    def score(self, params: Any, should_stop: Callable[[], bool]) -> dict[str, float] | None:
-        """Evaluates on all the rows.
+    def __call__(self, params: Any, should_stop: Callable[[], bool]) -> dict[str, float] | None:
+        """Evaluates on all rows.
 
         Returns:
-          eval_loss (nats a masked token) and eval_perplexity of FULL-SENTENCES; eval_short_loss and
-          eval_short_perplexity of single sentences; next_sentence_loss (nats a pair) and
-          next_sentence_accuracy; what of it there is. None if `should_stop` said so in between.
+          eval_loss (nats per masked token) and eval_perplexity on FULL-SENTENCES rows;
+          eval_short_loss and eval_short_perplexity on single sentences; next_sentence_loss (nats
+          per pair) and next_sentence_accuracy; for the sets that there are. None if `should_stop`
+          returned True in between.
         """
         scores: dict[str, float] = {}
-        for name, step in self._steps.items():
-            found = loop.evaluate(step, params, self._batches(name), should_stop)
-            if found is None:
+        for name, dataset in self._datasets.items():
+            means = loop.evaluate(
+                self._steps[name], params, self._batches(name, dataset), should_stop
+            )
+            if means is None:
                 return None
             if name == "pairs":
-                scores["next_sentence_loss"] = found["next_sentence"]
-                scores["next_sentence_accuracy"] = found["next_sentence_accuracy"]
+                scores["next_sentence_loss"] = means["next_sentence"]
+                scores["next_sentence_accuracy"] = means["next_sentence_accuracy"]
             else:
                 prefix = {"full": "eval", "short": "eval_short"}[name]
-                scores[f"{prefix}_loss"] = found["masked_lm"]
-                scores[f"{prefix}_perplexity"] = math.exp(found["masked_lm"])
+                scores[f"{prefix}_loss"] = means["masked_lm"]
+                scores[f"{prefix}_perplexity"] = math.exp(means["masked_lm"])
         return scores
 
-    def ngram_perplexities(self, train_dataset: PackedDataset) -> dict[str, float]:
-        """unigram_perplexity and bigram_perplexity of the FULL-SENTENCES targets."""
-        found = ngram_perplexities(
+    def ngram_perplexities(self, train_dataset: Dataset) -> dict[str, float]:
+        """unigram_perplexity and bigram_perplexity of the masked tokens of the FULL-SENTENCES set.
+
+        Args:
+          train_dataset: the rows to count.
+        """
+        from roberta_jax.pretraining.ngrams import ngram_perplexities
+
+        perplexities = ngram_perplexities(
             train_dataset,
-            self.datasets["full"],
-            seed=self._config.eval.seed,
-            max_rows=self._config.eval.max_rows,
+            self._datasets["full"],
+            seed=self._spec.evaluation.seed,
+            max_rows=self._spec.evaluation.max_rows,
         )
-        return {f"{name}_perplexity": value for name, value in found.items()}
+        return {f"{name}_perplexity": value for name, value in perplexities.items()}
 
-    def _batches(self, name: str) -> Iterator[dict[str, jax.Array]]:
-        settings = self._config.eval
-        batches = eval_batches(
-            self.datasets[name],
-            batch_size=settings.batch_size,
-            seed=settings.seed,
-            max_rows=settings.max_rows,
-            local_rows=local_batch_rows(self._mesh, settings.batch_size),
-            engine=self._config.data.engine,
-        )
-        return placed(batches, self._mesh, settings.batch_size)
+    def _batches(self, name: str, dataset: PackedDataset):
+        for batch in device_eval_batches(self._spec, dataset):
+            if name == "pairs":
+                batch = {key: x for key, x in batch.items() if key not in _MASKED_TARGETS}
+            yield batch
 
 
-def placed(
-    batches: Iterator[dict[str, np.ndarray]], mesh: Mesh, batch_size: int
-) -> Iterator[dict[str, jax.Array]]:
-    """Hands a host's parts of batches to the devices."""
-    rows = local_batch_rows(mesh, batch_size)
-    for batch in batches:
-        yield to_global(batch, mesh, batch_size, rows)
+def summary(metrics: Mapping[str, float]) -> str:
+    """The scores of an evaluation, and of the n-gram baselines if they are there, in words."""
+    text = f"perplexity {metrics['eval_perplexity']:.2f}"
+    if "eval_short_perplexity" in metrics:
+        text += f", on single sentences {metrics['eval_short_perplexity']:.2f}"
+    if "next_sentence_accuracy" in metrics:
+        text += f", next-sentence accuracy {metrics['next_sentence_accuracy']:.1%}"
+    baselines = [
+        f"{name} {metrics[f'{name}_perplexity']:.2f}"
+        for name in ("unigram", "bigram")
+        if f"{name}_perplexity" in metrics
+    ]
+    return text + (f" ({', '.join(baselines)})" if baselines else "")

@@ -1,20 +1,21 @@
-"""Yardsticks for a held-out perplexity: what counting words, or pairs of words, would reach.
+"""N-gram baselines for the held-out perplexity: a unigram and a bigram model.
 
-A masked language model that only learned how frequent each token is has the unigram's perplexity;
-one that learned a bag of words gets to about half of that. To show that it uses word order it has
-to beat a model that predicts each hidden token from its true left neighbour. Both are counted on
-the training rows and scored on exactly the targets that the masked model is scored on.
+A masked language model that has only learned the token frequencies has the unigram model's
+perplexity; one that has learned a bag of words has about half of that. A model that uses word order
+must beat the bigram model, which predicts each masked token from its true left neighbour. Both are
+counted on the training rows and scored on the same targets as the masked language model.
 
 The bigram is interpolated Kneser-Ney (Kneser and Ney 1995): with D taken off every count,
 
     P(w | v) = max(n(v, w) - D, 0) / n(v) + D * types(v) / n(v) * P_lower(w)
 
-where types(v) counts the different tokens seen after v, P_lower(w) goes by how many different
-tokens w was seen after, and D = n1 / (n1 + 2 n2) by the numbers of pairs seen once and twice
-(Ney et al. 1994). It sees the unmasked neighbour, which the masked model does not always.
+where types(v) is the number of different tokens seen after v, P_lower(w) is proportional to the
+number of different tokens that w was seen after, and D = n1 / (n1 + 2 n2), where n1 and n2 are the
+numbers of pairs seen once and twice (Ney et al. 1994). The bigram model always sees the unmasked
+neighbour, the masked language model does not.
 
-A row's first token, `<s>`, has no left neighbour: its context is a symbol of its own, "the row
-starts here", with id vocab_size.
+The first token of a row, `<s>`, has no left neighbour. Its context is an extra symbol with the id
+vocab_size.
 """
 
 import dataclasses
@@ -25,13 +26,14 @@ import numpy as np
 
 from roberta_jax.data import hashing, pipeline
 from roberta_jax.data.batches import PackedDataset
+from roberta_jax.data.mixture import Mixture
 
-_TOKENS_AT_ONCE = 1 << 22  # handled in one go: 32 MB for each int64 array
+_CHUNK_TOKENS = 1 << 22  # processed at a time: 32 MB for each int64 array
 
 
 @dataclasses.dataclass(frozen=True)
 class NgramModels:
-    """Counts of tokens and of pairs, V being the vocabulary's size.
+    """Counts of tokens and of pairs of neighbours. V is the vocabulary size.
 
     Attributes:
       unigrams: int64 [V], how often each token occurs.
@@ -44,16 +46,16 @@ class NgramModels:
     pair_counts: np.ndarray
 
     @classmethod
-    def count(cls, dataset: PackedDataset, max_tokens: int = 50_000_000) -> "NgramModels":
+    def count(cls, dataset: PackedDataset | Mixture, max_tokens: int = 50_000_000) -> "NgramModels":
         """Counts the unmasked rows of a dataset, in a random order, up to about `max_tokens`.
 
-        Memory is bounded by the different pairs among so many tokens.
+        Memory is proportional to the number of different pairs among these tokens.
         """
         vocab_size = dataset.vocab_size
         unigrams = np.zeros(vocab_size, np.int64)
         pairs, counts = np.zeros(0, np.int64), np.zeros(0, np.int64)
         num_rows = min(dataset.num_rows, -(-max_tokens // dataset.seq_len))
-        step = max(1, _TOKENS_AT_ONCE // dataset.seq_len)
+        step = max(1, _CHUNK_TOKENS // dataset.seq_len)
         for start in range(0, num_rows, step):
             index = np.arange(start, min(start + step, num_rows))
             tokens, left = _tokens_and_left(dataset, hashing.permute(index, dataset.num_rows, 0, 0))
@@ -88,7 +90,7 @@ class NgramModels:
 
 
 class _Bigram:
-    """P(right | left), looked up for arrays of pairs."""
+    """P(right | left) for arrays of pairs."""
 
     def __init__(self, models: NgramModels):
         vocab_size = models.vocab_size
@@ -106,16 +108,16 @@ class _Bigram:
         code = left.astype(np.int64) * self._models.vocab_size + targets
         place = np.minimum(np.searchsorted(pairs, code), len(pairs) - 1)
         count = np.where(pairs[place] == code, counts[place], 0)
-        seen = np.maximum(self._num_left[left], 1)  # a context never seen leaves all to the lower
-        kept = np.maximum(count - self._discount, 0) / seen
-        given = np.where(
+        seen = np.maximum(self._num_left[left], 1)  # an unseen context backs off fully
+        discounted = np.maximum(count - self._discount, 0) / seen
+        backoff = np.where(
             self._num_left[left] > 0, self._discount * self._types_left[left] / seen, 1
         )
-        return kept + given * self._lower[targets]
+        return discounted + backoff * self._lower[targets]
 
 
 def ngram_perplexities(
-    train_dataset: PackedDataset,
+    train_dataset: PackedDataset | Mixture,
     eval_dataset: PackedDataset,
     *,
     seed: int,
@@ -125,9 +127,9 @@ def ngram_perplexities(
     """Counts on one corpus and scores the masked targets of another; see `NgramModels`.
 
     Args:
-      train_dataset: makes the rows to count.
-      eval_dataset: makes the rows to score.
-      seed, max_rows: those given to `pipeline.eval_batches`; the targets are then the same.
+      train_dataset: the rows to count.
+      eval_dataset: the rows to score.
+      seed, max_rows: as given to `pipeline.eval_batches`, so that the targets are the same.
       max_tokens: how much of the training corpus to count.
 
     Returns:
@@ -140,14 +142,14 @@ def ngram_perplexities(
 def eval_targets(
     dataset: PackedDataset, *, seed: int, max_rows: int | None = None
 ) -> Iterator[tuple[np.ndarray, np.ndarray]]:
-    """(targets int64 [T], true left neighbours int64 [T]), a part of the evaluation at a time.
+    """Yields (targets int64 [T], their true left neighbours int64 [T]), a chunk at a time.
 
-    Together they are the labels of weight 1 of `pipeline.eval_batches`: those masks depend on the
-    seed and the row alone.
+    Together they are the labels of weight 1 of `pipeline.eval_batches`, whose masks depend only on
+    the seed and the row.
     """
     rows = pipeline.eval_rows(dataset, seed, max_rows)
     dataset = dataset.with_seed(seed)
-    step = max(1, _TOKENS_AT_ONCE // dataset.seq_len)
+    step = max(1, _CHUNK_TOKENS // dataset.seq_len)
     for start in range(0, len(rows), step):
         part = rows[start : start + step]
         batch = dataset(part, np.zeros_like(part))
@@ -158,7 +160,7 @@ def eval_targets(
 
 
 def _tokens_and_left(dataset: PackedDataset, rows: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
-    """int64 [B, L] twice: the unmasked tokens, -1 for padding, and each one's left neighbour."""
+    """The unmasked tokens, -1 for padding, and the left neighbour of each; both int64 [B, L]."""
     batch = dataset.assemble(rows)
     tokens = batch["input_ids"].astype(np.int64)
     segments = batch["segment_ids"]
@@ -179,5 +181,5 @@ def _merge(pairs, counts, new_pairs, new_counts):
 
 
 def _smoothed(counts: np.ndarray) -> np.ndarray:
-    """Relative frequencies with one added to each count, so that nothing is impossible."""
+    """Relative frequencies with add-one smoothing."""
     return (counts + 1) / (counts.sum() + len(counts))

@@ -1,203 +1,323 @@
-"""What a pretraining config means: everything that follows from it alone, checked at once.
+"""The specification of a pretraining run: the config, checked and made concrete.
 
-Building a `Plan` takes no text and no training, so that a mistake in the config is told before
-hours of preparing text, and not after.
+The config is read here, and in `text_spec` what it says about text. No text and no tensors are
+read, so that a mistake in the config is reported before hours of preparing text. What the tokenizer
+decides (the vocabulary size and the special ids) is filled in later by
+`PretrainingSpec.model_config`.
 """
 
+import dataclasses
+import math
 from collections.abc import Collection, Mapping
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
+import flax.linen as nn
 import jax
 import jax.numpy as jnp
 import optax
 from ml_collections import ConfigDict
 
-from roberta_jax import weights
 from roberta_jax.data.masking import Masking
 from roberta_jax.data.packing.index import PAIR_FORMATS, PairOptions, check_packing
 from roberta_jax.data.pipeline import ENGINES
-from roberta_jax.data.text.sources import list_sources
 from roberta_jax.errors import UsageError
 from roberta_jax.kernels.attention import dot_product_attention
 from roberta_jax.modeling.config import RobertaConfig
 from roberta_jax.modeling.execution import Execution
-from roberta_jax.modeling.heads import RobertaForMaskedLM
-from roberta_jax.tokenizer import RobertaTokenizer
+from roberta_jax.modeling.heads import RobertaForMaskedLM, RobertaForPreTraining
+from roberta_jax.pretraining.text_spec import TextSpec, read_text_spec
 from roberta_jax.training.loop import Cadence
-from roberta_jax.training.optimizer import OPTIMIZERS
-from roberta_jax.training.partitioning import create_mesh, rows_and_accumulation
-from roberta_jax.training.schedules import polynomial_schedule
-from roberta_jax.weights.next_sentence import read_head
+from roberta_jax.training.optimizer import make_optimizer
+from roberta_jax.training.partitioning import create_mesh, rows_and_accumulation, rules_with
+from roberta_jax.training.run import TrainingSpec
+from roberta_jax.training.schedules import make_schedule
+from roberta_jax.training.state import abstract_state
+
+if TYPE_CHECKING:
+    from roberta_jax.tokenizer import RobertaTokenizer
+
+# Heads that start from random values where the model to start from has none.
+NEW_HEADS = ("next_sentence",)
 
 
-class Plan:
-    """What a run is made of, as far as the config alone says.
+@dataclasses.dataclass(frozen=True)
+class EvaluationSpec:
+    """How held-out text is scored; see `config.eval`.
 
     Attributes:
-      masking, pairs, cadence, schedule, optimizer, mesh, execution: built from their parts of the
-        config.
-      rows: a device works on at once.
-      accumulation: microbatches a batch is worked off in.
-      initial: (model, parameters on the host) of `config.init_from`, or None. The parameters hold
-        "next_sentence" where that is an objective and the folder has such a head.
-
-    Raises:
-      UsageError: a value is out of its range, or values do not fit each other or the devices.
+      batch_size: rows of a global batch.
+      seed: of the masks and of the order of the rows.
+      max_rows: score at most so many rows of each set; None scores all.
+      short_inputs: whether to score single sentences, too.
+      ngram_baselines: whether to compute the perplexities of n-gram models.
     """
 
-    def __init__(self, config: ConfigDict):
-        train = config.train
-        if train.steps < 1:
-            raise UsageError(f"train.steps={train.steps}: a run has at least one step.")
-        _one_of("optimizer.name", config.optimizer.name, OPTIMIZERS)
-        _one_of("data.engine", config.data.engine, ENGINES)
-        self.pairs = PairOptions(
-            config.data.dupe_factor,
-            config.data.short_seq_prob,
-            config.data.num_separators,
-            config.seed,
-        )
-        check_packing(config.data.format, config.seq_len, self.pairs)
-        if config.objective.next_sentence and config.data.format not in PAIR_FORMATS:
+    batch_size: int
+    seed: int
+    max_rows: int | None
+    short_inputs: bool
+    ngram_baselines: bool
+
+    def __post_init__(self):
+        if self.max_rows is not None and self.max_rows < 1:
             raise UsageError(
-                f"objective.next_sentence needs pairs of texts, but data.format is "
-                f"{config.data.format!r}: use {' or '.join(PAIR_FORMATS)}, or "
-                "--config.objective.next_sentence=false."
+                f"--config.eval.max_rows={self.max_rows}: give a number from 1, or none for all "
+                "rows."
             )
-        list_sources(config.data)
-        self.masking = Masking(**config.masking)
-        self.cadence = Cadence(train.log_every, train.eval_every, train.checkpoint_every)
-        self.schedule = _schedule(config, decay_steps(config))
-        settings = {
-            key: value
-            for key, value in config.optimizer.items()
-            if key not in ("name", "learning_rate")
-        }
-        self.optimizer = OPTIMIZERS[config.optimizer.name](self.schedule, **settings)
-        self.mesh = create_mesh(**config.mesh)
-        self.rows, self.accumulation = rows_and_accumulation(
-            self.mesh, train.batch_size, train.per_device_batch_size
+
+
+@dataclasses.dataclass(frozen=True, kw_only=True)
+class PretrainingSpec:
+    """A pretraining run, as far as the config decides it.
+
+    Attributes:
+      config: the config as nested dictionaries, as it is written to the workdir.
+      seq_len: tokens per row.
+      text: the corpora, the tokenizer and the cache.
+      format: input format, one of `packing.index.FORMATS`.
+      pairs: how pairs of texts are sampled.
+      masking: what is masked and how.
+      next_sentence: whether next-sentence prediction is an objective.
+      engine: what drives the input pipeline, one of `pipeline.ENGINES`.
+      model: the model's shape. Without `init_from` its vocabulary and special ids are those of
+        `config.new_tokenizer`, and the tokenizer's own replace them.
+      model_class: the class of the model that is trained.
+      init_from: the model to start from, or None.
+      execution: how the model computes.
+      training: how it is trained.
+      evaluation: how it is evaluated.
+    """
+
+    config: Mapping[str, Any]
+    seq_len: int
+    text: TextSpec
+    format: str
+    pairs: PairOptions
+    masking: Masking
+    next_sentence: bool
+    engine: str
+    model: RobertaConfig
+    model_class: type[nn.Module]
+    init_from: str | None
+    execution: Execution
+    training: TrainingSpec
+    evaluation: EvaluationSpec
+
+    def model_config(self, tokenizer: "RobertaTokenizer") -> RobertaConfig:
+        """The model's config with the tokenizer's vocabulary and special ids.
+
+        Raises:
+          UsageError: the tokenizer is not one for the model to start from.
+        """
+        if self.init_from:
+            _check_tokenizer(tokenizer, self.model)
+            return self.model
+        return self.model.replace(
+            vocab_size=len(tokenizer),
+            max_position_embeddings=self.seq_len + tokenizer.pad_token_id + 1,
+            pad_token_id=tokenizer.pad_token_id,
+            bos_token_id=tokenizer.bos_token_id,
+            eos_token_id=tokenizer.eos_token_id,
         )
-        rows_and_accumulation(self.mesh, config.eval.batch_size, key="eval.batch_size")
-        self.execution = _execution(config.execution)
-        self.initial = None
-        if config.init_from:
-            self.initial = _initial(config, self.execution)
-        self.model_config(config)  # any vocabulary shows what is wrong with the rest
-
-    def model_config(
-        self, config: ConfigDict, tokenizer: RobertaTokenizer | None = None
-    ) -> RobertaConfig:
-        """The model's config: of `config.model` and the tokenizer, or of `config.init_from`."""
-        dropouts = {
-            key: config.model[key]
-            for key in ("hidden_dropout_prob", "attention_probs_dropout_prob")
-        }
-        try:
-            if self.initial is not None:
-                found = self.initial[0].config.replace(**dropouts)
-            else:
-                found = RobertaConfig(**_tokenizers_part(config, tokenizer), **config.model)
-        except ValueError as error:
-            raise UsageError(f"config.model: {error}") from error
-        if config.seq_len > found.max_length:
-            raise UsageError(
-                f"seq_len={config.seq_len} is longer than the {found.max_length} positions of the "
-                f"model in {config.init_from}. Use --config.seq_len={found.max_length} or less."
-            )
-        if tokenizer is not None:
-            _check_tokenizer(tokenizer, found)
-        return found
 
 
-def decay_steps(config: Mapping[str, Any]) -> int:
-    """The steps until the learning rate has fallen: as stated, else those of the run."""
-    stated = config["schedule"]["decay_steps"]
-    return config["train"]["steps"] if stated is None else stated
-
-
-def check_schedule_is_stated(config: ConfigDict, started_with: Mapping[str, Any] | None) -> None:
-    """Raises a UsageError where more steps would change the rate without being told to.
+def read_spec(config: ConfigDict) -> PretrainingSpec:
+    """Reads and checks the config.
 
     Args:
-      config: of the run as it is to go on.
-      started_with: the config in its workdir, or None for a new run.
+      config: as `configs/pretrain.py` returns it.
+
+    Raises:
+      UsageError: a value is out of its range, values do not fit each other or the devices, or the
+        model in `init_from` cannot be loaded.
     """
-    if started_with is None or config.schedule.decay_steps is not None:
+    pairs = PairOptions(
+        config.data.dupe_factor,
+        config.data.short_seq_prob,
+        config.data.num_separators,
+        config.seed,
+    )
+    check_packing(config.data.format, config.seq_len, pairs)
+    next_sentence = config.objective.next_sentence
+    if next_sentence and config.data.format not in PAIR_FORMATS:
+        raise UsageError(
+            "--config.objective.next_sentence=true needs pairs of texts, but "
+            f"--config.data.format={config.data.format}: use {' or '.join(PAIR_FORMATS)}, or "
+            "--config.objective.next_sentence=false."
+        )
+    model_class = RobertaForPreTraining if next_sentence else RobertaForMaskedLM
+    _check_one_of("data.engine", config.data.engine, ENGINES)
+    training = _training(config)
+    evaluation = EvaluationSpec(**config.eval)
+    rows_and_accumulation(training.mesh, evaluation.batch_size, key="eval.batch_size")
+    text, masking = read_text_spec(config), Masking(**config.masking)
+    execution = _execution(config.execution)
+    model = _model(config, model_class)  # last, since it may fetch a model from the hub
+    _check_sharding(model_class(model, execution), training)
+    return PretrainingSpec(
+        config=config.to_dict(),
+        seq_len=config.seq_len,
+        text=text,
+        format=config.data.format,
+        pairs=pairs,
+        masking=masking,
+        next_sentence=next_sentence,
+        engine=config.data.engine,
+        model=model,
+        model_class=model_class,
+        init_from=config.init_from,
+        execution=execution,
+        training=training,
+        evaluation=evaluation,
+    )
+
+
+def check_schedule_is_stated(config: ConfigDict, previous: Mapping[str, Any] | None) -> None:
+    """Refuses a longer run whose learning rates would silently differ from those planned.
+
+    Args:
+      config: of the run that is to continue.
+      previous: the config in its workdir, or None for a new run.
+
+    Raises:
+      UsageError: `train.steps` grew and `schedule.decay_steps` is not set.
+    """
+    if previous is None or config.schedule.decay_steps is not None:
+        return
+    if config.schedule.name == "constant":
         return
     try:
-        planned, steps = decay_steps(started_with), config.train.steps
+        planned, steps = decay_steps(previous), config.train.steps
     except (KeyError, TypeError):
-        return  # of another version; the comparison of the configs will say what differs
+        return  # of another version; comparing the configs will show what differs
     if steps <= planned:
         return
     before, after = (float(_schedule(config, n)(planned)) for n in (planned, steps))
     raise UsageError(
-        f"this run was planned for {planned} steps, over which its learning rate falls; for "
-        f"{steps} steps state how it goes on. --config.schedule.decay_steps={steps}: as if {steps} "
-        f"had been planned from the start; at step {planned} the rate is then {after:.3g}, where "
-        f"it was to be {before:.3g}. --config.schedule.decay_steps={planned}: as planned, and at "
-        "its end from there on."
+        f"this run was planned for {planned} steps, over which its learning rate decays; to train "
+        f"for {steps} steps, state how it continues. --config.schedule.decay_steps={steps}: as if "
+        f"{steps} steps had been planned from the start; at step {planned} the learning rate is "
+        f"then {after:.3g} instead of {before:.3g}. --config.schedule.decay_steps={planned}: as "
+        "planned, and constant at its end value from there on."
+    )
+
+
+def decay_steps(config: Mapping[str, Any]) -> int:
+    """The step at which the learning rate has decayed: `schedule.decay_steps`, else the last."""
+    stated = config["schedule"]["decay_steps"]
+    return config["train"]["steps"] if stated is None else stated
+
+
+def _training(config: ConfigDict) -> TrainingSpec:
+    train = config.train
+    if train.steps < 1:
+        raise UsageError(f"--config.train.steps={train.steps}: a run has at least one step.")
+    if train.keep_checkpoints < 1:
+        raise UsageError(
+            f"--config.train.keep_checkpoints={train.keep_checkpoints}: keep at least one."
+        )
+    schedule = _schedule(config, decay_steps(config))
+    sizes = {name: size for name, size in config.mesh.items() if name != "rules"}
+    mesh = create_mesh(**sizes)
+    rows, accumulation = rows_and_accumulation(mesh, train.batch_size, train.per_device_batch_size)
+    options = {
+        key: value
+        for key, value in config.optimizer.items()
+        if key not in ("name", "learning_rate")
+    }
+    return TrainingSpec(
+        seed=config.seed,
+        steps=train.steps,
+        batch_size=train.batch_size,
+        rows_per_microbatch=rows,
+        accumulation=accumulation,
+        cadence=Cadence(train.log_every, train.eval_every, train.checkpoint_every),
+        keep_checkpoints=train.keep_checkpoints,
+        deterministic=train.deterministic,
+        optimizer=make_optimizer(config.optimizer.name, schedule, options),
+        schedule=schedule,
+        warmup_steps=config.schedule.warmup_steps,
+        mesh=mesh,
+        rules=rules_with(config.mesh.rules),
     )
 
 
 def _schedule(config: ConfigDict, decay_steps: int) -> optax.Schedule:
-    return polynomial_schedule(
+    schedule = config.schedule
+    return make_schedule(
+        schedule.name,
         config.optimizer.learning_rate,
-        warmup_steps=config.schedule.warmup_steps,
+        warmup_steps=schedule.warmup_steps,
         decay_steps=decay_steps,
-        power=config.schedule.power,
-        end=config.schedule.end_learning_rate,
+        end=schedule.end_learning_rate,
+        power=schedule.power,
     )
 
 
-def _one_of(key: str, value: str, known: Collection[str]) -> None:
-    if value not in known:
-        raise UsageError(f"{key}={value!r} is unknown: use one of {', '.join(known)}.")
+def _model(config: ConfigDict, model_class: type[nn.Module]) -> RobertaConfig:
+    """The model's shape, of `init_from` or of `config.model` with a provisional vocabulary."""
+    try:
+        if config.init_from:
+            # Imported here, because most runs start from nothing.
+            from roberta_jax.weights.load import check_pretrained, read_config
+
+            dropouts = ("hidden_dropout_prob", "attention_probs_dropout_prob")
+            model = read_config(config.init_from)
+            check_pretrained(config.init_from, model_class, new_head=NEW_HEADS)
+            model = model.replace(**{key: config.model[key] for key in dropouts})
+        else:
+            model = RobertaConfig(
+                vocab_size=config.new_tokenizer.vocab_size,
+                max_position_embeddings=config.seq_len + 2,
+                **config.model,
+            )
+    except UsageError:
+        raise
+    except ValueError as error:
+        raise UsageError(f"--config.model: {error}") from error
+    if config.seq_len > model.max_length:
+        raise UsageError(
+            f"--config.seq_len={config.seq_len} is longer than the {model.max_length} positions of "
+            f"the model in {config.init_from}. Use --config.seq_len={model.max_length} or less."
+        )
+    return model
 
 
-def _initial(config: ConfigDict, execution: Execution) -> tuple[RobertaForMaskedLM, dict]:
-    model, params = weights.read_pretrained(config.init_from, RobertaForMaskedLM, execution)
-    if config.objective.next_sentence:
-        head = read_head(weights.model_folder(config.init_from), model.config.hidden_size)
-        if head is not None:
-            params = {**params, "next_sentence": head}
-    return model, params
+def _check_sharding(model: nn.Module, training: TrainingSpec) -> None:
+    """Checks that the parameters can be split as the mesh and its rules say.
+
+    The vocabulary is left out: it is known only when the tokenizer is.
+    """
+    if math.prod(training.mesh.shape.values()) == training.mesh.shape["data"]:
+        return  # nothing is split
+    rules = tuple((name, None if name == "vocab" else axes) for name, axes in training.rules)
+    abstract_state(
+        lambda: model.init(jax.random.key(0), jnp.zeros((1, 1), jnp.int32))["params"],
+        training.optimizer,
+        training.mesh,
+        rules=rules,
+    )
 
 
-def _tokenizers_part(config: ConfigDict, tokenizer: RobertaTokenizer | None) -> dict[str, int]:
-    """The model's fields that the tokenizer and `seq_len` decide; positions follow the pad's."""
-    if tokenizer is None:
-        vocab_size = config.new_tokenizer.vocab_size
-        return {"vocab_size": vocab_size, "max_position_embeddings": config.seq_len + 2}
-    return {
-        "vocab_size": len(tokenizer),
-        "max_position_embeddings": config.seq_len + tokenizer.pad_token_id + 1,
-        "pad_token_id": tokenizer.pad_token_id,
-        "bos_token_id": tokenizer.bos_token_id,
-        "eos_token_id": tokenizer.eos_token_id,
-    }
-
-
-def _execution(settings: ConfigDict) -> Execution:
-    kinds = {
+def _execution(options: ConfigDict) -> Execution:
+    dtypes = {
         "auto": jnp.float32 if jax.default_backend() == "cpu" else jnp.bfloat16,
         "float32": jnp.float32,
         "bfloat16": jnp.bfloat16,
     }
-    _one_of("execution.dtype", settings.dtype, kinds)
-    if settings.dtype == "bfloat16" and jax.default_backend() == "cpu":
+    _check_one_of("execution.dtype", options.dtype, dtypes)
+    if options.dtype == "bfloat16" and jax.default_backend() == "cpu":
         _check_bfloat16()
     try:
-        return Execution(**{**settings, "dtype": kinds[settings.dtype]})
+        return Execution(**{**options, "dtype": dtypes[options.dtype]})
     except ValueError as error:
-        raise UsageError(f"config.execution: {error}") from error
+        raise UsageError(f"--config.execution: {error}") from error
 
 
 def _check_bfloat16() -> None:
-    """Tries products as the model has them: jaxlib 0.7 lacks some in bfloat16 on a CPU."""
+    """Tries the model's matrix products: jaxlib 0.7 lacks some of them in bfloat16 on a CPU."""
 
-    def products(x, x_BLHK):  # which of them are there depends on the CPU
+    def products(x, x_BLHK):  # which ones are missing depends on the CPU
         return x @ x.T, dot_product_attention(x_BLHK, x_BLHK, x_BLHK)
 
     shapes = (16, 16), (8, 16, 2, 16)
@@ -205,22 +325,27 @@ def _check_bfloat16() -> None:
         jax.block_until_ready(jax.jit(products)(*(jnp.ones(x, jnp.bfloat16) for x in shapes)))
     except jax.errors.JaxRuntimeError as error:
         raise UsageError(
-            "execution.dtype=bfloat16: this jaxlib cannot multiply such matrices on this machine's "
-            "CPU. Use --config.execution.dtype=float32, or a newer jax."
+            "--config.execution.dtype=bfloat16: this version of jaxlib cannot multiply bfloat16 "
+            "matrices on this machine's CPU. Use --config.execution.dtype=float32, or a newer jax."
         ) from error
 
 
-def _check_tokenizer(tokenizer: RobertaTokenizer, model: RobertaConfig) -> None:
-    """A tokenizer with other special ids, or with more ids than rows, would train nonsense."""
+def _check_one_of(key: str, value: str, known: Collection[str]) -> None:
+    if value not in known:
+        raise UsageError(f"--config.{key}={value} is unknown: use one of {', '.join(known)}.")
+
+
+def _check_tokenizer(tokenizer: "RobertaTokenizer", model: RobertaConfig) -> None:
+    """Other special ids, or more ids than the model has rows, would train on the wrong tokens."""
     if len(tokenizer) > model.vocab_size:
         raise UsageError(
             f"the tokenizer has {len(tokenizer)} ids, the model to start from {model.vocab_size}. "
-            "Use the tokenizer that belongs to it."
+            "Leave --config.tokenizer unset to use the model's own."
         )
     for name in ("pad_token_id", "bos_token_id", "eos_token_id"):
-        ours, models = getattr(tokenizer, name), getattr(model, name)
-        if ours != models:
+        of_tokenizer, of_model = getattr(tokenizer, name), getattr(model, name)
+        if of_tokenizer != of_model:
             raise UsageError(
-                f"the tokenizer's {name} is {ours}, the model's {models}. Use the tokenizer that "
-                "belongs to the model."
+                f"the tokenizer's {name} is {of_tokenizer}, the model's {of_model}. Leave "
+                "--config.tokenizer unset to use the model's own."
             )

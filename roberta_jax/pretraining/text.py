@@ -15,40 +15,39 @@ import importlib.metadata
 import itertools
 import json
 import logging
-import os
 import pathlib
 import shutil
 import sys
 from collections.abc import Iterator, Sequence
+from os import PathLike
 from typing import Any
 
-from ml_collections import ConfigDict
-
-from roberta_jax.data.store.build import Recipe, build_stores, content_hash, only_process
-from roberta_jax.data.store.layout import VERSION, temporary_name
+from roberta_jax.data.store.build import Recipe, build_stores, content_hash, folder_lock
+from roberta_jax.data.store.layout import VERSION
 from roberta_jax.data.store.token_store import TokenStore
 from roberta_jax.data.text.corpus import Corpus, Piece, is_heldout, open_corpus
-from roberta_jax.data.text.sentences import check_splitting, split_sentences
-from roberta_jax.data.text.sources import list_sources
+from roberta_jax.data.text.sentences import split_sentences
 from roberta_jax.errors import UsageError
+from roberta_jax.pretraining.text_spec import CorpusSpec, TextSpec
+from roberta_jax.storage.atomic import create_folder
 from roberta_jax.storage.hub import tokenizer_folder
 from roberta_jax.tokenizer import RobertaTokenizer
 
 # More text than this would hardly change a vocabulary, and counting it takes memory and minutes.
 TOKENIZER_SAMPLE_BYTES = 1_000_000_000
-# A sample from text up to this size is kept from the pass that measures it.
+# Text up to this size is kept in memory while it is measured, and not read a second time.
 _KEPT_BYTES = 1 << 27
 
 
 @dataclasses.dataclass(frozen=True)
 class Prepared:
-    """Text ready for packing.
+    """Text that is ready for packing.
 
     Attributes:
-      tokenizer: The one named in the config, or trained.
-      train: Documents to train on.
-      heldout: Documents to evaluate on; empty if `config.data.validation_fraction` is 0.
-      more: Documents to train on of each further corpus of `config.data.mixture`.
+      tokenizer: the one named in the config, or the one trained.
+      train: documents to train on.
+      heldout: documents to evaluate on; empty if `config.data.validation_fraction` is 0.
+      more: documents to train on of each further corpus of `config.data.mixture`.
     """
 
     tokenizer: RobertaTokenizer
@@ -57,28 +56,27 @@ class Prepared:
     more: tuple[TokenStore, ...] = ()
 
 
-def prepare(config: ConfigDict, progress: bool = True, verify: bool = False) -> Prepared:
-    """Makes what is missing in the cache and opens it.
+def prepare(spec: TextSpec, progress: bool = True, verify: bool = False) -> Prepared:
+    """Trains the tokenizer and builds the token stores that the cache lacks, and opens them.
 
     Safe to call from several processes, also on hosts that share the cache: one works, the others
-    wait. After a kill the next call goes on where the last one was.
+    wait. After a kill the next call continues where the last one was.
 
     Args:
-      config: Of `configs/pretrain.py`; reads `data`, `tokenizer`, `new_tokenizer`, `init_from`.
-      progress: Whether to show progress bars.
-      verify: Whether to read the stores and the text again and compare their hashes.
+      spec: from `text_spec.read_text_spec`.
+      progress: whether to show progress bars.
+      verify: whether to read the stores and the text again and compare their hashes.
 
     Raises:
-      UsageError: A setting is wrong, the text cannot be read or holds nothing, the cache cannot be
-        written, or something in it is damaged; the message says what to do.
+      UsageError: the text cannot be read or is empty, the cache cannot be written, or something in
+        it is damaged; the message says what to do.
     """
-    cache = cache_folder(config.data)
-    sources = [source.data for source in list_sources(config.data)]
-    corpora = [(open_corpus(data), _recipe(data)) for data in sources]
+    corpora = [(open_corpus(corpus.source), _recipe(spec, corpus)) for corpus in spec.corpora]
     stores = []
-    with _writing_below(cache):
-        tokenizer = _tokenizer(config, corpora, cache, progress)
-        for data, (corpus, recipe) in zip(sources, corpora, strict=True):
+    with _explaining_write_errors(spec.cache_dir):
+        tokenizer = _tokenizer(spec, corpora, progress)
+        for number, (corpus, recipe) in enumerate(corpora):
+            where = f"corpus {number} of --config.data.mixture" if number else "--config.data"
             name = _hash(
                 version=VERSION,
                 source=corpus.identity(),
@@ -86,73 +84,55 @@ def prepare(config: ConfigDict, progress: bool = True, verify: bool = False) -> 
                 tokenizer=tokenizer.fingerprint(),
             )
             train, heldout = build_stores(
-                cache / "tokens" / name,
+                spec.cache_dir / "tokens" / name,
                 corpus,
                 tokenizer,
                 recipe,
-                workers=config.data.num_workers,
+                workers=spec.num_workers,
                 progress=progress,
             )
             if not train.num_documents:
                 raise UsageError(
-                    f"There is no text to train on: config.data.source={data.source!r} gave "
-                    f"{heldout.num_documents} documents, all of them held out "
-                    f"(config.data.validation_fraction={data.validation_fraction}). Name more text."
+                    f"There is no text to train on: {where} gave {heldout.num_documents} "
+                    "documents, all of them held out (--config.data.validation_fraction="
+                    f"{spec.validation_fraction}). Give more text."
                 )
-            _report(train.index["counts"])
+            _warn_about(train.index["counts"])
             if verify:
                 _verify(corpus, train, heldout)
             stores.append((train, heldout))
     return Prepared(tokenizer, *stores[0], tuple(train for train, _ in stores[1:]))
 
 
-def cache_folder(data: ConfigDict) -> pathlib.Path:
-    """`config.data.cache_dir`, or `roberta_jax` in the user's cache folder."""
-    if data.cache_dir:
-        return pathlib.Path(data.cache_dir).expanduser().absolute()
-    base = os.environ.get("XDG_CACHE_HOME") or pathlib.Path.home() / ".cache"
-    return pathlib.Path(base) / "roberta_jax"
-
-
 def training_sentences(
     corpus: Corpus, recipe: Recipe, sample_bytes: int = TOKENIZER_SAMPLE_BYTES
 ) -> Iterator[str]:
-    """Yields the sentences of training documents, from about `sample_bytes` of text at most.
+    """Yields sentences of training documents, from about `sample_bytes` of text at most.
 
-    Of a larger corpus, pieces of some 1 MB are taken at even distances, so that each part of it is
-    seen. The same corpus gives the same sentences.
+    From a larger corpus, pieces of about 1 MB are taken at equal distances over the whole corpus.
+    The same corpus always gives the same sentences.
     """
-    total = 0
-    kept: list[Piece] | None = []  # spares small corpora the second reading
+    total_bytes = 0
+    pieces: list[Piece] | None = []
     for piece in corpus.pieces():
-        total += len(piece.data)
-        if kept is not None:
-            kept.append(piece)
-        if total > _KEPT_BYTES:
-            kept = None
-    wanted = min(total, sample_bytes)
+        total_bytes += len(piece.data)
+        if pieces is not None:
+            pieces.append(piece)
+        if total_bytes > _KEPT_BYTES:
+            pieces = None
+    budget = min(total_bytes, sample_bytes)
     counts: collections.Counter = collections.Counter()
-    for number, piece in enumerate(corpus.pieces() if kept is None else kept):
-        if (number + 1) * wanted // total == number * wanted // total:
+    for number, piece in enumerate(corpus.pieces() if pieces is None else pieces):
+        if (number + 1) * budget // total_bytes == number * budget // total_bytes:
             continue
         for text in corpus.documents(piece, counts):
             if not is_heldout(text, recipe.validation_fraction):
                 yield from split_sentences(text, recipe.sentences, recipe.language)
 
 
-def _recipe(data: ConfigDict) -> Recipe:
-    if not 0 <= data.validation_fraction < 1:
-        raise UsageError(
-            f"config.data.validation_fraction is {data.validation_fraction}; it takes a share of "
-            f"the documents from 0 up to, but not including, 1, such as 0.01."
-        )
-    if data.num_workers is not None and data.num_workers < 1:
-        raise UsageError(
-            f"config.data.num_workers is {data.num_workers}; it takes a number of processes "
-            f"from 1, or nothing for one on each core."
-        )
-    check_splitting(data.sentences, data.language)
-    return Recipe(data.validation_fraction, data.sentences, data.language)
+def _recipe(spec: TextSpec, corpus: CorpusSpec) -> Recipe:
+    source = corpus.source
+    return Recipe(spec.validation_fraction, source.sentences, source.language)
 
 
 def _identity(recipe: Recipe) -> dict[str, Any]:
@@ -161,35 +141,37 @@ def _identity(recipe: Recipe) -> dict[str, Any]:
 
 
 def _tokenizer(
-    config: ConfigDict,
-    corpora: Sequence[tuple[Corpus, Recipe]],
-    cache: pathlib.Path,
-    progress: bool,
+    spec: TextSpec, corpora: Sequence[tuple[Corpus, Recipe]], progress: bool
 ) -> RobertaTokenizer:
-    # Folders, workdirs and hub ids alike; a model has its tokenizer beside its weights.
-    if config.tokenizer:
-        return _load("config.tokenizer", tokenizer_folder(config.tokenizer))
-    if config.init_from:
-        return _load("config.init_from", tokenizer_folder(config.init_from))
+    # A model has its tokenizer beside its weights.
+    for key in ("tokenizer", "init_from"):
+        path = getattr(spec, key)
+        if path:
+            return _load(f"--config.{key}", tokenizer_folder(path))
 
-    about = [{"source": corpus.identity(), "recipe": _identity(r)} for corpus, r in corpora]
+    identities = [
+        {"source": corpus.identity(), "recipe": _identity(recipe)} for corpus, recipe in corpora
+    ]
     name = _hash(
-        **(about[0] if len(about) == 1 else {"mixture": about}),
-        new_tokenizer=config.new_tokenizer.to_dict(),
+        **(identities[0] if len(identities) == 1 else {"mixture": identities}),
+        new_tokenizer={"vocab_size": spec.vocab_size, "min_frequency": spec.min_frequency},
         sample=TOKENIZER_SAMPLE_BYTES,
     )
-    folder = cache / "tokenizers" / name
+    folder = spec.cache_dir / "tokenizers" / name
     if not folder.exists():
-        with only_process(folder, progress):
+        with folder_lock(folder, progress):
             if not folder.exists():
-                _save_whole(_train(corpora, config.new_tokenizer, progress), folder)
-    return _load("The tokenizer trained before", folder)
+                _remove_leftovers(folder)
+                tokenizer = _train(corpora, spec, progress)
+                with create_folder(folder) as temporary:
+                    tokenizer.save_pretrained(temporary)
+    return _load("the tokenizer trained before", folder)
 
 
 def _train(
-    corpora: Sequence[tuple[Corpus, Recipe]], settings: ConfigDict, progress: bool
+    corpora: Sequence[tuple[Corpus, Recipe]], spec: TextSpec, progress: bool
 ) -> RobertaTokenizer:
-    # As much of each corpus, so that none is left out for the size of another.
+    # The same amount of each corpus, whatever their sizes.
     share = TOKENIZER_SAMPLE_BYTES // len(corpora)
     sentences = itertools.chain.from_iterable(
         training_sentences(corpus, recipe, share) for corpus, recipe in corpora
@@ -198,34 +180,29 @@ def _train(
     if first is None:
         raise UsageError(
             "There is no text to train a tokenizer on: the corpus has no documents, or all are "
-            "empty or held out. Name more text in config.data, or lower "
-            "config.data.validation_fraction."
+            "empty or held out. Give more text in --config.data, or lower "
+            "--config.data.validation_fraction."
         )
     try:
         return RobertaTokenizer.train(
             itertools.chain([first], sentences),
-            vocab_size=settings.vocab_size,
-            min_frequency=settings.min_frequency,
-            progress=progress and sys.stderr.isatty(),  # it cannot draw elsewhere
+            vocab_size=spec.vocab_size,
+            min_frequency=spec.min_frequency,
+            progress=progress and sys.stderr.isatty(),  # the bar needs a terminal
         )
     except UsageError:
-        raise  # from the corpus, which is read meanwhile
+        raise  # from the corpus, which is read at the same time
     except ValueError as error:
         raise UsageError(f"No tokenizer can be trained: {error}") from error
 
 
-def _save_whole(tokenizer: RobertaTokenizer, folder: pathlib.Path) -> None:
-    for old in folder.parent.glob(f"{folder.name}.*.tmp"):
-        shutil.rmtree(old)  # of a process killed while saving
-    temporary = temporary_name(folder)
-    try:
-        tokenizer.save_pretrained(temporary)
-        temporary.rename(folder)
-    finally:
-        shutil.rmtree(temporary, ignore_errors=True)
+def _remove_leftovers(folder: pathlib.Path) -> None:
+    """Removes what processes that were killed while saving have left."""
+    for leftover in folder.parent.glob(f"{folder.name}.*.tmp"):
+        shutil.rmtree(leftover)
 
 
-def _load(what: str, path: str | os.PathLike) -> RobertaTokenizer:
+def _load(what: str, path: PathLike) -> RobertaTokenizer:
     try:
         return RobertaTokenizer.from_pretrained(path)
     except (FileNotFoundError, ValueError) as error:
@@ -242,8 +219,8 @@ def _verify(corpus: Corpus, train: TokenStore, heldout: TokenStore) -> None:
         )
 
 
-def _report(counts: dict[str, int]) -> None:
-    """Warns of what was mended or left out, each time: a model is about to be trained on it."""
+def _warn_about(counts: dict[str, int]) -> None:
+    """Warns, each time, of text that was replaced or left out."""
     if counts.get("invalid_utf8"):
         logging.warning(
             "%d of %d documents hold invalid UTF-8, each such byte replaced by U+FFFD.",
@@ -255,15 +232,15 @@ def _report(counts: dict[str, int]) -> None:
 
 
 @contextlib.contextmanager
-def _writing_below(cache: pathlib.Path) -> Iterator[None]:
-    """Explains why nothing can be written; what is there already stays usable."""
+def _explaining_write_errors(cache: pathlib.Path) -> Iterator[None]:
+    """Turns a failed write into a UsageError; the finished part of the cache stays usable."""
     try:
         yield
     except OSError as error:
         raise UsageError(
-            f"Cannot write in {cache}: {error}. Make room there or give write permission, or name "
-            f"another folder with --config.data.cache_dir=FOLDER. What is finished is kept: the "
-            f"next run goes on from there."
+            f"Cannot write in {cache}: {error}. Free some space or give write permission there, or "
+            f"choose another folder with --config.data.cache_dir=FOLDER. What is finished is kept: "
+            f"the next run continues from there."
         ) from error
 
 

@@ -1,9 +1,10 @@
-"""The training loop: one step, one evaluation, and `fit`, the only loop that trains.
+"""The training loop: the compiled update, the compiled evaluation, and `fit`, which runs them.
 
-What is trained comes in as two functions of a batch, so the same loop pretrains and fine-tunes:
+The same loop pretrains and fine-tunes. A model is anything with these two methods (the heads in
+`modeling` describe them), which take the arrays of a batch as keyword arguments:
 
-    loss_fn(params, batch, dropout_key) -> {objective: summed loss}     (dropout_key None: none)
-    count_fn(batch)                     -> {objective: what to divide that sum by}
+    loss(**batch, deterministic=...) -> {objective: summed loss}
+    count(**batch)                   -> {objective: what to divide that sum by}
 
 The loss is the sum over the objectives of sum / count, with both taken over the whole global batch:
 all devices, hosts and microbatches. A mean of means would be another loss wherever the counts of
@@ -16,6 +17,7 @@ import zlib
 from collections.abc import Callable, Iterable, Iterator, Mapping
 from typing import Any
 
+import flax.linen as nn
 import jax
 import jax.numpy as jnp
 import optax
@@ -25,32 +27,29 @@ from roberta_jax.errors import UsageError
 from roberta_jax.training.checkpoints import Checkpoints
 from roberta_jax.training.flops import peak_flops
 from roberta_jax.training.metrics import Meter, MetricsWriter
-from roberta_jax.training.partitioning import on_mesh
+from roberta_jax.training.partitioning import RULES, Rules, on_mesh
 from roberta_jax.training.state import TrainState
 
 Batch = Mapping[str, jax.Array]
 Sums = dict[str, jax.Array]
-LossFn = Callable[[Any, Batch, jax.Array | None], Sums]
-CountFn = Callable[[Batch], Sums]
 TrainStep = Callable[[TrainState, Batch], tuple[TrainState, dict[str, jax.Array]]]
 EvalStep = Callable[[Any, Batch], tuple[Sums, Sums]]
 
-EVALUATION_DUE = "evaluation_due"  # in a checkpoint, beside `fit`'s `extra`
+EVALUATION_DUE = "evaluation_due"  # key in a checkpoint, beside those of `fit`'s `extra`
 
 
 class Diverged(UsageError):
-    """The loss or the gradient is no longer a number."""
+    """The loss or the gradient norm is no longer finite."""
 
 
 def stream_key(seed: int, stream: str, step: jax.Array) -> jax.Array:
-    """The random key of one stream ("dropout", ...) at one step: a function of nothing else."""
+    """The random key of a stream ("dropout", ...) at a step; a function of nothing else."""
     key = jax.random.fold_in(jax.random.key(seed), zlib.crc32(stream.encode()))
     return jax.random.fold_in(key, step)
 
 
 def make_train_step(
-    loss_fn: LossFn,
-    count_fn: CountFn,
+    model: nn.Module,
     optimizer: optax.GradientTransformation,
     schedule: optax.Schedule,
     mesh: Mesh,
@@ -58,19 +57,21 @@ def make_train_step(
     seed: int,
     accumulation: int = 1,
     deterministic: bool = False,
+    rules: Rules = RULES,
 ) -> TrainStep:
     """Compiles one update: `step(state, batch) -> (state, metrics)`; the old state is consumed.
 
     Args:
-      loss_fn, count_fn: see the module's docstring.
-      optimizer: makes updates of gradients.
+      model: has `loss` and `count`, see the module's docstring.
+      optimizer: turns gradients into updates.
       schedule: updates made -> learning rate, for the metrics alone.
-      mesh: where the state and the batch [B, ...] live.
-      seed: of the dropout.
-      accumulation: microbatches a batch is worked off in, one after the other; each has
+      mesh: the mesh of the state and of the batch [B, ...].
+      seed: seed of the dropout.
+      accumulation: number of microbatches, which are computed one after the other. Each has
         B / accumulation rows, the same share of every device's rows.
-      deterministic: on a GPU, keep to operations whose result does not vary from run to run, and
-        do not choose among kernels by timing them. (CPU and TPU need no such thing.)
+      deterministic: on a GPU, use only operations whose result does not vary from run to run, and
+        do not select kernels by timing them. (CPUs and TPUs are deterministic as they are.)
+      rules: the sharding of activations by logical axis, see `partitioning.RULES`.
 
     Returns:
       The step. Its metrics are float32 scalars: `loss`, `gradient_norm` (before clipping),
@@ -80,8 +81,8 @@ def make_train_step(
 
     def gradients(params, batch, key, counts):
         def loss_of(params):
-            sums = loss_fn(params, batch, key)
-            means = {name: sums[name] / counts[name] for name in counts}
+            sums = apply(model, "loss", params, batch, key)
+            means = {name: sums[name] / counts[name] for name in sums}
             return sum(means.values()), means
 
         return jax.value_and_grad(loss_of, has_aux=True)(params)
@@ -93,22 +94,23 @@ def make_train_step(
             for name, x in batch.items()
         }
 
-        def add(total, part):
-            index, rows = part
-            found = gradients(params, rows, jax.random.fold_in(key, index), counts)
-            return jax.tree.map(jnp.add, total, found), None
+        def add(total, microbatch):
+            index, rows = microbatch
+            part = gradients(params, rows, jax.random.fold_in(key, index), counts)
+            return jax.tree.map(jnp.add, total, part), None
 
+        first = {name: x[0] for name, x in parts.items()}
+        sums = jax.eval_shape(lambda: apply(model, "loss", params, first, key))
         zero = jnp.zeros([], jnp.float32)
-        no_loss = (zero, dict.fromkeys(counts, zero))
-        nothing = (no_loss, jax.tree.map(jnp.zeros_like, params))
-        return jax.lax.scan(add, nothing, (jnp.arange(accumulation), parts))[0]
+        zeros = ((zero, dict.fromkeys(sums, zero)), jax.tree.map(jnp.zeros_like, params))
+        return jax.lax.scan(add, zeros, (jnp.arange(accumulation), parts))[0]
 
     def step(state: TrainState, batch: Batch):
         # A count of 0 (no target of an objective in the batch) comes with a sum of 0.
-        counts = {name: jnp.maximum(count, 1) for name, count in count_fn(batch).items()}
+        counts = {name: jnp.maximum(n, 1) for name, n in model.count(**batch).items()}
         key = stream_key(seed, "dropout", state.step)
-        work = gradients if accumulation == 1 else accumulated
-        (loss, means), grads = work(state.params, batch, key, counts)
+        compute = gradients if accumulation == 1 else accumulated
+        (loss, means), grads = compute(state.params, batch, key, counts)
         updates, opt_state = optimizer.update(grads, state.opt_state, state.params)
         metrics = {
             "loss": loss,
@@ -122,25 +124,51 @@ def make_train_step(
 
     options = {"xla_gpu_deterministic_ops": True, "xla_gpu_autotune_level": 0}
     return _compiled(
-        step, mesh, donate_argnums=0, compiler_options=options if deterministic else None
+        step, mesh, rules, donate_argnums=0, compiler_options=options if deterministic else None
     )
 
 
-def make_eval_step(loss_fn: LossFn, count_fn: CountFn, mesh: Mesh) -> EvalStep:
-    """Compiles `step(params, batch) -> (sums, counts)`, without dropout."""
-    return _compiled(lambda params, batch: (loss_fn(params, batch, None), count_fn(batch)), mesh)
+def make_eval_step(
+    model: nn.Module, mesh: Mesh, method: str = "loss", rules: Rules = RULES
+) -> EvalStep:
+    """Compiles `step(params, batch) -> (sums, counts)`, without dropout.
+
+    Args:
+      model: has `count` and the method.
+      mesh: the mesh of the parameters and of the batch.
+      method: the method of the model that gives the sums, "loss" or another with its contract.
+      rules: as for `make_train_step`.
+    """
+
+    def step(params: Any, batch: Batch) -> tuple[Sums, Sums]:
+        return apply(model, method, params, batch, None), model.count(**batch)
+
+    return _compiled(step, mesh, rules)
 
 
-def _compiled(function: Callable, mesh: Mesh, **options: Any) -> Callable:
-    """`jax.jit` under the mesh and its rules, with `.lower` as jit's functions have it."""
+def apply(
+    model: nn.Module, method: str, params: Any, batch: Batch, dropout_key: jax.Array | None
+) -> Sums:
+    """Calls a method of the model on a batch; without a key there is no dropout."""
+    return model.apply(
+        {"params": params},
+        **batch,
+        deterministic=dropout_key is None,
+        rngs=None if dropout_key is None else {"dropout": dropout_key},
+        method=method,
+    )
+
+
+def _compiled(function: Callable, mesh: Mesh, rules: Rules, **options: Any) -> Callable:
+    """`jax.jit` under the mesh and the sharding rules; `.lower` is that of jit's functions."""
     jitted = jax.jit(function, **options)
 
     def call(*args):
-        with on_mesh(mesh):
+        with on_mesh(mesh, rules):
             return jitted(*args)
 
     def lower(*args):
-        with on_mesh(mesh):
+        with on_mesh(mesh, rules):
             return jitted.lower(*args)
 
     call.lower = lower
@@ -150,39 +178,39 @@ def _compiled(function: Callable, mesh: Mesh, **options: Any) -> Callable:
 def evaluate(
     eval_step: EvalStep, params: Any, batches: Iterable[Batch], should_stop: Callable[[], bool]
 ) -> dict[str, float] | None:
-    """Averages each objective over all batches: sum of sums over sum of counts.
+    """Averages each objective over all batches: the sum of the sums over the sum of the counts.
 
     Returns:
-      {objective: mean}, or None if `should_stop` said so in between.
+      {objective: mean}, or None if `should_stop` returned True in between.
     """
     sums: dict[str, float] = {}
     counts: dict[str, float] = {}
     pending = None
     for batch in batches:
-        done, pending = pending, eval_step(params, batch)
-        _add(sums, counts, done)
+        previous, pending = pending, eval_step(params, batch)
+        _add(sums, counts, previous)
         if should_stop():
             return None
     _add(sums, counts, pending)
     return {name: sums[name] / counts[name] for name in sums if counts[name]}
 
 
-def _add(sums, counts, found) -> None:
+def _add(sums, counts, results) -> None:
     # Python floats: a float32 total would round away small batches of a long evaluation.
-    if found is not None:
-        for total, part in zip((sums, counts), jax.device_get(found), strict=True):
+    if results is not None:
+        for total, part in zip((sums, counts), jax.device_get(results), strict=True):
             for name, value in part.items():
                 total[name] = total.get(name, 0.0) + float(value)
 
 
 @dataclasses.dataclass(frozen=True)
 class Cadence:
-    """After how many steps each thing happens; 0 is never.
+    """How often things happen during training, in steps; 0 is never.
 
     Attributes:
-      log: a record of the mean loss since the last one.
-      evaluate: an evaluation (the caller makes the one at the end).
-      checkpoint: a checkpoint; there is always one at the end.
+      log: steps between records of the mean loss.
+      evaluate: steps between evaluations. The one after the last step is the caller's.
+      checkpoint: steps between checkpoints. There is always one after the last step.
     """
 
     log: int = 100
@@ -191,10 +219,12 @@ class Cadence:
 
     def __post_init__(self):
         if self.log < 1:
-            raise UsageError(f"train.log_every={self.log}: it is at least 1.")
+            raise UsageError(f"--config.train.log_every={self.log} must be at least 1.")
         for name, every in (("eval", self.evaluate), ("checkpoint", self.checkpoint)):
             if every < 0:
-                raise UsageError(f"train.{name}_every={every}: it is positive, or 0 for never.")
+                raise UsageError(
+                    f"--config.train.{name}_every={every} must be positive, or 0 for never."
+                )
 
 
 def fit(
@@ -215,12 +245,12 @@ def fit(
 ) -> tuple[TrainState, bool]:
     """Trains from the state's step up to step `steps`.
 
-    Step s is the s-th update. The host runs one step ahead: a step's metrics are read when the next
-    one has been handed to the device. Before a checkpoint it waits, so that a step is saved only
-    when its own loss and gradient norm are known to be finite.
+    Step s is the s-th update. The host runs one step ahead of the device: the metrics of a step are
+    read after the next step was dispatched. Before a checkpoint the host waits, so that a step is
+    saved only after its own loss and gradient norm were found finite.
 
     Args:
-      state: where to start; consumed.
+      state: where to start; it is consumed.
       train_step: from `make_train_step`.
       batches: step s -> iterator over the batches of the updates s + 1, s + 2, ...
       steps: the updates of the whole run.
@@ -229,14 +259,14 @@ def fit(
       writer: where to report.
       tokens_per_step: for tokens/s.
       flops_per_step: of one update over all devices, for the share of the chips' peak (`mfu`).
-      evaluation: params -> values to record, or None if it was told to stop.
+      evaluation: params -> values to record, or None if it was stopped.
       should_stop: polled after every step.
-      extra: saved in each checkpoint, with `EVALUATION_DUE`: whether the run was told to stop
-        before an evaluation that was due at this step.
-      evaluation_due: evaluate before anything else; what the checkpoint of `state` said.
+      extra: values to save in each checkpoint. `EVALUATION_DUE` is saved with them: whether the run
+        was stopped before an evaluation that was due at this step.
+      evaluation_due: whether to evaluate first, as saved in the checkpoint of `state`.
 
     Returns:
-      (the state, whether the run was stopped before the end). Either way it is saved.
+      (the state, whether the run was stopped before its end). The state is saved in either case.
 
     Raises:
       Diverged: a loss or gradient norm is not finite.
@@ -265,7 +295,7 @@ def fit(
             writer.line(step, values, seconds)
 
     def evaluate() -> bool:
-        """Whether it came to an end."""
+        """Evaluates and records; False if the evaluation was stopped."""
         read()
         values = evaluation(state.params)
         if values is not None:
@@ -313,10 +343,11 @@ def _check_finite(step: int, values: Mapping[str, float], checkpoints: Checkpoin
     saved = (
         "No checkpoint was written before it."
         if last is None
-        else (f"The checkpoint of step {last} is from before it and stays.")
+        else f"The checkpoint of step {last} was written before and is intact."
     )
     raise Diverged(
         f"training diverged: at step {step} the {' and the '.join(bad).replace('_', ' ')} "
-        f"is not finite. {saved}\nStart in a new --workdir with a lower optimizer.learning_rate, a "
-        "longer schedule.warmup_steps, or optimizer.clip_norm=1."
+        f"is not finite. {saved}\nStart in a new --workdir with a lower "
+        "--config.optimizer.learning_rate, a longer --config.schedule.warmup_steps, or "
+        "--config.optimizer.clip_norm=1."
     )

@@ -58,7 +58,7 @@ def rules_with(overrides: Sequence[tuple[str, str | Sequence[str] | None]]) -> R
     rules = dict(RULES)
     overridden = set()
     for override in overrides:
-        if isinstance(override, str) or len(override) != 2:
+        if not isinstance(override, tuple | list) or len(override) != 2:
             raise UsageError(
                 f"--config.mesh.rules: {override!r} is not a pair of a logical axis and its mesh "
                 'axes, such as ("embed", "fsdp").'

@@ -45,6 +45,7 @@ def open_workdir(
     *,
     renamed: Mapping[str, str] | None = None,
     added: Mapping[str, Any] | None = None,
+    revalued: Mapping[str, Mapping[Any, Any]] | None = None,
 ) -> Iterator[epath.Path]:
     """Opens the workdir of a new run, or of a run to resume, and locks it inside the context.
 
@@ -57,6 +58,7 @@ def open_workdir(
       renamed: old dotted key -> new one, for a `config.json` of an earlier version. An old key that
         ends in a dot stands for all keys below it.
       added: dotted key -> value that earlier versions, which lack the key, behaved by.
+      revalued: dotted key -> {value of an earlier version: present value}.
 
     Yields:
       The folder. Errors of the file system inside the context that a user can fix (a full disk, a
@@ -73,7 +75,9 @@ def open_workdir(
         if primary:
             folder.mkdir(parents=True, exist_ok=True)
         with _locked(folder) if primary else contextlib.nullcontext():
-            _check_config(folder, config, may_change, renamed or {}, added or {})
+            saved = _saved_values(folder, renamed or {}, added or {}, revalued or {})
+            if saved is not None:
+                _check_config(folder, config, may_change, saved)
             if primary:
                 write_json(folder / CONFIG, config)
             yield folder
@@ -140,19 +144,31 @@ def key_matches(key: str, patterns: Collection[str]) -> bool:
     )
 
 
+def _saved_values(
+    folder: epath.Path,
+    renamed: Mapping[str, str],
+    added: Mapping[str, Any],
+    revalued: Mapping[str, Mapping[Any, Any]],
+) -> dict[str, Any] | None:
+    """The values in `config.json` under their present names; None for a new run."""
+    config = read_config(folder)
+    if config is None:
+        return None
+    values = json.loads(json.dumps(dict(added)))
+    values |= {_new_name(key, renamed): value for key, value in _flatten(config).items()}
+    for key, new_values in revalued.items():
+        if key in values and values[key] in new_values:
+            values[key] = new_values[values[key]]
+    return values
+
+
 def _check_config(
     folder: epath.Path,
     config: Mapping[str, Any],
     may_change: Collection[str],
-    renamed: Mapping[str, str],
-    added: Mapping[str, Any],
+    saved: Mapping[str, Any],
 ) -> None:
-    saved_config = read_config(folder)
-    if saved_config is None:
-        return
     values = _flatten(json.loads(json.dumps(config)))  # tuples become lists, as in the file
-    saved = {_new_name(key, renamed): value for key, value in _flatten(saved_config).items()}
-    saved = json.loads(json.dumps(dict(added))) | saved
     differing = [
         key
         for key in sorted(saved.keys() | values.keys())

@@ -27,7 +27,7 @@ from roberta_jax.modeling.config import RobertaConfig
 from roberta_jax.modeling.execution import Execution
 from roberta_jax.modeling.heads import MODEL_CLASSES
 from roberta_jax.storage import hub
-from roberta_jax.storage.atomic import local_copy
+from roberta_jax.storage.atomic import is_local, local_copy
 from roberta_jax.weights import next_sentence
 from roberta_jax.weights.config_file import CONFIG_NAME, read_config_dict
 from roberta_jax.weights.files import (
@@ -161,39 +161,92 @@ def load_pretrained(
     if param_dtype is not None and not jnp.issubdtype(jnp.dtype(param_dtype), jnp.floating):
         raise UsageError(f"param_dtype={param_dtype!r}: use a floating type, or None")
     with local_copy(model_folder(path, revision=revision, token=token), FILE_ENDINGS) as folder:
-        weights = open_weights(folder)
-        config_dict = weights.config
-        if config_dict is None:
-            config_dict = read_config_dict(_config_path(folder))
-        source = _config_path(folder) if weights.config is None else folder
-        config = _parse_config(config_dict, source, **config_changes)
-        tensors = Tensors(weights.tensors)
-        model_class = model_class or _default_class(config_dict, tensors, folder)
-        model = _build(model_class, config, execution or Execution(), tensors)
-        shapes = parameter_shapes(model)
-        if next_sentence.PARAMS_KEY in shapes:
-            head = next_sentence.open_head(_config_path(folder).parent, config.hidden_size)
-            tensors = Tensors(weights.tensors | head)
-        model_leaves = leaves(shapes)
-        new = tensors.check(model_leaves, folder, model_class, new_head)
-        flat = _read_leaves(model_leaves, tensors, new, param_dtype)
-    new_leaves = [leaf for leaf in model_leaves if new & set(map(canonical, leaf.names))]
+        match = _match(folder, model_class, execution, new_head, **config_changes)
+        flat = _read_leaves(match.leaves, match.tensors, match.new, param_dtype)
+    new = match.new
+    new_leaves = [leaf for leaf in match.leaves if new & set(map(canonical, leaf.names))]
     new_names = [name for leaf in new_leaves for name in leaf.names if canonical(name) in new]
     if new_leaves:
-        _initialize(flat, new_leaves, new, model, seed)
+        _initialize(flat, new_leaves, new, match.model, seed)
         logger.warning(
             "%s lacks %s, which are initialized randomly: train the model before using it",
             path,
             ", ".join(new_names),
         )
     return Loaded(
-        model,
+        match.model,
         traverse_util.unflatten_dict(flat),
         tuple(new_names),
-        tuple(tensors.unused(model_leaves)),
-        weights,
+        tuple(match.tensors.unused(match.leaves)),
+        match.weights,
         folder,
     )
+
+
+def check_pretrained(
+    path: str | os.PathLike,
+    model_class: type[nn.Module],
+    *,
+    new_head: bool | Collection[str] = False,
+) -> None:
+    """Checks that a model can be loaded, by the names, shapes and types of its tensors.
+
+    No tensor is read, except where the files have an output layer beside the word embeddings: the
+    two are compared. A model on an object store is not checked, since that would copy its files.
+
+    Args:
+      path, model_class, new_head: As for `from_pretrained`.
+
+    Raises:
+      UsageError: As `from_pretrained`.
+    """
+    folder = model_folder(path)
+    if is_local(folder):
+        _match(pathlib.Path(folder), model_class, None, new_head)
+
+
+@dataclasses.dataclass(frozen=True)
+class _Match:
+    """A model and the stored tensors that are its parameters.
+
+    Attributes:
+      model: The module.
+      leaves: The leaves of its parameters.
+      tensors: The tensors of the files.
+      new: The canonical names of parameters that no file has.
+      weights: The files.
+    """
+
+    model: nn.Module
+    leaves: list[Leaf]
+    tensors: Tensors
+    new: set[str]
+    weights: WeightFiles
+
+
+def _match(
+    folder: pathlib.Path,
+    model_class: type[nn.Module] | None,
+    execution: Execution | None,
+    new_head: bool | Collection[str],
+    **config_changes: Any,
+) -> _Match:
+    weights = open_weights(folder)
+    config_dict = weights.config
+    if config_dict is None:
+        config_dict = read_config_dict(_config_path(folder))
+    source = _config_path(folder) if weights.config is None else folder
+    config = _parse_config(config_dict, source, **config_changes)
+    tensors = Tensors(weights.tensors)
+    model_class = model_class or _default_class(config_dict, tensors, folder)
+    model = _build(model_class, config, execution or Execution(), tensors)
+    shapes = parameter_shapes(model)
+    if next_sentence.PARAMS_KEY in shapes:
+        head = next_sentence.open_head(_config_path(folder).parent, config.hidden_size)
+        tensors = Tensors(weights.tensors | head)
+    model_leaves = leaves(shapes)
+    new = tensors.check(model_leaves, folder, model_class, new_head)
+    return _Match(model, model_leaves, tensors, new, weights)
 
 
 def read_config(

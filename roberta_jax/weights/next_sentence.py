@@ -13,7 +13,6 @@ from typing import Any
 import numpy as np
 
 from roberta_jax.errors import UsageError
-from roberta_jax.storage.atomic import local_copy
 from roberta_jax.weights.formats import safetensors
 from roberta_jax.weights.formats.safetensors import TensorSpec
 from roberta_jax.weights.names import torch_name
@@ -60,21 +59,6 @@ def open_head(folder: pathlib.Path, hidden_size: int) -> dict[str, LazyTensor]:
             )
         renamed[torch_name((PARAMS_KEY, module, leaf))] = tensors[name]
     return renamed
-
-
-def read_head(folder: pathlib.Path, hidden_size: int) -> dict[str, dict[str, np.ndarray]] | None:
-    """Reads the head's parameters as float32; None if the folder has no such file.
-
-    Raises:
-      UsageError: The file is damaged or holds a head of another width.
-    """
-    with local_copy(folder, (FILE,)) as local:
-        tensors = open_head(local, hidden_size)
-        params: dict[str, dict[str, np.ndarray]] = {}
-        for module, leaf in NAMES.values() if tensors else ():
-            tensor = tensors[torch_name((PARAMS_KEY, module, leaf))]
-            params.setdefault(module, {})[leaf] = tensor.read().astype(np.float32).T
-    return params or None
 
 
 def write_head(folder: pathlib.Path, params: Mapping[str, Any]) -> None:

@@ -21,7 +21,7 @@ from roberta_jax.errors import UsageError, listed
 from roberta_jax.storage import atomic
 from roberta_jax.storage.atomic import replace_folder
 from roberta_jax.storage.hub import TOKENIZER_FILES
-from roberta_jax.weights import next_sentence as next_sentence_files
+from roberta_jax.weights import next_sentence
 from roberta_jax.weights.config_file import CONFIG_NAME, to_json
 from roberta_jax.weights.files import (
     FAIRSEQ_NAMES,
@@ -42,7 +42,7 @@ _MODEL_FILES = (
     CONFIG_NAME,
     SAFE_WEIGHTS_NAME,
     f"{SAFE_WEIGHTS_NAME}.index.json",
-    next_sentence_files.FILE,
+    next_sentence.FILE,
     FLAX_WEIGHTS_NAME,
     FAIRSEQ_NAMES[0],
 )
@@ -57,7 +57,6 @@ def save_pretrained(
     *,
     format: str = "hf",
     max_shard_size: int = MAX_SHARD_SIZE,
-    next_sentence: Params | None = None,
 ) -> None:
     """Writes a folder that `from_pretrained` and the format's own programs load.
 
@@ -81,7 +80,6 @@ def save_pretrained(
         `flax_model.msgpack`, which its Flax classes load; "fairseq" for `model.pt`, which contains
         the config.
       max_shard_size: Bytes above which `model.safetensors` becomes shards with an index.
-      next_sentence: Parameters of a next-sentence head to save beside a `RobertaForMaskedLM`.
 
     Raises:
       UsageError: The parameters are not the model's, the folder holds other files, fairseq does not
@@ -91,11 +89,12 @@ def save_pretrained(
         raise UsageError(f"unknown format {format!r}: use one of {', '.join(FORMATS)}")
     target = epath.Path(path)
     _check_params(leaves(params), model)
-    architecture = type(model).__name__
-    if next_sentence_files.PARAMS_KEY in params:
+    architecture, head = type(model).__name__, None
+    if next_sentence.PARAMS_KEY in params:
         architecture = "RobertaForMaskedLM"
         params = dict(params)
-        next_sentence = nn.meta.unbox(params.pop(next_sentence_files.PARAMS_KEY))
+        head = nn.meta.unbox(params.pop(next_sentence.PARAMS_KEY))
+        head = jax.tree.map(_on_host, head)
     # The wider types come first, so that each tensor of a safetensors file is aligned.
     ordered = sorted(leaves(params), key=lambda leaf: -np.dtype(leaf.value.dtype).itemsize)
     config = model.config.to_dict(architecture)
@@ -103,7 +102,6 @@ def save_pretrained(
     writer = format_module(_FILE_FORMATS[format])
     if format == "fairseq":
         ordered = writer.prepare_leaves(ordered, config)
-    head = None if next_sentence is None else jax.tree.map(_on_host, next_sentence)
     arrays = (_on_host(leaf.value) for leaf in ordered)
     if jax.process_index() == 0:
         check_replaceable(target)
@@ -112,7 +110,7 @@ def save_pretrained(
             with replace_folder(target, last=last) as folder:
                 writer.write_weights(folder, ordered, arrays, config, max_shard_size)
                 if head is not None:
-                    next_sentence_files.write_head(folder, head)
+                    next_sentence.write_head(folder, head)
                 if tokenizer is not None:
                     tokenizer.save_pretrained(folder)
                 else:

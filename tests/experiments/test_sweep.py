@@ -120,7 +120,7 @@ def test_all_points_are_checked_before_the_first_starts(folder, capfd):
         sweep.main(arguments(folder, "wrong", out))
     assert stop.value.code == 2
     printed, errors = capfd.readouterr()
-    assert "no steps, seed 0 1: train.steps=0: a run has at least one step." in errors
+    assert "no steps, seed 0 1: --config.train.steps=0: a run has at least one step." in errors
     assert "no rate, seed 0 1: " in errors
     assert "Small batch" not in errors
     assert "Traceback" not in errors
@@ -179,7 +179,7 @@ def test_the_other_points_run_if_one_fails(folder):
     out = folder / "failing"
     printed, _ = run(*arguments(folder, "failing", out, "--seeds=0"), status=1)
     assert "failed too large, seed 0 (status 2)" in printed
-    assert "fewer than one batch (train.batch_size=4096)" in printed.replace("\n    ", " ")
+    assert "fewer than one batch (--config.train.batch_size=4096)" in printed.replace("\n    ", " ")
     states = [str(point.progress(out)) for point in points_of(folder, "failing", [0])]
     assert states == ["not begun", "finished", "finished"]
     (again,) = (line for line in printed.splitlines() if line.startswith("To continue: "))

@@ -101,7 +101,7 @@ def compiled_value_and_grad(config, execution, method):
         inputs = {"input_ids": IDS, "attention_mask": MASK, "deterministic": False}
         inputs["rngs"] = {"dropout": key}
         if method == "loss":
-            return model.apply({"params": params}, **inputs, **TARGETS, method="loss")[0]
+            return model.apply({"params": params}, **inputs, **TARGETS, method="loss")["masked_lm"]
         logits = model.apply({"params": params}, **inputs, masked_positions=POSITIONS).logits
         return losses.masked_lm_loss(logits, TARGETS["masked_labels"], TARGETS["masked_weights"])[0]
 

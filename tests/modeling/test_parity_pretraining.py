@@ -1,4 +1,4 @@
-"""What pretraining with pairs exports, read by Hugging Face's classes."""
+"""A saved `RobertaForPreTraining` agrees with Hugging Face's classes that load its files."""
 
 import jax
 import jax.numpy as jnp
@@ -15,8 +15,7 @@ from transformers.models.bert.modeling_bert import BertOnlyNSPHead, BertPooler
 
 from roberta_jax import weights
 from roberta_jax.modeling.config import RobertaConfig
-from roberta_jax.modeling.heads import RobertaForMaskedLM
-from roberta_jax.modeling.pretraining import RobertaForPreTraining, split_next_sentence
+from roberta_jax.modeling.heads import RobertaForPreTraining
 from roberta_jax.weights.next_sentence import FILE, NAMES
 from roberta_jax.weights.parameters import parameter_values
 
@@ -24,12 +23,12 @@ pytestmark = pytest.mark.parity
 
 
 @pytest.fixture(autouse=True)
-def _exact_products():
+def _highest_matmul_precision():
     with jax.default_matmul_precision("highest"):
         yield
 
 
-def test_the_masked_lm_and_the_head_beside_it(tmp_path):
+def test_the_masked_lm_and_the_next_sentence_head_agree(tmp_path):
     config = RobertaConfig(
         vocab_size=60, hidden_size=32, num_hidden_layers=2, num_attention_heads=2,
         intermediate_size=48, max_position_embeddings=22, type_vocab_size=2, initializer_range=0.1,
@@ -39,8 +38,7 @@ def test_the_masked_lm_and_the_head_beside_it(tmp_path):
         lambda x: x + 0.05 * np.random.default_rng(x.size).normal(size=x.shape).astype(np.float32),
         parameter_values(model, jax.random.key(0)),
     )
-    masked_lm, head = split_next_sentence(params)
-    weights.save_pretrained(tmp_path, RobertaForMaskedLM(config), masked_lm, next_sentence=head)
+    weights.save_pretrained(tmp_path, model, params)
 
     theirs, report = transformers.RobertaForMaskedLM.from_pretrained(
         tmp_path, output_loading_info=True, attn_implementation="eager"
@@ -64,6 +62,6 @@ def test_the_masked_lm_and_the_head_beside_it(tmp_path):
         inputs = {"input_ids": torch.tensor(ids), "token_type_ids": torch.tensor(types)}
         logits = theirs.eval()(**inputs).logits.numpy()
         hidden = theirs.roberta(**inputs).last_hidden_state
-        pairs = seq_relationship(pooler(hidden)).numpy()
+        next_sentence_logits = seq_relationship(pooler(hidden)).numpy()
     assert_close(ours.logits, logits)
-    assert_close(ours.next_sentence_logits[:, 0], pairs)
+    assert_close(ours.next_sentence_logits[:, 0], next_sentence_logits)

@@ -58,7 +58,7 @@ def loss_and_grad(execution):
     def loss(params, batch):
         rngs = {"dropout": jax.random.key(3)}
         arguments = {**batch, "deterministic": False, "rngs": rngs, "method": "loss"}
-        return model.apply({"params": params}, **arguments)[0]
+        return model.apply({"params": params}, **arguments)["masked_lm"]
 
     return jax.jit(jax.value_and_grad(loss))
 

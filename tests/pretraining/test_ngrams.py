@@ -1,4 +1,4 @@
-"""The n-gram yardsticks against plain Python on small corpora."""
+"""The n-gram baselines, compared with plain Python on small corpora."""
 
 import collections
 import math
@@ -20,7 +20,7 @@ def stores(tmp_path_factory):
 
 
 def inputs_of(dataset):
-    """The tokens of every input, `<s>` in front, as lists."""
+    """Yields the tokens of every input, which start with `<s>`, as lists."""
     batch = dataset.assemble(np.arange(dataset.num_rows))
     for ids, segments in zip(batch["input_ids"], batch["segment_ids"], strict=True):
         for number in range(1, segments.max() + 1):
@@ -35,62 +35,63 @@ def datasets(request, stores):
 
 
 def test_counts(datasets, monkeypatch):
-    monkeypatch.setattr(ngrams, "_TOKENS_AT_ONCE", 500)  # so that many tables are added up
+    monkeypatch.setattr(ngrams, "_CHUNK_TOKENS", 500)  # adds up many tables
     models = NgramModels.count(datasets[0])
     unigrams, bigrams = collections.Counter(), collections.Counter()
     for tokens in inputs_of(datasets[0]):
         unigrams.update(tokens)
         bigrams.update(zip([VOCAB, *tokens], tokens, strict=False))
     assert models.unigrams.tolist() == [unigrams[i] for i in range(VOCAB)]
-    found = dict(zip(models.pairs.tolist(), models.pair_counts.tolist(), strict=True))
-    assert found == {left * VOCAB + right: n for (left, right), n in bigrams.items()}
+    pair_counts = dict(zip(models.pairs.tolist(), models.pair_counts.tolist(), strict=True))
+    assert pair_counts == {left * VOCAB + right: n for (left, right), n in bigrams.items()}
     assert (np.diff(models.pairs) > 0).all()
-    assert unigrams[BOS] == bigrams[VOCAB, BOS]  # a row starts with <s>, always
+    assert unigrams[BOS] == bigrams[VOCAB, BOS]  # every row starts with <s>
 
 
 def test_perplexities_by_the_formulas(datasets):
     train, heldout = datasets
-    found = ngram_perplexities(train, heldout, seed=4)
+    perplexities = ngram_perplexities(train, heldout, seed=4)
 
     unigrams, bigrams = collections.Counter(), collections.Counter()
     for tokens in inputs_of(train):
         unigrams.update(tokens)
         bigrams.update(zip([VOCAB, *tokens], tokens, strict=False))
-    of_left, types_of_left, types_of_right = (collections.Counter() for _ in range(3))
+    count_of_left, types_of_left, types_of_right = (collections.Counter() for _ in range(3))
     for (left, right), count in bigrams.items():
-        of_left[left] += count
+        count_of_left[left] += count
         types_of_left[left] += 1
         types_of_right[right] += 1
-    seen = collections.Counter(bigrams.values())
-    discount = seen[1] / (seen[1] + 2 * seen[2])
+    types_with_count = collections.Counter(bigrams.values())
+    discount = types_with_count[1] / (types_with_count[1] + 2 * types_with_count[2])
 
     def unigram(token):
         return (unigrams[token] + 1) / (sum(unigrams.values()) + VOCAB)
 
     def bigram(token, left):
         lower = (types_of_right[token] + 1) / (len(bigrams) + VOCAB)
-        if not of_left[left]:
+        total = count_of_left[left]
+        if not total:
             return lower
-        kept = max(bigrams[left, token] - discount, 0) / of_left[left]
-        return kept + discount * types_of_left[left] / of_left[left] * lower
+        discounted = max(bigrams[left, token] - discount, 0) / total
+        return discounted + discount * types_of_left[left] / total * lower
 
     logs = [0.0, 0.0]
-    total = 0
+    num_targets = 0
     for targets, lefts in eval_targets(heldout, seed=4):
         for token, left in zip(targets.tolist(), lefts.tolist(), strict=True):
             logs[0] += math.log(unigram(token))
             logs[1] += math.log(bigram(token, left))
-            total += 1
-    assert found == {
-        "unigram": pytest.approx(math.exp(-logs[0] / total), rel=1e-10),
-        "bigram": pytest.approx(math.exp(-logs[1] / total), rel=1e-10),
+            num_targets += 1
+    assert perplexities == {
+        "unigram": pytest.approx(math.exp(-logs[0] / num_targets), rel=1e-10),
+        "bigram": pytest.approx(math.exp(-logs[1] / num_targets), rel=1e-10),
     }
 
 
 @pytest.mark.parametrize("batch_size", [3, 16])
 @pytest.mark.parametrize("max_rows", [None, 7])
 def test_targets_are_those_of_the_evaluation(datasets, batch_size, max_rows, monkeypatch):
-    monkeypatch.setattr(ngrams, "_TOKENS_AT_ONCE", 200)
+    monkeypatch.setattr(ngrams, "_CHUNK_TOKENS", 200)
     dataset = datasets[1]
     parts = list(eval_targets(dataset, seed=4, max_rows=max_rows))
     targets, left = (np.concatenate(arrays) for arrays in zip(*parts, strict=True))
@@ -99,12 +100,12 @@ def test_targets_are_those_of_the_evaluation(datasets, batch_size, max_rows, mon
     )
     expected = [batch["masked_labels"][batch["masked_weights"] > 0] for batch in batches]
     assert np.array_equal(targets, np.concatenate(expected))
-    assert (left[targets == BOS] == VOCAB).all()  # nothing stands left of a row's <s>
+    assert (left[targets == BOS] == VOCAB).all()  # the <s> of a row has no left neighbour
     assert (left[targets != BOS] < VOCAB).all()
 
 
-def test_left_neighbours_are_the_true_ones(tmp_path):
-    """Each token tells its left neighbour, so the neighbours can be checked one by one."""
+def test_left_neighbours(tmp_path):
+    """In this text each token determines its left neighbour."""
     store = write_store(tmp_path, [[list(range(4, 64))], [list(range(4, 64))]], VOCAB)
     dataset = make_dataset(store, 16, rate=0.5)
     lefts = collections.defaultdict(set)
@@ -118,7 +119,7 @@ def test_left_neighbours_are_the_true_ones(tmp_path):
     assert lefts[EOS] <= {63, EOS, BOS}
 
 
-def test_the_bigram_sums_to_one(datasets):
+def test_bigram_probabilities_sum_to_one(datasets):
     models = NgramModels.count(datasets[0])
     tokens = np.arange(VOCAB)
     bigram = ngrams._Bigram(models)
@@ -127,17 +128,17 @@ def test_the_bigram_sums_to_one(datasets):
     assert bigram(np.array([BOS]), np.array([VOCAB]))[0] > 0.98
 
 
-def test_a_predictable_text_is_predicted(tmp_path):
-    """A text in which every token follows from the one before: the bigram knows it."""
+def test_a_text_that_a_bigram_model_predicts(tmp_path):
+    """Every token determines the next one."""
     documents = [[list(range(4, 104))] for _ in range(30)]
     store = write_store(tmp_path, documents, VOCAB)
     dataset = make_dataset(store, 128)
-    found = ngram_perplexities(dataset, dataset, seed=0)
-    assert found["bigram"] < 1.1
-    assert 90 < found["unigram"] < 105
+    perplexities = ngram_perplexities(dataset, dataset, seed=0)
+    assert perplexities["bigram"] < 1.1
+    assert 90 < perplexities["unigram"] < 105
 
 
-def test_max_tokens_bounds_what_is_counted(datasets):
+def test_max_tokens_limits_the_counts(datasets):
     models = NgramModels.count(datasets[0], max_tokens=10 * datasets[0].seq_len)
     assert models.pair_counts.sum() <= 10 * datasets[0].seq_len
     assert models.unigrams[BOS] >= 10  # ten rows

@@ -1,5 +1,6 @@
-"""A run that is interrupted, in whatever way, ends in the same bits as one that is not."""
+"""An interrupted run that is continued ends with the same bits as an uninterrupted one."""
 
+import contextlib
 import os
 import pathlib
 import random
@@ -16,31 +17,33 @@ from roberta_jax.training import preemption
 from roberta_jax.training.metrics import read_metrics
 from tests.support import processes, texts
 
-# Enough steps for a kill to hit any part of it, and dropout, so that random state counts.
+# Enough steps that a kill can hit any part of the run. The config has dropout, so the random state
+# matters, too.
 STEPS = {"train.steps": 60, "train.checkpoint_every": 3, "train.eval_every": 7}
 
 
 @pytest.fixture(scope="module")
-def place(tmp_path_factory):
+def folder(tmp_path_factory):
+    """A folder with a corpus, a cache of its prepared text, and the workdirs of these tests."""
     folder = tmp_path_factory.mktemp("resume")
     texts.write_corpus(folder / "corpus.jsonl")
     return folder
 
 
-def config_of(place, cache="cache", **changes):
-    return texts.small_config(place / "corpus.jsonl", place / cache, **changes)
+def small_config(folder, **changes):
+    return texts.small_config(folder / "corpus.jsonl", folder / "cache", **changes)
 
 
-def model_bytes(folder):
-    return (pathlib.Path(folder) / "hf" / "model.safetensors").read_bytes()
+def model_bytes(workdir):
+    return (pathlib.Path(workdir) / "hf" / "model.safetensors").read_bytes()
 
 
-def deterministic_part(folder):
-    """The records without what depends on the clock, and without means over fewer steps."""
-    timed = ("tokens_per_second", "mfu", "loss")
+def reproducible_metrics(workdir):
+    """The records without speeds, and without losses, which are means over fewer steps."""
+    varying = ("tokens_per_second", "mfu", "loss")
     return [
-        {key: value for key, value in record.items() if key not in timed}
-        for record in read_metrics(folder)
+        {key: value for key, value in record.items() if key not in varying}
+        for record in read_metrics(workdir)
     ]
 
 
@@ -58,62 +61,53 @@ PAIRS = {
 
 
 @pytest.mark.parametrize("changes", [{}, PAIRS], ids=["full_sentences", "pairs"])
-def test_interrupted_in_process_equals_straight(place, monkeypatch, changes):
-    place /= "pairs" if changes else "full"
-    config = config_of(place.parent, **changes, **{"train.per_device_batch_size": 4})
-    straight = pretrain(config, place / "straight")
-    polls = iter([4, 3, 9, 2, 10_000])
+def test_stops_between_steps_change_no_bit(folder, tmp_path, monkeypatch, changes):
+    config = small_config(folder, **changes, **{"train.per_device_batch_size": 4})
+    expected = pretrain(config, tmp_path / "uninterrupted")
+    # How many times `should_stop` returns False in each run, before it returns True.
+    numbers_of_polls = iter([4, 3, 9, 2, 10_000])
 
     def stop_requests():
-        import contextlib
-
-        left = next(polls)
+        polls = 0
+        allowed_polls = next(numbers_of_polls)
 
         def should_stop():
-            nonlocal left
-            left -= 1
-            return left < 0
+            nonlocal polls
+            polls += 1
+            return polls > allowed_polls
 
         return contextlib.nullcontext(should_stop)
 
     monkeypatch.setattr(preemption, "stop_requests", stop_requests)
     stops = []
     while True:
-        result = pretrain(config, place / "pieces")
+        result = pretrain(config, tmp_path / "interrupted")
         if result.finished:
             break
         stops.append(result.step)
     assert len(stops) >= 3
-    assert stops[0] == 5  # where an evaluation was due, which the next call makes up for
+    assert stops[0] == 5  # an evaluation is due at this step; the next run makes it
     assert stops == sorted(stops)
-    assert result.metrics == straight.metrics
-    assert model_bytes(place / "pieces") == model_bytes(place / "straight")
-    pieces, whole = (
-        [record for record in read_metrics(place / run) if "eval_loss" in record]
-        for run in ("pieces", "straight")
+    assert result.metrics == expected.metrics
+    assert model_bytes(tmp_path / "interrupted") == model_bytes(tmp_path / "uninterrupted")
+    evaluations, expected_evaluations = (
+        [record for record in read_metrics(tmp_path / run) if "eval_loss" in record]
+        for run in ("interrupted", "uninterrupted")
     )
-    assert pieces == whole
+    assert evaluations == expected_evaluations
     if changes:
-        heads = [place / run / "hf" / "nsp_head.safetensors" for run in ("pieces", "straight")]
-        assert heads[0].read_bytes() == heads[1].read_bytes()
+        head, expected_head = (
+            (tmp_path / run / "hf" / "nsp_head.safetensors").read_bytes()
+            for run in ("interrupted", "uninterrupted")
+        )
+        assert head == expected_head
 
 
-# In processes of their own.
-
-
-def arguments(place, workdir, cache, changes):
-    data = config_of(place, cache).data
-    overrides = {
-        "data.files": data.files,
-        "data.cache_dir": data.cache_dir,
-        **STEPS,
-        **changes,
-    }
-    return [str(workdir), *(f"{key}={value}" for key, value in overrides.items())]
+# Runs in processes of their own.
 
 
 def train(workdir, *overrides):
-    """What the processes run: the small config with the overrides, as the command would."""
+    """Trains with the small config and overrides such as "train.steps=3", as the command does."""
     from roberta_jax import cli
 
     changes = {}
@@ -129,9 +123,17 @@ def train(workdir, *overrides):
         pretrain(texts.small_config(corpus, cache, **changes), workdir)
 
 
-def start(place, workdir, cache="cache", devices=1, variables=None, **changes):
+def start(folder, workdir, cache="cache", devices=1, variables=None, **changes):
+    """Starts a process that calls `train`."""
+    overrides = {
+        "data.files": folder / "corpus.jsonl",
+        "data.cache_dir": folder / cache,
+        **STEPS,
+        **changes,
+    }
+    arguments = [f"{key}={value}" for key, value in overrides.items()]
     return subprocess.Popen(
-        processes.command(__name__, "train", *arguments(place, workdir, cache, changes)),
+        processes.command(__name__, "train", workdir, *arguments),
         env=processes.environment(devices, **(variables or {})),
         stdout=subprocess.PIPE,
         stderr=subprocess.PIPE,
@@ -153,15 +155,22 @@ def wait_for(process, condition, timeout=120):
         time.sleep(0.02)
 
 
+def files_in_checkpoints(workdir):
+    checkpoints = workdir / "checkpoints"
+    return [p.name for p in checkpoints.iterdir()] if checkpoints.exists() else []
+
+
 def steps_on_disk(workdir):
-    folder = workdir / "checkpoints"
-    names = [p.name for p in folder.iterdir()] if folder.exists() else []
-    return [int(name) for name in names if name.isdigit()]
+    return [int(name) for name in files_in_checkpoints(workdir) if name.isdigit()]
 
 
-def test_sigterm_saves_and_exits_with_status_0(place):
-    workdir = place / "term"
-    process = start(place, workdir, **{"train.steps": 100_000})
+def is_temporary(name):
+    return "tmp" in name
+
+
+def test_sigterm_saves_and_exits_with_status_0(folder):
+    workdir = folder / "terminated"
+    process = start(folder, workdir, **{"train.steps": 100_000})
     wait_for(process, lambda: (workdir / "metrics.jsonl").exists() and read_metrics(workdir))
     process.send_signal(signal.SIGTERM)
     out = finish(process)
@@ -172,76 +181,78 @@ def test_sigterm_saves_and_exits_with_status_0(place):
 
 
 @pytest.fixture(scope="module")
-def straight(place):
-    finish(start(place, place / "uninterrupted"))
-    return place / "uninterrupted"
+def uninterrupted(folder):
+    """The workdir of a finished run."""
+    finish(start(folder, folder / "uninterrupted"))
+    return folder / "uninterrupted"
 
 
 @pytest.mark.slow
-def test_killed_at_random_moments(place, straight):
-    """SIGKILL, several times a run: while preparing, starting, training, saving, exporting."""
-    chance = random.Random(0)
+def test_killed_at_random_moments(folder, uninterrupted):
+    """SIGKILL hits a run while it prepares text, starts, trains, saves or exports."""
+    rng = random.Random(0)
     started = time.monotonic()
-    finish(start(place, place / "timing", cache="cache_timing"))
-    whole = time.monotonic() - started
-    workdir, killed_at = place / "killed", []
-    # Short lives first, for the preparation; then long enough ones to get anywhere.
-    lives = [0.15, 0.3, 0.45, *(chance.uniform(0.5, 1.0) for _ in range(4))]
-    for life in lives:
-        process = start(place, workdir, cache="cache_killed")
+    finish(start(folder, folder / "timing", cache="cache_timing"))
+    full_time = time.monotonic() - started
+    workdir, steps_when_killed = folder / "killed", []
+    # The first kills hit the preparation of the text; the later ones leave time to train.
+    fractions = [0.15, 0.3, 0.45, *(rng.uniform(0.5, 1.0) for _ in range(4))]
+    for fraction in fractions:
+        process = start(folder, workdir, cache="cache_killed")
         try:
-            process.wait(timeout=life * whole)
+            process.wait(timeout=fraction * full_time)
         except subprocess.TimeoutExpired:
             process.kill()
         process.communicate()
-        killed_at.append(max(steps_on_disk(workdir), default=0))
-    finish(start(place, workdir, cache="cache_killed"))
-    assert model_bytes(workdir) == model_bytes(straight), killed_at
-    assert deterministic_part(workdir) == deterministic_part(straight)
-    assert killed_at == sorted(killed_at)
+        steps_when_killed.append(max(steps_on_disk(workdir), default=0))
+    finish(start(folder, workdir, cache="cache_killed"))
+    assert model_bytes(workdir) == model_bytes(uninterrupted), steps_when_killed
+    assert reproducible_metrics(workdir) == reproducible_metrics(uninterrupted)
+    assert steps_when_killed == sorted(steps_when_killed)
 
 
 @pytest.mark.slow
-def test_killed_during_saves(place, straight):
-    """SIGKILL as soon as a save has begun: its temporary folder is there, its step is not.
+def test_killed_during_saves(folder, uninterrupted):
+    """SIGKILL hits a save that has created its temporary folder and not yet renamed it.
 
-    A busy machine may let the save end before the signal comes, so some tries may be in vain.
+    On a busy machine the save may end before the signal arrives, so there are several attempts.
     """
-    workdir, caught, tries = place / "killed_saving", 0, 0
-    while caught < 2 and tries < 9:
-        tries += 1
-        process = start(place, workdir)
-        before = set(steps_on_disk(workdir))
+    workdir, interrupted_saves, attempts = folder / "killed_saving", 0, 0
+    while interrupted_saves < 2 and attempts < 9:
+        attempts += 1
+        process = start(folder, workdir)
+        steps_before = set(steps_on_disk(workdir))
 
-        def saving(before=before):
-            folder = workdir / "checkpoints"
-            names = [p.name for p in folder.iterdir()] if folder.exists() else []
-            fresh = set(steps_on_disk(workdir)) - before
-            return bool(fresh) and any("tmp" in name for name in names)
+        def saving(steps_before=steps_before):
+            new_steps = set(steps_on_disk(workdir)) - steps_before
+            return bool(new_steps) and any(map(is_temporary, files_in_checkpoints(workdir)))
 
         while process.poll() is None and not saving():
             pass
         process.kill()
         process.communicate()
-        caught += any("tmp" in p.name for p in (workdir / "checkpoints").iterdir())
-    assert caught == 2
-    finish(start(place, workdir))
-    assert model_bytes(workdir) == model_bytes(straight)
-    assert deterministic_part(workdir) == deterministic_part(straight)
+        interrupted_saves += any(map(is_temporary, files_in_checkpoints(workdir)))
+    assert interrupted_saves == 2
+    finish(start(folder, workdir))
+    assert model_bytes(workdir) == model_bytes(uninterrupted)
+    assert reproducible_metrics(workdir) == reproducible_metrics(uninterrupted)
 
 
 @pytest.mark.slow
-def test_two_processes_train_as_one_and_stop_together(place):
-    """Two processes with two devices each against one with four; SIGTERM to one stops both."""
-    with socket.socket() as free:
-        free.bind(("localhost", 0))
-        port = free.getsockname()[1]
-    mesh = {"mesh.fsdp": 2, "train.checkpoint_every": 20}
+def test_two_processes_train_as_one_and_stop_together(folder):
+    """Two processes with two devices each equal one with four. SIGTERM to one stops both."""
+    with socket.socket() as unused:
+        unused.bind(("localhost", 0))
+        port = unused.getsockname()[1]
+    # With the same decay, the runs of two processes have the same compiled train step.
+    common = {"mesh.fsdp": 2, "schedule.decay_steps": 12}
+    short_run = {**common, "train.steps": 12, "train.checkpoint_every": 5}
+    long_run = {**common, "train.steps": 100_000, "train.checkpoint_every": 0}
 
-    def both(workdir, **changes):
+    def start_two(workdir, changes):
         return [
             start(
-                place,
+                folder,
                 workdir,
                 devices=2,
                 variables={
@@ -249,39 +260,41 @@ def test_two_processes_train_as_one_and_stop_together(place):
                     "JAX_NUM_PROCESSES": "2",
                     "JAX_PROCESS_ID": str(index),
                 },
-                **mesh,
                 **changes,
             )
             for index in range(2)
         ]
 
-    workers = both(place / "two_stopped", **{"train.steps": 100_000})
-    wait_for(workers[1], lambda: steps_on_disk(place / "two_stopped"))
+    stopped, two, one = (folder / name for name in ("two_stopped", "two", "one"))
+    workers = start_two(stopped, long_run)
+    wait_for(workers[1], lambda: read_metrics(stopped))
     workers[1].send_signal(signal.SIGTERM)
-    first, second = (finish(worker) for worker in workers)
-    assert "Stopped at step" in first
-    assert "Stopped at step" not in second  # one of them speaks
-    assert max(steps_on_disk(place / "two_stopped")) % 20
+    first_output, second_output = (finish(worker) for worker in workers)
+    assert "Stopped at step" in first_output
+    assert "Stopped at step" not in second_output  # only the first process prints
+    step = int(first_output.split("Stopped at step ")[1].split()[0])
+    assert steps_on_disk(stopped) == [step]  # saved because of the signal alone
 
-    for worker in both(place / "two", **{"train.steps": 12}):
+    for worker in start_two(two, short_run):
         finish(worker)
-    finish(start(place, place / "one", devices=4, **mesh, **{"train.steps": 12}))
-    for ours, theirs in zip(read_metrics(place / "two"), read_metrics(place / "one"), strict=True):
-        keys = ours.keys() - {"tokens_per_second"}
-        assert keys == theirs.keys() - {"tokens_per_second"}
-        assert {key: ours[key] for key in keys} == pytest.approx(
-            {key: theirs[key] for key in keys}, rel=1e-4
+    assert sorted(steps_on_disk(two)) == [10, 12]
+    finish(start(folder, one, devices=4, **short_run))
+    for record, expected in zip(read_metrics(two), read_metrics(one), strict=True):
+        keys = record.keys() - {"tokens_per_second"}
+        assert keys == expected.keys() - {"tokens_per_second"}
+        assert {key: record[key] for key in keys} == pytest.approx(
+            {key: expected[key] for key in keys}, rel=1e-4
         )
-    assert (place / "two" / "hf" / "model.safetensors").exists()
+    assert (two / "hf" / "model.safetensors").exists()
 
 
-def test_two_runs_do_not_share_a_workdir(place):
-    workdir = place / "shared"
-    process = start(place, workdir, **{"train.steps": 100_000})
+def test_two_runs_cannot_share_a_workdir(folder):
+    workdir = folder / "shared"
+    process = start(folder, workdir, **{"train.steps": 100_000})
     try:
         wait_for(process, lambda: (workdir / "metrics.jsonl").exists())
         with pytest.raises(UsageError, match="another run is writing"):
-            pretrain(config_of(place, **{**STEPS, "train.steps": 100_000}), workdir)
+            pretrain(small_config(folder, **{**STEPS, "train.steps": 100_000}), workdir)
     finally:
         process.kill()
         process.communicate()

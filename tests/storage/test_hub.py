@@ -12,12 +12,13 @@ import pytest
 from huggingface_hub import constants
 
 from configs.pretrain import get_config
-from roberta_jax import RobertaTokenizer, convert, fill_mask, prepare, weights
+from roberta_jax import RobertaTokenizer, convert, fill_mask, weights
 from roberta_jax.errors import UsageError
 from roberta_jax.modeling.config import RobertaConfig
-from roberta_jax.modeling.heads import RobertaForMaskedLM
-from roberta_jax.modeling.pretraining import RobertaForPreTraining
-from roberta_jax.pretraining.spec import Plan
+from roberta_jax.modeling.heads import RobertaForMaskedLM, RobertaForPreTraining
+from roberta_jax.pretraining.spec import read_spec
+from roberta_jax.pretraining.text import prepare
+from roberta_jax.pretraining.text_spec import read_text_spec
 from roberta_jax.storage import hub
 from roberta_jax.weights.files import WEIGHT_FILE_GROUPS
 from roberta_jax.weights.parameters import parameter_shapes
@@ -306,8 +307,8 @@ def test_commands_accept_hub_ids(server, tmp_path):
     (tmp_path / "text.txt").write_text("The cat sat. The mat was red.\n\n" * 50)
     config.data.source = "files"
     config.data.files = str(tmp_path / "text.txt")
-    jax.tree.map(np.testing.assert_array_equal, Plan(config).initial[1], zeros)
-    prepared = prepare.prepare(config, progress=False)
+    assert read_spec(config).model.max_length == 64
+    prepared = prepare(read_text_spec(config), progress=False)
     assert prepared.tokenizer.fingerprint() == tokenizer.fingerprint()
     config.init_from = None
     named = RobertaTokenizer.from_pretrained("someone/model", model_max_length=7)
@@ -315,11 +316,11 @@ def test_commands_accept_hub_ids(server, tmp_path):
     with pytest.raises(UsageError, match="no such model on the hub"):
         RobertaTokenizer.from_pretrained("someone/nothing")
     config.tokenizer = "someone/model"
-    prepared = prepare.prepare(config, progress=False)
+    prepared = prepare(read_text_spec(config), progress=False)
     assert prepared.tokenizer.fingerprint() == tokenizer.fingerprint()
     config.tokenizer = "someone/nothing"
     with pytest.raises(UsageError, match="no such model on the hub"):
-        prepare.prepare(config, progress=False)
+        prepare(read_text_spec(config), progress=False)
 
 
 @pytest.mark.parametrize(

@@ -1,7 +1,11 @@
 """Small models with random parameters, for the tests of weight files."""
 
+import functools
+import json
+
 import jax
 import numpy as np
+from safetensors.numpy import load_file, save_file
 
 from roberta_jax.modeling.config import RobertaConfig
 from roberta_jax.modeling.heads import MODEL_CLASSES
@@ -26,8 +30,8 @@ def random_params(model, seed=0, dtype=np.float32, *, token_types=True):
       model: The module.
       seed: The seed.
       dtype: The type of the parameters.
-      token_types: Whether the token types are random, too; else they are zero, which is what all
-        formats can express.
+      token_types: Whether the token type embeddings are random, too. Zeros can be saved in every
+        format.
     """
     draw = np.random.default_rng(seed).normal
     params = jax.tree.map(lambda x: draw(0, 0.2, x.shape).astype(dtype), parameter_shapes(model))
@@ -37,9 +41,28 @@ def random_params(model, seed=0, dtype=np.float32, *, token_types=True):
 
 
 def build(name, **changes):
-    """(model, params) of a class by name, with zeros as token types."""
+    """(model, params) of a class by name; the token type embeddings are zero."""
     model = MODEL_CLASSES[name](CONFIG.replace(**changes))
     return model, random_params(model, token_types=False)
+
+
+@functools.partial(jax.jit, static_argnames="model")
+def logits_of(model, params):
+    """The model's logits for `IDS`."""
+    return model.apply({"params": params}, IDS).logits
+
+
+def edit_tensors(folder, edit):
+    """Rewrites model.safetensors; `edit` changes the dictionary of tensors in place."""
+    tensors = load_file(folder / "model.safetensors")
+    edit(tensors)
+    save_file(tensors, folder / "model.safetensors", metadata={"format": "pt"})
+
+
+def edit_config(folder, **changes):
+    """Changes fields of config.json."""
+    config = json.loads((folder / "config.json").read_text())
+    (folder / "config.json").write_text(json.dumps(config | changes))
 
 
 def assert_trees_equal(left, right):

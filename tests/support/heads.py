@@ -1,15 +1,15 @@
 """Test cases for every head of the model: a small config, random weights, inputs and labels."""
 
 import dataclasses
+import functools
 
 import jax
-import jax.numpy as jnp
 import numpy as np
-from flax import linen as nn
 
 from roberta_jax.modeling.config import RobertaConfig
 from roberta_jax.modeling.execution import Execution
 from roberta_jax.modeling.heads import MODEL_CLASSES
+from roberta_jax.weights.parameters import parameter_shapes
 from tests.support.small_config import small_config
 
 SMALL = small_config(vocab_size=60, hidden_size=32, num_hidden_layers=2, intermediate_size=48)
@@ -29,12 +29,35 @@ def config_of(name: str, **changes) -> RobertaConfig:
 def build(name: str, config: RobertaConfig, execution: Execution | None = None, **options):
     """(model, params). All parameters are random, including biases and LayerNorms."""
     model = MODEL_CLASSES[name](config, execution or Execution(), **options)
-    example = jnp.ones((1, 2, 4) if name == "RobertaForMultipleChoice" else (1, 4), jnp.int32)
-    shapes = nn.meta.unbox(jax.eval_shape(model.init, jax.random.key(0), example)["params"])
-    leaves, structure = jax.tree.flatten(shapes)
+    leaves, structure = jax.tree.flatten(_parameter_shapes(model))
     rng = np.random.default_rng(0)
     values = [rng.normal(0, 0.3, leaf.shape).astype(np.float32) for leaf in leaves]
     return model, jax.tree.unflatten(structure, values)
+
+
+_parameter_shapes = functools.cache(parameter_shapes)
+
+
+# For functions of which a test spends more time on compiling than on running them.
+FAST_COMPILE = {
+    "xla_backend_optimization_level": 0,
+    "xla_llvm_disable_expensive_passes": True,
+}
+
+# Compiled once per model and input shapes: `Module.apply` outside of `jit` compiles the scanned
+# layers again in every call.
+
+
+@functools.partial(jax.jit, static_argnames="model", compiler_options=FAST_COMPILE)
+def apply(model, params, **inputs):
+    """The model's output for these inputs."""
+    return model.apply({"params": params}, **inputs)
+
+
+@functools.partial(jax.jit, static_argnames="model", compiler_options=FAST_COMPILE)
+def summed_losses(model, params, **batch) -> dict[str, jax.Array]:
+    """The output of the model's `loss` for a batch."""
+    return model.apply({"params": params}, **batch, method="loss")
 
 
 @dataclasses.dataclass(frozen=True)
@@ -46,7 +69,7 @@ class Inputs:
 
 
 def inputs_of(name: str, config: RobertaConfig, batch=3, length=12, padded=True, seed=0) -> Inputs:
-    """Random ids, padded on the right in all rows but the first; some labels are not targets."""
+    """Random ids and labels. All rows but the first end in padding, and some labels are -100."""
     rng = np.random.default_rng(seed)
     shape = (batch, 2, length) if name == "RobertaForMultipleChoice" else (batch, length)
     ids = rng.integers(4, config.vocab_size, shape)
@@ -66,23 +89,28 @@ def inputs_of(name: str, config: RobertaConfig, batch=3, length=12, padded=True,
         labels = {"start_positions": starts, "end_positions": ends}
     else:
         classes = config.vocab_size if name.endswith("LM") else config.num_labels
-        chosen = rng.integers(0, classes, shape)
-        labels = {"labels": np.where(rng.random(shape) < 0.3, -100, chosen)}
+        labels = rng.integers(0, classes, shape)
+        labels = {"labels": np.where(rng.random(shape) < 0.3, -100, labels)}
     return Inputs({"input_ids": ids, "attention_mask": mask}, labels)
+
+
+def targets(name: str, labels: dict) -> dict:
+    """The labels as arguments of the head's `loss`; a masked LM gets one slot per position."""
+    if name != "RobertaForMaskedLM":
+        return labels
+    labels = labels["labels"]
+    return {
+        "masked_positions": np.broadcast_to(np.arange(labels.shape[1]), labels.shape),
+        "masked_labels": np.maximum(labels, 0),
+        "masked_weights": (labels >= 0).astype(np.float32),
+    }
 
 
 def loss_of(model, params, inputs: Inputs) -> jax.Array:
     """The mean loss as Hugging Face's classes define it; for spans, the mean of both losses."""
-    labels = inputs.labels
-    if type(model).__name__ == "RobertaForMaskedLM":  # one slot for every position
-        targets = labels["labels"]
-        labels = {
-            "masked_positions": np.broadcast_to(np.arange(targets.shape[1]), targets.shape),
-            "masked_labels": np.maximum(targets, 0),
-            "masked_weights": (targets >= 0).astype(np.float32),
-        }
-    sums, counts = model.apply({"params": params}, **inputs.given, **labels, method="loss")
-    return jnp.mean(sums / counts)
+    batch = {**inputs.given, **targets(type(model).__name__, inputs.labels)}
+    sums, counts = model.apply({"params": params}, **batch, method="loss"), model.count(**batch)
+    return sum(sums[name] / counts[name] for name in sums)
 
 
 def assert_close(ours, theirs, name=""):

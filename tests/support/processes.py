@@ -1,4 +1,4 @@
-"""Runs a function of a test module in a separate process, with other devices or to be killed."""
+"""Runs a function of a test module in a separate process, such as one with several devices."""
 
 import os
 import pathlib

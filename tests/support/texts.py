@@ -1,4 +1,4 @@
-"""A small corpus and a small config, for tests that run all of pretraining."""
+"""A small corpus and a small config, for tests of pretraining."""
 
 import json
 import pathlib

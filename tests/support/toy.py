@@ -17,6 +17,11 @@ WIDTH, TARGETS = 8, 5
 
 
 class Toy(nn.Module):
+    """Two objectives whose counts differ from row to row.
+
+    So a mean of means over microbatches or devices gives another loss than the global mean.
+    """
+
     dropout: float = 0.0
 
     @nn.compact
@@ -35,24 +40,14 @@ class Toy(nn.Module):
         h_BLM = nn.Dropout(self.dropout)(h_BLM, deterministic=deterministic)
         return (h_BLM @ out) * scale
 
+    def loss(self, *, x, y, weights, deterministic=True):
+        output = self(x, deterministic)
+        squares = jnp.sum(jnp.square(output - y), -1) * weights
+        return {"squares": jnp.sum(squares), "size": jnp.sum(jnp.abs(output)) * 0.1}
 
-def loss_and_count(dropout=0.0):
-    """Returns (loss_fn, count_fn) of two objectives.
-
-    Their counts differ from row to row, so a mean of means gives another loss than the global mean.
-    """
-    model = Toy(dropout)
-
-    def loss_fn(params, batch, key):
-        rngs = None if key is None else {"dropout": key}
-        y = model.apply({"params": params}, batch["x"], key is None, rngs=rngs)
-        squares = jnp.sum(jnp.square(y - batch["y"]), -1) * batch["weights"]
-        return {"squares": jnp.sum(squares), "size": jnp.sum(jnp.abs(y)) * 0.1}
-
-    def count_fn(batch):
-        return {"squares": jnp.sum(batch["weights"]), "size": jnp.float32(batch["x"].shape[0])}
-
-    return loss_fn, count_fn
+    @nn.nowrap
+    def count(self, *, x, y, weights):
+        return {"squares": jnp.sum(weights), "size": jnp.float32(x.shape[0])}
 
 
 def init_params():
@@ -97,7 +92,5 @@ def setting(*, dropout=0.0, accumulation=1, mesh=None, steps=10, rate=1e-2):
 def _initial_state_and_step(dropout, accumulation, mesh, steps, rate):
     schedule = polynomial_schedule(rate, warmup_steps=2, decay_steps=steps)
     tx = adamw(schedule)
-    step = make_train_step(
-        *loss_and_count(dropout), tx, schedule, mesh, seed=0, accumulation=accumulation
-    )
+    step = make_train_step(Toy(dropout), tx, schedule, mesh, seed=0, accumulation=accumulation)
     return create_state(init_params, tx, mesh), step

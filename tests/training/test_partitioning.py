@@ -2,7 +2,6 @@ import json
 
 import jax
 import numpy as np
-import optax
 import pytest
 from jax.sharding import AbstractMesh, PartitionSpec
 
@@ -12,13 +11,12 @@ from roberta_jax.training.partitioning import (
     RULES,
     create_mesh,
     local_batch_rows,
-    on_mesh,
     parameter_spec,
     rows_and_accumulation,
     rules_with,
     to_global,
 )
-from roberta_jax.training.state import TrainState, abstract_state, create_state
+from roberta_jax.training.state import abstract_state
 from tests.support import processes, toy
 
 
@@ -108,54 +106,7 @@ def on_eight_devices():
     constraints = [line for line in lowered.splitlines() if "sharding_constraint" in line]
     assert any("tensor" in line and "data" in line for line in constraints), constraints
 
-    check_other_rules(mesh)
     print(json.dumps(losses(mesh)))
-
-
-def check_other_rules(mesh):
-    """With other rules the parameters are split differently, and the losses are the same."""
-    rules = rules_with([("mlp", None), ("embed", ["fsdp", "tensor"])])
-    schedule = toy.polynomial_schedule(1e-2, warmup_steps=0, decay_steps=10)
-    tx = toy.adamw(schedule)
-    metrics = []
-    for these in (RULES, rules):
-        state = create_state(toy.init_params, tx, mesh, rules=these)
-        kernel, moments = state.params["kernel"], state.opt_state[0].mu["kernel"]
-        if these is rules:
-            assert kernel.sharding.spec == PartitionSpec(("fsdp", "tensor"), None)
-            assert moments.sharding.spec == kernel.sharding.spec
-            assert kernel.addressable_shards[0].data.shape == (2, 16)
-        else:
-            assert kernel.addressable_shards[0].data.shape == (4, 8)
-        step = one_step(tx, mesh, these)
-        data, losses = toy.batches(mesh, 8)(0), []
-        for _ in range(2):
-            state, loss = step(state, next(data))
-            losses.append(float(loss))
-        metrics.append(losses)
-    np.testing.assert_allclose(metrics[0], metrics[1], rtol=1e-5)
-
-
-def one_step(tx, mesh, rules):
-    """A training step under other rules than the default ones."""
-    loss_fn, count_fn = toy.loss_and_count()
-
-    def loss_of(params, batch):
-        sums, counts = loss_fn(params, batch, None), count_fn(batch)
-        return sum(sums[name] / counts[name] for name in sums)
-
-    @jax.jit
-    def update(state, batch):
-        loss, grads = jax.value_and_grad(loss_of)(state.params, batch)
-        updates, opt_state = tx.update(grads, state.opt_state, state.params)
-        params = optax.apply_updates(state.params, updates)
-        return TrainState(state.step + 1, params, opt_state), loss
-
-    def step(state, batch):
-        with on_mesh(mesh, rules):
-            return update(state, batch)
-
-    return step
 
 
 def losses(mesh, accumulation=1):

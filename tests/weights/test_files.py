@@ -1,4 +1,4 @@
-"""Which modules are imported to read and write weight files, and which files are read."""
+"""The modules that are imported to read and write weight files, and the format of a file."""
 
 import re
 import subprocess
@@ -14,16 +14,17 @@ FOREIGN = "pickle|unpickl|fairseq|msgpack|torch|flax_|compat|export|serv"
 
 
 def modules_after(*statements):
-    """Runs a program; for each statement, this package's modules that are imported after it."""
-    show = "print(*[name for name in sys.modules if name.startswith('roberta_jax')])"
-    program = "\n".join(["import sys", *(f"{statement}\n{show}" for statement in statements)])
+    """Runs the statements; returns, after each, this package's imported modules."""
+    print_modules = "print(*[name for name in sys.modules if name.startswith('roberta_jax')])"
+    lines = [f"{statement}\n{print_modules}" for statement in statements]
+    program = "\n".join(["import sys", *lines])
     run = subprocess.run([sys.executable, "-c", program], capture_output=True, text=True)
     assert run.returncode == 0, run.stderr
     return [set(line.split()) for line in run.stdout.splitlines()]
 
 
 def foreign(modules):
-    """The modules for other formats than safetensors, without the package's name."""
+    """The modules of formats other than safetensors, without the names of their packages."""
     return {name.rpartition(".")[2] for name in modules if re.search(FOREIGN, name)}
 
 
@@ -65,7 +66,7 @@ def test_a_format_is_imported_when_a_file_of_it_is_written(folders, tmp_path):
     assert foreign(flax) == {"msgpack"}
 
 
-def test_the_format_follows_from_the_file_name():
+def test_the_format_is_inferred_from_the_file_name():
     assert files.format_of("model.safetensors") == "safetensors"
     assert files.format_of("pytorch_model.bin.index.json") == "bin"
     assert files.format_of("flax_model.msgpack") == "msgpack"

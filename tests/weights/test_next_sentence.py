@@ -9,12 +9,22 @@ from safetensors.numpy import load_file, save_file
 
 from roberta_jax import weights
 from roberta_jax.errors import UsageError
-from roberta_jax.modeling.heads import RobertaForMaskedLM, RobertaForSequenceClassification
-from roberta_jax.modeling.pretraining import RobertaForPreTraining, split_next_sentence
-from roberta_jax.weights.next_sentence import FILE, NAMES, read_head
+from roberta_jax.modeling.heads import (
+    RobertaForMaskedLM,
+    RobertaForPreTraining,
+    RobertaForSequenceClassification,
+)
+from roberta_jax.weights.load import check_pretrained
+from roberta_jax.weights.next_sentence import FILE, NAMES
 from tests.support.checkpoints import CONFIG, assert_trees_equal, random_params
 
 MODEL = RobertaForPreTraining(CONFIG)
+
+
+def split_next_sentence(params):
+    """Returns (parameters of the masked LM, parameters of the head)."""
+    masked_lm = {name: value for name, value in params.items() if name != "next_sentence"}
+    return masked_lm, params["next_sentence"]
 
 
 @pytest.fixture(scope="module")
@@ -30,7 +40,7 @@ def folder(params, tmp_path):
 
 @pytest.fixture
 def masked_lm_folder(params, tmp_path):
-    """The same masked LM, without a next-sentence head."""
+    """A folder of the same masked LM without a next-sentence head."""
     masked_lm, _ = split_next_sentence(params)
     weights.save_pretrained(tmp_path / "masked_lm", RobertaForMaskedLM(CONFIG), masked_lm)
     return tmp_path / "masked_lm"
@@ -67,24 +77,16 @@ def test_a_round_trip_keeps_every_bit(format, params, tmp_path):
     assert_trees_equal(weights.read_pretrained(file, RobertaForPreTraining)[1], params)
 
 
-def test_the_head_has_the_type_that_is_asked_for(params, folder):
+def test_param_dtype_converts_the_head(params, folder):
     _, loaded = weights.read_pretrained(folder, RobertaForPreTraining, param_dtype="float16")
     expected = jax.tree.map(lambda x: x.astype(np.float16), params)
     assert_trees_equal(loaded["next_sentence"], expected["next_sentence"])
 
 
-def test_the_keyword_writes_the_same_file(params, folder, tmp_path):
-    masked_lm, head = split_next_sentence(params)
-    model = RobertaForMaskedLM(CONFIG)
-    weights.save_pretrained(tmp_path / "keyword", model, masked_lm, next_sentence=head)
-    assert (tmp_path / "keyword" / FILE).read_bytes() == (folder / FILE).read_bytes()
-    assert_trees_equal(read_head(folder, CONFIG.hidden_size), head)
-
-
-def test_a_missing_head_is_an_error_unless_it_may_be_new(params, masked_lm_folder, caplog):
+def test_a_missing_head_is_an_error_without_new_head(params, masked_lm_folder, caplog):
     with pytest.raises(UsageError, match=r"no next-sentence head \(next_sentence\.classifier\.b"):
         weights.read_pretrained(masked_lm_folder, RobertaForPreTraining)
-    assert read_head(masked_lm_folder, CONFIG.hidden_size) is None
+    assert not (masked_lm_folder / FILE).exists()
     masked_lm, _ = split_next_sentence(params)
     for new_head in (True, ("next_sentence",), {"next_sentence", "classifier"}):
         loaded = weights.load_pretrained(
@@ -119,6 +121,16 @@ def test_only_the_named_head_may_be_new(masked_lm_folder, folder):
             weights.read_pretrained(folder, RobertaForSequenceClassification, new_head=wrong)
 
 
+def test_check_pretrained_reads_no_tensors(folder, masked_lm_folder, monkeypatch):
+    monkeypatch.setattr("roberta_jax.weights.load.read_all", None)  # would fail if called
+    check_pretrained(folder, RobertaForPreTraining)
+    check_pretrained(masked_lm_folder, RobertaForPreTraining, new_head=("next_sentence",))
+    with pytest.raises(UsageError, match=r"no next-sentence head \(next_sentence\.classifier\.b"):
+        check_pretrained(masked_lm_folder, RobertaForPreTraining)
+    with pytest.raises(UsageError, match="no classifier"):
+        check_pretrained(folder, RobertaForSequenceClassification, new_head=("next_sentence",))
+
+
 def test_a_damaged_head_is_an_error_even_if_it_may_be_new(folder):
     (folder / FILE).write_bytes((folder / FILE).read_bytes()[:200])
     with pytest.raises(UsageError, match=r"cut short.*Delete nsp_head\.safetensors"):
@@ -127,10 +139,10 @@ def test_a_damaged_head_is_an_error_even_if_it_may_be_new(folder):
     save_file(tensors, folder / FILE)
     with pytest.raises(UsageError, match=r"should have shape \(32, 32\), but it has \(2, 16\)"):
         weights.read_pretrained(folder, RobertaForPreTraining, new_head=True)
-    assert type(weights.read_pretrained(folder)[0]) is RobertaForMaskedLM  # which does not need it
+    assert type(weights.read_pretrained(folder)[0]) is RobertaForMaskedLM  # does not read the head
 
 
-def test_parameters_without_the_head_are_refused(params, tmp_path):
+def test_saving_parameters_without_the_head_is_an_error(params, tmp_path):
     masked_lm, _ = split_next_sentence(params)
     with pytest.raises(UsageError, match=r"next_sentence\.pooler\.weight is missing"):
         weights.save_pretrained(tmp_path / "out", MODEL, masked_lm)

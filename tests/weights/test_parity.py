@@ -1,4 +1,4 @@
-"""Weight files of every class, written for and read from transformers' own classes."""
+"""Weight files of every class are exchanged with transformers' classes."""
 
 import json
 import logging
@@ -11,7 +11,7 @@ from flax import traverse_util
 torch = pytest.importorskip("torch")
 transformers = pytest.importorskip("transformers")
 
-from roberta_jax import RobertaTokenizer, weights
+from roberta_jax import weights
 from roberta_jax.modeling.config import RobertaConfig
 from roberta_jax.modeling.heads import MODEL_CLASSES
 from roberta_jax.weights.names import unstack_layers
@@ -39,8 +39,8 @@ CASES = {name: (name, {}) for name in NAMES} | VARIANTS
 
 
 def config_of(name, changes):
-    own = {"num_labels": 3} if name.endswith("Classification") else {}
-    return CONFIG.replace(**(own | {"is_decoder": name == "RobertaForCausalLM"} | changes))
+    labels = {"num_labels": 3} if name.endswith("Classification") else {}
+    return CONFIG.replace(**(labels | {"is_decoder": name == "RobertaForCausalLM"} | changes))
 
 
 def build(name, changes, dtype=np.float32):
@@ -127,16 +127,15 @@ def test_half_precision_is_converted_bit_for_bit(dtype, tmp_path):
     theirs.save_pretrained(tmp_path / "theirs")
     loaded = weights.load_pretrained(tmp_path / "theirs", param_dtype=None)
     weights.save_pretrained(tmp_path / "ours", loaded.model, loaded.params)
-    again = getattr(transformers, name).from_pretrained(tmp_path / "ours", dtype="auto")
-    for (key, one), other in zip(
-        theirs.state_dict().items(), again.state_dict().values(), strict=True
+    reloaded = getattr(transformers, name).from_pretrained(tmp_path / "ours", dtype="auto")
+    for (key, expected), tensor in zip(
+        theirs.state_dict().items(), reloaded.state_dict().values(), strict=True
     ):
-        assert one.dtype == other.dtype == dtype, key
-        assert torch.equal(one, other), key
+        assert tensor.dtype == expected.dtype == dtype, key
+        assert torch.equal(tensor, expected), key
 
 
-def test_auto_classes_load_the_model_and_its_tokenizer(tmp_path):
-    tokenizer = RobertaTokenizer.train(["the cat sat on the mat, or so they say"] * 5, 270)
+def test_auto_classes_load_the_model_and_its_tokenizer(tokenizer, tmp_path):
     model, params = checkpoints.build("RobertaForMaskedLM")
     weights.save_pretrained(tmp_path / "out", model, params, tokenizer)
     theirs = transformers.AutoModelForMaskedLM.from_pretrained(tmp_path / "out")
@@ -175,7 +174,7 @@ def flax_class(name):
 
 
 @pytest.fixture(autouse=True)
-def _quiet():
+def _log_warnings_only():
     transformers.utils.logging.set_verbosity_warning()
 
 
@@ -195,12 +194,13 @@ def test_flax_classes_load_what_is_saved(name, tmp_path, caplog):
     assert flax_params.keys() == expected.keys()
     for path, value in expected.items():
         np.testing.assert_array_equal(flax_params[path], value, strict=True, err_msg=str(path))
-    if name != "RobertaForCausalLM":  # its positions there differ with and without a cache
-        outputs = theirs(ids_of(name))
-        for output in ("logits", "last_hidden_state", "start_logits"):
-            if output in outputs:
+    if name != "RobertaForCausalLM":  # whose positions in Flax depend on the cache
+        expected = theirs(ids_of(name))
+        outputs = apply(model, params)
+        for field in ("logits", "last_hidden_state", "start_logits"):
+            if field in expected:
                 np.testing.assert_allclose(
-                    getattr(apply(model, params), output), outputs[output], rtol=0, atol=5e-5
+                    getattr(outputs, field), expected[field], rtol=0, atol=5e-5
                 )
 
 

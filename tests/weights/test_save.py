@@ -1,4 +1,4 @@
-"""What `save_pretrained` writes, and what it leaves of an earlier folder."""
+"""The files that `save_pretrained` writes, and how it replaces an earlier folder."""
 
 import json
 import pathlib
@@ -20,36 +20,10 @@ from roberta_jax.storage import atomic
 from roberta_jax.weights import names
 from tests.support.checkpoints import CONFIG, IDS, assert_trees_equal, build, random_params
 
-
-@pytest.fixture(scope="module")
-def masked_lm():
-    model = RobertaForMaskedLM(CONFIG)
-    return model, random_params(model)
-
-
-@pytest.fixture(scope="module")
-def tokenizer():
-    return RobertaTokenizer.train(["the cat sat on the mat, or so they say"] * 5, vocab_size=270)
-
-
-@pytest.fixture(scope="module")
-def saved(masked_lm, tokenizer, tmp_path_factory):
-    """A folder that no test may change."""
-    folder = tmp_path_factory.mktemp("saved") / "hf"
-    weights.save_pretrained(folder, *masked_lm, tokenizer)
-    return folder
-
-
-@pytest.fixture
-def folder(saved, tmp_path):
-    """A copy to spoil."""
-    return shutil.copytree(saved, tmp_path / "copy")
-
-
 # Contents
 
 
-def test_names_and_layouts_are_pytorchs(masked_lm, saved):
+def test_tensors_have_pytorchs_names_and_layouts(masked_lm, saved):
     _, params = masked_lm
     with safe_open(saved / "model.safetensors", "np") as file:
         tensors = {name: file.get_tensor(name) for name in file.keys()}  # noqa: SIM118
@@ -88,19 +62,22 @@ def test_the_config_describes_the_model(saved):
 
 def test_stacked_and_unstacked_parameters_give_the_same_file(masked_lm, saved, tmp_path):
     model, stacked = masked_lm
-    weights.save_pretrained(tmp_path / "apart", model, names.unstack_layers(stacked))
-    left = load_file(saved / "model.safetensors")
-    right = load_file(tmp_path / "apart" / "model.safetensors")
-    assert left.keys() == right.keys()
-    for name in left:
-        np.testing.assert_array_equal(left[name], right[name], strict=True)
+    weights.save_pretrained(tmp_path / "unstacked", model, names.unstack_layers(stacked))
+    stacked_tensors = load_file(saved / "model.safetensors")
+    tensors = load_file(tmp_path / "unstacked" / "model.safetensors")
+    assert tensors.keys() == stacked_tensors.keys()
+    for name, tensor in tensors.items():
+        np.testing.assert_array_equal(tensor, stacked_tensors[name], strict=True)
 
 
 def test_boxed_parameters_are_unboxed(tmp_path):
     model = RobertaForMaskedLM(CONFIG)
-    boxed = model.init(jax.random.key(0), IDS)["params"]
+    shapes = jax.eval_shape(model.init, jax.random.key(0), IDS)["params"]
+    params = random_params(model)
+    boxed = jax.tree.unflatten(jax.tree.structure(shapes), jax.tree.leaves(params))
+    assert isinstance(boxed["lm_head"]["bias"], nn.Partitioned)
     weights.save_pretrained(tmp_path / "hf", model, boxed)
-    assert_trees_equal(weights.from_pretrained(tmp_path / "hf")[1], nn.unbox(boxed))
+    assert_trees_equal(weights.from_pretrained(tmp_path / "hf")[1], params)
 
 
 @pytest.mark.parametrize("size", [1, 20_000])
@@ -113,7 +90,7 @@ def test_large_models_are_split_into_shards(size, tmp_path):
     assert not (tmp_path / "out" / "model.safetensors").exists()
     assert index["metadata"]["total_size"] == sum(x.nbytes for x in jax.tree.leaves(params))
     assert_trees_equal(weights.read_pretrained(tmp_path / "out")[1], params)
-    # A folder of shards is one of ours, which may be replaced.
+    # A folder of shards can be replaced too.
     weights.save_pretrained(tmp_path / "out", model, params)
     assert not list((tmp_path / "out").glob("model-*"))
 
@@ -130,16 +107,16 @@ def test_parameters_of_another_model_are_refused_before_anything_is_written(mask
     model, params = masked_lm
     deeper = RobertaForMaskedLM(CONFIG.replace(num_hidden_layers=4))
     wider = RobertaForMaskedLM(CONFIG.replace(vocab_size=301))
-    whole = jax.tree.map(lambda x: x.astype(np.int32), params)
-    for other, given, said in (
+    integers = jax.tree.map(lambda x: x.astype(np.int32), params)
+    for other, other_params, message in (
         (deeper, params, r"layer\.3\.\S* is missing"),
         (wider, params, r"word_embeddings\.weight has shape \[300, 32\], not \[301, 32\]"),
         (model, {"params": params}, "pass the tree under 'params'"),
         (model, params["roberta"], r"lm_head.bias is missing|embeddings\S* is not the model's"),
-        (model, whole, "is of type int32"),
+        (model, integers, "is of type int32"),
     ):
-        with pytest.raises(UsageError, match=said):
-            weights.save_pretrained(tmp_path / "hf", other, given)
+        with pytest.raises(UsageError, match=message):
+            weights.save_pretrained(tmp_path / "hf", other, other_params)
     assert not list(tmp_path.iterdir())
 
 
@@ -191,7 +168,7 @@ def test_the_remains_of_a_killed_save_are_repaired(killed, folder, masked_lm, to
     params = random_params(model, seed=2)
     weights.save_pretrained(folder, model, params)
     assert_trees_equal(weights.read_pretrained(folder)[1], params)
-    # The tokenizer came from the folder that was to be replaced.
+    # The tokenizer of the earlier folder is kept.
     assert RobertaTokenizer.from_pretrained(folder).fingerprint() == tokenizer.fingerprint()
     assert [path.name for path in folder.parent.iterdir()] == [folder.name]
 
@@ -200,12 +177,12 @@ def test_a_failed_rename_restores_the_earlier_folder(folder, masked_lm, monkeypa
     model, params = masked_lm
     rename = pathlib.Path.rename
 
-    def refuse(self, target):
+    def rename_or_fail(self, target):
         if self.name.endswith(".partial"):
             raise PermissionError(13, "Permission denied")
         return rename(self, target)
 
-    monkeypatch.setattr(pathlib.Path, "rename", refuse)
+    monkeypatch.setattr(pathlib.Path, "rename", rename_or_fail)
     with pytest.raises(UsageError, match="Permission denied"):
         weights.save_pretrained(folder, model, random_params(model, seed=1))
     assert_trees_equal(weights.read_pretrained(folder)[1], params)

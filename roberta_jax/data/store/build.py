@@ -117,9 +117,6 @@ def folder_lock(folder: pathlib.Path, progress: bool) -> Iterator[None]:
         yield
 
 
-only_process = folder_lock  # the former name, which `pretraining.text` imports
-
-
 class _Encoder:
     """Encodes chunks of text in a worker process; can be pickled."""
 

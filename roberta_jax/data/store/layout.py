@@ -26,7 +26,7 @@ from typing import Any
 
 import numpy as np
 
-from roberta_jax.storage.atomic import replace_file, temporary_path, write_json
+from roberta_jax.storage.atomic import replace_file, write_json
 
 FORMAT = "roberta_jax token store"
 VERSION = 1
@@ -170,9 +170,6 @@ def write_index(
         "shards": list(shards),
     }
     write_json(folder / INDEX, index, indent=1)
-
-
-temporary_name = temporary_path  # the former name, which `pretraining.text` imports
 
 
 def new_hash():

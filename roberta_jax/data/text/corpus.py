@@ -15,7 +15,6 @@ from __future__ import annotations
 
 import abc
 import collections
-import dataclasses
 import functools
 import hashlib
 import json
@@ -26,41 +25,13 @@ from collections.abc import Iterator, Sequence
 from typing import Any, NamedTuple
 
 from roberta_jax.data.text import builtin, files
+from roberta_jax.data.text.source import SOURCES, TextSource
 from roberta_jax.errors import UsageError
-
-SOURCES = ("builtin", "files", "tfds")
 
 # Some hundred pieces, the maximum that waits for workers, must fit into memory.
 PIECE_BYTES = 1 << 20
 
 _BLANK_LINE = re.compile(rb"\r?\n\s*\n")
-
-
-@dataclasses.dataclass(frozen=True)
-class TextSource:
-    """The keys of `config.data` that describe one corpus.
-
-    Attributes:
-      source: One of `SOURCES`.
-      files: Comma-separated globs of text files. Required for the source "files".
-      text_field: The field of JSON objects that holds the text, for the source "files".
-      sentences: "split", or "lines" if each line is a sentence; see `split_sentences`.
-      language: The language code for splitting sentences.
-      tfds_name: The name of a TensorFlow dataset. Required for the source "tfds".
-      tfds_split: The split of the dataset, such as "train[:10%]". Required for the source "tfds".
-      tfds_field: The feature that holds the text. Required for the source "tfds".
-      tfds_data_dir: The folder of TensorFlow datasets. None uses the default of TFDS.
-    """
-
-    source: str = "files"
-    files: str | None = None
-    text_field: str = "text"
-    sentences: str = "split"
-    language: str = "en"
-    tfds_name: str | None = None
-    tfds_split: str | None = None
-    tfds_field: str | None = None
-    tfds_data_dir: str | None = None
 
 
 class Piece(NamedTuple):

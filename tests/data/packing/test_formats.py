@@ -14,6 +14,7 @@ from roberta_jax.data.store import build, layout
 from roberta_jax.data.store.token_store import write_store
 from roberta_jax.data.text import corpus
 from roberta_jax.pretraining.text import prepare
+from roberta_jax.pretraining.text_spec import read_text_spec
 from tests.support import plain_packing
 
 documents = st.lists(
@@ -175,7 +176,7 @@ def real_store(real_data, tmp_path_factory):
         patch.setattr(corpus, "PIECE_BYTES", 100_000)
         patch.setattr(build, "CHUNK_BYTES", 200_000)
         patch.setattr(layout, "SHARD_TOKENS", 100_000)
-        store = prepare(config, progress=False).train
+        store = prepare(read_text_spec(config), progress=False).train
     assert len(store.shards) > 3
     return store
 

@@ -17,8 +17,9 @@ import pytest
 from roberta_jax.data.store import build, layout, shards
 from roberta_jax.data.store.build import Recipe, build_stores
 from roberta_jax.data.store.token_store import TokenStore
-from roberta_jax.data.text.corpus import FilesCorpus, TextSource, is_heldout, open_corpus
+from roberta_jax.data.text.corpus import FilesCorpus, is_heldout, open_corpus
 from roberta_jax.data.text.sentences import split_sentences
+from roberta_jax.data.text.source import TextSource
 from roberta_jax.errors import UsageError
 from roberta_jax.tokenizer import RobertaTokenizer
 

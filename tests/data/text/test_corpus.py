@@ -16,7 +16,8 @@ import zstandard
 
 from configs.pretrain import get_config
 from roberta_jax.data.text import builtin, corpus
-from roberta_jax.data.text.corpus import TextSource, is_heldout, open_corpus
+from roberta_jax.data.text.corpus import is_heldout, open_corpus
+from roberta_jax.data.text.source import TextSource
 from roberta_jax.errors import UsageError
 
 COMPRESS = {

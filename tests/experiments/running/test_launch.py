@@ -105,7 +105,7 @@ def test_tpu_commands_start_all_hosts_of_a_pod(capsys, tmp_path):
 def test_printing_checks_what_does_not_depend_on_the_machine(capsys):
     with pytest.raises(SystemExit):
         sweep.main([f"{TOY}:wrong", "--set=data.files=text", "--out=out", "--print=local"])
-    assert "no steps, seed 0 1: train.steps=0" in capsys.readouterr().err
+    assert "no steps, seed 0 1: --config.train.steps=0" in capsys.readouterr().err
     # This machine has neither 64 devices nor these weights.
     pod = ["--set=mesh.data=64", "--set=init_from=gs://bucket/weights"]
     sweep.main([f"{TOY}:quick", "--set=data.files=text", "--out=out", "--print=local", *pod])

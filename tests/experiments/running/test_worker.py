@@ -8,6 +8,7 @@ import pytest
 from experiments.running import worker
 from experiments.study.loading import load_study
 from roberta_jax.errors import UsageError
+from roberta_jax.pretraining.text_spec import read_text_spec
 from tests.support import processes, toy_study
 
 
@@ -32,3 +33,21 @@ def test_the_check_lists_the_errors_of_all_points_with_their_seeds():
     ]
     assert "train.steps=0" in str(error.value)
     assert "masking.rate" in str(error.value)
+
+
+def test_each_text_is_prepared_once(monkeypatch):
+    prepared = []
+    monkeypatch.setattr("roberta_jax.pretraining.text.prepare", prepared.append)
+    points = load_study(toy_study.PATH).points()
+    assert len(points) > 1
+    worker.prepare(points)
+    assert prepared == [read_text_spec(points[0].config())]
+
+
+def test_texts_that_cannot_be_prepared_are_all_listed(monkeypatch):
+    def prepare(spec):
+        raise UsageError("the disk is full")
+
+    monkeypatch.setattr("roberta_jax.pretraining.text.prepare", prepare)
+    with pytest.raises(UsageError, match=r"have errors:\n.*: the disk is full"):
+        worker.prepare(load_study(toy_study.PATH).points())

@@ -1,4 +1,4 @@
-"""fairseq's checkpoints: every form of their names, and what they cannot express."""
+"""fairseq's checkpoints: all variants of their names, and models that they do not support."""
 
 import collections
 
@@ -15,7 +15,13 @@ from roberta_jax.modeling.heads import (
 )
 from roberta_jax.weights.formats import fairseq, pytorch
 from roberta_jax.weights.names import canonical, leaves, split_leaves
-from tests.support.checkpoints import CONFIG, IDS, assert_trees_equal, build, random_params
+from tests.support.checkpoints import (
+    CONFIG,
+    assert_trees_equal,
+    build,
+    logits_of,
+    random_params,
+)
 
 ARGUMENTS = {
     "arch": "roberta_base",
@@ -35,7 +41,7 @@ def fairseq_model(
 
     Args:
       params: The parameters.
-      prefix: What fairseq's names of the encoder begin with.
+      prefix: The prefix of fairseq's names of the encoder.
       merged: Whether the query, key and value projections are one tensor.
       norm: fairseq's name of the embeddings' LayerNorm.
     """
@@ -60,7 +66,7 @@ def fairseq_model(
 
 
 def write_checkpoint(path, model, **rest):
-    """A checkpoint that our own writer makes of NumPy arrays."""
+    """Writes a fairseq checkpoint of NumPy arrays."""
     keys = {name: number for number, name in enumerate(model)}
     state = {
         "model": {
@@ -91,7 +97,7 @@ def test_all_variants_of_fairseqs_names_are_read(prefix, norm, merged, tmp_path)
     assert_trees_equal(weights.read_pretrained(tmp_path / "model.pt")[1], params)
 
 
-def test_the_class_follows_from_the_classification_head(tmp_path):
+def test_the_class_is_inferred_from_the_classification_head(tmp_path):
     _, params = build("RobertaForSequenceClassification")
     tensors = fairseq_model(params)
     tensors = {k.replace("sentence_classification_head", "mnli"): v for k, v in tensors.items()}
@@ -120,7 +126,7 @@ def test_several_classification_heads_are_an_error(tmp_path):
         weights.read_pretrained(tmp_path, RobertaForSequenceClassification)
 
 
-def test_without_arguments_the_config_follows_from_the_shapes(tmp_path):
+def test_without_arguments_the_config_is_inferred_from_the_shapes(tmp_path):
     config = RobertaConfig.base(
         vocab_size=50, hidden_size=128, num_hidden_layers=1, num_attention_heads=2,
         intermediate_size=64, max_position_embeddings=20,
@@ -154,14 +160,12 @@ def test_token_types_are_added_to_the_positions(tmp_path):
     before = params["roberta"]["embeddings"]["position_embeddings"]["embedding"]
     np.testing.assert_array_equal(embeddings["position_embeddings"]["embedding"], before + row)
     np.testing.assert_allclose(
-        loaded.apply({"params": loaded_params}, IDS).logits,
-        model.apply({"params": params}, IDS).logits,
-        atol=1e-5,
+        logits_of(loaded, loaded_params), logits_of(model, params), atol=1e-5
     )
 
 
 @pytest.mark.parametrize(
-    ("name", "changes", "said"),
+    ("name", "changes", "message"),
     [
         ("RobertaForQuestionAnswering", {}, r"no qa_outputs\.weight"),
         ("RobertaForMaskedLM", {"layer_norm_eps": 1e-12}, "epsilon"),
@@ -170,8 +174,8 @@ def test_token_types_are_added_to_the_positions(tmp_path):
         ("RobertaForMaskedLM", {"position_embedding_type": "relative_key"}, "distance_embedding"),
     ],
 )
-def test_a_model_that_fairseq_does_not_support_is_an_error(name, changes, said, tmp_path):
-    with pytest.raises(UsageError, match=f"fairseq's RoBERTa does not support.*{said}"):
+def test_a_model_that_fairseq_does_not_support_is_an_error(name, changes, message, tmp_path):
+    with pytest.raises(UsageError, match=f"fairseq's RoBERTa does not support.*{message}"):
         weights.save_pretrained(tmp_path / "out", *build(name, **changes), format="fairseq")
     assert not (tmp_path / "out").exists()
 
@@ -180,24 +184,25 @@ def test_bad_checkpoints_are_errors(tmp_path):
     _, params = build("RobertaForMaskedLM")
     tensors = fairseq_model(params)
 
-    def said(message, tensors, **rest):
+    def assert_error(message, tensors, **rest):
         write_checkpoint(tmp_path / "model.pt", tensors, **rest)
         with pytest.raises(UsageError, match=message):
             weights.read_pretrained(tmp_path)
 
     arguments = {"model": ARGUMENTS | {"activation_fn": "swish!"}}
-    said("activation_fn='swish!'", tensors, cfg=arguments)
+    assert_error("activation_fn='swish!'", tensors, cfg=arguments)
     before = {"model": ARGUMENTS | {"encoder_normalize_before": True}}
-    said("encoder_normalize_before", tensors, cfg=before)
+    assert_error("encoder_normalize_before", tensors, cfg=before)
     final = "decoder.sentence_encoder.layer_norm.weight"
-    said("normalises before", tensors | {final: np.zeros(32, np.float32)})
-    said("left over.*bias_k", tensors | {"decoder.bias_k": np.zeros(3, np.float32)})
-    said(
+    assert_error("normalises before", tensors | {final: np.zeros(32, np.float32)})
+    assert_error("left over.*bias_k", tensors | {"decoder.bias_k": np.zeros(3, np.float32)})
+    assert_error(
         "not a RoBERTa checkpoint of fairseq: it holds linear", {"linear": np.zeros(3, np.float32)}
     )
     head = "classification_heads.a.out_proj.weight"
     relu = {"model": ARGUMENTS | {"pooler_activation_fn": "relu"}}
-    said("pooler_activation_fn='relu'", tensors | {head: np.zeros((3, 32), np.float32)}, cfg=relu)
-    gone = dict(tensors)
-    gone.pop("decoder.sentence_encoder.layers.1.fc2.bias")
-    said(r"missing \(1\): encoder\.layer\.1\.output\.dense\.bias", gone)
+    with_head = tensors | {head: np.zeros((3, 32), np.float32)}
+    assert_error("pooler_activation_fn='relu'", with_head, cfg=relu)
+    incomplete = dict(tensors)
+    incomplete.pop("decoder.sentence_encoder.layers.1.fc2.bias")
+    assert_error(r"missing \(1\): encoder\.layer\.1\.output\.dense\.bias", incomplete)

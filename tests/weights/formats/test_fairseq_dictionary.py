@@ -12,18 +12,13 @@ from roberta_jax.errors import UsageError
 from roberta_jax.weights.formats import fairseq_dictionary
 
 
-@pytest.fixture(scope="module")
-def tokenizer():
-    return RobertaTokenizer.train(["the cat sat on the mat, or so they say"] * 5, vocab_size=270)
-
-
 def test_a_vocabulary_in_another_order_is_an_error(tokenizer, tmp_path):
     vocab = tokenizer.get_vocab()
-    for change, said in (
+    for change, message in (
         ({"extra": len(vocab) + 3}, "have gaps"),
         ({"extra": len(vocab)}, "<mask> last"),
     ):
-        with pytest.raises(UsageError, match=said):
+        with pytest.raises(UsageError, match=message):
             fairseq_dictionary.write(tmp_path, vocab | change, [])
     del vocab["a"]
     with pytest.raises(UsageError, match="each byte"):

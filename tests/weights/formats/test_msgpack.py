@@ -1,4 +1,4 @@
-"""Flax's files: the same bytes for Flax and for this package."""
+"""Flax's files, written and read by Flax and by this package."""
 
 import json
 
@@ -15,7 +15,7 @@ from roberta_jax.weights.names import unstack_layers
 from tests.support.checkpoints import assert_trees_equal, build
 
 
-def test_flax_reads_what_is_written_and_the_other_way_round(tmp_path):
+def test_flax_reads_what_is_written_and_vice_versa(tmp_path):
     tree = {"a": {"kernel": np.arange(6.0).reshape(2, 3), "scale": np.float16([1, 2])}}
     tree["b"] = {str(i): {"bias": jnp.full(3, i, jnp.bfloat16)} for i in range(20)}
     flat = traverse_util.flatten_dict(tree)
@@ -41,9 +41,9 @@ def test_arrays_in_pieces_are_read_and_written(tmp_path, monkeypatch):
     for name in ("ours", "theirs"):
         [array] = msgpack.read(tmp_path / name).values()
         np.testing.assert_array_equal(array.read(), tree["x"]["kernel"])
-        turned = np.empty((9, 7), np.float64)
-        array.T.read_into(turned)
-        np.testing.assert_array_equal(turned, tree["x"]["kernel"].T)
+        transposed = np.empty((9, 7), np.float64)
+        array.T.read_into(transposed)
+        np.testing.assert_array_equal(transposed, tree["x"]["kernel"].T)
 
 
 def test_flax_shards_are_read_through_their_index(tmp_path):

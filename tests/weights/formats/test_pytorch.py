@@ -1,4 +1,4 @@
-"""PyTorch's files: read as PyTorch reads them, written so that it reads them."""
+"""PyTorch's files: reading agrees with PyTorch, and PyTorch reads what is written."""
 
 import argparse
 import collections
@@ -47,25 +47,26 @@ def test_damaged_archives_are_errors(tmp_path):
     data = tensor_pickle(0, (6,), (1,))
     numbers = ("data/0", bytes(24))
 
-    def said(message, path):
+    def assert_error(message, path):
         with pytest.raises(UsageError, match=message):
             pytorch.state_dict(path)
 
-    said("compressed", archive(tmp_path / "a", data, [numbers], zipfile.ZIP_DEFLATED))
-    said("lacks the data of '0'", archive(tmp_path / "b", data))
-    said("cut short: '0' has 20 of its 24", archive(tmp_path / "c", data, [("data/0", bytes(20))]))
-    said("big-endian", archive(tmp_path / "d", data, [numbers, ("byteorder", b"big")]))
+    assert_error("compressed", archive(tmp_path / "a", data, [numbers], zipfile.ZIP_DEFLATED))
+    assert_error("lacks the data of '0'", archive(tmp_path / "b", data))
+    short = archive(tmp_path / "c", data, [("data/0", bytes(20))])
+    assert_error("cut short: '0' has 20 of its 24", short)
+    assert_error("big-endian", archive(tmp_path / "d", data, [numbers, ("byteorder", b"big")]))
     with zipfile.ZipFile(tmp_path / "e", "w") as file:
         file.writestr("readme.txt", "hello")
-    said("not one of PyTorch's", tmp_path / "e")
+    assert_error("not one of PyTorch's", tmp_path / "e")
     whole = archive(tmp_path / "f", data, [numbers]).read_bytes()
     for size in (0, 3, 40, len(whole) // 2, len(whole) - 1):
         (tmp_path / "f").write_bytes(whole[:size])
-        said("cut short", tmp_path / "f")
+        assert_error("cut short", tmp_path / "f")
     (tmp_path / "g").write_bytes(b"version https://git-lfs.github.com/spec/v1\n")
-    said("Git LFS", tmp_path / "g")
+    assert_error("Git LFS", tmp_path / "g")
     (tmp_path / "h").write_bytes(b"<html>404</html>")
-    said("not written by PyTorch", tmp_path / "h")
+    assert_error("not written by PyTorch", tmp_path / "h")
 
 
 def test_a_legacy_file_with_a_wrong_head_is_an_error(tmp_path):
@@ -82,7 +83,7 @@ def test_a_legacy_file_with_a_wrong_head_is_an_error(tmp_path):
         pytorch.read(tmp_path / "x.bin")
 
 
-def test_what_is_written_is_read(tmp_path):
+def test_written_values_are_read_back(tmp_path):
     arrays = {0: np.arange(6, dtype=np.float32).reshape(2, 3), 1: np.float16([1, 2])}
     one, two = (pytorch.Reference(k, x.shape, x.dtype.name) for k, x in arrays.items())
     value = {

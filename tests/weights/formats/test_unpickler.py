@@ -46,7 +46,7 @@ def attacks(marker):
         "an extension": b"\x80\x02\x82\x01.",
         "a subprocess": b"\x80\x02csubprocess\nPopen\nX\x05\x00\x00\x00touch\x85R.",
         "a builtin as a state": pickle.dumps(Call(os.system, command, state={"a": 1}), 2),
-        "this very module": pickle.dumps(Call(touch, str(marker)), 2),
+        "this test module": pickle.dumps(Call(touch, str(marker)), 2),
     }  # fmt: skip
 
 
@@ -55,8 +55,8 @@ def attacks(marker):
 def test_no_code_in_a_pickle_runs(name, inert, tmp_path):
     marker = tmp_path / "it ran"
     path = archive(tmp_path / "x.bin", attacks(marker)[name])
-    # A module that is not of Python's library is a name without meaning where `inert` is set.
-    if not (inert and name in ("this very module", "a dotted name")):
+    # With `inert`, classes of modules outside of Python's library become `Inert` objects.
+    if not (inert and name in ("this test module", "a dotted name")):
         with pytest.raises(UsageError, match=r"it names [\w.]+|damaged"):
             pytorch.read(path, inert)
     else:
@@ -67,7 +67,7 @@ def test_no_code_in_a_pickle_runs(name, inert, tmp_path):
 
 
 @pytest.mark.parametrize(
-    ("data", "said"),
+    ("data", "message"),
     [
         (pickle.dumps(os.system, 2), r"posix\.system|nt\.system"),
         (pickle.dumps(eval, 2), r"builtins\.eval"),
@@ -84,13 +84,13 @@ def test_no_code_in_a_pickle_runs(name, inert, tmp_path):
         (b"\x80\x02}X\x01\x00\x00\x00aK\x01s.", r'\["a"\] are not tensors'),
     ],
 )
-def test_the_error_names_what_the_pickle_contains(data, said, tmp_path):
-    with pytest.raises(UsageError, match=said):
+def test_the_error_names_what_the_pickle_contains(data, message, tmp_path):
+    with pytest.raises(UsageError, match=message):
         pytorch.state_dict(archive(tmp_path / "x.bin", data))
 
 
 def test_constructors_cannot_be_changed():
-    """A state that is set on a name of the list would last beyond the file."""
+    """A state set on an allowed function or class would outlast the file."""
     for slots in (b"N}X\x06\x00\x00\x00_buildNs\x86", b"}X\x06\x00\x00\x00_buildNs"):
         for name in (b"torch._utils\n_rebuild_tensor_v2", b"torch\nFloatStorage", b"builtins\nset"):
             with pytest.raises(UsageError, match="damaged"):

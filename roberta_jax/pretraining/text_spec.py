@@ -1,0 +1,137 @@
+"""What the config says about text: the corpora, how they are split and tokenised, and the cache.
+
+It is read apart from the rest of the config, so that `roberta_jax.prepare` runs on a machine that
+has neither the accelerators nor the memory for the training.
+"""
+
+import dataclasses
+import math
+import os
+import pathlib
+from collections.abc import Mapping
+from typing import Any
+
+from ml_collections import ConfigDict
+
+from roberta_jax.data.text.sentences import check_splitting
+from roberta_jax.data.text.source import SOURCES, TextSource
+from roberta_jax.errors import UsageError
+
+# The keys of a corpus in `config.data.mixture`; keys that it leaves out are those of `config.data`.
+_SOURCE_KEYS = tuple(field.name for field in dataclasses.fields(TextSource))
+MIXTURE_KEYS = (*_SOURCE_KEYS, "max_tokens", "weight")
+
+
+@dataclasses.dataclass(frozen=True)
+class CorpusSpec:
+    """One of the corpora to train on.
+
+    Attributes:
+      source: where the text is.
+      weight: sampling weight relative to the first corpus.
+      max_tokens: use only its first documents, up to so many tokens; None uses all.
+    """
+
+    source: TextSource
+    weight: float = 1.0
+    max_tokens: int | None = None
+
+
+@dataclasses.dataclass(frozen=True)
+class TextSpec:
+    """What text preparation needs to know.
+
+    Attributes:
+      corpora: to train on; the first one also gives the validation documents.
+      validation_fraction: fraction of the first corpus' documents that are held out.
+      tokenizer: a folder with a tokenizer or a hub id, or None.
+      init_from: the model to start from, whose tokenizer is used if `tokenizer` is None; or None.
+        With neither, a tokenizer is trained on the corpora.
+      vocab_size: of a tokenizer that is trained.
+      min_frequency: how often a pair must occur to be merged, in a tokenizer that is trained.
+      cache_dir: where tokenizers and token stores are written.
+      num_workers: processes that tokenise; None is one per core.
+    """
+
+    corpora: tuple[CorpusSpec, ...]
+    validation_fraction: float
+    tokenizer: str | None
+    init_from: str | None
+    vocab_size: int
+    min_frequency: int
+    cache_dir: pathlib.Path
+    num_workers: int | None
+
+
+def read_text_spec(config: ConfigDict) -> TextSpec:
+    """Reads `data`, `tokenizer`, `init_from` and `new_tokenizer` of the config.
+
+    Args:
+      config: as `configs/pretrain.py` returns it.
+
+    Raises:
+      UsageError: a value is out of its range.
+    """
+    data = config.data
+    if not 0 <= data.validation_fraction < 1:
+        raise UsageError(
+            f"--config.data.validation_fraction={data.validation_fraction}: give a fraction of the "
+            "documents from 0 up to, but not including, 1, such as 0.01."
+        )
+    if data.num_workers is not None and data.num_workers < 1:
+        raise UsageError(
+            f"--config.data.num_workers={data.num_workers}: give a number of processes from 1, or "
+            "none for one per core."
+        )
+    return TextSpec(
+        corpora=_read_corpora(data),
+        validation_fraction=data.validation_fraction,
+        tokenizer=config.tokenizer,
+        init_from=config.init_from,
+        vocab_size=config.new_tokenizer.vocab_size,
+        min_frequency=config.new_tokenizer.min_frequency,
+        cache_dir=_cache_dir(data.cache_dir),
+        num_workers=data.num_workers,
+    )
+
+
+def _read_corpora(data: ConfigDict) -> tuple[CorpusSpec, ...]:
+    first = TextSource(**{key: data[key] for key in _SOURCE_KEYS})
+    corpora = [CorpusSpec(first, max_tokens=data.max_tokens)]
+    for number, entry in enumerate(data.mixture, start=1):
+        corpora.append(_read_mixture_entry(first, entry, f"--config.data.mixture: corpus {number}"))
+    for number, corpus in enumerate(corpora):
+        if corpus.source.source not in SOURCES:
+            raise UsageError(
+                f"--config.data.source is {corpus.source.source!r}, but it must be one of "
+                f"{', '.join(SOURCES)}."
+            )
+        check_splitting(corpus.source.sentences, corpus.source.language)
+        where = f"--config.data.mixture: corpus {number}: " if number else "--config.data."
+        size = corpus.max_tokens
+        if size is not None and not (isinstance(size, int) and size >= 1):
+            raise UsageError(f"{where}max_tokens is {size!r}: give a whole number from 1.")
+    return tuple(corpora)
+
+
+def _read_mixture_entry(first: TextSource, entry: Any, where: str) -> CorpusSpec:
+    if not isinstance(entry, Mapping):
+        raise UsageError(
+            f"{where} is {entry!r}, but it must be a dict of {', '.join(MIXTURE_KEYS)}."
+        )
+    unknown = [key for key in entry if key not in MIXTURE_KEYS]
+    if unknown:
+        raise UsageError(f"{where} has {unknown[0]!r}, but it takes {', '.join(MIXTURE_KEYS)}.")
+    weight = entry.get("weight", 1.0)
+    if not (isinstance(weight, int | float) and 0 < weight < math.inf):
+        raise UsageError(f"{where}: weight is {weight!r}: give a number above 0.")
+    changes = {key: entry[key] for key in _SOURCE_KEYS if key in entry}
+    return CorpusSpec(dataclasses.replace(first, **changes), float(weight), entry.get("max_tokens"))
+
+
+def _cache_dir(cache_dir: str | None) -> pathlib.Path:
+    """`config.data.cache_dir`, or `roberta_jax` in the user's cache folder."""
+    if cache_dir:
+        return pathlib.Path(cache_dir).expanduser().absolute()
+    base = os.environ.get("XDG_CACHE_HOME") or pathlib.Path.home() / ".cache"
+    return pathlib.Path(base) / "roberta_jax"

@@ -1,0 +1,252 @@
+"""A training run in a workdir, from its first step or newest checkpoint to the exported model.
+
+This is the part that pretraining and fine-tuning share. The caller describes what is trained as a
+`Job`; `run` opens the workdir, restores or creates the state, trains, evaluates and exports. A run
+that is killed or told to stop continues when it is started again with the same workdir.
+"""
+
+import dataclasses
+from collections.abc import Callable, Collection, Iterator, Mapping
+from typing import Any
+
+import jax
+import optax
+from etils import epath
+from jax.sharding import Mesh
+
+from roberta_jax.errors import UsageError
+from roberta_jax.training import loop, preemption
+from roberta_jax.training.checkpoints import Checkpoints
+from roberta_jax.training.metrics import MetricsWriter, read_metrics
+from roberta_jax.training.partitioning import Rules
+from roberta_jax.training.state import (
+    InitParams,
+    TrainState,
+    abstract_state,
+    create_state,
+)
+from roberta_jax.training.workdir import open_workdir
+
+EXPORT = "hf"  # the folder in a workdir that holds the exported model
+
+Metrics = dict[str, float]
+Evaluate = Callable[[Any, Callable[[], bool]], Metrics | None]
+
+
+@dataclasses.dataclass(frozen=True, kw_only=True)
+class TrainingSpec:
+    """How a model is trained, whatever it is trained on.
+
+    Attributes:
+      seed: of the parameters and the dropout.
+      steps: updates of the whole run.
+      batch_size: rows of the global batch.
+      rows_per_microbatch: rows per device and microbatch.
+      accumulation: microbatches per batch.
+      cadence: when to log, evaluate and save.
+      keep_checkpoints: how many of the newest checkpoints to keep.
+      deterministic: see `loop.make_train_step`.
+      optimizer: turns gradients into updates.
+      schedule: updates made -> learning rate.
+      warmup_steps: updates until the learning rate has its peak.
+      mesh: the devices.
+      rules: logical axis -> mesh axes, see `partitioning.RULES`.
+    """
+
+    seed: int
+    steps: int
+    batch_size: int
+    rows_per_microbatch: int
+    accumulation: int
+    cadence: loop.Cadence
+    keep_checkpoints: int
+    deterministic: bool
+    optimizer: optax.GradientTransformation
+    schedule: optax.Schedule
+    warmup_steps: int
+    mesh: Mesh
+    rules: Rules
+
+
+@dataclasses.dataclass(frozen=True, kw_only=True)
+class Job:
+    """What is trained.
+
+    Attributes:
+      train_step: from `loop.make_train_step`.
+      init_params: () -> new parameters, boxed with their logical axes.
+      pretrained_params: () -> parameters on the host to start from in place of new ones; None
+        starts from new ones. It is called only where there is no checkpoint.
+      batches: step s -> iterator over the global batches of the updates s + 1, s + 2, ...
+      identity: what the run is made from, as values that JSON can hold. It is saved in each
+        checkpoint, and a checkpoint with another one is refused.
+      evaluate: (params, should_stop) -> metrics, or None if it was told to stop; None where there
+        is nothing to evaluate on.
+      final_metrics: () -> more metrics to record with the final evaluation.
+      export: params -> None, writes the model to the folder `EXPORT` of the workdir.
+      describe: state -> a description of the run in a few lines.
+      summarize: metrics of an evaluation -> a short text, such as "perplexity 40.0".
+      tokens_per_step: tokens of a batch, padding included.
+      flops_per_step: floating-point operations of one update over all devices.
+    """
+
+    train_step: loop.TrainStep
+    init_params: InitParams
+    pretrained_params: Callable[[], Any] | None
+    batches: Callable[[int], Iterator[loop.Batch]]
+    identity: Mapping[str, Any]
+    evaluate: Evaluate | None
+    final_metrics: Callable[[], Metrics]
+    export: Callable[[Any], None]
+    describe: Callable[[TrainState], str]
+    summarize: Callable[[Metrics], str]
+    tokens_per_step: int
+    flops_per_step: float
+
+
+@dataclasses.dataclass(frozen=True)
+class RunResult:
+    """How a run ended.
+
+    Attributes:
+      workdir: its folder.
+      start: updates made before this call.
+      step: updates made.
+      finished: False if it was told to stop before its end; starting it again continues it.
+      metrics: those of the final evaluation; empty unless finished.
+    """
+
+    workdir: epath.Path
+    start: int
+    step: int
+    finished: bool
+    metrics: Metrics
+
+
+def run(
+    workdir: epath.PathLike,
+    spec: TrainingSpec,
+    make_job: Callable[[epath.Path], Job],
+    *,
+    config: Mapping[str, Any],
+    may_change: Collection[str],
+    **changed: Mapping[str, Any],
+) -> RunResult:
+    """Starts or continues a training run.
+
+    Args:
+      workdir: folder of the run, local or on an object store (`gs://...`); created if needed.
+      spec: how to train.
+      make_job: (folder) -> what to train. It may take long (preparing data), so it is called after
+        the checks of the workdir, and not at all for a finished run.
+      config: the run's config as nested dictionaries, written to the workdir; a run continues only
+        with an equal one.
+      may_change: the keys in which it may differ, see `workdir.open_workdir`.
+      **changed: what changed since the version that started the run: `renamed`, `added` and
+        `revalued` of `workdir.open_workdir`.
+
+    Raises:
+      UsageError: the workdir is of another run, is in use, or cannot be written; or `make_job`'s.
+    """
+    primary = jax.process_index() == 0
+    with open_workdir(workdir, config, may_change, primary, **changed) as folder:
+        metrics = finished_metrics(folder, spec.steps)
+        if metrics is not None:
+            return RunResult(folder, spec.steps, spec.steps, True, metrics)
+        with Checkpoints(folder / "checkpoints", spec.keep_checkpoints) as checkpoints:
+            _check_not_beyond(checkpoints.latest_step(), spec.steps)
+            return _train(folder, spec, make_job(folder), checkpoints)
+
+
+def finished_metrics(folder: epath.PathLike, steps: int) -> Metrics | None:
+    """The final metrics of a run of so many steps, or None if it has not finished."""
+    folder = epath.Path(folder)
+    exported = (folder / EXPORT / "config.json").exists()
+    return _final_record(folder, steps) if exported else None
+
+
+def say(text: str) -> None:
+    """Prints a line, on the first of several processes."""
+    if jax.process_index() == 0:
+        print(text, flush=True)
+
+
+def _train(folder: epath.Path, spec: TrainingSpec, job: Job, checkpoints: Checkpoints) -> RunResult:
+    state, evaluation_due = _restore_or_create(folder, spec, job, checkpoints)
+    start = int(state.step)
+    say(job.describe(state))
+    primary = jax.process_index() == 0
+    with (
+        preemption.stop_requests() as should_stop,
+        MetricsWriter(folder, step=start, steps=spec.steps, primary=primary) as writer,
+    ):
+
+        def evaluate(params: Any) -> Metrics | None:
+            metrics = job.evaluate(params, should_stop)
+            if metrics is not None:
+                writer.say(f"held-out {job.summarize(metrics)}")
+            return metrics
+
+        state, stopped = loop.fit(
+            state,
+            job.train_step,
+            job.batches,
+            steps=spec.steps,
+            cadence=spec.cadence,
+            checkpoints=checkpoints,
+            writer=writer,
+            tokens_per_step=job.tokens_per_step,
+            flops_per_step=job.flops_per_step,
+            evaluation=evaluate if job.evaluate else None,
+            should_stop=should_stop,
+            extra=job.identity,
+            evaluation_due=evaluation_due,
+        )
+        step, metrics = int(state.step), None
+        if not stopped:
+            job.export(state.params)
+            metrics = _final_record(folder, spec.steps)  # of a run whose export was deleted
+            if metrics is None:
+                metrics = evaluate(state.params) if job.evaluate else {}
+                if metrics is not None:
+                    metrics |= job.final_metrics()
+                    writer.write(spec.steps, {**metrics, "finished": 1.0})
+    if metrics is None:
+        return RunResult(folder, start, step, False, {})
+    return RunResult(folder, start, step, True, metrics)
+
+
+def _restore_or_create(
+    folder: epath.Path, spec: TrainingSpec, job: Job, checkpoints: Checkpoints
+) -> tuple[TrainState, bool]:
+    """The newest checkpoint's state or a new one, and whether an evaluation is overdue."""
+    abstract = abstract_state(job.init_params, spec.optimizer, spec.mesh, rules=spec.rules)
+    restored = checkpoints.restore(abstract)
+    if restored is None:
+        params = None if job.pretrained_params is None else job.pretrained_params()
+        state = create_state(job.init_params, spec.optimizer, spec.mesh, params, rules=spec.rules)
+        return state, False
+    state, saved = restored
+    changed = [name for name in job.identity if saved.get(name) != job.identity[name]]
+    if changed:
+        raise UsageError(
+            f"the checkpoints in {folder} were trained on other data: the "
+            f"{' and the '.join(changed)} changed since. Restore the data and the tokenizer that "
+            "the run was started with, or choose another --workdir."
+        )
+    return state, saved.get(loop.EVALUATION_DUE, False)
+
+
+def _final_record(folder: epath.Path, steps: int) -> Metrics | None:
+    for record in reversed(read_metrics(folder)):
+        if record["step"] == steps and record.get("finished"):
+            return {key: value for key, value in record.items() if key not in ("step", "finished")}
+    return None
+
+
+def _check_not_beyond(step: int | None, steps: int) -> None:
+    if step is not None and step > steps:
+        raise UsageError(
+            f"the run is already at step {step}, beyond --config.train.steps={steps}. Use at least "
+            f"{step} steps, or another --workdir."
+        )
