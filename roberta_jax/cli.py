@@ -5,7 +5,6 @@ call, and a `main(config, flags)`, which `run_config_job` calls if the module ru
 """
 
 import contextlib
-import difflib
 import os
 import pathlib
 import sys
@@ -16,6 +15,7 @@ from absl import flags, logging
 from ml_collections import ConfigDict, config_flags
 
 from roberta_jax import project_files
+from roberta_jax.dotted_keys import flatten, nearest
 from roberta_jax.errors import UsageError
 
 Job = Callable[[ConfigDict, flags.FlagValues], None]
@@ -88,29 +88,6 @@ def parse(
     for override in overrides:
         _check_override(override, keys, renamed or {})
     return _parse(argv[0], [*others, *overrides], define_flags)
-
-
-def flatten(config: ConfigDict, prefix: str = "") -> dict[str, object]:
-    """Returns the values of a config as {dotted key: value}, in the order of the config."""
-    leaves = {}
-    for key, value in config.items():
-        if isinstance(value, ConfigDict):
-            leaves.update(flatten(value, f"{prefix}{key}."))
-        else:
-            leaves[f"{prefix}{key}"] = value
-    return leaves
-
-
-def nearest(wrong: str, right: Sequence[str]) -> str | None:
-    """Returns the dotted key of `right` that is most similar to `wrong`, or None."""
-    matches = difflib.get_close_matches(wrong, right, n=1, cutoff=0.75)
-    if matches:
-        return matches[0]
-    # The right name in the wrong group: `steps` for `train.steps`.
-    last = wrong.rsplit(".", 1)[-1]
-    by_name = {key.rsplit(".", 1)[-1]: key for key in right}
-    matches = difflib.get_close_matches(last, list(by_name), n=1, cutoff=0.75)
-    return by_name[matches[0]] if matches else None
 
 
 def _parse(

@@ -164,13 +164,13 @@ def _tokenizer(
         if to != "fairseq":
             tokenizer.save_pretrained(staging)
             return _TokenizerFiles(staging)
-        from roberta_jax.weights.formats import fairseq_dictionary
+        from roberta_jax.tokenizer import fairseq_files
 
         tokenizer.save_vocabulary(str(staging))
         vocab, merges = read_vocab(staging / HF_FILES[0]), read_merges(staging / HF_FILES[1])
         for name in HF_FILES:
             (staging / name).unlink()
-        fairseq_dictionary.write(staging, vocab, merges)
+        fairseq_files.write(staging, vocab, merges)
     except FileNotFoundError:
         notes.append("no tokenizer: the source has none")
         return None

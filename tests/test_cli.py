@@ -8,6 +8,7 @@ from absl import flags
 
 from configs.pretrain import SIZES, get_config
 from roberta_jax import cli, config_help, project_files
+from roberta_jax.dotted_keys import flatten
 from roberta_jax.errors import UsageError
 from roberta_jax.pretraining.config_keys import RENAMED
 
@@ -55,7 +56,7 @@ def test_overrides_reach_the_config(config_file):
         "--config.rate=1",
     )
     assert values.workdir == "w"
-    assert cli.flatten(values.config) == {
+    assert flatten(values.config) == {
         "seq_len": 32,
         "flag": False,
         "rate": 1.0,
@@ -207,7 +208,7 @@ def test_help_lists_every_key_with_its_default(capsys, size):
     # One entry per key: from its name to the next one's.
     entry = re.compile(r"^  --config\.(\S+)\n?(.*?)(?=^  -|^\S|\Z)", re.M | re.S)
     entries = {name: " ".join(text.split()) for name, text in entry.findall(printed)}
-    keys = cli.flatten(get_config(size or "tiny"))
+    keys = flatten(get_config(size or "tiny"))
     assert set(entries) - {"KEY=VALUE"} == set(keys)
     for key, value in keys.items():
         assert entries[key].endswith(f"(default: {value})"), key

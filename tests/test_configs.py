@@ -8,6 +8,7 @@ import pytest
 import configs.pretrain
 from configs.pretrain import SIZES, get_config
 from roberta_jax import cli, config_help
+from roberta_jax.dotted_keys import flatten
 from roberta_jax.errors import UsageError
 from roberta_jax.modeling.config import RobertaConfig
 from roberta_jax.pretraining.spec import read_spec
@@ -86,20 +87,20 @@ def test_placeholders_are_typed_and_take_none():
 
 
 def test_all_sizes_have_the_same_keys():
-    keys = {size: list(cli.flatten(get_config(size))) for size in SIZES}
+    keys = {size: list(flatten(get_config(size))) for size in SIZES}
     assert all(keys_of_size == keys["base"] for keys_of_size in keys.values())
 
 
 def test_every_key_and_group_has_a_comment():
     comments = config_help.key_comments(inspect.getsource(configs.pretrain))
-    keys = cli.flatten(get_config("base"))
+    keys = flatten(get_config("base"))
     groups = {key.rpartition(".")[0] for key in keys} - {""}
     assert set(comments) == set(keys) | groups
     assert [key for key, comment in comments.items() if not comment.endswith(".")] == []
 
 
 def test_every_leaf_is_what_json_can_hold():
-    values = cli.flatten(get_config("large"))
+    values = flatten(get_config("large"))
     assert values.pop("data.mixture") == values.pop("mesh.rules") == ()
     for value in values.values():
         assert value is None or type(value) in (bool, int, float, str)

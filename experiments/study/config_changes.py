@@ -7,10 +7,9 @@ from typing import Any
 
 from ml_collections import ConfigDict
 
-from roberta_jax.cli import flatten, nearest
+from roberta_jax.dotted_keys import flatten, key_matches, nearest
 from roberta_jax.errors import UsageError
 from roberta_jax.pretraining.config_keys import MAY_CHANGE, RENAMED
-from roberta_jax.training.workdir import key_matches
 
 Changes = Mapping[str, Any]  # dotted config key -> value
 

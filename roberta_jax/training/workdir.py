@@ -15,6 +15,7 @@ from typing import Any
 
 from etils import epath
 
+from roberta_jax.dotted_keys import flatten, key_matches
 from roberta_jax.errors import UsageError
 from roberta_jax.storage.atomic import write_json
 from roberta_jax.storage.locks import AlreadyLocked, exclusive_lock, is_locked
@@ -136,14 +137,6 @@ def in_use(folder: epath.PathLike) -> bool:
     return is_locked(epath.Path(folder) / LOCK)
 
 
-def key_matches(key: str, patterns: Collection[str]) -> bool:
-    """Returns whether a dotted key is one of `patterns`, or below one that ends in a dot."""
-    return any(
-        key == pattern or (pattern.endswith(".") and key.startswith(pattern))
-        for pattern in patterns
-    )
-
-
 def _saved_values(
     folder: epath.Path,
     renamed: Mapping[str, str],
@@ -155,7 +148,7 @@ def _saved_values(
     if config is None:
         return None
     values = json.loads(json.dumps(dict(added)))
-    values |= {_new_name(key, renamed): value for key, value in _flatten(config).items()}
+    values |= {_new_name(key, renamed): value for key, value in flatten(config).items()}
     for key, new_values in revalued.items():
         if key in values and values[key] in new_values:
             values[key] = new_values[values[key]]
@@ -168,7 +161,7 @@ def _check_config(
     may_change: Collection[str],
     saved: Mapping[str, Any],
 ) -> None:
-    values = _flatten(json.loads(json.dumps(config)))  # tuples become lists, as in the file
+    values = flatten(json.loads(json.dumps(config)))  # tuples become lists, as in the file
     differing = [
         key
         for key in sorted(saved.keys() | values.keys())
@@ -197,14 +190,3 @@ def _new_name(key: str, renamed: Mapping[str, str]) -> str:
         if old.endswith(".") and key.startswith(old):
             return new + key.removeprefix(old)
     return key
-
-
-def _flatten(config: Mapping[str, Any], prefix: str = "") -> dict[str, Any]:
-    """Returns {dotted key: value} of nested dictionaries."""
-    values = {}
-    for key, value in config.items():
-        if isinstance(value, Mapping):
-            values |= _flatten(value, f"{prefix}{key}.")
-        else:
-            values[prefix + key] = value
-    return values

@@ -6,11 +6,11 @@ import subprocess
 
 import pytest
 
+from roberta_jax.dotted_keys import key_matches
 from roberta_jax.errors import UsageError
 from roberta_jax.training.workdir import (
     WorkdirInUse,
     in_use,
-    key_matches,
     open_workdir,
     read_config,
 )

@@ -3,7 +3,7 @@
 import pytest
 
 from experiments.study.definition import Study
-from roberta_jax.cli import flatten
+from roberta_jax.dotted_keys import flatten
 from roberta_jax.errors import UsageError
 from roberta_jax.pretraining.config_keys import MAY_CHANGE
 from tests.support import texts

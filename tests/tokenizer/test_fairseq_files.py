@@ -9,7 +9,7 @@ import pytest
 
 from roberta_jax import RobertaTokenizer
 from roberta_jax.errors import UsageError
-from roberta_jax.weights.formats import fairseq_dictionary
+from roberta_jax.tokenizer import fairseq_files
 
 
 def test_a_vocabulary_in_another_order_is_an_error(tokenizer, tmp_path):
@@ -19,10 +19,10 @@ def test_a_vocabulary_in_another_order_is_an_error(tokenizer, tmp_path):
         ({"extra": len(vocab)}, "<mask> last"),
     ):
         with pytest.raises(UsageError, match=message):
-            fairseq_dictionary.write(tmp_path, vocab | change, [])
+            fairseq_files.write(tmp_path, vocab | change, [])
     del vocab["a"]
     with pytest.raises(UsageError, match="each byte"):
-        fairseq_dictionary.write(tmp_path, vocab, [])
+        fairseq_files.write(tmp_path, vocab, [])
 
 
 def test_the_files_of_robertas_vocabulary_are_gpt2s_released_ones(tmp_path):
@@ -42,7 +42,7 @@ def test_the_files_of_robertas_vocabulary_are_gpt2s_released_ones(tmp_path):
     lines = (tmp_path / "hf" / "merges.txt").read_text(encoding="utf-8").splitlines()[1:]
     merges = [tuple(line.split(" ")) for line in lines]
     vocab = json.loads((tmp_path / "hf" / "vocab.json").read_text(encoding="utf-8"))
-    fairseq_dictionary.write(tmp_path, vocab, merges)
+    fairseq_files.write(tmp_path, vocab, merges)
     assert json.loads((tmp_path / "encoder.json").read_text()) == json.loads(
         released["encoder.json"]
     )

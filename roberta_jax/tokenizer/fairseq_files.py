@@ -12,11 +12,12 @@ import pathlib
 from collections.abc import Mapping, Sequence
 
 from roberta_jax.errors import UsageError
+from roberta_jax.storage.atomic import write_text
+from roberta_jax.tokenizer.byte_alphabet import byte_alphabet
+from roberta_jax.tokenizer.special_tokens import BOS, EOS, FILLER_PREFIX, MASK, PAD, UNK
 
-# The tokens that fairseq adds before and after those of dict.txt.
-_FIRST = ("<s>", "<pad>", "</s>", "<unk>")
-_LAST = "<mask>"
-_FILLER = "madeupword"
+# The tokens that fairseq adds before those of dict.txt; it adds MASK after them.
+_FIRST = (BOS, PAD, EOS, UNK)
 
 
 def write(
@@ -37,12 +38,12 @@ def write(
         `<unk>` first, `<mask>` last, no gap in its ids, and a token for each of the 256 bytes.
     """
     tokens = sorted(vocab, key=vocab.get)
-    alphabet = _alphabet()
+    alphabet = list(byte_alphabet())
     problems = []
     if [vocab[token] for token in tokens] != list(range(len(tokens))):
         problems.append("its ids have gaps")
-    if tuple(tokens[:4]) != _FIRST or tokens[-1] != _LAST:
-        problems.append(f"{', '.join(_FIRST)} must come first and {_LAST} last")
+    if tuple(tokens[:4]) != _FIRST or tokens[-1] != MASK:
+        problems.append(f"{', '.join(_FIRST)} must come first and {MASK} last")
     if any(byte not in vocab for byte in alphabet):
         problems.append("it does not have a token for each byte")
     if problems:
@@ -51,27 +52,16 @@ def write(
     gpt2_tokens = dict.fromkeys(_in_gpt2_order(alphabet, merges, rows))
     encoder = {token: i for i, token in enumerate(gpt2_tokens)}
     lines = [
-        f"{token if token.startswith(_FILLER) else encoder[token]} {len(rows) - i}"
+        f"{token if token.startswith(FILLER_PREFIX) else encoder[token]} {len(rows) - i}"
         for i, token in enumerate(rows)
     ]
     bpe = ["#version: 0.2", *(" ".join(pair) for pair in merges)]
-    (folder / "encoder.json").write_text(json.dumps(encoder), encoding="utf-8")
-    (folder / "vocab.bpe").write_text("\n".join(bpe) + "\n", encoding="utf-8")
-    (folder / "dict.txt").write_text("\n".join(lines) + "\n", encoding="utf-8")
+    write_text(folder / "encoder.json", json.dumps(encoder))
+    write_text(folder / "vocab.bpe", "\n".join(bpe) + "\n")
+    write_text(folder / "dict.txt", "\n".join(lines) + "\n")
 
 
 def _in_gpt2_order(alphabet, merges, rows) -> list[str]:
     """The tokens in the order of GPT-2's ids."""
-    rest = [token for token in rows if not token.startswith(_FILLER)]
+    rest = [token for token in rows if not token.startswith(FILLER_PREFIX)]
     return [*alphabet, *("".join(pair) for pair in merges), *rest]
-
-
-def _alphabet() -> list[str]:
-    """The characters that GPT-2 writes the 256 bytes with, in the order of its ids.
-
-    Printable bytes stand for themselves and come first; the others are numbered from 256 on. The
-    tokenizer has a table of the same characters by byte, which `weights` may not import.
-    """
-    printable = [*range(33, 127), *range(161, 173), *range(174, 256)]
-    others = 256 - len(printable)
-    return [chr(byte) for byte in printable] + [chr(256 + i) for i in range(others)]
