@@ -16,7 +16,7 @@ from experiments.study.definition import Point
 from experiments.study.progress import EVALUATIONS, Progress
 from roberta_jax.storage.atomic import is_local
 from roberta_jax.storage.locks import is_locked
-from roberta_jax.training.workdir import LOCK
+from roberta_jax.training.workdir import in_use
 
 WORKER = "experiments.running.worker"  # the module that the child processes run
 LOG = "log.txt"  # in a workdir: the output of its processes
@@ -147,7 +147,7 @@ class Runner:
             if not self._free_slots:
                 return
             workdir = self._out / job.name
-            if is_locked(workdir / LOCK) or is_locked(workdir / EVALUATIONS / worker.LOCK):
+            if in_use(workdir) or is_locked(workdir / EVALUATIONS / worker.LOCK):
                 continue
             self._waiting.remove(job)
             progress = self._read_progress(job)

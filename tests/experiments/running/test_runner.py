@@ -202,8 +202,8 @@ def test_a_point_is_started_once_its_lock_is_released(sweep):
 def test_a_point_that_another_sweep_finishes_is_not_started(sweep, capsys, monkeypatch):
     held = sweep({"a": OK}, patience=60)
     checks = []
-    is_locked = runner.is_locked
-    monkeypatch.setattr(runner, "is_locked", lambda path: checks.append(path) or is_locked(path))
+    in_use = runner.in_use
+    monkeypatch.setattr(runner, "in_use", lambda folder: checks.append(folder) or in_use(folder))
     with contextlib.ExitStack() as stack:
         stack.enter_context(locked(held.workdir("a")))
 
