@@ -259,11 +259,12 @@ def _model(config: ConfigDict, model_class: type[nn.Module]) -> RobertaConfig:
     try:
         if config.init_from:
             # Imported here, because most runs start from nothing.
-            from roberta_jax.weights.load import check_pretrained, read_config
+            from roberta_jax.weights.load import check_pretrained, model_folder, read_config
 
             dropouts = ("hidden_dropout_prob", "attention_probs_dropout_prob")
-            model = read_config(config.init_from)
-            check_pretrained(config.init_from, model_class, new_head=NEW_HEADS)
+            folder = model_folder(config.init_from)  # once: it may ask the hub
+            model = read_config(folder)
+            check_pretrained(folder, model_class, new_head=NEW_HEADS)
             model = model.replace(**{key: config.model[key] for key in dropouts})
         else:
             model = RobertaConfig(
