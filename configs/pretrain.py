@@ -89,6 +89,9 @@ def _defaults() -> ConfigDict:
     # Folder of the prepared TFDS datasets; None is TFDS's default.
     config.data.tfds_data_dir = placeholder(str)
     config.data.validation_fraction = 0.001  # Fraction of the documents held out for validation.
+    # Validation documents of which a larger fraction also occurs in the training text (in runs of
+    # 13 tokens) are not scored; 1 scores all.
+    config.data.validation_max_overlap = 0.5
     # Folder for tokenized text and trained tokenizers; None is roberta_jax in the user's cache
     # folder.
     config.data.cache_dir = placeholder(str)

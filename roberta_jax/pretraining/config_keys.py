@@ -37,7 +37,11 @@ RENAMED = {
 }
 
 # Keys that were added, with the values that runs of earlier versions behaved by.
-ADDED = {"execution.attention": "xla", "schedule.name": "polynomial"}
+ADDED = {
+    "data.validation_max_overlap": 1.0,
+    "execution.attention": "xla",
+    "schedule.name": "polynomial",
+}
 
 # Values of earlier versions that have another name or form now.
 REVALUED = {

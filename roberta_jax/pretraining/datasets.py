@@ -89,6 +89,15 @@ def validation_datasets(
     store = prepared.heldout
     if not store.num_tokens:
         fraction = spec.text.validation_fraction
+        overlapping = prepared.train.index["counts"]["overlapping"]
+        if overlapping:
+            raise UsageError(
+                f"All {overlapping} validation documents occur in the training text (each by more "
+                f"than --config.data.validation_max_overlap={spec.text.validation_max_overlap}), "
+                "so there is nothing to evaluate on. Raise --config.data.validation_fraction, or "
+                "--config.data.validation_max_overlap to 1 to score them all the same, or set "
+                "--config.data.validation_fraction=0 to train without evaluation."
+            )
         if fraction:
             raise UsageError(
                 f"--config.data.validation_fraction={fraction} holds out none of the "

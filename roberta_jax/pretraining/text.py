@@ -132,12 +132,21 @@ def training_sentences(
 
 def _recipe(spec: TextSpec, corpus: CorpusSpec) -> Recipe:
     source = corpus.source
-    return Recipe(spec.validation_fraction, source.sentences, source.language)
+    return Recipe(
+        spec.validation_fraction, source.sentences, source.language, spec.validation_max_overlap
+    )
 
 
 def _identity(recipe: Recipe) -> dict[str, Any]:
     splitter = importlib.metadata.version("sentencex") if recipe.sentences == "split" else None
     return {**dataclasses.asdict(recipe), "splitter": splitter}
+
+
+def _training_identity(recipe: Recipe) -> dict[str, Any]:
+    """What decides the training sentences; `max_overlap` does not."""
+    identity = _identity(recipe)
+    del identity["max_overlap"]
+    return identity
 
 
 def _tokenizer(
@@ -150,7 +159,8 @@ def _tokenizer(
             return _load(f"--config.{key}", tokenizer_folder(path))
 
     identities = [
-        {"source": corpus.identity(), "recipe": _identity(recipe)} for corpus, recipe in corpora
+        {"source": corpus.identity(), "recipe": _training_identity(recipe)}
+        for corpus, recipe in corpora
     ]
     name = _hash(
         **(identities[0] if len(identities) == 1 else {"mixture": identities}),
@@ -262,10 +272,10 @@ def summary(prepared: Prepared) -> str:
         )
     train = prepared.train
     counts = train.index["counts"]
-    tokens = train.num_tokens + prepared.heldout.num_tokens
     lines += [
-        f"{counts['characters'] / tokens:.2f} characters per token, vocabulary of "
-        f"{len(prepared.tokenizer)}; left out: {counts.get('empty', 0)} empty documents; invalid "
+        f"{counts['characters'] / counts['tokens']:.2f} characters per token, vocabulary of "
+        f"{len(prepared.tokenizer)}; left out: {counts.get('empty', 0)} empty documents, "
+        f"{counts['overlapping']} held-out documents that occur in the training text; invalid "
         f"UTF-8 replaced in {counts.get('invalid_utf8', 0)}",
         f"In {train.folder.parent}",
     ]

@@ -44,6 +44,8 @@ class TextSpec:
     Attributes:
       corpora: to train on; the first one also gives the validation documents.
       validation_fraction: fraction of the first corpus' documents that are held out.
+      validation_max_overlap: held-out documents of which a larger fraction also occurs in the
+        training text of their corpus are not scored.
       tokenizer: a folder with a tokenizer or a hub id, or None.
       init_from: the model to start from, whose tokenizer is used if `tokenizer` is None; or None.
         With neither, a tokenizer is trained on the corpora.
@@ -55,6 +57,7 @@ class TextSpec:
 
     corpora: tuple[CorpusSpec, ...]
     validation_fraction: float
+    validation_max_overlap: float
     tokenizer: str | None
     init_from: str | None
     vocab_size: int
@@ -78,6 +81,11 @@ def read_text_spec(config: ConfigDict) -> TextSpec:
             f"--config.data.validation_fraction={data.validation_fraction}: give a fraction of the "
             "documents from 0 up to, but not including, 1, such as 0.01."
         )
+    if not 0 <= data.validation_max_overlap <= 1:
+        raise UsageError(
+            f"--config.data.validation_max_overlap={data.validation_max_overlap}: give a fraction "
+            "of a document from 0 to 1, such as 0.5; 1 scores all held-out documents."
+        )
     if data.num_workers is not None and data.num_workers < 1:
         raise UsageError(
             f"--config.data.num_workers={data.num_workers}: give a number of processes from 1, or "
@@ -86,6 +94,7 @@ def read_text_spec(config: ConfigDict) -> TextSpec:
     return TextSpec(
         corpora=_read_corpora(data),
         validation_fraction=data.validation_fraction,
+        validation_max_overlap=data.validation_max_overlap,
         tokenizer=config.tokenizer,
         init_from=config.init_from,
         vocab_size=config.new_tokenizer.vocab_size,

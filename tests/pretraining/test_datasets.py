@@ -1,5 +1,7 @@
 """The rows to train on and to evaluate on, and their batches."""
 
+import json
+
 import jax
 import numpy as np
 import pytest
@@ -133,6 +135,23 @@ def test_validation_sets_do_not_depend_on_the_training(small_config, prepared):
     assert all(batches[0])
     for other in batches[1:]:
         jax.tree.map(np.testing.assert_array_equal, batches[0], other)
+
+
+def test_validation_text_that_is_trained_on_is_refused(small_config, tmp_path):
+    """Each document is a part of a longer one, so all held-out text is in the training text."""
+    documents = texts.documents(60)
+    lines = [*documents, "\n\n".join(documents)]
+    corpus = tmp_path / "copies.jsonl"
+    corpus.write_text("\n".join(json.dumps({"text": text}) for text in lines))
+    spec, prepared = read_and_prepare(small_config(**{"data.files": str(corpus)}))
+    assert prepared.heldout.num_documents == 0
+    assert prepared.train.index["counts"]["overlapping"] > 0
+    with pytest.raises(UsageError, match=r"validation_max_overlap=0\.5.*nothing to eval") as error:
+        validation_datasets(spec, prepared, token_types=False)
+    one_screen(error.value)
+    changes = {"data.files": str(corpus), "data.validation_max_overlap": 1.0}
+    spec, prepared = read_and_prepare(small_config(**changes))
+    assert validation_datasets(spec, prepared, token_types=False)["full"].num_rows > 0
 
 
 @pytest.mark.parametrize(

@@ -281,7 +281,9 @@ def test_problems_in_the_text_are_reported(make_config, tmp_path, caplog):
         prepared = prepare_text(config)
         assert "1 of 301 documents hold invalid UTF-8" in caplog.text
         assert "1 empty documents were left out" in caplog.text
-    assert "left out: 1 empty documents; invalid UTF-8 replaced in 1" in summary(prepared)
+    text = summary(prepared)
+    assert "1 empty documents, 0 held-out documents that occur in the training text" in text
+    assert "invalid UTF-8 replaced in 1" in text
 
 
 def test_real_text_in_many_languages(make_config, real_data):

@@ -47,11 +47,14 @@ class Recipe:
       validation_fraction: Fraction of the documents, in [0, 1), in the held-out store.
       sentences: "split" or "lines", see `split_sentences`.
       language: The language code, for "split".
+      max_overlap: Held-out documents of which a larger fraction also occurs in the training text
+        are left out of both stores; see `overlap.overlap_with_training`. 1 keeps all.
     """
 
     validation_fraction: float
     sentences: str
     language: str
+    max_overlap: float = 1.0
 
 
 def build_stores(
@@ -181,6 +184,8 @@ def _build(folder: pathlib.Path, encoder: _Encoder, workers: int, progress: bool
         vocab_size=len(tokenizer),
         eos_id=tokenizer.eos_token_id,
         fingerprint=tokenizer.fingerprint(),
+        max_overlap=encoder.recipe.max_overlap,
+        workers=workers,
         about={
             "source": corpus.identity(),
             "recipe": dataclasses.asdict(encoder.recipe),

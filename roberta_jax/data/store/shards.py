@@ -2,9 +2,11 @@
 
 Workers write parts in any order: `building/00000012.npz` holds the tokens of chunk 12 of the text,
 for training and for validation. As soon as enough consecutive parts exist, they are joined into one
-shard of each store, `building/shard-00000.json` records this, and the parts are deleted. When all
-parts are in shards, the indices are written and `building/` is deleted. All files are written
-atomically, so the next process can use whatever an interrupted one has finished.
+shard of each store, `building/shard-00000.json` records this, and the parts are deleted. The
+held-out shards stay in `building/heldout/` until all of the training text is there: then the
+documents that overlap with it are left out. Last, the indices are written and `building/` is
+deleted. All files are written atomically, so the next process can use whatever an interrupted one
+has finished.
 
 The sizes of the parts alone determine which parts share a shard, not the order in which they are
 written.
@@ -22,6 +24,7 @@ import numpy as np
 
 from roberta_jax.data.store import layout
 from roberta_jax.data.store.layout import ARRAYS
+from roberta_jax.data.store.overlap import overlap_with_training
 from roberta_jax.errors import UsageError
 from roberta_jax.storage.atomic import replace_file, write_json
 
@@ -70,7 +73,7 @@ class ShardWriter:
         self._dtype = dtype
         self._shards: list[dict[str, Any]] = []
         self._parts: dict[int, dict[str, int]] = {}  # counts of the parts that are in no shard yet
-        for path in (self.building, folder / TRAIN, folder / HELDOUT):
+        for path in (self._shard_folder(HELDOUT), folder / TRAIN, folder / HELDOUT):
             path.mkdir(parents=True, exist_ok=True)
         while (path := self._record_path(len(self._shards))).exists():
             self._shards.append(json.loads(path.read_text(encoding="utf-8")))
@@ -98,10 +101,29 @@ class ShardWriter:
         self._write_shards(is_last=False)
 
     def finish(
-        self, *, vocab_size: int, eos_id: int, fingerprint: str, about: dict[str, Any]
+        self,
+        *,
+        vocab_size: int,
+        eos_id: int,
+        fingerprint: str,
+        max_overlap: float,
+        workers: int,
+        about: dict[str, Any],
     ) -> None:
-        """Writes the last shards and the indices; for the arguments see `write_index`."""
+        """Writes the last shards, the final held-out shards and the indices.
+
+        Args:
+          vocab_size: see `write_index`, as for `eos_id`, `fingerprint` and `about`.
+          eos_id: the id of `</s>`.
+          fingerprint: the tokenizer's fingerprint.
+          max_overlap: held-out documents that overlap more with the training text are left out; see
+            `overlap_with_training`. The count "overlapping" is their number.
+          workers: number of threads.
+          about: more entries for the indices.
+        """
         self._write_shards(is_last=True)
+        entries = {TRAIN: [shard[TRAIN] for shard in self._shards if shard[TRAIN]]}
+        entries[HELDOUT] = self._select_heldout(entries[TRAIN], eos_id, max_overlap, workers)
         for side in (HELDOUT, TRAIN):
             for path in (self._folder / side).glob("*.tmp"):
                 path.unlink()  # left by a process that was killed while writing
@@ -110,7 +132,7 @@ class ShardWriter:
                 vocab_size=vocab_size,
                 eos_id=eos_id,
                 fingerprint=fingerprint,
-                shards=[shard[side] for shard in self._shards if shard[side]],
+                shards=entries[side],
                 about={**about, "counts": dict(sorted(self.counts.items()))},
             )
         shutil.rmtree(self.building)
@@ -147,7 +169,7 @@ class ShardWriter:
         for side in SIDES:
             parts = [self._read_part(number, side) for number in numbers]
             parts = [part for part in parts if len(part[0])]
-            folder = self._folder / side
+            folder = self._shard_folder(side)
             record[side] = layout.write_shard(folder, name, self._dtype, parts) if parts else None
         counts: collections.Counter = collections.Counter()
         for number in numbers:
@@ -157,6 +179,48 @@ class ShardWriter:
         self._shards.append(record)
         for number in numbers:
             _part_path(self.building, number).unlink()
+
+    def _select_heldout(
+        self, train: list[dict[str, Any]], eos_id: int, max_overlap: float, workers: int
+    ) -> list[dict[str, Any]]:
+        """Writes the held-out shards without the documents that overlap with the training text.
+
+        Returns:
+          Their entries in the index. A shard that has no document left has none.
+        """
+        shards = {
+            shard[HELDOUT]["name"]: self._load_shard(HELDOUT, shard[HELDOUT]["name"])
+            for shard in self._shards
+            if shard[HELDOUT]
+        }
+        documents = [document for shard in shards.values() for document in _documents(shard)]
+        is_unique = np.ones(len(documents), bool)
+        if max_overlap < 1:
+            overlap_D = overlap_with_training(
+                [self._load_shard(TRAIN, entry["name"])[0] for entry in train],
+                [tokens for tokens, _, _ in documents],
+                eos_id,
+                workers,
+            )
+            is_unique = overlap_D <= max_overlap
+        self.counts["overlapping"] = int((~is_unique).sum())
+
+        entries = []
+        ends = np.cumsum([len(document_ends) for _, _, document_ends in shards.values()])
+        for name, numbers in zip(shards, np.split(np.arange(len(documents)), ends), strict=False):
+            parts = [documents[number] for number in numbers if is_unique[number]]
+            if parts:
+                folder = self._folder / HELDOUT
+                entries.append(layout.write_shard(folder, name, self._dtype, parts))
+        return entries
+
+    def _shard_folder(self, side: str) -> pathlib.Path:
+        return self.building / HELDOUT if side == HELDOUT else self._folder / side
+
+    def _load_shard(self, side: str, name: str) -> Arrays:
+        folder = self._shard_folder(side)
+        paths = (layout.array_path(folder, name, array) for array in ARRAYS)
+        return tuple(np.load(path, mmap_mode="r") for path in paths)
 
     def _read_part(self, number: int, side: str) -> Arrays:
         path = _part_path(self.building, number)
@@ -172,6 +236,20 @@ class ShardWriter:
 
     def _record_path(self, shard: int) -> pathlib.Path:
         return self.building / f"shard-{shard:05d}.json"
+
+
+def _documents(shard: Arrays) -> list[Arrays]:
+    """The documents of a shard, each as a part of its own."""
+    tokens, sentence_ends, document_ends = shard
+    starts = np.concatenate([[0], document_ends[:-1]])
+    first_sentences = np.searchsorted(sentence_ends, starts, side="right")
+    last_sentences = np.searchsorted(sentence_ends, document_ends)
+    return [
+        (tokens[start:end], sentence_ends[first : last + 1] - start, np.array([end - start]))
+        for start, end, first, last in zip(
+            starts, document_ends, first_sentences, last_sentences, strict=True
+        )
+    ]
 
 
 # Raised by NumPy and zipfile for a truncated file or a wrong checksum.

@@ -1,5 +1,6 @@
 """Tests that stores equal a plain loop for any number of workers, kills and concurrent builds."""
 
+import dataclasses
 import json
 import os
 import pathlib
@@ -23,7 +24,7 @@ from roberta_jax.data.text.source import TextSource
 from roberta_jax.errors import UsageError
 from roberta_jax.tokenizer import RobertaTokenizer
 
-RECIPE = Recipe(validation_fraction=0.2, sentences="split", language="en")
+RECIPE = Recipe(validation_fraction=0.2, sentences="split", language="en", max_overlap=0.5)
 WORDS = "the a cat sat on mat file returns True if not there Zoë été 猫 😀 42".split(" ")  # noqa: SIM905
 
 
@@ -104,6 +105,47 @@ def reference(documents, tokenizer, recipe):
 
 
 @pytest.mark.usefixtures("small_chunks")
+def test_heldout_documents_that_occur_in_the_training_text_are_left_out(tmp_path, tokenizer):
+    documents = make_text(200)
+    heldout = [text for text in documents if is_heldout(text, 0.2)]
+    train = [text for text in documents if not is_heldout(text, 0.2)]
+    # Each held-out document, once with other words around it: part of a longer training document.
+    copied = [text for text in heldout if len(text) > 300][:5]
+    copies = [text + "\n\n" + "A new end." for text in copied]
+    copies = [
+        next(copy + "!" * n for n in range(99) if not is_heldout(copy + "!" * n, 0.2))
+        for copy in copies
+    ]
+    for name, texts in (("without", documents), ("with", [*train, *copies, *heldout])):
+        lines = [json.dumps({"text": text}) for text in texts]
+        (tmp_path / f"{name}.jsonl").write_text("\n".join(lines))
+
+    def build_from(name, max_overlap):
+        recipe = dataclasses.replace(RECIPE, max_overlap=max_overlap)
+        corpus = open_corpus(TextSource(files=f"{tmp_path / name}.jsonl"))
+        return build_stores(tmp_path / name / f"{max_overlap}", corpus, tokenizer, recipe)
+
+    _, all_heldout = build_from("with", 1.0)
+    assert all_heldout.num_documents == len(heldout)
+    assert all_heldout.index["counts"]["overlapping"] == 0
+
+    train_store, heldout_store = build_from("with", 0.5)
+    expected = [text for text in heldout if text not in copied]
+    assert heldout_store.num_documents == len(expected) == len(heldout) - 5
+    assert train_store.num_documents == len(train) + len(copies)
+    assert heldout_store.index["counts"]["overlapping"] == 5
+    tokens = np.concatenate([shard.tokens for shard in heldout_store.shards]).tolist()
+    assert tokens == reference(expected, tokenizer, RECIPE)["heldout"]
+    heldout_store.verify()
+    for shard in heldout_store.shards:
+        assert set(shard.document_ends) <= set(shard.sentence_ends)
+        assert (shard.tokens[shard.sentence_ends - 1] == tokenizer.eos_token_id).all()
+
+    _, without_copies = build_from("without", 0.5)
+    assert without_copies.num_documents == len(heldout)
+
+
+@pytest.mark.usefixtures("small_chunks")
 @pytest.mark.parametrize("sentences", ["split", "lines"])
 def test_stores_equal_the_reference(tmp_path, text_folder, tokenizer, sentences):
     recipe = Recipe(0.2, sentences, "en")
@@ -171,7 +213,7 @@ SCRIPT = """
     text, folder = sys.argv[1:]
     tokenizer = RobertaTokenizer.from_pretrained(pathlib.Path(text) / "tokenizer")
     opened = corpus.FilesCorpus(sorted(pathlib.Path(text).glob("*.jsonl")), "text")
-    recipe = build.Recipe(0.2, "split", "en")
+    recipe = build.Recipe(0.2, "split", "en", max_overlap=0.5)
     quick = opened.pieces  # too fast to be killed halfway
     corpus.FilesCorpus.pieces = lambda self: (time.sleep(0.02) or piece for piece in quick())
     build.build_stores(pathlib.Path(folder), opened, tokenizer, recipe, workers=2)
@@ -224,18 +266,17 @@ def test_resumes_after_kills(tmp_path, text_folder, tokenizer, start_script, exp
         assert not alive, "workers outlive their parent"
     (tmp_path / "x" / "train" / "00000.tokens.npy.0123.tmp").touch()  # as a killed process leaves
     finished = {path: path.stat().st_mtime_ns for path in _finished(tmp_path / "x")}
-    assert len(finished) > 3
+    assert len(finished) >= 3  # the files of one shard
     build_stores(tmp_path / "x", open_text(text_folder), tokenizer, RECIPE, workers=2)
     assert finished == {path: path.stat().st_mtime_ns for path in finished}
     assert contents(tmp_path / "x") == expected_contents
 
 
 def _finished(folder):
-    """The files of the shards that are recorded as finished."""
+    """The files of the training shards that are recorded as finished."""
     for path in (folder / "building").glob("shard-*.json"):
         record = json.loads(path.read_text())
-        for side in shards.SIDES:
-            yield from (folder / side).glob(f"{record[side]['name']}.*.npy") if record[side] else ()
+        yield from (folder / "train").glob(f"{record['train']['name']}.*.npy")
 
 
 def _num_parts(building):
@@ -351,7 +392,9 @@ def test_shards_depend_only_on_the_sizes_of_parts(tmp_path, monkeypatch):
             if name == "shuffled" and i == 20:
                 writer = shards.ShardWriter(tmp_path / name, np.dtype(np.uint16))
                 assert all(writer.has(n) == (n in order[:21]) for n in range(len(sizes)))
-        writer.finish(vocab_size=100, eos_id=2, fingerprint="", about={})
+        writer.finish(
+            vocab_size=100, eos_id=2, fingerprint="", max_overlap=1.0, workers=1, about={}
+        )
         assert writer.counts["tokens"] == sum(sizes)
     train = TokenStore.open(tmp_path / "sorted" / "train")
     assert all(shard.num_tokens <= 100 or shard.num_documents == 1 for shard in train.shards)
