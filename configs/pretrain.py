@@ -26,7 +26,7 @@ number of positions from `seq_len`.
 `base`, `large`: the models and the recipe of the paper (Liu et al. 2019, Table 9), 500k steps of
 8192 rows of 512 tokens.
 
-    python -m roberta_jax.pretrain --config=configs/pretrain.py:base --workdir=gs://bucket/base \\
+    python -m roberta_jax.pretrain --config=configs/pretrain.py:base --workdir=/shared/runs/base \\
         '--config.data.files=/data/corpus/*.jsonl.zst' --config.tokenizer=/data/roberta_bpe
 
   Needs a TPU pod or many GPUs, and up to 160 GB of text. The number of devices does not change the
