@@ -7,15 +7,27 @@ models on the same held-out text, if a run has recorded them, are drawn as dashe
 """
 
 import argparse
+import io
+import pathlib
 from collections.abc import Sequence
+from typing import TYPE_CHECKING
 
+from experiments.command_line import command
 from experiments.reporting.run_figure import figure
-from roberta_jax import cli
 from roberta_jax.errors import UsageError
+from roberta_jax.storage import atomic
+
+if TYPE_CHECKING:
+    from matplotlib.figure import Figure
 
 
 def main(argv: Sequence[str] | None = None) -> None:
-    """Runs the command; exits with status 2 and a message, without a traceback, on wrong input."""
+    """Runs the command; exits with a message, without a traceback, on wrong input."""
+    with command():
+        _run_command(argv)
+
+
+def _run_command(argv: Sequence[str] | None) -> None:
     parser = argparse.ArgumentParser(
         prog="python -m experiments.plot_metrics",
         description=__doc__,
@@ -26,13 +38,29 @@ def main(argv: Sequence[str] | None = None) -> None:
         "--out", default="metrics.png", help="the file to write (default: metrics.png)"
     )
     arguments = parser.parse_args(argv)
-    with cli.usage_errors():
-        drawing = figure(arguments.workdirs)
-        try:
-            drawing.savefig(arguments.out, dpi=150)
-        except (OSError, ValueError) as error:  # ValueError: an unknown file format
-            raise UsageError(f"cannot write {arguments.out}: {error}") from error
-    print(arguments.out)
+    print(write_figure(figure(arguments.workdirs), pathlib.Path(arguments.out)))
+
+
+def write_figure(drawing: "Figure", path: pathlib.Path) -> pathlib.Path:
+    """Writes a figure in the format that the file's name ends in, PNG if it has no ending.
+
+    Returns:
+      The path of the file.
+
+    Raises:
+      UsageError: it cannot be written, or Matplotlib does not know the format.
+    """
+    data = io.BytesIO()
+    try:
+        path = path if path.suffix else path.with_name(f"{path.name}.png")
+        drawing.savefig(data, format=path.suffix[1:], dpi=150)
+        if path.exists() and not path.is_file():  # a pipe, /dev/null: nothing to rename
+            path.write_bytes(data.getvalue())
+        else:
+            atomic.write_bytes(path, data.getvalue())
+    except (OSError, ValueError) as error:  # ValueError: an unknown file format
+        raise UsageError(f"cannot write {path}: {error}") from error
+    return path
 
 
 if __name__ == "__main__":

@@ -12,8 +12,9 @@ the command with --shard=1/4 on the first, --shard=2/4 on the second, and so on;
 GPUs of one machine, with a different CUDA_VISIBLE_DEVICES for each command. --print=slurm prints a
 script for sbatch, and --print=tpu the commands for a TPU pod.
 
-The exit status is 0 if nothing is left to do here, 1 if points failed or the sweep was stopped, and
-2 if the study or the command line is wrong.
+Ctrl-C and SIGTERM stop a sweep after its points have saved checkpoints; a second one stops it at
+once. The exit status is 0 if nothing is left to do here, 1 if points failed, 2 if the study or the
+command line is wrong, 130 after Ctrl-C, and 143 after SIGTERM.
 """
 
 import argparse
@@ -21,32 +22,56 @@ import shlex
 import sys
 from collections.abc import Sequence
 
+from experiments.command_line import check_runs_folder, command, create_folder
 from experiments.running import launch, worker
 from experiments.running.jobs import Outcome
 from experiments.running.runner import Runner
 from experiments.study.arguments import add_study_arguments, parsed_study, study_arguments
+from experiments.study.comparability import warnings
 from experiments.study.definition import Point
 from experiments.study.selection import progress_table, select_points, unfinished_points
-from roberta_jax import cli
+from roberta_jax.errors import UsageError
 
 
 def run(arguments: argparse.Namespace, points: Sequence[Point]) -> int:
     """Checks, prepares and trains the points; returns the exit status."""
-    runner = Runner(study_arguments(arguments), arguments.out, processes=arguments.processes)
+    processes = max(1, min(arguments.processes, len(points)))
+    runner = Runner(study_arguments(arguments), arguments.out, processes=processes)
     unfinished = unfinished_points(points, arguments.out)
     if unfinished:
         status = runner.prepare(unfinished)
         if status < 0:
-            print("Stopped before the first point. Run the same command again to continue.")
-            return 1
+            print(f"Stopped before the first point.\nTo continue: {_again(arguments)}")
+            return _stop_status(runner) or 1
         if status or arguments.prepare:
             return status
     elif arguments.prepare:
         print("All points are finished.")
         return 0
+    create_folder(arguments.out, "--out")
     outcome = runner.run(points)
     print(_summary(arguments, outcome))
-    return outcome.status
+    return (_stop_status(runner) if outcome.left else None) or outcome.status
+
+
+def _stop_status(runner: Runner) -> int | None:
+    """The exit status of a sweep that was asked to stop, else None."""
+    return None if runner.stop_signal is None else 128 + runner.stop_signal
+
+
+def _again(arguments: argparse.Namespace) -> str:
+    """Returns the command that continues the sweep."""
+    sweep = ["python", "-m", "experiments.sweep", *study_arguments(arguments)]
+    sweep.append(f"--out={arguments.out}")
+    if arguments.point:
+        sweep.append(f"--point={arguments.point}")
+    elif arguments.shard:
+        sweep.append("--shard={}/{}".format(*arguments.shard))
+    if arguments.processes > 1:
+        sweep.append(f"--processes={arguments.processes}")
+    if arguments.prepare:
+        sweep.append("--prepare")
+    return shlex.join(sweep)
 
 
 def _summary(arguments: argparse.Namespace, outcome: Outcome) -> str:
@@ -60,33 +85,35 @@ def _summary(arguments: argparse.Namespace, outcome: Outcome) -> str:
         if names:
             lines.append(f"{state}: {len(names)}")
             lines += [f"  {arguments.out}/{name}" for name in names]
-    study = study_arguments(arguments)
     if outcome.failed or outcome.left:
-        sweep = ["python", "-m", "experiments.sweep", *study, f"--out={arguments.out}"]
-        if arguments.point:
-            sweep.append(f"--point={arguments.point}")
-        elif arguments.shard:
-            sweep.append("--shard={}/{}".format(*arguments.shard))
-        if arguments.processes > 1:
-            sweep.append(f"--processes={arguments.processes}")
-        lines.append(f"To continue: {shlex.join(sweep)}")
+        lines.append(f"To continue: {_again(arguments)}")
     if outcome.finished:
-        report = ["python", "-m", "experiments.report", *study, f"--runs={arguments.out}"]
-        lines.append(f"To compare: {shlex.join(report)}")
+        report = ["python", "-m", "experiments.report", *study_arguments(arguments)]
+        lines.append(f"To compare: {shlex.join([*report, f'--runs={arguments.out}'])}")
     return "\n".join(lines)
 
 
 def _shard(text: str) -> tuple[int, int]:
-    k, n = (int(part) for part in text.split("/"))
-    if not 1 <= k <= n:
-        raise ValueError
+    try:
+        k, n = (int(part) for part in text.split("/"))
+        if not 1 <= k <= n:
+            raise ValueError
+    except ValueError:
+        raise argparse.ArgumentTypeError(
+            f"invalid value {text!r}: give k/n with k from 1 to n, such as 1/4"
+        ) from None
     return k, n
 
 
 def _positive_int(text: str) -> int:
-    number = int(text)
-    if number < 1:
-        raise ValueError
+    try:
+        number = int(text)
+        if number < 1:
+            raise ValueError
+    except ValueError:
+        raise argparse.ArgumentTypeError(
+            f"invalid value {text!r}: give a whole number from 1"
+        ) from None
     return number
 
 
@@ -125,28 +152,38 @@ def _parser() -> argparse.ArgumentParser:
 
 
 def main(argv: Sequence[str] | None = None) -> None:
-    """Runs the command; exits with status 2 and a message, without a traceback, on wrong input."""
+    """Runs the command; exits with a message, without a traceback, on wrong input."""
+    with command():
+        _run_command(argv)
+
+
+def _run_command(argv: Sequence[str] | None) -> None:
     parser = _parser()
     arguments = parser.parse_args(argv)
     if arguments.distributed and not arguments.point:
         parser.error("--distributed takes --point")
-    with cli.usage_errors():
-        points = parsed_study(arguments).points()
-        points = select_points(points, arguments.shard, arguments.point)
+    check_runs_folder(arguments.out, "--out")
+    study = parsed_study(arguments)
+    points = select_points(study.points(), arguments.shard, arguments.point)
+    for warning in warnings(study):
+        print(f"warning: {warning}", file=sys.stderr)
+    if not points:
+        empty = "--shard={}/{}".format(*arguments.shard)
+        message = f"{empty} has no points: the study has {len(study.points())}."
         if arguments.print:
-            worker.check(points, this_machine=False)
-            shared = [*study_arguments(arguments), f"--out={arguments.out}"]
-            print(launch.PRINTERS[arguments.print](shared, [point.name for point in points]))
-        elif arguments.list:
-            print(progress_table(points, arguments.out))
-        elif arguments.distributed:
-            worker.train(points[0], arguments.out, distributed=True)
-        else:
-            sys.exit(run(arguments, points))
+            raise UsageError(message)
+        print(message)
+    elif arguments.print:
+        worker.check(points, this_machine=False)
+        shared = [*study_arguments(arguments), f"--out={arguments.out}"]
+        print(launch.PRINTERS[arguments.print](shared, [point.name for point in points]))
+    elif arguments.list:
+        print(progress_table(points, arguments.out))
+    elif arguments.distributed:
+        worker.train(points[0], arguments.out, distributed=True)
+    else:
+        sys.exit(run(arguments, points))
 
 
 if __name__ == "__main__":
-    try:
-        main()
-    except KeyboardInterrupt:
-        sys.exit(130)
+    main()

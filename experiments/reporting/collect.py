@@ -8,11 +8,12 @@ import numpy as np
 from etils import epath
 
 from experiments.reporting.results import CURVE_FIELDS, Results, Row
-from experiments.study.config_changes import affects_results
+from experiments.study.arguments import sweep_command, without_folders
+from experiments.study.comparability import have_one_tokenizer, mask_warnings, warnings
 from experiments.study.definition import Point, Study
 from experiments.study.progress import Progress
+from experiments.study.records import read_records
 from roberta_jax.errors import UsageError
-from roberta_jax.training.metrics import read_metrics
 
 MAX_RECORDS = 200  # of a run's training losses, and of its evaluations, in the curves
 
@@ -21,7 +22,7 @@ def collect(study: Study, root: epath.PathLike) -> Results:
     """Reads the workdirs of a study below `root`; works while they are being written.
 
     Raises:
-      UsageError: no point has started.
+      UsageError: no point has started, or a workdir is damaged.
     """
     points, curves, started = [], [], False
     for setting in study.settings:
@@ -30,29 +31,45 @@ def collect(study: Study, root: epath.PathLike) -> Results:
             progress = point.progress(root)
             started = started or progress.step is not None
             points.append(_point_row(point, progress))
-            curves += _curve_rows(point, read_metrics(point.workdir(root)))
+            curves += _curve_rows(point, read_records(point.workdir(root)))
     if not started:
+        command = sweep_command(study.origin, study.seeds, study.changes, str(root))
         raise UsageError(
-            f"no point of {study.name} has started in {root}. First run\n"
-            f"  python -m experiments.sweep {study.origin} --out={root}\n"
+            f"no point of {study.name} has started in {root}. First run\n  {command}\n"
             "If the sweep did run, pass its --set and --seeds to this command too."
         )
-    return Results(_description(study), points, curves)
+    epochs = {row["setting"]: row["epochs"] for row in points if "epochs" in row}
+    cautions = [*warnings(study), *mask_warnings(study, epochs)]
+    return Results(_description(study, str(root), cautions), points, curves)
 
 
-def _description(study: Study) -> dict[str, Any]:
-    """Returns what a report tells about the study. Paths are reduced to the names of the files."""
+def _description(study: Study, root: str, cautions: Sequence[str]) -> dict[str, Any]:
+    """Returns what a report tells about the study. ELSEWHERE replaces folders of the machine."""
     names = ("name", "origin", "question", "columns", "paper", "source", "notes")
-    changes = {
-        key: value.rpartition("/")[2] if isinstance(value, str) else value
-        for key, value in study.changes.items()
-        if affects_results(key)
-    }
     return {
         **{name: getattr(study, name) for name in names},
         "settings": list(study.settings),
         "seeds": list(study.seeds),
-        "changes": changes,
+        "changes": {key: without_folders(value) for key, value in study.changes.items()},
+        "out": without_folders(root),
+        "runs": {setting: _run_facts(study, setting) for setting in study.settings},
+        "warnings": list(cautions),
+        "one_tokenizer": have_one_tokenizer(study),
+    }
+
+
+def _run_facts(study: Study, setting: str) -> dict[str, int | str]:
+    """Returns what a run of the setting trains, and for how long."""
+    config = Point(study, setting, study.seeds[0]).config()
+    rows, length, steps = config.train.batch_size, config.seq_len, config.train.steps
+    facts = {"steps": steps, "rows per batch": rows, "tokens per row": length}
+    facts["positions"] = steps * rows * length
+    if config.init_from:
+        return {**facts, "starts from": without_folders(config.init_from)}
+    return {
+        **facts,
+        "layers": config.model.num_hidden_layers,
+        "width": config.model.hidden_size,
     }
 
 

@@ -2,30 +2,40 @@
 
 import importlib.util
 import io
+import json
 import pathlib
 from collections.abc import Sequence
 
-from experiments.reporting.results import CURVES, POINTS, Results
+from etils import epath
+
+from experiments.reporting.paired_test import LEVEL
+from experiments.reporting.results import CURVES, DESCRIPTION, POINTS, Results
 from experiments.reporting.study_figure import AXES
+from experiments.study.arguments import ELSEWHERE, sweep_command
+from experiments.study.loading import ROOT
 from roberta_jax.errors import UsageError
 from roberta_jax.storage import atomic
 
 README = "README.md"
 
 
-def write_report(results: Results, folder: pathlib.Path) -> None:
+def write_report(results: Results, folder: epath.PathLike) -> None:
     """Writes the report, without plots if Matplotlib is not installed.
 
     Each file is replaced as a whole, so that a reader never sees a part of it.
 
     Raises:
-      UsageError: the folder cannot be written.
+      UsageError: the folder cannot be written, holds something else, or is that of the committed
+        results while runs are missing.
     """
+    folder = epath.Path(folder)
+    _check_folder(results, folder)
     try:
         folder.mkdir(parents=True, exist_ok=True)
         plots = []
         for x, (field, _) in AXES.items():
-            if can_draw() and any(row[field] is not None for row in results.curves):
+            drawable = any(row[field] is not None for row in results.curves)
+            if can_draw() and drawable and results.study.get("one_tokenizer", True):
                 buffer = io.BytesIO()
                 results.figure(x).savefig(buffer, format="png", dpi=120)
                 plots.append(f"{x}.png")
@@ -35,6 +45,40 @@ def write_report(results: Results, folder: pathlib.Path) -> None:
         atomic.write_text(folder / README, readme(results, plots))
     except OSError as error:
         raise UsageError(f"cannot write {folder}: {error}") from error
+
+
+def _check_folder(results: Results, folder: epath.Path) -> None:
+    """Checks that no file is replaced that is not of a report of the same study."""
+    try:
+        exists = folder.exists()
+        is_report = exists and (folder / DESCRIPTION).exists()
+        others = exists and not is_report and (folder / README).exists()
+    except OSError as error:
+        raise UsageError(f"cannot write {folder}: {error.strerror or error}") from None
+    if others:
+        raise UsageError(
+            f"{folder} has a {README} that is not of a report, which would be replaced. Choose "
+            "another folder with --out."
+        )
+    name = results.study["name"]
+    if is_report:
+        try:
+            before = json.loads((folder / DESCRIPTION).read_text())["name"]
+        except (OSError, ValueError, KeyError, TypeError):
+            before = name  # a damaged report is replaced
+        if before != name:
+            raise UsageError(
+                f"{folder} has the report of the study {before}, which that of {name} would "
+                "replace. Choose another folder with --out."
+            )
+    committed = ROOT / "experiments" / "results"
+    inside = atomic.is_local(folder) and pathlib.Path(folder).resolve().is_relative_to(committed)
+    if results.missing() and inside:
+        raise UsageError(
+            f"{len(results.missing())} of {len(results.points)} runs are not finished, and "
+            "experiments/results has reports of finished studies only. Leave --out away to write "
+            "the report beside the runs."
+        )
 
 
 def can_draw() -> bool:
@@ -51,16 +95,29 @@ def readme(results: Results, plots: Sequence[str]) -> str:
     """
     study, missing = results.study, results.missing()
     num_runs = len(results.points)
-    sweep = f"python -m experiments.sweep {study['origin']} --out=runs/{study['name']}"
-    sweep += "".join(f" --set={key}={value}" for key, value in study["changes"].items())
-    parts = [
+    out = study.get("out", f"runs/{study['name']}")
+    command = sweep_command(study["origin"], study["seeds"], study["changes"], out)
+    parts = [f"**{unfinished(results)}**"] if missing else []
+    parts += [
         f"# {study['name']}",
         study["question"],
         markdown_table(results.table()),
         _legend(results),
-        f"{num_runs - len(missing)} of {num_runs} runs are finished. The command that runs them: "
-        f"`{sweep}`",
+        *_comparisons(results),
+        "## Runs",
+        f"{num_runs - len(missing)} of {num_runs} runs are finished. The command that runs them:",
+        f"```\n{command}\n```",
     ]
+    if ELSEWHERE in command:
+        parts.append(f"`{ELSEWHERE}` stands for a folder of the machine that ran them.")
+    if study.get("runs"):
+        rows = [{"setting": setting, **facts} for setting, facts in study["runs"].items()]
+        keys = list(dict.fromkeys(key for row in rows for key in row))
+        cells = [{key: _number(row.get(key, "")) for key in keys} for row in rows]
+        parts += [markdown_table(cells), "Positions are those of a whole run, padding included."]
+    cautions = [*study.get("warnings", ()), *(_equal(pair) for pair in results.equal_settings())]
+    if cautions:
+        parts += ["## Warnings", "\n".join(f"- {line}" for line in cautions)]
     if study["notes"]:
         parts += ["## Notes", study["notes"].strip()]
     if missing:
@@ -79,10 +136,49 @@ def readme(results: Results, plots: Sequence[str]) -> str:
     return "\n\n".join(parts) + "\n"
 
 
+def unfinished(results: Results) -> str:
+    """Returns a sentence that names the missing runs of an unfinished study."""
+    missing = results.missing()
+    return (
+        f"Unfinished: {len(missing)} of {len(results.points)} runs are missing: "
+        f"{'; '.join(missing[:6])}{f'; and {len(missing) - 6} more' if len(missing) > 6 else ''}."
+    )
+
+
+def _comparisons(results: Results) -> list[str]:
+    """Returns the section that says which differences the seeds decide."""
+    comparisons = results.comparisons()
+    if not comparisons:
+        return []
+    columns = {each.metric for each in comparisons}
+    per_column = max(sum(each.metric == name for each in comparisons) for name in columns)
+    return [
+        "## Differences",
+        markdown_table([each.row() for each in comparisons]),
+        "A difference is taken between runs with the same seed; that of perplexities is in nats "
+        "per token, the difference of their logarithms. The test is Student's paired t-test, "
+        f"two-sided. Its p-value is adjusted by Holm's method for the number of comparisons in the "
+        f'column ({per_column}), and "decided" means that it is below {LEVEL}. "Undecided" does '
+        "not mean that two settings are equal: with few seeds only large differences can be "
+        "decided.",
+    ]
+
+
+def _equal(pair: tuple[str, str]) -> str:
+    return (
+        f"The finished runs of {pair[0]!r} and {pair[1]!r} have equal metrics, bit for bit: these "
+        "settings do not differ in what they train."
+    )
+
+
+def _number(value: int | str) -> str:
+    return f"{value:,}" if isinstance(value, int) else value
+
+
 def markdown_table(rows: Sequence[dict[str, str]]) -> str:
     """Formats rows with the same keys as a Markdown table, with the keys as headings."""
     lines = [list(rows[0]), ["---"] * len(rows[0]), *(list(row.values()) for row in rows)]
-    escaped = [[cell.replace("|", "\\|") for cell in line] for line in lines]
+    escaped = [[" ".join(cell.replace("|", "\\|").split()) for cell in line] for line in lines]
     return "\n".join(f"| {' | '.join(line)} |" for line in escaped)
 
 

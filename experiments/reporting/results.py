@@ -12,6 +12,7 @@ results.figure(x="tokens")  # a Matplotlib figure
 import csv
 import dataclasses
 import io
+import itertools
 import json
 import math
 import pathlib
@@ -22,6 +23,7 @@ import numpy as np
 from etils import epath
 
 from experiments.reporting import study_figure
+from experiments.reporting.paired_test import Comparison, compare
 from experiments.study.progress import FINISHED
 from roberta_jax.errors import UsageError
 
@@ -85,7 +87,8 @@ class Results:
 
     Attributes:
       study: the study: its name, origin, question, settings, seeds, columns, paper, source and
-        notes, and the changes of its base config.
+        notes, the changes of its base config, and what `collect` adds: `runs`, what each setting
+        trains; `warnings`; and `one_tokenizer`, False if values per token cannot be compared.
       points: a row for each point: POINT_FIELDS, and the metrics of those that are finished.
       curves: rows with CURVE_FIELDS, some of which are None. `loss` is the masked language modeling
         loss of training; `seconds` is the time spent in training steps.
@@ -115,6 +118,48 @@ class Results:
         values = tuple(point[metric] for point in points if point.get(metric) is not None)
         return Summary(values) if values else None
 
+    def comparable(self, heading: str) -> bool:
+        """Whether the values of a column can be compared between the settings.
+
+        Losses and perplexities per token cannot if the settings have different tokenizers.
+        """
+        per_token = self.study["columns"][heading].endswith(("_loss", "_perplexity"))
+        return self.study.get("one_tokenizer", True) or not per_token
+
+    def comparisons(self) -> list[Comparison]:
+        """Compares all settings in each column of losses, perplexities and evaluations.
+
+        Perplexities are compared by their logarithms, the losses in nats per token.
+        """
+        comparisons = []
+        for heading, metric in self.study["columns"].items():
+            is_perplexity = metric.endswith("_perplexity")
+            if not (is_perplexity or metric.endswith("_loss") or "." in metric):
+                continue  # what describes a run, such as its epochs
+            if not self.comparable(heading):
+                continue
+            values: dict[str, dict[int, float]] = {name: {} for name in self.study["settings"]}
+            for point in self.points:
+                value = point.get(metric)
+                if value is not None:
+                    value = math.log(value) if is_perplexity and value > 0 else value
+                    values[point["setting"]][point["seed"]] = value
+            comparisons += compare(heading, values)
+        return comparisons
+
+    def equal_settings(self) -> list[tuple[str, str]]:
+        """Returns the pairs of settings whose finished runs have equal metrics for all seeds."""
+        metrics: dict[str, dict[int, Row]] = {}
+        for setting in self.study["settings"]:
+            for point in self.finished(setting):
+                values = {key: value for key, value in point.items() if key not in POINT_FIELDS}
+                metrics.setdefault(setting, {})[point["seed"]] = values
+        return [
+            (one, other)
+            for one, other in itertools.combinations(metrics, 2)
+            if metrics[one] == metrics[other]
+        ]
+
     def table(self) -> list[dict[str, str]]:
         """Returns the table: {heading: text} for each setting, with the paper's values."""
         paper, rows = self.study["paper"], []
@@ -129,6 +174,8 @@ class Results:
         return rows
 
     def _cell(self, setting: str, heading: str, num_finished: int) -> str:
+        if not self.comparable(heading):
+            return "not comparable"
         summary = self.summary(setting, heading)
         if summary is None:
             return "not measured" if num_finished else "no run finished"
@@ -150,8 +197,14 @@ class Results:
         to their largest value.
 
         Raises:
-          UsageError: `x` is none of these, there is no data yet, or Matplotlib is not installed.
+          UsageError: `x` is none of these, there is no data yet, the settings have different
+            tokenizers, or Matplotlib is not installed.
         """
+        if not self.study.get("one_tokenizer", True):
+            raise UsageError(
+                "losses per token of different tokenizers are not comparable, so there is nothing "
+                "to draw."
+            )
         seeds = {
             setting: [point["seed"] for point in self.finished(setting)]
             for setting in self.study["settings"]
@@ -182,8 +235,24 @@ class Results:
             raise UsageError(
                 f"no report of a study in {folder}: no file {error.filename}"
             ) from None
+        except (OSError, ValueError, TypeError, csv.Error, RecursionError) as error:
+            raise UsageError(f"the report of a study in {folder} cannot be read: {error}") from None
+        _check_report(folder, study, points, curves)
         points = [{key: value for key, value in row.items() if value is not None} for row in points]
         return cls(study, points, curves)
+
+
+def _check_report(folder: pathlib.Path, study: Any, points: Sequence[Row], curves: Sequence[Row]):
+    needed = ("name", "origin", "question", "columns", "paper", "source", "notes", "settings")
+    needed += ("seeds", "changes")
+    for name, row, keys in (
+        (DESCRIPTION, study, needed),
+        *((POINTS, row, POINT_FIELDS) for row in points),
+        *((CURVES, row, CURVE_FIELDS) for row in curves),
+    ):
+        lacking = [key for key in keys if not isinstance(row, Mapping) or key not in row]
+        if lacking:
+            raise UsageError(f"{folder / name} is damaged: it has no {lacking[0]!r}.")
 
 
 def _to_csv(fields: Sequence[str], rows: Sequence[Row]) -> str:

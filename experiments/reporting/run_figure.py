@@ -6,8 +6,10 @@ import pathlib
 from collections.abc import Sequence
 from typing import TYPE_CHECKING, Any
 
-from roberta_jax.errors import UsageError
-from roberta_jax.training.metrics import FILE, read_metrics
+from experiments.reporting.study_figure import MATPLOTLIB
+from experiments.study.records import read_records
+from roberta_jax.errors import UsageError, listed
+from roberta_jax.training.metrics import FILE
 
 if TYPE_CHECKING:
     from matplotlib.figure import Figure
@@ -38,11 +40,18 @@ def figure(workdirs: Sequence[str | os.PathLike]) -> "Figure":
         from matplotlib.figure import Figure
         from matplotlib.ticker import EngFormatter, LogLocator, NullFormatter
     except ImportError:
-        raise UsageError("drawing needs matplotlib: pip install matplotlib") from None
-    runs = {str(pathlib.Path(workdir)): read_metrics(workdir) for workdir in workdirs}
-    for workdir, records in zip(workdirs, runs.values(), strict=True):
+        raise UsageError(f"drawing needs {MATPLOTLIB}") from None
+    names = [str(pathlib.Path(workdir)) for workdir in workdirs]
+    twice = sorted({name for name in names if names.count(name) > 1})
+    if twice:
+        raise UsageError(f"{listed(twice)} is given twice. Name each workdir once.")
+    runs = {name: read_records(name) for name in names}
+    for name, records in runs.items():
         if not curve(records, LOSS)[0]:
-            raise UsageError(f"no training loss in {pathlib.Path(workdir) / FILE}")
+            raise UsageError(
+                f"no training loss in {pathlib.Path(name) / FILE}. Give the workdir of a run that "
+                "has recorded its loss (--config.train.log_every)."
+            )
 
     evaluated = any(curve(records, PERPLEXITY)[0] for records in runs.values())
     num_panels = 2 if evaluated else 1

@@ -10,6 +10,7 @@ from roberta_jax.errors import UsageError
 if TYPE_CHECKING:
     from matplotlib.figure import Figure
 
+MATPLOTLIB = "matplotlib, which the extra `plot` installs: pip install matplotlib"
 # What curves can be drawn against -> field of their rows, label of the axis.
 AXES = {
     "steps": ("step", "step"),
@@ -42,7 +43,7 @@ def draw(curves: Rows, x: str, finished: Mapping[str, Sequence[int]], num_seeds:
         from matplotlib.figure import Figure
         from matplotlib.ticker import EngFormatter
     except ImportError:
-        raise UsageError("drawing needs matplotlib: pip install matplotlib") from None
+        raise UsageError(f"drawing needs {MATPLOTLIB}") from None
     if x not in AXES:
         raise UsageError(f"x={x!r}: draw against one of {', '.join(AXES)}.")
     field, x_label = AXES[x]

@@ -85,6 +85,7 @@ class StopRequests:
     """
 
     def __init__(self):
+        self.signal: int | None = None  # the first one that was received
         self._count = 0
         self._handlers = {}
 
@@ -104,5 +105,6 @@ class StopRequests:
 
     def _receive(self, number, frame) -> None:
         self._count += 1
+        self.signal = self.signal or number
         if self._count > 1:
             raise KeyboardInterrupt

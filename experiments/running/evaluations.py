@@ -39,9 +39,9 @@ def accept_output(workdir: epath.Path, evaluation: str) -> None:
     output = _output(workdir, evaluation)
     try:
         parse_metrics(output.read_text())
-    except (OSError, ValueError) as error:
+        output.replace(workdir / EVALUATIONS / f"{evaluation}.json")
+    except (OSError, ValueError, RecursionError) as error:
         raise BadOutput(f"{output} must hold a JSON object of numbers: {error}") from error
-    output.replace(workdir / EVALUATIONS / f"{evaluation}.json")
 
 
 def _output(workdir: epath.Path, evaluation: str) -> epath.Path:

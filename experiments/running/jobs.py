@@ -15,8 +15,7 @@ class Job:
 
     Attributes:
       point: the point to train and evaluate.
-      index: its index in `study.points()`, which names it to the worker processes.
-      name: the name of its workdir.
+      name: the name of its workdir, which names it to the worker processes.
       tokens_per_step: tokens in a batch; steps are weighted by it to estimate the time left.
       steps: the number of training steps of the whole run.
       step: the last step that the run reported.
@@ -25,7 +24,6 @@ class Job:
     """
 
     point: Point
-    index: int
     name: str
     tokens_per_step: int
     steps: int

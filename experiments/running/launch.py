@@ -1,5 +1,6 @@
 """Commands that run the points of a study on a Slurm cluster, a TPU pod or this machine."""
 
+import pathlib
 import shlex
 import sys
 from collections.abc import Callable, Sequence
@@ -17,7 +18,7 @@ def local_commands(arguments: Sequence[str], names: Sequence[str]) -> str:
       names: the names of the points.
     """
     lines = [_point_command([sys.executable], arguments, name) for name in names]
-    return "\n".join([f"cd {shlex.quote(str(ROOT))}", *lines])
+    return "\n".join([*_enter_folder(), *lines])
 
 
 def slurm_script(arguments: Sequence[str], names: Sequence[str]) -> str:
@@ -45,7 +46,7 @@ def slurm_script(arguments: Sequence[str], names: Sequence[str]) -> str:
             "points=(",
             *(f"  {shlex.quote(name)}" for name in names),
             ")",
-            f"cd {shlex.quote(str(ROOT))} || exit 1",
+            *_enter_folder(" || exit 1"),
             f'exec {command} "--point=${{points[$SLURM_ARRAY_TASK_ID]}}"',
         ]
     )
@@ -78,6 +79,15 @@ PRINTERS: dict[str, Callable[[Sequence[str], Sequence[str]], str]] = {
 
 def _point_command(interpreter: Sequence[str], arguments: Sequence[str], name: str) -> str:
     return shlex.join([*interpreter, *MODULE, *arguments, f"--point={name}"])
+
+
+def _enter_folder(otherwise: str = "") -> list[str]:
+    """Returns lines that enter the current folder, from which relative paths are, and find ROOT."""
+    here = pathlib.Path.cwd()
+    lines = [f"cd {shlex.quote(str(here))}{otherwise}"]
+    if here != ROOT:
+        lines.append(f"export PYTHONPATH={shlex.quote(str(ROOT))}${{PYTHONPATH:+:$PYTHONPATH}}")
+    return lines
 
 
 def _comment(command: str) -> list[str]:

@@ -1,5 +1,6 @@
 """Trains and evaluates the points of a study in child processes, several at a time."""
 
+import contextlib
 import pathlib
 import signal
 import subprocess
@@ -14,6 +15,7 @@ from experiments.running.evaluations import BadOutput, accept_output, evaluation
 from experiments.running.jobs import Job, Outcome, Stage
 from experiments.study.definition import Point
 from experiments.study.progress import EVALUATIONS, Progress
+from roberta_jax.errors import UsageError
 from roberta_jax.storage.atomic import is_local
 from roberta_jax.storage.locks import is_locked
 from roberta_jax.training.workdir import in_use
@@ -62,16 +64,24 @@ class Runner:
         Returns:
           The exit status of that process; negative if a signal ended it.
         """
-        order = [str(point) for point in points[0].study.points()]
-        indices = ",".join(str(order.index(str(point))) for point in points)
-        process = self._spawn(["prepare", *self._arguments, f"--points={indices}"], None)
-        with self._stop:
-            while process.poll() is None:
-                if self._stop:
-                    process.send_signal(signal.SIGTERM)
-                time.sleep(POLL_SECONDS)
-        child_processes.kill(process)
+        names = ",".join(point.name for point in points)
+        process = self._spawn(["prepare", *self._arguments, f"--points={names}"], None)
+        asked = False
+        try:
+            with self._stop:
+                while process.poll() is None:
+                    if self._stop and not asked:
+                        asked = True
+                        process.send_signal(signal.SIGTERM)
+                    time.sleep(POLL_SECONDS)
+        finally:
+            child_processes.kill(process)
         return process.returncode
+
+    @property
+    def stop_signal(self) -> int | None:
+        """The signal that asked to stop, SIGINT or SIGTERM; None if there was none."""
+        return self._stop.signal
 
     def run(self, points: Sequence[Point]) -> Outcome:
         """Runs the points that are not finished.
@@ -81,12 +91,11 @@ class Runner:
         """
         if not points:
             return Outcome([], [], [], [])
-        order = {str(point): index for index, point in enumerate(points[0].study.points())}
         jobs = []
         for point in points:
             config = point.config()
             tokens = config.seq_len * config.train.batch_size
-            job = Job(point, order[str(point)], point.name, tokens, config.train.steps)
+            job = Job(point, point.name, tokens, config.train.steps)
             jobs.append(job)
             progress = self._read_progress(job)
             (self._finished if progress.finished else self._waiting).append(job)
@@ -110,7 +119,10 @@ class Runner:
         while self._running or (self._waiting and not self._stop):
             if self._stop and not stopping:
                 stopping = True
-                self._display.write(f"stopping: {len(self._running)} points save checkpoints")
+                self._display.write(
+                    f"Stopping: waiting for {len(self._running)} points to save checkpoints. "
+                    "Interrupt again to stop at once."
+                )
                 for stage in self._running:
                     stage.process.send_signal(signal.SIGTERM)
             for stage in [each for each in self._running if each.process.poll() is not None]:
@@ -132,7 +144,8 @@ class Runner:
             if now - last_progress > PROGRESS_SECONDS:
                 last_progress = now
                 for stage in self._running:
-                    self._read_progress(stage.job)
+                    with contextlib.suppress(UsageError):  # of a file that is being written
+                        self._read_progress(stage.job)
                 self._display.update(len(self._finished))
             time.sleep(POLL_SECONDS)
 
@@ -150,20 +163,33 @@ class Runner:
             if in_use(workdir) or is_locked(workdir / EVALUATIONS / worker.LOCK):
                 continue
             self._waiting.remove(job)
-            progress = self._read_progress(job)
+            try:
+                progress = self._read_progress(job)
+            except UsageError as error:
+                self._fail(job, f"failed {job.point}: {error}")
+                continue
             if progress.finished:  # by another sweep, since this one started
                 self._finish(job, progress, "finished elsewhere")
             else:
                 self._start(job, self._free_slots.pop(0), progress)
 
     def _start(self, job: Job, slot: int, progress: Progress) -> None:
+        """Starts the next process of a job in a slot; the job fails if that is impossible."""
+        try:
+            self._start_process(job, slot, progress)
+        except OSError as error:  # a full disk, a missing permission
+            self._free_slots.append(slot)
+            path = error.filename or self._out / job.name
+            self._fail(job, f"failed {job.point}: cannot write {path}: {error.strerror or error}")
+
+    def _start_process(self, job: Job, slot: int, progress: Progress) -> None:
         """Starts the training of a job, or its first evaluation that is missing, in a slot."""
         if job.started is None:
             job.started = time.monotonic()
         workdir = self._out / job.name
         evaluation = progress.missing[0] if progress.missing else None
         if evaluation is None:
-            arguments = ["train", *self._arguments, f"--points={job.index}", f"--out={self._out}"]
+            arguments = ["train", *self._arguments, f"--points={job.name}", f"--out={self._out}"]
             action = f"from step {progress.step}" if progress.step else "from the beginning"
         else:
             command = evaluation_command(job.point, evaluation, workdir)
@@ -191,11 +217,15 @@ class Runner:
         child_processes.kill(stage.process)  # and the processes that it may have left behind
         if status == 0 and stage.evaluation is not None:
             status = self._accept_output(stage)
-        progress = self._read_progress(job)
+        try:
+            progress = self._read_progress(job)
+        except UsageError as error:
+            self._fail(job, f"failed {job.point}: {error}")
+            return
         if status == worker.BUSY:
             self._waiting.append(job)
         elif status > 0:
-            self._fail(stage, f"status {status}")
+            self._fail(job, stage.failure(f"status {status}"))
         elif progress.finished:
             self._finish(job, progress, f"in {format_seconds(time.monotonic() - job.started)}")
         elif self._stop:
@@ -210,7 +240,7 @@ class Runner:
             )
             self._waiting.insert(0, job)
         else:
-            self._fail(stage, child_processes.signal_name(status))
+            self._fail(job, stage.failure(child_processes.signal_name(status)))
 
     def _accept_output(self, stage: Stage) -> int:
         """Accepts the output of an evaluation that exited with 0; returns 1 if it is not valid."""
@@ -218,7 +248,7 @@ class Runner:
             accept_output(self._out / stage.job.name, stage.evaluation)
         except BadOutput as error:
             if stage.log is not None:
-                with open(stage.log, "a") as file:
+                with contextlib.suppress(OSError), open(stage.log, "a") as file:
                     file.write(f"{error}\n")
             return 1
         return 0
@@ -233,9 +263,9 @@ class Runner:
         self._display.write(f"finished {job.point}, {how}: {metrics}")
         self._display.update(len(self._finished), force=True)
 
-    def _fail(self, stage: Stage, reason: str) -> None:
-        self._failed.append(stage.job)
-        self._display.write(stage.failure(reason))
+    def _fail(self, job: Job, message: str) -> None:
+        self._failed.append(job)
+        self._display.write(message)
 
     def _give_up_waiting(self) -> None:
         for job in self._waiting:

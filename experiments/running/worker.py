@@ -1,11 +1,12 @@
 """The child processes of a sweep. `experiments.sweep` is the command for people.
 
-    python -m experiments.running.worker prepare STUDY --points=0,1,2
-    python -m experiments.running.worker train STUDY --points=1 --out=runs/table2
+    python -m experiments.running.worker prepare STUDY --points=NAME,NAME
+    python -m experiments.running.worker train STUDY --points=NAME --out=runs/table2
     python -m experiments.running.worker evaluate FOLDER COMMAND...
 
-`--points` are indices into the points of the study. A worker receives SIGTERM when the sweep that
-started it ends, even if the sweep was killed; training then saves a checkpoint and exits.
+`--points` are names of workdirs. They hold a hash of the config, so that a worker does not train
+another point if the study was changed since the sweep started. A worker receives SIGTERM when the
+sweep that started it ends, even if it was killed; training then saves a checkpoint and exits.
 """
 
 import argparse
@@ -57,27 +58,33 @@ def check(points: Sequence["Point"], *, this_machine: bool = True) -> None:
 
 
 def prepare(points: Sequence["Point"]) -> None:
-    """Checks the points, then prepares the text of each.
+    """Checks the points, then prepares the text of each, and warns of what they cannot show.
 
     Raises:
       UsageError: some configs are wrong, or some texts cannot be prepared; it lists all errors.
     """
     check(points)
+    from experiments.study.comparability import largest_number_of_epochs, mask_warnings
     from roberta_jax.errors import UsageError
     from roberta_jax.pretraining.text import prepare as prepare_text
     from roberta_jax.pretraining.text_spec import read_text_spec
 
-    prepared, errors = set(), {}
+    tokens, errors, epochs = {}, {}, {}
     for point in points:
         spec = read_text_spec(point.config())
-        if spec not in prepared:
-            prepared.add(spec)
+        if spec not in tokens:
             try:
-                prepare_text(spec)
+                prepared = prepare_text(spec)
+                tokens[spec] = None if prepared.more else prepared.train.num_tokens
             except UsageError as error:
+                tokens[spec] = None
                 errors[str(error)] = [point]
+        if tokens[spec]:
+            epochs[point.setting] = largest_number_of_epochs(point, tokens[spec])
     if errors:
         raise UsageError(_list_errors(errors))
+    for warning in mask_warnings(points[0].study, epochs):
+        print(f"warning: {warning}", file=sys.stderr)
 
 
 def train(point: "Point", out: str, distributed: bool = False) -> None:
@@ -151,12 +158,15 @@ def main() -> None:
     """Runs the task that the command line names."""
     if PARENT in os.environ:
         end_with(int(os.environ[PARENT]))
-    task, *rest = sys.argv[1:]
+    task, *rest = sys.argv[1:] or [""]
+    if task not in ("prepare", "train", "evaluate") or (task == "evaluate" and len(rest) < 2):
+        sys.exit(f"{__doc__}\nTo train a study, run experiments.sweep.")
     if task == "evaluate":
         evaluate(rest[0], rest[1:])
     from absl import logging
 
     from experiments.study.arguments import add_study_arguments, parsed_study
+    from experiments.study.selection import planned_points
     from roberta_jax import cli
     from roberta_jax.training.host_memory import restart_with_huge_pages
 
@@ -164,13 +174,12 @@ def main() -> None:
         restart_with_huge_pages()
     parser = argparse.ArgumentParser()
     add_study_arguments(parser)
-    parser.add_argument("--points", type=lambda text: [int(part) for part in text.split(",")])
-    parser.add_argument("--out")
+    parser.add_argument("--points", type=lambda text: text.split(","), required=True)
+    parser.add_argument("--out", required=task == "train")
     arguments = parser.parse_args(rest)
     logging.set_verbosity(logging.WARNING)
     with cli.usage_errors():
-        points = parsed_study(arguments).points()
-        selected = [points[index] for index in arguments.points]
+        selected = planned_points(parsed_study(arguments).points(), arguments.points)
         if task == "prepare":
             prepare(selected)
         else:

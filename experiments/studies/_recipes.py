@@ -32,10 +32,10 @@ TINY_TOKENS = math.prod(_TINY)  # padding included
 NOTES = {
     "paper": "",
     "tiny": (
-        "The model has two layers of width 128 and is trained on four million tokens. This shows "
-        "that the settings run and how they compare at that scale, but says nothing about a model "
-        "of the paper's size. Perplexities are measured on held-out text with the same masks for "
-        "all settings; the paper's were measured on another text."
+        "This form of the study is for 2 CPU cores. It shows that the settings run and how they "
+        "compare at the scale of the runs above, but says nothing about a model of the paper's "
+        "size. Perplexities are measured on held-out text with the same masks for all settings; "
+        "the paper's were measured on another text."
     ),
 }
 
@@ -43,7 +43,8 @@ NOTES = {
 def bert_base() -> ConfigDict:
     """Returns the config of section 4: BERT base, batches of 256, 1M steps, learning rate 1e-4.
 
-    The optimizer is BERT's (sections 2.4 and 3.1); beta2 = 0.98 is for large batches only.
+    The optimizer is BERT's (sections 2.4 and 3.1), with its warmup of 10,000 steps; beta2 = 0.98 is
+    for large batches only.
     """
     return change(
         get_config("base"),

@@ -5,7 +5,8 @@
 
 `paper` is the run of the paper: the large model and batches of 8K, on the 16 GB of books and
 Wikipedia (--set=data.files=...) and, in the later rows, on three more corpora. Edit the paths of
-these in `MORE_CORPORA`. All settings are evaluated on held-out text of the first corpus. The paper
+these in `MORE_CORPORA`. All settings have RoBERTa's own tokenizer, which is downloaded, or that of
+--set=tokenizer=FOLDER, and are evaluated on held-out text of the first corpus. The paper
 does not say whether the runs of 300K and 500K steps continued the run of 100K steps; here each is a
 separate run with its own schedule. To continue a finished run instead, run `roberta_jax.pretrain`
 on its workdir with a larger --config.train.steps, and set --config.schedule.decay_steps.
@@ -27,10 +28,14 @@ MORE_CORPORA = (
     {"files": "data/stories/*.jsonl.zst"},
 )
 
+TOKENIZER = "FacebookAI/roberta-base"  # on the hub: the tokenizer of the paper's models
+
 
 def get_study(form: str) -> Study:
     if form == "paper":
-        base = recipes.roberta_large()
+        # The paper's vocabulary is GPT-2's for all rows (section 4.4). Trained on its own corpora,
+        # each row would have another, and their perplexities could not be compared.
+        base = recipes.change(recipes.roberta_large(), {"tokenizer": TOKENIZER})
         settings = {"16GB, 100K steps": _steps(100_000)}
         for thousands in (100, 300, 500):
             settings[f"160GB, {thousands}K steps"] = {"data.mixture": MORE_CORPORA} | _steps(

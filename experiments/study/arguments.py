@@ -1,9 +1,16 @@
 """The command-line arguments that name a study, shared by `sweep`, `report` and the workers."""
 
 import argparse
+import pathlib
+import shlex
+from collections.abc import Iterable, Mapping, Sequence
+from typing import Any
 
 from experiments.study.definition import Study
 from experiments.study.loading import load_study
+
+# Stands for a folder of the machine that ran a study, in commands that are published.
+ELSEWHERE = "/path/to"
 
 
 def add_study_arguments(parser: argparse.ArgumentParser) -> None:
@@ -34,9 +41,42 @@ def study_arguments(arguments: argparse.Namespace) -> list[str]:
     """Returns the command-line arguments that name the same study."""
     argv = [arguments.study]
     if arguments.seeds is not None:
-        argv.append(f"--seeds={','.join(map(str, arguments.seeds))}")
+        argv.append(_seeds_argument(arguments.seeds))
     return argv + [f"--set={change}" for change in arguments.set]
 
 
+def sweep_command(origin: str, seeds: Sequence[int], changes: Mapping[str, Any], out: str) -> str:
+    """Returns the command that trains a study.
+
+    Args:
+      origin: the study's name on the command line.
+      seeds: its seeds.
+      changes: the changes of its base config, by dotted key.
+      out: the folder of the workdirs.
+    """
+    argv = ["python", "-m", "experiments.sweep", origin, _seeds_argument(seeds), f"--out={out}"]
+    return shlex.join([*argv, *(f"--set={key}={value}" for key, value in changes.items())])
+
+
+def without_folders(value: Any) -> Any:
+    """Returns a value of the config in which ELSEWHERE replaces the folders of absolute paths."""
+    if isinstance(value, str) and pathlib.PurePath(value).is_absolute():
+        return f"{ELSEWHERE}/{pathlib.PurePath(value).name}"
+    if isinstance(value, Mapping):
+        return {key: without_folders(each) for key, each in value.items()}
+    if isinstance(value, tuple | list):
+        return type(value)(without_folders(each) for each in value)
+    return value
+
+
+def _seeds_argument(seeds: Iterable[int]) -> str:
+    return f"--seeds={','.join(map(str, seeds))}"
+
+
 def _seeds(text: str) -> tuple[int, ...]:
-    return tuple(int(seed) for seed in text.split(","))
+    try:
+        return tuple(int(seed) for seed in text.split(","))
+    except ValueError:
+        raise argparse.ArgumentTypeError(
+            f"invalid value {text!r}: give whole numbers, such as 0,1,2"
+        ) from None

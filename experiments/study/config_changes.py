@@ -2,6 +2,7 @@
 
 import ast
 import copy
+import json
 from collections.abc import Mapping, Sequence
 from typing import Any
 
@@ -53,6 +54,13 @@ def changed_config(base: ConfigDict, changes: Changes, where: str) -> ConfigDict
                 f"{where}: {key} takes a value like {values[key]!r} ({kind.__name__}), "
                 f"not {value!r}."
             ) from None
+        try:
+            json.dumps(value)
+        except (TypeError, ValueError, RecursionError):
+            raise UsageError(
+                f"{where}: {key} is {value!r}, which config.json cannot hold: use numbers, "
+                "strings, tuples, lists and dicts with strings as keys."
+            ) from None
     config.lock()
     return config
 
@@ -81,7 +89,7 @@ def parse_change(base: ConfigDict, change: str) -> tuple[str, Any]:
         return key, None
     try:
         return key, kind(text) if kind in (int, float) else ast.literal_eval(text)
-    except (ValueError, SyntaxError):
+    except (ValueError, SyntaxError, TypeError, MemoryError, RecursionError):
         raise UsageError(
             f"--set={change}: {key} takes a value like {values[key]!r} ({kind.__name__})."
         ) from None

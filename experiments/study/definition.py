@@ -78,10 +78,17 @@ class Study:
     changes: Changes = dataclasses.field(default_factory=dict)
 
     def __post_init__(self):
+        self._check_types()
         if not self.settings or not self.columns:
             raise UsageError(f"{self.name}: a study has at least one setting and one column.")
         if not self.seeds or len(set(self.seeds)) < len(self.seeds):
             raise UsageError(f"{self.name}: seeds={tuple(self.seeds)}: at least one, each once.")
+        for setting, changes in self.settings.items():
+            if "seed" in changes:
+                raise UsageError(
+                    f"{self.name}: the setting {setting!r} changes seed, which is that of the "
+                    "point. Give the seeds in `seeds`."
+                )
         self._check_paper_names("a setting", self.paper, self.settings)
         for values in self.paper.values():
             self._check_paper_names("a column", values, self.columns)
@@ -96,6 +103,30 @@ class Study:
                     f"{self.name}: the evaluation {name!r} has no argument with {{output}}, the "
                     "file that it has to write."
                 )
+
+    def _check_types(self) -> None:
+        if not isinstance(self.name, str) or not re.fullmatch(r"\w[\w.-]*", self.name):
+            raise UsageError(
+                f"a study's name is also a folder's name, but it is {self.name!r}: use letters, "
+                "digits, '_', '-' and '.'."
+            )
+        is_string = {"question": self.question, "source": self.source, "notes": self.notes}
+        wrong = [key for key, value in is_string.items() if not isinstance(value, str)]
+        wrong += [] if isinstance(self.base, ConfigDict) else ["base"]
+        wrong += [] if _is_list_of(self.seeds, int) else ["seeds"]
+        wrong += [] if _is_dict_to(self.settings, Mapping) else ["settings"]
+        wrong += [] if _is_dict_to(self.columns, str) else ["columns"]
+        wrong += [] if _is_dict_to(self.paper, Mapping) else ["paper"]
+        if not (
+            isinstance(self.evaluations, Mapping)
+            and all(_is_list_of(command, str) for command in self.evaluations.values())
+        ):
+            wrong.append("evaluations")
+        if wrong:
+            raise UsageError(
+                f"{self.name}: {wrong[0]} is {_excerpt(getattr(self, wrong[0]))}, which has the "
+                "wrong type; see the docstring of Study in experiments/study/definition.py."
+            )
 
     def _check_paper_names(self, kind: str, names: Mapping, known: Mapping) -> None:
         for name in names:
@@ -115,6 +146,11 @@ class Study:
         Raises:
           UsageError: a key or a value is wrong, or the settings of the study differ in that key.
         """
+        if "seed" in changes:
+            raise UsageError(
+                f"--set=seed={changes['seed']}: each point has its own seed. Use "
+                f"--seeds={changes['seed']}."
+            )
         for key in changes:
             settings = [name for name, own in self.settings.items() if key in own]
             if settings:
@@ -162,6 +198,25 @@ class Point:
         return read_progress(
             self.workdir(root), self.config().train.steps, tuple(self.study.evaluations)
         )
+
+
+def _is_list_of(values: object, kind: type) -> bool:
+    return (
+        isinstance(values, Sequence | range)
+        and all(isinstance(value, kind) and not isinstance(value, bool) for value in values)
+        and not isinstance(values, str)
+    )
+
+
+def _is_dict_to(values: object, kind: type) -> bool:
+    return isinstance(values, Mapping) and all(
+        isinstance(key, str) and isinstance(value, kind) for key, value in values.items()
+    )
+
+
+def _excerpt(value: object) -> str:
+    text = repr(value)
+    return text if len(text) <= 60 else f"{text[:60]}..."
 
 
 def _slug(text: str) -> str:

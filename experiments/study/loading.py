@@ -1,11 +1,13 @@
 """Loads studies by name or path."""
 
+import contextlib
 import dataclasses
 import importlib.util
 import pathlib
 import sys
+import traceback
 import types
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
 
 from experiments.study.config_changes import parse_change
 from experiments.study.definition import Study
@@ -25,7 +27,7 @@ def load_study(name: str, changes: Sequence[str] = (), seeds: Sequence[int] | No
       seeds: replaces the seeds of the study. Default: its own.
 
     Raises:
-      UsageError: the study or the form does not exist, or a change is wrong.
+      UsageError: the study or the form does not exist, its file is wrong, or a change is wrong.
     """
     path, form = _find(name)
     module = _import_file(path)
@@ -35,7 +37,13 @@ def load_study(name: str, changes: Sequence[str] = (), seeds: Sequence[int] | No
         raise UsageError(
             f"the study {path.stem} has the forms {', '.join(module.FORMS)}, no {form!r}."
         )
-    study = dataclasses.replace(module.get_study(form), origin=f"{_origin(path)}:{form}")
+    with _study_errors(path):
+        study = module.get_study(form)
+    if not isinstance(study, Study):
+        raise UsageError(
+            f"{path}: get_study({form!r}) returned {type(study).__name__}, and no Study."
+        )
+    study = dataclasses.replace(study, origin=f"{_origin(path)}:{form}")
     if seeds is not None:
         study = dataclasses.replace(study, seeds=tuple(seeds))
     return study.changed(dict(parse_change(study.base, change) for change in changes))
@@ -50,10 +58,10 @@ def study_files() -> dict[str, pathlib.Path]:
 def _find(name: str) -> tuple[pathlib.Path, str | None]:
     """Splits "STUDY[:FORM]" into the study's file and the form, if any."""
     stem, form = name, None
-    if not pathlib.Path(name).is_file() and ":" in name:
+    if not _is_file(name) and ":" in name:
         stem, form = name.rsplit(":", 1)
     if pathlib.Path(stem).suffix == ".py":
-        if not pathlib.Path(stem).is_file():
+        if not _is_file(stem):
             raise UsageError(f"no file {stem}: give the path of a study's file.")
         return pathlib.Path(stem), form
     paths = study_files()
@@ -67,16 +75,50 @@ def _find(name: str) -> tuple[pathlib.Path, str | None]:
     return paths[matches[0]], form
 
 
+def _is_file(name: str) -> bool:
+    try:
+        return pathlib.Path(name).is_file()
+    except (OSError, ValueError):  # not a valid file name, for example a too long one
+        return False
+
+
 def _import_file(path: pathlib.Path) -> types.ModuleType:
+    """Runs the file of a study; see `load_study` for the errors."""
     name = f"study_file_{path.stem}"
     spec = importlib.util.spec_from_file_location(name, path)
     module = importlib.util.module_from_spec(spec)
     sys.modules[name] = module  # dataclasses and pickle look a class's module up there
-    spec.loader.exec_module(module)
+    with _study_errors(path):
+        spec.loader.exec_module(module)
     missing = [attribute for attribute in ("get_study", "FORMS") if not hasattr(module, attribute)]
     if missing:
         raise UsageError(f"{path} does not define a study: it has no {' and no '.join(missing)}.")
+    forms = module.FORMS
+    if not (forms and isinstance(forms, tuple | list) and all(isinstance(x, str) for x in forms)):
+        raise UsageError(
+            f'{path}: FORMS is {forms!r}; give the names of the forms, such as ("tiny", "paper").'
+        )
+    if not callable(module.get_study):
+        raise UsageError(f"{path}: get_study is no function. It takes a form and returns a Study.")
     return module
+
+
+@contextlib.contextmanager
+def _study_errors(path: pathlib.Path) -> Iterator[None]:
+    """Turns errors of a study's code into a UsageError that names the file and the line."""
+    try:
+        yield
+    except UsageError:
+        raise
+    except SyntaxError as error:
+        where = f", line {error.lineno}" if error.lineno and error.filename == str(path) else ""
+        raise UsageError(f"{path}{where}: not valid Python: {error.msg}.") from error
+    except (Exception, SystemExit) as error:
+        frames = traceback.extract_tb(error.__traceback__)
+        lines = [frame.lineno for frame in frames if frame.filename == str(path)]
+        where = f", line {lines[-1]}" if lines else ""
+        reason = f"{type(error).__name__}: {error}".removesuffix(": ").removesuffix(".")
+        raise UsageError(f"{path}{where}: {reason}. Correct the study's file.") from error
 
 
 def _origin(path: pathlib.Path) -> str:

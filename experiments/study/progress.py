@@ -6,8 +6,8 @@ from collections.abc import Collection, Mapping
 
 from etils import epath
 
+from experiments.study.records import read_records
 from roberta_jax.errors import UsageError
-from roberta_jax.training.metrics import read_metrics
 from roberta_jax.training.run import finished_metrics
 
 FINISHED = "finished"  # the state of a finished run, or how that state begins
@@ -52,11 +52,11 @@ def read_progress(workdir: epath.Path, steps: int, evaluations: Collection[str])
       evaluations: the names of the evaluations that follow pretraining.
 
     Raises:
-      UsageError: the result of an evaluation is unreadable.
+      UsageError: the records of the run, or the result of an evaluation, are unreadable.
     """
+    records = read_records(workdir)
     metrics = finished_metrics(workdir, steps)
     if metrics is None:
-        records = read_metrics(workdir)
         return Progress(step=records[-1]["step"] if records else None, steps=steps)
     measured = read_evaluations(workdir)
     missing = tuple(name for name in evaluations if name not in measured)
@@ -76,7 +76,7 @@ def read_evaluations(workdir: epath.Path) -> dict[str, dict[str, float]]:
     for path in sorted(folder.glob("*.json")) if folder.exists() else []:
         try:
             evaluations[path.stem] = parse_metrics(path.read_text())
-        except ValueError as error:
+        except (OSError, ValueError, RecursionError) as error:
             raise UsageError(f"{path}: {error}. Delete it to run the evaluation again.") from None
     return evaluations
 

@@ -3,7 +3,7 @@
 from collections.abc import Sequence
 
 from experiments.study.definition import Point
-from roberta_jax.errors import UsageError
+from roberta_jax.errors import UsageError, listed
 
 
 def select_points(
@@ -25,11 +25,27 @@ def select_points(
             names = "\n  ".join(point.name for point in points)
             raise UsageError(
                 f"--point={name}: no such point. With these --seeds and --set the study has\n"
-                f"  {names}"
+                f"  {names}\nThe last part of a name is a hash of the point's config."
             )
         return matches
     k, n = shard or (1, 1)
     return list(points[k - 1 :: n])
+
+
+def planned_points(points: Sequence[Point], names: Sequence[str]) -> list[Point]:
+    """Returns the points that a sweep planned, by their names, which hold hashes of their configs.
+
+    Raises:
+      UsageError: a point does not exist, because the study was changed since.
+    """
+    by_name = {point.name: point for point in points}
+    missing = [name for name in names if name not in by_name]
+    if missing:
+        raise UsageError(
+            f"the study has no point {listed(missing)} any more: its file was changed after the "
+            "sweep had started. Restore it, or start the sweep again to train the changed points."
+        )
+    return [by_name[name] for name in names]
 
 
 def unfinished_points(points: Sequence[Point], root: str) -> list[Point]:

@@ -1,6 +1,6 @@
 """Replaces `experiments.running.worker` in tests of the runner, and does what a test tells it to.
 
-The environment variable FAKE_RUNS names a JSON file, which maps the index of a point to its
+The environment variable FAKE_RUNS names a JSON file, which maps the name of a point to its
 workdir, its number of steps, and what its first, second, ... process does: see `train`.
 """
 
@@ -14,14 +14,14 @@ import time
 from experiments.running import worker
 
 
-def train(index: str) -> None:
+def train(name: str) -> None:
     """Does what the plan says for this process of the point.
 
     "fail" and "refuse" exit with status 1 and 2, "die" is killed, "busy" reports that another
     process holds the point, "stop" exits as if asked to stop, "wait" waits for SIGTERM, and a
     number is the seconds to work before the run is finished.
     """
-    plan = json.loads(pathlib.Path(os.environ["FAKE_RUNS"]).read_text())[index]
+    plan = json.loads(pathlib.Path(os.environ["FAKE_RUNS"]).read_text())[name]
     workdir = pathlib.Path(plan["workdir"])
     starts = workdir / "starts.jsonl"
     number = len(starts.read_text().splitlines()) if starts.exists() else 0
@@ -69,5 +69,5 @@ if __name__ == "__main__":
     task, *arguments = sys.argv[1:]
     if task == "evaluate":
         worker.evaluate(arguments[0], arguments[1:])
-    (index,) = (each.removeprefix("--points=") for each in arguments if "--points=" in each)
-    train(index)
+    (name,) = (each.removeprefix("--points=") for each in arguments if "--points=" in each)
+    train(name)

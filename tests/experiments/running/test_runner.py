@@ -42,12 +42,12 @@ class Sweep:
         self.out, self.study = out, study_of(actions, evaluations)
         self.points = {point.setting: point for point in self.study.points()}
         self.plan = {
-            str(index): {
+            point.name: {
                 "workdir": str(point.workdir(out)),
                 "steps": point.config().train.steps,
                 "actions": actions[point.setting],
             }
-            for index, point in enumerate(self.study.points())
+            for point in self.study.points()
         }
         out.mkdir(exist_ok=True)
         (out / "plan.json").write_text(json.dumps(self.plan))
@@ -210,7 +210,7 @@ def test_a_point_that_another_sweep_finishes_is_not_started(sweep, capsys, monke
         def finish():
             (held.workdir("a") / "hf").mkdir()
             (held.workdir("a") / "hf" / "config.json").write_text("{}")
-            steps = held.plan["0"]["steps"]
+            steps = held.plan[held.points["a"].name]["steps"]
             record = {"step": steps, "eval_perplexity": 5.5, "finished": 1.0}
             (held.workdir("a") / "metrics.jsonl").write_text(json.dumps(record))
             stack.close()
@@ -252,7 +252,9 @@ def test_a_second_request_to_stop_kills_the_processes(sweep, capsys):
     with pytest.raises(KeyboardInterrupt):
         stopped.run()
     asking.join()
-    assert messages == ["stopping: 1 points save checkpoints"]
+    assert messages == [
+        "Stopping: waiting for 1 points to save checkpoints. Interrupt again to stop at once."
+    ]
     with pytest.raises(ProcessLookupError):
         os.kill(stopped.starts("a")[0]["pid"], 0)
 
