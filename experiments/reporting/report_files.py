@@ -160,7 +160,8 @@ def _comparisons(results: Results) -> list[str]:
         f"two-sided. Its p-value is adjusted by Holm's method for the number of comparisons in the "
         f'column ({per_column}), and "decided" means that it is below {LEVEL}. "Undecided" does '
         "not mean that two settings are equal: with few seeds only large differences can be "
-        "decided.",
+        "decided. All runs are scored on the same held-out text, so the test says nothing about "
+        "other texts.",
     ]
 
 

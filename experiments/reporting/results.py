@@ -253,6 +253,12 @@ def _check_report(folder: pathlib.Path, study: Any, points: Sequence[Row], curve
         lacking = [key for key in keys if not isinstance(row, Mapping) or key not in row]
         if lacking:
             raise UsageError(f"{folder / name} is damaged: it has no {lacking[0]!r}.")
+    expected = len(study["settings"]) * len(study["seeds"])
+    if len(points) != expected:
+        raise UsageError(
+            f"{folder / POINTS} is damaged: it has {len(points)} runs, and {DESCRIPTION} names "
+            f"{expected}."
+        )
 
 
 def _to_csv(fields: Sequence[str], rows: Sequence[Row]) -> str:

@@ -68,14 +68,14 @@ def tokenizer_identity(config: ConfigDict) -> str:
     named = config.tokenizer or config.init_from
     if named:
         return _text({"named": named})
-    values = values_that_affect_results(config)
+    values = effective_values(config)
     keys = ("new_tokenizer.vocab_size", "new_tokenizer.min_frequency", "data.validation_fraction")
     corpora = [
         {key: value for key, value in corpus.items() if key not in ("weight", "max_tokens")}
         for corpus in config.data.mixture
         if isinstance(corpus, Mapping)
     ]
-    return _text([{key: values[key] for key in (*keys, *_SOURCE)}, corpora])
+    return _text([{key: values.get(key) for key in (*keys, *_SOURCE)}, corpora])
 
 
 def have_one_tokenizer(study: Study) -> bool:
@@ -100,12 +100,9 @@ def warnings(study: Study) -> list[str]:
             "or names another. Losses and perplexities per token are not comparable between "
             "tokenizers, and are not shown. Give all settings one: --set=tokenizer=FOLDER."
         )
+    scored = (*_SCORED_ROWS, *_SOURCE)
     rows = {
-        name: {
-            key: value
-            for key, value in values_that_affect_results(config).items()
-            if key in (*_SCORED_ROWS, *_SOURCE)
-        }
+        name: {key: effective_values(config).get(key) for key in scored}
         for name, config in configs.items()
     }
     first = next(iter(rows.values()))

@@ -17,7 +17,7 @@ def clock(monkeypatch):
 
 
 def test_the_estimate_of_the_time_left_counts_tokens(clock):
-    jobs = [Job(point, index, point, 10 * (index + 1), 100) for index, point in enumerate("ab")]
+    jobs = [Job(point, point, 10 * (index + 1), 100) for index, point in enumerate("ab")]
     display = Display(jobs)
     clock[0] = 50.0
     assert display.status(0) == "0/2 points, 0/200 steps, 0:00:50 so far"
@@ -28,7 +28,7 @@ def test_the_estimate_of_the_time_left_counts_tokens(clock):
 
 
 def test_the_status_is_printed_once_a_minute_where_there_is_no_progress_bar(clock, capsys):
-    display = Display([Job("a", 0, "a", 10, 100)])
+    display = Display([Job("a", "a", 10, 100)])
     for seconds, lines in ((30, 0), (61, 1), (90, 0), (122, 1)):
         clock[0] = seconds
         display.update(0)

@@ -1,7 +1,11 @@
 """The worker processes of a sweep."""
 
+import dataclasses
+import os
+import pathlib
 import subprocess
 import sys
+import types
 
 import pytest
 
@@ -37,7 +41,12 @@ def test_the_check_lists_the_errors_of_all_points_with_their_seeds():
 
 def test_each_text_is_prepared_once(monkeypatch):
     prepared = []
-    monkeypatch.setattr("roberta_jax.pretraining.text.prepare", prepared.append)
+
+    def prepare(spec):
+        prepared.append(spec)
+        return types.SimpleNamespace(more=(), train=types.SimpleNamespace(num_tokens=1000))
+
+    monkeypatch.setattr("roberta_jax.pretraining.text.prepare", prepare)
     points = load_study(toy_study.PATH).points()
     assert len(points) > 1
     worker.prepare(points)
@@ -51,3 +60,63 @@ def test_texts_that_cannot_be_prepared_are_all_listed(monkeypatch):
     monkeypatch.setattr("roberta_jax.pretraining.text.prepare", prepare)
     with pytest.raises(UsageError, match=r"have errors:\n.*: the disk is full"):
         worker.prepare(load_study(toy_study.PATH).points())
+
+
+def test_static_masks_that_are_not_repeated_are_a_warning(monkeypatch, capsys):
+    study = dataclasses.replace(
+        load_study(toy_study.PATH),
+        settings={"static": {"masking.dupe_factor": 10}, "dynamic": {}},
+        paper={},
+    )
+    prepared = types.SimpleNamespace(more=(), train=types.SimpleNamespace(num_tokens=1))
+    monkeypatch.setattr("roberta_jax.pretraining.text.prepare", lambda spec: prepared)
+    seen = 12 * 8 * 16  # steps, rows, tokens
+    for tokens, warning in (
+        (seen // 10, "train the same model: their masks are the same in the first 10 epochs"),
+        (seen // 15, "can differ only in the last 33% of the run"),
+        (seen // 30, None),
+    ):
+        prepared.train.num_tokens = tokens + 1
+        worker.prepare(study.points())
+        errors = capsys.readouterr().err
+        assert (warning in errors) if warning else not errors
+
+
+def write_study(path, rate):
+    text = pathlib.Path(toy_study.PATH).read_text()
+    path.write_text(text.replace('"Small batch": {}', f'"Small batch": {{"masking.rate": {rate}}}'))
+
+
+@pytest.mark.parametrize("task", ["prepare", "train"])
+def test_a_study_that_was_edited_since_trains_no_other_point(task, tmp_path):
+    path = tmp_path / "edited.py"
+    write_study(path, 0.2)
+    name = load_study(str(path)).points()[0].name
+    write_study(path, 0.3)
+    process = subprocess.run(
+        [
+            *(sys.executable, "-m", "experiments.running.worker", task, str(path)),
+            *(f"--points={name}", f"--out={tmp_path / 'runs'}"),
+        ],
+        capture_output=True,
+        text=True,
+        env=processes.environment(),
+    )
+    assert process.returncode == 2
+    assert f"error: the study has no point {name} any more: its file was changed" in process.stderr
+    assert "Traceback" not in process.stderr
+    assert not (tmp_path / "runs").exists()
+
+
+@pytest.mark.parametrize("arguments", [[], ["nothing"], ["evaluate"], ["evaluate", "folder"]])
+def test_a_wrong_task_is_an_error(arguments):
+    process = subprocess.run(
+        [sys.executable, "-m", "experiments.running.worker", *arguments],
+        capture_output=True,
+        text=True,
+        env={key: value for key, value in os.environ.items() if key != worker.PARENT},
+        cwd=processes.ROOT,
+    )
+    assert process.returncode == 1
+    assert "To train a study, run experiments.sweep." in process.stderr
+    assert "Traceback" not in process.stderr
