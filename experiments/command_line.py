@@ -8,6 +8,7 @@ from collections.abc import Iterator
 
 from etils import epath
 
+from experiments.study.config_changes import excerpt
 from roberta_jax import cli
 from roberta_jax.errors import UsageError
 from roberta_jax.storage.atomic import is_local
@@ -47,7 +48,7 @@ def _file_errors() -> Iterator[None]:
     except BrokenPipeError:
         raise
     except OSError as error:
-        where = f"{error.filename}: " if error.filename else ""
+        where = f"{excerpt(str(error.filename))}: " if error.filename else ""
         raise UsageError(f"{where}{error.strerror or error}.") from error
 
 
@@ -75,13 +76,16 @@ def check_runs_folder(folder: str, flag: str, *, writable: bool = True) -> None:
                 f"{flag}={folder} is the workdir of a run (it has {CONFIG}). Give the folder of "
                 "the workdirs, one level up or another one."
             )
+        for each in (path, *path.parents):
+            if each.is_symlink() and not each.exists():
+                raise UsageError(f"{flag}={folder}: {each} is a link to nothing, or to itself.")
         existing = next(each for each in (path, *path.absolute().parents) if each.exists())
         if not existing.is_dir():
             raise UsageError(f"{flag}={folder}: {existing} is a file, and no folder.")
         if writable and not os.access(existing, os.W_OK | os.X_OK):
             raise UsageError(f"{flag}={folder}: no permission to write in {existing}.")
     except OSError as error:
-        raise UsageError(f"{flag}={folder}: {error.strerror or error}.") from None
+        raise UsageError(f"{flag}={excerpt(folder)}: {error.strerror or error}.") from None
 
 
 def create_folder(folder: str, flag: str) -> None:
@@ -93,4 +97,4 @@ def create_folder(folder: str, flag: str) -> None:
     try:
         epath.Path(folder).mkdir(parents=True, exist_ok=True)
     except OSError as error:
-        raise UsageError(f"{flag}={folder}: {error.strerror or error}.") from None
+        raise UsageError(f"{flag}={excerpt(folder)}: {error.strerror or error}.") from None

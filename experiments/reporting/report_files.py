@@ -12,6 +12,7 @@ from experiments.reporting.paired_test import LEVEL
 from experiments.reporting.results import CURVES, DESCRIPTION, POINTS, Results
 from experiments.reporting.study_figure import AXES
 from experiments.study.arguments import ELSEWHERE, sweep_command
+from experiments.study.config_changes import excerpt
 from experiments.study.loading import ROOT
 from roberta_jax.errors import UsageError
 from roberta_jax.storage import atomic
@@ -44,7 +45,11 @@ def write_report(results: Results, folder: epath.PathLike) -> None:
             atomic.write_text(folder / name, text)
         atomic.write_text(folder / README, readme(results, plots))
     except OSError as error:
-        raise UsageError(f"cannot write {folder}: {error}") from error
+        raise UsageError(f"cannot write {_short(folder, error)}") from error
+
+
+def _short(folder: epath.Path, error: OSError) -> str:
+    return f"{excerpt(str(error.filename or folder))}: {error.strerror or error}"
 
 
 def _check_folder(results: Results, folder: epath.Path) -> None:
@@ -54,7 +59,7 @@ def _check_folder(results: Results, folder: epath.Path) -> None:
         is_report = exists and (folder / DESCRIPTION).exists()
         others = exists and not is_report and (folder / README).exists()
     except OSError as error:
-        raise UsageError(f"cannot write {folder}: {error.strerror or error}") from None
+        raise UsageError(f"cannot write {_short(folder, error)}") from None
     if others:
         raise UsageError(
             f"{folder} has a {README} that is not of a report, which would be replaced. Choose "

@@ -65,17 +65,17 @@ class Runner:
           The exit status of that process; negative if a signal ended it.
         """
         names = ",".join(point.name for point in points)
-        process = self._spawn(["prepare", *self._arguments, f"--points={names}"], None)
-        asked = False
-        try:
-            with self._stop:
+        with self._stop:
+            process = self._spawn(["prepare", *self._arguments, f"--points={names}"], None)
+            asked = False
+            try:
                 while process.poll() is None:
                     if self._stop and not asked:
                         asked = True
                         process.send_signal(signal.SIGTERM)
                     time.sleep(POLL_SECONDS)
-        finally:
-            child_processes.kill(process)
+            finally:
+                child_processes.kill(process)
         return process.returncode
 
     @property

@@ -6,6 +6,7 @@ import shlex
 from collections.abc import Iterable, Mapping, Sequence
 from typing import Any
 
+from experiments.study.config_changes import excerpt
 from experiments.study.definition import Study
 from experiments.study.loading import load_study
 
@@ -78,5 +79,5 @@ def _seeds(text: str) -> tuple[int, ...]:
         return tuple(int(seed) for seed in text.split(","))
     except ValueError:
         raise argparse.ArgumentTypeError(
-            f"invalid value {text!r}: give whole numbers, such as 0,1,2"
+            f"invalid value {excerpt(text)!r}: give whole numbers, such as 0,1,2"
         ) from None

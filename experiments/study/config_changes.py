@@ -52,14 +52,14 @@ def changed_config(base: ConfigDict, changes: Changes, where: str) -> ConfigDict
         except TypeError:
             raise UsageError(
                 f"{where}: {key} takes a value like {values[key]!r} ({kind.__name__}), "
-                f"not {value!r}."
+                f"not {excerpt(repr(value))}."
             ) from None
         try:
             json.dumps(value)
         except (TypeError, ValueError, RecursionError):
             raise UsageError(
-                f"{where}: {key} is {value!r}, which config.json cannot hold: use numbers, "
-                "strings, tuples, lists and dicts with strings as keys."
+                f"{where}: {key} is {excerpt(repr(value))}, which config.json cannot hold: use "
+                "numbers, strings, tuples, lists and dicts with strings as keys."
             ) from None
     config.lock()
     return config
@@ -77,9 +77,11 @@ def parse_change(base: ConfigDict, change: str) -> tuple[str, Any]:
     key, equals, text = change.partition("=")
     values = flatten(base)
     if not equals:
-        raise UsageError(f"--set={change}: write --set=KEY=VALUE, as in --set=train.steps=100.")
+        raise UsageError(
+            f"--set={excerpt(change)}: write --set=KEY=VALUE, as in --set=train.steps=100."
+        )
     if key not in values:
-        raise UsageError(f"--set={change}: {_unknown_key(key, list(values))}")
+        raise UsageError(f"--set={excerpt(change)}: {_unknown_key(key, list(values))}")
     _, _, kind = _resolve(base, key)
     if kind is str:
         return key, text
@@ -91,7 +93,7 @@ def parse_change(base: ConfigDict, change: str) -> tuple[str, Any]:
         return key, kind(text) if kind in (int, float) else ast.literal_eval(text)
     except (ValueError, SyntaxError, TypeError, MemoryError, RecursionError):
         raise UsageError(
-            f"--set={change}: {key} takes a value like {values[key]!r} ({kind.__name__})."
+            f"--set={excerpt(change)}: {key} takes a value like {values[key]!r} ({kind.__name__})."
         ) from None
 
 
@@ -112,4 +114,15 @@ def _unknown_key(key: str, known: Sequence[str]) -> str:
     suggestion = nearest(key, known)
     if suggestion and not group_keys:
         return f"unknown config key {key!r}: did you mean {suggestion}?"
-    return f"unknown config key {key!r}: the keys are {', '.join(group_keys or known)}."
+    if group_keys:
+        return f"unknown config key {key!r}: the keys are {', '.join(group_keys)}."
+    groups = dict.fromkeys(each.partition(".")[0] for each in known)
+    return (
+        f"unknown config key {excerpt(repr(key))}: configs/pretrain.py has the keys and groups "
+        f"{', '.join(groups)}."
+    )
+
+
+def excerpt(text: str, most: int = 100) -> str:
+    """Returns the beginning of a text that a message quotes."""
+    return text if len(text) <= most else f"{text[:most]}..."

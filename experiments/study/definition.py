@@ -32,7 +32,12 @@ from collections.abc import Mapping, Sequence
 from etils import epath
 from ml_collections import ConfigDict
 
-from experiments.study.config_changes import Changes, changed_config, values_that_affect_results
+from experiments.study.config_changes import (
+    Changes,
+    changed_config,
+    excerpt,
+    values_that_affect_results,
+)
 from experiments.study.progress import Progress, read_progress
 from roberta_jax.errors import UsageError
 
@@ -124,8 +129,8 @@ class Study:
             wrong.append("evaluations")
         if wrong:
             raise UsageError(
-                f"{self.name}: {wrong[0]} is {_excerpt(getattr(self, wrong[0]))}, which has the "
-                "wrong type; see the docstring of Study in experiments/study/definition.py."
+                f"{self.name}: {wrong[0]} is {excerpt(repr(getattr(self, wrong[0])))}, which has "
+                "the wrong type; see the docstring of Study in experiments/study/definition.py."
             )
 
     def _check_paper_names(self, kind: str, names: Mapping, known: Mapping) -> None:
@@ -212,11 +217,6 @@ def _is_dict_to(values: object, kind: type) -> bool:
     return isinstance(values, Mapping) and all(
         isinstance(key, str) and isinstance(value, kind) for key, value in values.items()
     )
-
-
-def _excerpt(value: object) -> str:
-    text = repr(value)
-    return text if len(text) <= 60 else f"{text[:60]}..."
 
 
 def _slug(text: str) -> str:

@@ -9,7 +9,7 @@ import traceback
 import types
 from collections.abc import Iterator, Sequence
 
-from experiments.study.config_changes import parse_change
+from experiments.study.config_changes import excerpt, parse_change
 from experiments.study.definition import Study
 from roberta_jax.errors import UsageError
 
@@ -62,7 +62,7 @@ def _find(name: str) -> tuple[pathlib.Path, str | None]:
         stem, form = name.rsplit(":", 1)
     if pathlib.Path(stem).suffix == ".py":
         if not _is_file(stem):
-            raise UsageError(f"no file {stem}: give the path of a study's file.")
+            raise UsageError(f"no file {excerpt(stem)}: give the path of a study's file.")
         return pathlib.Path(stem), form
     paths = study_files()
     matches = (
@@ -70,7 +70,7 @@ def _find(name: str) -> tuple[pathlib.Path, str | None]:
     )
     if len(matches) != 1:
         names = ", ".join(matches or paths) or "none"
-        problem = f"{stem!r} matches several studies" if matches else f"no study {stem!r}"
+        problem = f"{stem!r} matches several studies" if matches else f"no study {excerpt(stem)!r}"
         raise UsageError(f"{problem}: experiments/studies/ has {names}. Give one of these names.")
     return paths[matches[0]], form
 
@@ -106,16 +106,17 @@ def _import_file(path: pathlib.Path) -> types.ModuleType:
 @contextlib.contextmanager
 def _study_errors(path: pathlib.Path) -> Iterator[None]:
     """Turns errors of a study's code into a UsageError that names the file and the line."""
+    file = str(path.absolute())
     try:
         yield
     except UsageError:
         raise
     except SyntaxError as error:
-        where = f", line {error.lineno}" if error.lineno and error.filename == str(path) else ""
+        where = f", line {error.lineno}" if error.lineno and error.filename == file else ""
         raise UsageError(f"{path}{where}: not valid Python: {error.msg}.") from error
     except (Exception, SystemExit) as error:
         frames = traceback.extract_tb(error.__traceback__)
-        lines = [frame.lineno for frame in frames if frame.filename == str(path)]
+        lines = [frame.lineno for frame in frames if frame.filename == file]
         where = f", line {lines[-1]}" if lines else ""
         reason = f"{type(error).__name__}: {error}".removesuffix(": ").removesuffix(".")
         raise UsageError(f"{path}{where}: {reason}. Correct the study's file.") from error

@@ -2,6 +2,7 @@
 
 from collections.abc import Sequence
 
+from experiments.study.config_changes import excerpt
 from experiments.study.definition import Point
 from roberta_jax.errors import UsageError, listed
 
@@ -24,8 +25,8 @@ def select_points(
         if not matches:
             names = "\n  ".join(point.name for point in points)
             raise UsageError(
-                f"--point={name}: no such point. With these --seeds and --set the study has\n"
-                f"  {names}\nThe last part of a name is a hash of the point's config."
+                f"--point={excerpt(name)}: no such point. With these --seeds and --set the study "
+                f"has\n  {names}\nThe last part of a name is a hash of the point's config."
             )
         return matches
     k, n = shard or (1, 1)

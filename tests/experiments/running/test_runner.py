@@ -169,6 +169,28 @@ def test_a_usage_error_is_shown_whatever_follows_it(sweep, capsys):
     assert "log.txt:\n    error: the corpus is too small\n    noise 0\n" in output
 
 
+def test_a_workdir_that_cannot_be_written_is_a_failure_of_its_point(sweep, capsys):
+    blocked = sweep({"a": OK, "b": OK, "c": OK})
+    blocked.workdir("a").write_text("")  # a file in place of the folder
+    assert blocked.run() == (1, {"finished": ["b", "c"], "failed": ["a"]})
+    output = capsys.readouterr().out
+    assert f"failed a, seed 0: cannot write {blocked.workdir('a')}: File exists" in output
+
+
+def test_a_damaged_workdir_is_a_failure_of_its_point(sweep, capsys):
+    damaged = sweep({"a": OK, "b": OK})
+    run = damaged.runner._fill_slots
+
+    def damage_then_fill():
+        damaged.workdir("a").mkdir(exist_ok=True)
+        (damaged.workdir("a") / "metrics.jsonl").write_text("[]\n")
+        run()
+
+    damaged.runner._fill_slots = damage_then_fill
+    assert damaged.run() == (1, {"finished": ["b"], "failed": ["a"]})
+    assert "metrics.jsonl is damaged: record 1 is no object" in capsys.readouterr().out
+
+
 @pytest.mark.parametrize("action", ["die", "stop"])
 def test_a_process_ended_by_a_signal_is_started_twice_more(action, sweep, capsys):
     dying = sweep({"twice": [action, action, *OK], "always": [action]})
