@@ -49,6 +49,9 @@ def main() -> None:
     parser.add_argument("--steps", type=int, default=4, help="steps of each side per round")
     parser.add_argument("--side", choices=SIDES, help=argparse.SUPPRESS)  # what a child runs
     arguments = parser.parse_args()
+    unknown = [shape for shape in arguments.shapes.split(",") if shape not in SHAPES]
+    if unknown or min(arguments.rounds, arguments.steps) < 1:
+        parser.error(f"--shapes has some of {','.join(SHAPES)}; --rounds and --steps are from 1")
     if arguments.side:
         _serve(arguments.side, arguments.shapes, arguments.steps)
         return

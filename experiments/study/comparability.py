@@ -7,9 +7,10 @@ from typing import Any
 
 from ml_collections import ConfigDict
 
-from experiments.study.config_changes import values_that_affect_results
+from experiments.study.config_changes import excerpt, values_that_affect_results
 from experiments.study.definition import Point, Study
 from roberta_jax.data.packing.index import PAIR_FORMATS
+from roberta_jax.errors import UsageError
 from roberta_jax.pretraining.spec import decay_steps
 
 STATIC_MASKS = "masking.dupe_factor"
@@ -36,31 +37,55 @@ def effective_values(config: ConfigDict) -> dict[str, Any]:
     Two configs with the same effective values and the same seed give the same model.
     """
     values = values_that_affect_results(config)
-    without_effect = []
-    if config.masking.scheme != "span":
-        without_effect += ["masking.geometric_p", "masking.max_span_length"]
-    if config.data.format not in PAIR_FORMATS:
-        without_effect += ["data.dupe_factor", "data.num_separators"]
-    if config.data.format != "segment_pair":
-        without_effect.append("data.short_seq_prob")
-    if config.tokenizer or config.init_from:
-        without_effect += ["new_tokenizer.vocab_size", "new_tokenizer.min_frequency"]
-    if config.init_from:
-        dropouts = ("model.hidden_dropout_prob", "model.attention_probs_dropout_prob")
-        model = [key for key in values if key.startswith("model.")]
-        without_effect += [key for key in model if key not in dropouts]
-    if not config.data.mixture:  # its corpora have the values of `data` that they do not set
-        sources = {"files": ("data.files", "data.text_field"), "builtin": ()}
-        tfds = [key for key in _SOURCE if key.startswith("data.tfds_")]
-        used = {**sources, "tfds": tfds}.get(config.data.source, _SOURCE)
-        of_sources = ["data.files", "data.text_field", *tfds]
-        without_effect += [key for key in of_sources if key not in used]
     values["schedule.decay_steps"] = decay_steps(config)
-    if config.schedule.name == "constant":
-        without_effect += ["schedule.decay_steps", "schedule.end_learning_rate"]
     if config.schedule.name == "polynomial" and config.schedule.power is None:
         values["schedule.power"] = 1.0
-    return {key: value for key, value in values.items() if key not in without_effect}
+    off = switched_off(config)
+    return {key: value for key, value in values.items() if key not in off}
+
+
+def switched_off(config: ConfigDict) -> dict[str, str]:
+    """Returns the keys that have no effect because of another value: {key: what they need}."""
+    off = {}
+    if config.masking.scheme != "span":
+        needs = "--set=masking.scheme=span"
+        off |= dict.fromkeys(("masking.geometric_p", "masking.max_span_length"), needs)
+    if config.data.format not in PAIR_FORMATS:
+        off |= dict.fromkeys(("data.dupe_factor", "data.num_separators"), "a pair format")
+    if config.data.format != "segment_pair":
+        off["data.short_seq_prob"] = "--set=data.format=segment_pair"
+    if config.tokenizer or config.init_from:
+        keys = ("new_tokenizer.vocab_size", "new_tokenizer.min_frequency")
+        off |= dict.fromkeys(keys, "a run without tokenizer and init_from")
+    if config.init_from:
+        keys = [f"model.{key}" for key in config.model if "dropout" not in key]
+        off |= dict.fromkeys(keys, "a run without init_from")
+    if not config.data.mixture:  # its corpora have the values of `data` that they do not set
+        if config.data.source != "files":
+            needs = "--set=data.source=files"
+            off |= dict.fromkeys(("data.files", "data.text_field"), needs)
+        if config.data.source != "tfds":
+            keys = [key for key in _SOURCE if key.startswith("data.tfds_")]
+            off |= dict.fromkeys(keys, "--set=data.source=tfds")
+    if config.schedule.name == "constant":
+        keys = ("schedule.decay_steps", "schedule.end_learning_rate")
+        off |= dict.fromkeys(keys, "a schedule that decays")
+    return off
+
+
+def check_changes(study: Study) -> None:
+    """Checks that each change of the base config has an effect on some setting.
+
+    Raises:
+      UsageError: one has none.
+    """
+    off = [switched_off(config) for config in _configs(study).values()]
+    for key, value in study.changes.items():
+        if all(key in each for each in off):
+            raise UsageError(
+                f"--set={key}={excerpt(str(value))} has no effect in any setting: it needs "
+                f"{off[0][key]}."
+            )
 
 
 def tokenizer_identity(config: ConfigDict) -> str:

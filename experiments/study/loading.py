@@ -9,6 +9,7 @@ import traceback
 import types
 from collections.abc import Iterator, Sequence
 
+from experiments.study.comparability import check_changes
 from experiments.study.config_changes import excerpt, parse_change
 from experiments.study.definition import Study
 from roberta_jax.errors import UsageError
@@ -46,7 +47,10 @@ def load_study(name: str, changes: Sequence[str] = (), seeds: Sequence[int] | No
     study = dataclasses.replace(study, origin=f"{_origin(path)}:{form}")
     if seeds is not None:
         study = dataclasses.replace(study, seeds=tuple(seeds))
-    return study.changed(dict(parse_change(study.base, change) for change in changes))
+    study = study.changed(dict(parse_change(study.base, change) for change in changes))
+    if changes:
+        check_changes(study)
+    return study
 
 
 def study_files() -> dict[str, pathlib.Path]:

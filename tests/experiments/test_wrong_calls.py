@@ -112,6 +112,12 @@ SWEEP = {
     "set: unknown": ([TOY, OUT, "--set=seq_length=3"], "did you mean seq_len?"),
     "set: a group": ([TOY, OUT, "--set=masking=3"], "the keys are masking.dupe_factor"),
     "set: seed": ([TOY, OUT, "--set=seed=3"], "Use --seeds=3"),
+    "set: no effect": (
+        ["table1", OUT, "--set=data.files=missing/*.txt"],
+        "data.files=missing/*.txt has no effect in any setting: it needs --set=data.source=files",
+    ),
+    "set: no span": ([TOY, OUT, "--set=masking.geometric_p=0.5"], "it needs --set=masking.scheme"),
+    "set: no pairs": (["table1", OUT, "--set=data.dupe_factor=3"], "it needs a pair format"),
     "set: compared": ([TOY, OUT, "--set=train.steps=3"], "is what the study toy compares"),
     "set: type": ([TOY, OUT, "--set=seq_len=long"], "seq_len takes a value like 16"),
     "set: bool": ([TOY, OUT, "--set=train.deterministic=maybe"], "takes a value like False"),
