@@ -57,7 +57,8 @@ def test_ablations_runs(tmp_path):
     assert "FULL-SENTENCES" in text("read")
     assert "image/png" in text("draw")
     assert "image/png" in text("draw-seconds")
-    assert "SEGMENT-PAIR+NSP - FULL-SENTENCES: " in text("support")
+    assert "SEGMENT-PAIR+NSP - FULL-SENTENCES" in text("support")
+    assert "undecided" in text("support")
     assert "did you mean masking.rate" in text("check")
     assert "Nothing is missing." in text("run-report")
 

@@ -1,6 +1,10 @@
 """The curves of training runs, and the command that plots them."""
 
 import json
+import os
+import stat
+import sys
+import tomllib
 
 import pytest
 
@@ -8,6 +12,7 @@ pytest.importorskip("matplotlib")
 
 from experiments import plot_metrics
 from experiments.reporting import run_figure
+from experiments.study.loading import ROOT
 from roberta_jax.errors import UsageError
 from roberta_jax.training.metrics import FILE
 
@@ -83,3 +88,31 @@ def test_bad_input_ends_with_a_message(out, tmp_path, capsys, monkeypatch):
 def test_an_empty_workdir_is_an_error(tmp_path):
     with pytest.raises(UsageError, match="no training loss in"):
         run_figure.figure([tmp_path])
+
+
+def test_without_matplotlib_the_message_names_the_extra(tmp_path, monkeypatch):
+    monkeypatch.setitem(sys.modules, "matplotlib.figure", None)
+    with pytest.raises(UsageError, match="needs matplotlib, which the extra `plot` installs"):
+        run_figure.figure([write_run(tmp_path / "run")])
+    project = tomllib.loads((ROOT / "pyproject.toml").read_text())["project"]
+    extras = project["optional-dependencies"]
+    assert [name.partition(">")[0] for name in extras["plot"]] == ["matplotlib"]
+    assert [name.partition(">")[0] for name in extras["tensorboard"]] == ["tensorboard"]
+    for name in extras:  # CONTRIBUTING.md says what each is for
+        assert f"`{name}`" in (ROOT / "CONTRIBUTING.md").read_text()
+
+
+def test_a_device_is_not_replaced_by_a_file(tmp_path, capsys):
+    """A pipe or a device can be written to, but must stay what it is."""
+    pipe = tmp_path / "pipe.png"
+    os.mkfifo(pipe)
+    reader = os.open(pipe, os.O_RDONLY | os.O_NONBLOCK)
+    plot_metrics.write_figure(SmallFigure(), pipe)
+    assert stat.S_ISFIFO(pipe.stat().st_mode)
+    assert os.read(reader, 100) == b"picture"
+    os.close(reader)
+
+
+class SmallFigure:
+    def savefig(self, file, **options):
+        file.write(b"picture")
