@@ -9,7 +9,8 @@ memory of the process.
 
 There is no peer to compare with: fairseq packs single sequences in C++ when a job starts, without
 an index of shared rows, and BERT's `create_pretraining_data.py` writes pairs as text records. The
-results show that the time is proportional to the size of the corpus and the memory is not.
+results show that the time is about proportional to the size of the corpus, while the memory grows
+much less.
 """
 
 import argparse
