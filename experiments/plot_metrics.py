@@ -52,9 +52,11 @@ def write_figure(drawing: "Figure", path: pathlib.Path) -> pathlib.Path:
     """
     data = io.BytesIO()
     try:
-        path = path if path.suffix else path.with_name(f"{path.name}.png")
-        drawing.savefig(data, format=path.suffix[1:], dpi=150)
-        if path.exists() and not path.is_file():  # a pipe, /dev/null: nothing to rename
+        is_device = path.exists() and not path.is_file()  # or a pipe: it must not be replaced
+        if not path.suffix and not is_device:
+            path = path.with_name(f"{path.name}.png")
+        drawing.savefig(data, format=path.suffix[1:] or "png", dpi=150)
+        if is_device:
             path.write_bytes(data.getvalue())
         else:
             atomic.write_bytes(path, data.getvalue())

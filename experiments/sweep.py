@@ -26,7 +26,12 @@ from experiments.command_line import check_runs_folder, command, create_folder
 from experiments.running import launch, worker
 from experiments.running.jobs import Outcome
 from experiments.running.runner import Runner
-from experiments.study.arguments import add_study_arguments, parsed_study, study_arguments
+from experiments.study.arguments import (
+    add_study_arguments,
+    command_words,
+    parsed_study,
+    study_arguments,
+)
 from experiments.study.comparability import warnings
 from experiments.study.definition import Point
 from experiments.study.selection import progress_table, select_points, unfinished_points
@@ -61,7 +66,7 @@ def _stop_status(runner: Runner) -> int | None:
 
 def _again(arguments: argparse.Namespace) -> str:
     """Returns the command that continues the sweep."""
-    sweep = ["python", "-m", "experiments.sweep", *study_arguments(arguments)]
+    sweep = [*command_words("sweep"), *study_arguments(arguments)]
     sweep.append(f"--out={arguments.out}")
     if arguments.point:
         sweep.append(f"--point={arguments.point}")
@@ -88,7 +93,7 @@ def _summary(arguments: argparse.Namespace, outcome: Outcome) -> str:
     if outcome.failed or outcome.left:
         lines.append(f"To continue: {_again(arguments)}")
     if outcome.finished:
-        report = ["python", "-m", "experiments.report", *study_arguments(arguments)]
+        report = [*command_words("report"), *study_arguments(arguments)]
         lines.append(f"To compare: {shlex.join([*report, f'--runs={arguments.out}'])}")
     return "\n".join(lines)
 

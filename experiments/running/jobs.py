@@ -2,11 +2,13 @@
 
 import dataclasses
 import pathlib
+import shutil
 import subprocess
 
 from experiments.study.definition import Point
 
 LOG_LINES = 15  # of a failed process's log that are shown
+FULL_BYTES = 1 << 20  # a disk with less free space is full
 
 
 @dataclasses.dataclass
@@ -62,6 +64,11 @@ class Stage:
         message = f"failed {self.job.point}{stage} ({reason})"
         if self.log is None:
             return message
+        if shutil.disk_usage(self.log.parent).free < FULL_BYTES:  # and the log is incomplete
+            return (
+                f"{message}: no space is left on the disk of {self.log.parent}. Make room and run "
+                "the sweep again."
+            )
         excerpt = [f"    {line}" for line in self._log_excerpt()]
         return "\n".join([f"{message}; the end of {self.log}:", *excerpt])
 

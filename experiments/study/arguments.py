@@ -8,7 +8,7 @@ from typing import Any
 
 from experiments.study.config_changes import excerpt
 from experiments.study.definition import Study
-from experiments.study.loading import load_study
+from experiments.study.loading import ROOT, load_study
 
 # Stands for a folder of the machine that ran a study, in commands that are published.
 ELSEWHERE = "/path/to"
@@ -55,8 +55,17 @@ def sweep_command(origin: str, seeds: Sequence[int], changes: Mapping[str, Any],
       changes: the changes of its base config, by dotted key.
       out: the folder of the workdirs.
     """
-    argv = ["python", "-m", "experiments.sweep", origin, _seeds_argument(seeds), f"--out={out}"]
+    argv = [*command_words("sweep"), origin, _seeds_argument(seeds), f"--out={out}"]
     return shlex.join([*argv, *(f"--set={key}={value}" for key, value in changes.items())])
+
+
+def command_words(name: str) -> list[str]:
+    """Returns the words that start a command of `experiments`, such as "sweep".
+
+    The copy of `experiments` in a wheel is found by the command `roberta-jax` only.
+    """
+    bundled = ROOT.name == "_bundled"
+    return ["roberta-jax", name] if bundled else ["python", "-m", f"experiments.{name}"]
 
 
 def without_folders(value: Any) -> Any:

@@ -186,7 +186,7 @@ PLOT = {
     "out: unknown format": (["run", "--out=loss.nonsense"], "cannot write loss.nonsense"),
     "out: empty": (["run", "--out="], "cannot write "),
     "out: no name": (["run", "--out=/"], "cannot write /"),
-    "out: full": (["run", "--out=/dev/full"], None),
+    "out: full": (["run", "--out=/dev/full"], "cannot write /dev/full: "),
     "unknown flag": (["run", "--set=a"], "unrecognized arguments"),
 }
 

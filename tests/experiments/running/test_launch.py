@@ -8,7 +8,8 @@ import pytest
 
 from experiments import sweep
 from experiments.running import launch
-from experiments.study.arguments import parsed_study
+from experiments.study import arguments as study_arguments_module
+from experiments.study.arguments import command_words, parsed_study
 from experiments.study.loading import load_study
 from experiments.study.selection import select_points
 from tests.support import processes, toy_study
@@ -110,3 +111,25 @@ def test_printing_checks_what_does_not_depend_on_the_machine(capsys):
     pod = ["--set=mesh.data=64", "--set=init_from=gs://bucket/weights"]
     sweep.main([f"{TOY}:quick", "--set=data.files=text", "--out=out", "--print=local", *pod])
     assert capsys.readouterr().out.count("--point=") == 4
+
+
+def test_commands_hold_in_the_folder_where_they_were_printed(capsys, tmp_path, monkeypatch):
+    monkeypatch.chdir(tmp_path)
+    lines = printed_for("local", capsys, "--out=runs").splitlines()
+    script = "\n".join([*lines[:2], 'pwd; echo "$PYTHONPATH"'])
+    for before, after in (("", ""), ("a:b", ":a:b")):
+        output = subprocess.run(
+            ["bash", "-euc", script],
+            env={**os.environ, "PYTHONPATH": before},
+            capture_output=True,
+            text=True,
+            check=True,
+        ).stdout
+        assert output.splitlines() == [str(tmp_path), f"{processes.ROOT}{after}"]
+    assert "--out=runs" in lines[2]
+
+
+def test_a_wheel_has_another_command(monkeypatch, tmp_path):
+    assert command_words("sweep") == ["python", "-m", "experiments.sweep"]
+    monkeypatch.setattr(study_arguments_module, "ROOT", tmp_path / "_bundled")
+    assert command_words("sweep") == ["roberta-jax", "sweep"]

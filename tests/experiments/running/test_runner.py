@@ -9,10 +9,11 @@ import signal
 import subprocess
 import threading
 import time
+import types
 
 import pytest
 
-from experiments.running import runner
+from experiments.running import jobs, runner
 from experiments.running.runner import Runner
 from experiments.study import Study
 from tests.support import processes, texts
@@ -167,6 +168,16 @@ def test_a_usage_error_is_shown_whatever_follows_it(sweep, capsys):
     assert sweep({"a": ["refuse"]}).run() == (1, {"failed": ["a"]})
     output = capsys.readouterr().out
     assert "log.txt:\n    error: the corpus is too small\n    noise 0\n" in output
+
+
+def test_a_full_disk_is_named_in_place_of_an_incomplete_log(sweep, capsys, monkeypatch):
+    usage = types.SimpleNamespace(free=1000)
+    monkeypatch.setattr(jobs.shutil, "disk_usage", lambda folder: usage)
+    failing = sweep({"a": ["fail"]})
+    assert failing.run() == (1, {"failed": ["a"]})
+    output = capsys.readouterr().out
+    assert f"(status 1): no space is left on the disk of {failing.workdir('a')}. Make" in output
+    assert "the plan says fail" not in output
 
 
 def test_a_workdir_that_cannot_be_written_is_a_failure_of_its_point(sweep, capsys):
