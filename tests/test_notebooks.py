@@ -27,6 +27,21 @@ def test_notebooks_are_valid_and_without_outputs(path):
             assert cell.execution_count is None, cell.id
 
 
+def test_the_parameters_of_ablations_reach_its_study(tmp_path, monkeypatch):
+    from experiments.study import load_study
+
+    monkeypatch.chdir(tmp_path)
+    notebook = nbformat.read(NOTEBOOKS / "ablations.ipynb", as_version=4)
+    cells = {cell.id: cell.source for cell in notebook.cells}
+    names = {"pathlib": pathlib, "steps": 30, "rates": (0.2, 0.4), "seeds": (7, 3)}
+    exec(cells["write"], names)
+    points = load_study("units.py").points()
+    assert len(points) == 3 * 2 * 2
+    assert {point.seed for point in points} == {7, 3}
+    assert {point.config().masking.rate for point in points} == {0.2, 0.4}
+    assert {point.config().train.steps for point in points} == {30}
+
+
 @pytest.mark.slow
 def test_ablations_runs(tmp_path):
     """It reads and plots a committed report, and trains the study that it defines."""
@@ -39,7 +54,7 @@ def test_ablations_runs(tmp_path):
     report = next(line for line in parameters.source.splitlines() if line.startswith("report"))
     out = str(tmp_path / "runs")
     parameters.source = (
-        f"{report}\nrun, steps, rates, seeds, out = True, 20, (0.15,), (0,), {out!r}"
+        f"{report}\nrun, steps, rates, seeds, out = True, 20, (0.15,), (3,), {out!r}"
     )
     cells = {cell.id: cell for cell in notebook.cells}
     study_path = 'pathlib.Path("units.py")'
@@ -61,6 +76,7 @@ def test_ablations_runs(tmp_path):
     assert "undecided" in text("support")
     assert "did you mean masking.rate" in text("check")
     assert "Nothing is missing." in text("run-report")
+    assert len(list((tmp_path / "runs").glob("*-seed3-*"))) == 3
 
 
 @pytest.mark.slow
