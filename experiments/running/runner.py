@@ -132,7 +132,7 @@ class Runner:
             if not self._stop:
                 self._fill_slots()
             now = time.monotonic()
-            if self._running or not self._waiting:
+            if self._running or not self._waiting or self._stop:
                 idle_since, announced_wait = now, False
             elif now - idle_since > self._patience:
                 self._give_up_waiting()

@@ -256,13 +256,16 @@ def test_a_point_that_another_sweep_finishes_is_not_started(sweep, capsys, monke
 
 
 @pytest.mark.parametrize("number", [signal.SIGTERM, signal.SIGINT])
-def test_a_request_to_stop_reaches_the_processes(number, sweep):
+def test_a_request_to_stop_reaches_the_processes(number, sweep, capsys):
     handler = signal.getsignal(signal.SIGINT)
     stopped = sweep({"a": ["wait"], "b": OK})
     waits = stopped.workdir("a") / "waits"
     asking = when(waits.exists, lambda: os.kill(os.getpid(), number))
     assert stopped.run() == (1, {"left": ["b", "a"]})
     asking.join()
+    output = capsys.readouterr().out
+    assert output.count("Stopping: waiting for 1 points to save checkpoints.") == 1
+    assert "other processes" not in output
     assert "saved" in (stopped.workdir("a") / "log.txt").read_text()
     assert stopped.starts("b") == []
     assert signal.getsignal(signal.SIGINT) is handler
