@@ -22,7 +22,6 @@ values.
 
 import argparse
 import functools
-import importlib.util
 import json
 import os
 import pathlib
@@ -149,10 +148,6 @@ def main():
     parser.add_argument("--rounds", type=int, default=7)
     parser.add_argument("--format", default="full_sentences", choices=packing.FORMATS)
     args = parser.parse_args()
-    if not importlib.util.find_spec("torch") or not importlib.util.find_spec("transformers"):
-        parser.error("it needs the extra `parity`: pip install torch transformers==4.57.6")
-    if min(args.rows, args.rounds) < 1 or not 16 <= args.seq_len <= 10_000:
-        parser.error("--rows and --rounds are at least 1, and --seq_len is from 16 to 10000")
 
     with tempfile.TemporaryDirectory() as folder:
         store = make_store(pathlib.Path(folder), 20_000_000)

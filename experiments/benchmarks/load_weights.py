@@ -18,7 +18,6 @@ it includes the pages of a mapped file.
 """
 
 import argparse
-import importlib.util
 import json
 import os
 import pathlib
@@ -49,10 +48,6 @@ def main() -> None:
     parser.add_argument("--side", choices=SIDES, help=argparse.SUPPRESS)  # what a child runs
     parser.add_argument("--folder", type=pathlib.Path, help=argparse.SUPPRESS)
     arguments = parser.parse_args()
-    if not importlib.util.find_spec("torch") or not importlib.util.find_spec("transformers"):
-        parser.error("it needs the extra `parity`: pip install torch transformers==4.57.6")
-    if arguments.rounds < 1:
-        parser.error("--rounds is at least 1")
     if arguments.side:
         print(json.dumps(_load(arguments.side, arguments.folder)))
         return

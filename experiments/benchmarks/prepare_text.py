@@ -43,14 +43,9 @@ def main() -> None:
         "--workers", type=int, default=None, help="worker processes (default: one per core)"
     )
     arguments = parser.parse_args()
-    if arguments.rounds < 1 or (arguments.workers is not None and arguments.workers < 1):
-        parser.error("--rounds and --workers are at least 1")
 
-    try:
-        tokenizer = RobertaTokenizer.from_pretrained(arguments.tokenizer)
-        corpus = open_corpus(TextSource(files=arguments.text))
-    except (OSError, ValueError) as error:
-        parser.error(str(error))
+    tokenizer = RobertaTokenizer.from_pretrained(arguments.tokenizer)
+    corpus = open_corpus(TextSource(files=arguments.text))
     counts = collections.Counter()
     documents = [text for piece in corpus.pieces() for text in corpus.documents(piece, counts)]
     megabytes = sum(len(text.encode()) for text in documents) / 1e6

@@ -17,7 +17,6 @@ of (time of the other / time of ours).
 """
 
 import argparse
-import importlib.util
 import json
 import os
 import platform
@@ -50,11 +49,6 @@ def main() -> None:
     parser.add_argument("--steps", type=int, default=4, help="steps of each side per round")
     parser.add_argument("--side", choices=SIDES, help=argparse.SUPPRESS)  # what a child runs
     arguments = parser.parse_args()
-    if not importlib.util.find_spec("torch") or not importlib.util.find_spec("transformers"):
-        parser.error("it needs the extra `parity`: pip install torch transformers==4.57.6")
-    unknown = [shape for shape in arguments.shapes.split(",") if shape not in SHAPES]
-    if unknown or min(arguments.rounds, arguments.steps) < 1:
-        parser.error(f"--shapes has some of {','.join(SHAPES)}; --rounds and --steps are from 1")
     if arguments.side:
         _serve(arguments.side, arguments.shapes, arguments.steps)
         return

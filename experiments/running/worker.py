@@ -168,10 +168,7 @@ def main() -> None:
     from experiments.study.arguments import add_study_arguments, parsed_study
     from experiments.study.selection import planned_points
     from roberta_jax import cli
-    from roberta_jax.training.host_memory import restart_with_huge_pages
 
-    if task == "train":
-        restart_with_huge_pages()
     parser = argparse.ArgumentParser()
     add_study_arguments(parser)
     parser.add_argument("--points", type=lambda text: text.split(","), required=True)

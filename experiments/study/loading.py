@@ -42,7 +42,8 @@ def load_study(name: str, changes: Sequence[str] = (), seeds: Sequence[int] | No
         study = module.get_study(form)
     if not isinstance(study, Study):
         raise UsageError(
-            f"{path}: get_study({form!r}) returned {type(study).__name__}, and no Study."
+            f"{path} does not define a study: its get_study returns {type(study).__name__}, but it "
+            "must return an experiments.study.definition.Study."
         )
     study = dataclasses.replace(study, origin=f"{_origin(path)}:{form}")
     if seeds is not None:
@@ -98,12 +99,12 @@ def _import_file(path: pathlib.Path) -> types.ModuleType:
     if missing:
         raise UsageError(f"{path} does not define a study: it has no {' and no '.join(missing)}.")
     forms = module.FORMS
-    if not (forms and isinstance(forms, tuple | list) and all(isinstance(x, str) for x in forms)):
+    names = isinstance(forms, tuple | list) and all(isinstance(form, str) for form in forms)
+    if not names or not forms or not callable(module.get_study):
         raise UsageError(
-            f'{path}: FORMS is {forms!r}; give the names of the forms, such as ("tiny", "paper").'
+            f"{path} does not define a study: FORMS must be a tuple with at least one name, and "
+            "get_study a function of such a name."
         )
-    if not callable(module.get_study):
-        raise UsageError(f"{path}: get_study is no function. It takes a form and returns a Study.")
     return module
 
 
@@ -115,15 +116,17 @@ def _study_errors(path: pathlib.Path) -> Iterator[None]:
         yield
     except UsageError:
         raise
-    except SyntaxError as error:
-        where = f", line {error.lineno}" if error.lineno and error.filename == file else ""
-        raise UsageError(f"{path}{where}: not valid Python: {error.msg}.") from error
     except (Exception, SystemExit) as error:
         frames = traceback.extract_tb(error.__traceback__)
         lines = [frame.lineno for frame in frames if frame.filename == file]
-        where = f", line {lines[-1]}" if lines else ""
-        reason = f"{type(error).__name__}: {error}".removesuffix(": ").removesuffix(".")
-        raise UsageError(f"{path}{where}: {reason}. Correct the study's file.") from error
+        reason = f"{type(error).__name__}: {error}".removesuffix(".")
+        if isinstance(error, SyntaxError):
+            lines = [error.lineno] if error.lineno and error.filename == file else []
+            reason = f"{type(error).__name__}: {error.msg}"
+        where = f"line {lines[-1]}: " if lines else ""
+        raise UsageError(
+            f"the study {path} cannot be loaded: {where}{reason}. Correct the file."
+        ) from error
 
 
 def _origin(path: pathlib.Path) -> str:
