@@ -41,6 +41,8 @@ from experiments.study.config_changes import (
 from experiments.study.progress import Progress, read_progress
 from roberta_jax.errors import UsageError
 
+LARGEST_SEED = 2**32 - 1
+
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
 class Study:
@@ -88,6 +90,11 @@ class Study:
             raise UsageError(f"{self.name}: a study has at least one setting and one column.")
         if not self.seeds or len(set(self.seeds)) < len(self.seeds):
             raise UsageError(f"{self.name}: seeds={tuple(self.seeds)}: at least one, each once.")
+        if not all(0 <= seed <= LARGEST_SEED for seed in self.seeds):
+            raise UsageError(
+                f"{self.name}: seeds={excerpt(str(tuple(self.seeds)))}: give whole numbers from 0 "
+                f"to {LARGEST_SEED}."
+            )
         for setting, changes in self.settings.items():
             if "seed" in changes:
                 raise UsageError(

@@ -90,6 +90,8 @@ SWEEP = {
     "seeds: comma": ([TOY, OUT, "--seeds=1,,2"], "invalid value '1,,2'"),
     "seeds: fraction": ([TOY, OUT, "--seeds=1.5"], "invalid value '1.5'"),
     "seeds: twice": ([TOY, OUT, "--seeds=1,1"], "seeds=(1, 1): at least one, each once"),
+    "seeds: negative": ([TOY, OUT, "--seeds=-1"], "give whole numbers from 0 to 4294967295"),
+    "seeds: large": ([TOY, OUT, f"--seeds={2**70}"], "give whole numbers from 0 to 4294967295"),
     "seeds: huge": ([TOY, OUT, f"--seeds={'9' * 5000}"], "argument --seeds: invalid value"),
     "shard: text": ([TOY, OUT, "--shard=a"], "argument --shard: invalid value 'a'"),
     "shard: zero": ([TOY, OUT, "--shard=0/2"], "invalid value '0/2'"),
