@@ -1,203 +1,215 @@
 """Options of the drop-in causal LM's `generate`, with transformers' names and defaults.
 
-An option may come from the call, from `model.generation_config` or from the model's config.
-`resolve_options` turns them into the arguments of `modeling.generation.generate`.
+An option may come from the call, from `model.generation_config` or from the model's config. Each is
+either built, or refused with an error if its value differs from its neutral one, or has no effect
+on the tokens. None is ignored in silence.
 """
 
+import copy
 import dataclasses
 import logging
-import warnings
 from collections.abc import Mapping
 from typing import Any
 
-from roberta_jax.errors import UsageError
-from roberta_jax.modeling.config import RobertaConfig
-from roberta_jax.modeling.generation import Sampling
+from roberta_jax.errors import UsageError, listed
 
 logger = logging.getLogger(__name__)
 
-_DEFAULT_MAX_LENGTH = 20
+DEFAULT_MAX_LENGTH = 20
 
-# Options that change the generated tokens and are not supported: {name: values that turn it off}.
-_UNSUPPORTED = {
-    "num_beams": (None, 1),
-    "num_return_sequences": (None, 1),
-    "no_repeat_ngram_size": (None, 0),
-    "repetition_penalty": (None, 1.0),
-    "forced_bos_token_id": (None,),
-    "forced_eos_token_id": (None,),
-    "forced_decoder_ids": (None,),
-    "suppress_tokens": (None, []),
-    "begin_suppress_tokens": (None, []),
-    "bad_words_ids": (None, []),
-    "logits_processor": (None, []),
-}
-# Options that are accepted and ignored. They concern beam search, the cache (which is always used)
-# or what is returned (always an object with `sequences`).
-_IGNORED = (
-    "early_stopping", "length_penalty", "output_attentions", "output_hidden_states",
-    "output_logits", "output_scores", "return_dict_in_generate", "use_cache",
+# Options that change the tokens as in transformers.
+SUPPORTED = (
+    "bad_words_ids", "begin_suppress_tokens", "do_sample", "early_stopping", "eos_token_id",
+    "forced_bos_token_id", "forced_decoder_ids", "forced_eos_token_id", "length_penalty",
+    "max_length", "max_new_tokens", "min_length", "min_new_tokens", "no_repeat_ngram_size",
+    "num_beams", "num_return_sequences", "pad_token_id", "repetition_penalty", "suppress_tokens",
+    "temperature", "top_k", "top_p",
 )  # fmt: skip
+
+# Options that are accepted with any value. Those of the cache, of compilation and of the output's
+# class change no token: the cache is always used, the loop always compiled, the output always an
+# object. `bos_token_id` starts an empty prompt, but there is always a prompt;
+# `decoder_start_token_id` is for encoder-decoder models.
+NO_EFFECT = (
+    "bos_token_id", "cache_config", "cache_implementation", "compile_config",
+    "decoder_start_token_id", "disable_compile", "low_memory", "prefill_chunk_size",
+    "return_dict_in_generate", "return_legacy_cache", "use_cache",
+)  # fmt: skip
+
+# All other options are refused unless they are None, have their default, or one of these values.
+_NEUTRAL_VALUES: dict[str, tuple[Any, ...]] = {
+    "constraints": ([],),
+    "force_words_ids": ([],),
+    "guidance_scale": (1.0,),
+    "min_p": (0.0,),
+    "output_logits": (False,),
+    "penalty_alpha": (0.0,),
+    "sequence_bias": ({}, []),
+    "stop_strings": ([], ""),
+}
+
+# In a model's config these concern calls of the model, not `generate`.
+_FLAGS_OF_CALLS = ("output_attentions", "output_hidden_states")
+_METADATA = ("transformers_version",)
 
 
 @dataclasses.dataclass
 class FlaxGenerationConfig:
     """Default options of `generate`, with transformers' names and values. Mutable.
 
+    It has every field of transformers 4.57's `GenerationConfig`. `generate` takes the following
+    ones. `NO_EFFECT` lists others that change no token. The rest must keep their defaults.
+
     Attributes:
       max_length: Maximum number of tokens, prompt included.
       max_new_tokens: Maximum number of generated tokens; takes precedence over `max_length`.
       min_length: A sequence ends only when it has more tokens than this, prompt included.
       min_new_tokens: Minimum number of tokens generated before the end of a sequence.
-      do_sample, temperature, top_k, top_p: See `modeling.generation.Sampling`.
-      num_beams, num_return_sequences: Must be 1.
-      bos_token_id, eos_token_id, pad_token_id: Special tokens; the model config's if None.
+      do_sample, temperature, top_k, top_p: See `modeling.next_token.Sampling`.
+      num_beams: Beam search if it is more than 1, for which `do_sample` must be False.
+      early_stopping, length_penalty: See `modeling.beam_search.Beams`.
+      num_return_sequences: Continuations of each prompt: the best beams, or so many samples.
+      repetition_penalty, no_repeat_ngram_size, bad_words_ids, suppress_tokens,
+        begin_suppress_tokens: See `modeling.next_token.TokenRules`.
+      forced_bos_token_id: The first generated token if the prompt has one token, as in
+        transformers, where that prompt is the start token.
+      forced_eos_token_id: The last token of sequences of the maximum length.
+      forced_decoder_ids: Pairs of the number of a new token, counted from 1, and its id.
+      eos_token_id: The token that ends a sequence, or a list of them.
+      pad_token_id: The token that fills up sequences that have ended.
+      bos_token_id: Not used.
+      Special tokens that are None are those of the model's config.
     """
 
-    max_length: int = _DEFAULT_MAX_LENGTH
+    max_length: int | None = DEFAULT_MAX_LENGTH
     max_new_tokens: int | None = None
-    min_length: int = 0
+    min_length: int | None = 0
     min_new_tokens: int | None = None
+    early_stopping: bool | str = False
+    max_time: float | None = None
+    stop_strings: str | list[str] | None = None
     do_sample: bool = False
+    num_beams: int = 1
+    use_cache: bool = True
+    cache_implementation: str | None = None
+    cache_config: dict[str, Any] | None = None
+    return_legacy_cache: bool | None = None
+    prefill_chunk_size: int | None = None
     temperature: float | None = 1.0
     top_k: int | None = 50
     top_p: float | None = 1.0
-    num_beams: int = 1
+    min_p: float | None = None
+    typical_p: float | None = 1.0
+    epsilon_cutoff: float | None = 0.0
+    eta_cutoff: float | None = 0.0
+    repetition_penalty: float | None = 1.0
+    encoder_repetition_penalty: float | None = 1.0
+    length_penalty: float | None = 1.0
+    no_repeat_ngram_size: int | None = 0
+    bad_words_ids: list[list[int]] | None = None
+    renormalize_logits: bool = False
+    forced_bos_token_id: int | None = None
+    forced_eos_token_id: int | list[int] | None = None
+    forced_decoder_ids: list[list[int]] | None = None
+    remove_invalid_values: bool = False
+    exponential_decay_length_penalty: tuple[int, float] | None = None
+    suppress_tokens: list[int] | None = None
+    begin_suppress_tokens: list[int] | None = None
+    sequence_bias: Any = None
+    token_healing: bool = False
+    guidance_scale: float | None = None
+    watermarking_config: Any = None
     num_return_sequences: int = 1
-    bos_token_id: int | None = None
-    eos_token_id: int | None = None
+    output_attentions: bool = False
+    output_hidden_states: bool = False
+    output_scores: bool = False
+    output_logits: bool | None = None
+    return_dict_in_generate: bool = False
     pad_token_id: int | None = None
+    bos_token_id: int | None = None
+    eos_token_id: int | list[int] | None = None
+    encoder_no_repeat_ngram_size: int | None = 0
+    decoder_start_token_id: int | list[int] | None = None
+    is_assistant: bool = False
+    num_assistant_tokens: int = 20
+    num_assistant_tokens_schedule: str = "constant"
+    assistant_confidence_threshold: float = 0.4
+    prompt_lookup_num_tokens: int | None = None
+    max_matching_ngram_size: int | None = None
+    assistant_early_exit: int | None = None
+    assistant_lookbehind: int = 10
+    target_lookbehind: int = 10
+    compile_config: Any = None
+    disable_compile: bool = False
+    low_memory: bool | None = None
+    penalty_alpha: float | None = None
+    dola_layers: Any = None
+    diversity_penalty: float | None = 0.0
+    num_beam_groups: int = 1
+    constraints: Any = None
+    force_words_ids: Any = None
 
     @classmethod
     def from_model_config(cls, config: Any) -> "FlaxGenerationConfig":
         """Takes the generation options that a model's config holds, as older configs do."""
-        generation_config = cls()
-        generation_config.set_values(config.to_dict())
-        return generation_config
+        values = config.to_dict()
+        names = [name for name in cls.names() if name not in _FLAGS_OF_CALLS]
+        return cls(**{name: values[name] for name in names if values.get(name) is not None})
+
+    @classmethod
+    def from_dict(cls, values: Mapping[str, Any]) -> "FlaxGenerationConfig":
+        """Creates it from a parsed `generation_config.json`; warns of keys that are no options."""
+        names = cls.names()
+        unknown = [
+            name
+            for name, value in values.items()
+            if name not in (*names, *_METADATA) and not name.startswith("_") and value is not None
+        ]
+        if unknown:
+            logger.warning(
+                "the generation config sets %s, which generate does not know and ignores",
+                listed(unknown),
+            )
+        return cls(**{name: value for name, value in values.items() if name in names})
 
     @classmethod
     def names(cls) -> tuple[str, ...]:
         """The names of the options."""
         return tuple(field.name for field in dataclasses.fields(cls))
 
-    def set_values(self, values: Mapping[str, Any]) -> None:
-        """Sets the options that `values` holds; ignores its other keys and values of None."""
-        for name in self.names():
-            if values.get(name) is not None:
-                setattr(self, name, values[name])
-
     def to_dict(self) -> dict[str, Any]:
         """The options that differ from their defaults, as in `generation_config.json`."""
-        default = FlaxGenerationConfig()
-        values = dataclasses.asdict(self)
-        return {name: value for name, value in values.items() if value != getattr(default, name)}
+        defaults = default_options()
+        values = copy.deepcopy(vars(self))
+        return {
+            name: value
+            for name, value in values.items()
+            if name not in defaults or value != defaults[name]
+        }
 
 
-@dataclasses.dataclass(frozen=True)
-class ResolvedOptions:
-    """Arguments of `modeling.generation.generate`, and the id that fills up ended sequences."""
-
-    max_new_tokens: int
-    min_new_tokens: int
-    sampling: Sampling
-    eos_token_id: int
-    pad_token_id: int
+def default_options() -> dict[str, Any]:
+    """The default of each option."""
+    return {field.name: field.default for field in dataclasses.fields(FlaxGenerationConfig)}
 
 
-def resolve_options(
-    generation_config: Any,
-    call_options: Mapping[str, Any],
-    prompt_length: int,
-    model_config: RobertaConfig,
-) -> ResolvedOptions:
-    """Resolves the options of one call of `generate`.
-
-    Args:
-      generation_config: A mapping, a `FlaxGenerationConfig` or transformers' `GenerationConfig`.
-      call_options: Options passed to the call; they override `generation_config` unless None.
-      prompt_length: Tokens in each prompt, padding included.
-      model_config: Provides the special tokens that no option sets.
-
-    Raises:
-      UsageError: An option is unknown or not supported, or leaves no token to generate.
-    """
-    names = FlaxGenerationConfig.names()
-    for name in call_options:
-        if name not in (*names, *_UNSUPPORTED, *_IGNORED):
-            raise UsageError(f"generate has no option {name!r}; its options are {', '.join(names)}")
-    call_options = _without_none(call_options)
-    options = _without_none(_to_mapping(generation_config)) | call_options
-    _check_supported(options)
-    max_new_tokens = _max_new_tokens(options, call_options, prompt_length)
-    min_new_tokens = max(
-        0, options.get("min_new_tokens", 0), options.get("min_length", 0) - prompt_length + 1
-    )
-    sampling = Sampling(
-        do_sample=bool(options.get("do_sample", False)),
-        temperature=options.get("temperature", 1.0),
-        top_k=options.get("top_k", 0),
-        top_p=options.get("top_p", 1.0),
-    )
-    return ResolvedOptions(
-        max_new_tokens,
-        min_new_tokens,
-        sampling,
-        eos_token_id=_first_id(options.get("eos_token_id", model_config.eos_token_id)),
-        pad_token_id=_first_id(options.get("pad_token_id", model_config.pad_token_id)),
-    )
+def to_options(generation_config: Any) -> dict[str, Any]:
+    """The options of a mapping, a `FlaxGenerationConfig` or transformers' `GenerationConfig`."""
+    if isinstance(generation_config, FlaxGenerationConfig):
+        generation_config = vars(generation_config)  # it may hold attributes that are no fields
+    elif not isinstance(generation_config, Mapping):
+        generation_config = generation_config.to_dict()
+    return vars(FlaxGenerationConfig.from_dict(generation_config))
 
 
-def _check_supported(options: Mapping[str, Any]) -> None:
-    for name, off_values in _UNSUPPORTED.items():
-        if options.get(name) not in off_values:
-            advice = "; repeat the prompts instead" if name == "num_return_sequences" else ""
-            raise UsageError(
-                f"generate does not support {name}={options[name]!r}: it does greedy search "
-                "(do_sample=False) or sampling (temperature, top_k, top_p), with one continuation "
-                f"per prompt{advice}"
-            )
-
-
-def _max_new_tokens(
-    options: Mapping[str, Any], call_options: Mapping[str, Any], prompt_length: int
-) -> int:
-    """Derives the number of tokens to generate from `max_new_tokens` or `max_length`."""
-    if "max_new_tokens" in options:
-        if "max_length" in call_options:
-            logger.warning(
-                "both max_new_tokens (=%s) and max_length (=%s) are set; max_new_tokens is used",
-                options["max_new_tokens"],
-                options["max_length"],
-            )
-        return options["max_new_tokens"]
-    max_length = options.get("max_length", _DEFAULT_MAX_LENGTH)
-    if "max_length" not in call_options and max_length == _DEFAULT_MAX_LENGTH:
-        warnings.warn(
-            f"neither max_new_tokens nor max_length is set: generating up to {max_length} tokens, "
-            "prompt included",
-            stacklevel=4,  # the caller of `generate`
-        )
-    max_new_tokens = max_length - prompt_length
-    if max_new_tokens < 1:
-        raise UsageError(
-            f"the prompt has {prompt_length} tokens and max_length is {max_length}, which leaves "
-            "none to generate; set max_new_tokens instead"
-        )
-    return max_new_tokens
-
-
-def _without_none(options: Mapping[str, Any]) -> dict[str, Any]:
-    return {name: value for name, value in options.items() if value is not None}
-
-
-def _to_mapping(generation_config: Any) -> Mapping[str, Any]:
-    if isinstance(generation_config, Mapping):
-        return generation_config
-    if dataclasses.is_dataclass(generation_config):
-        return vars(generation_config)
-    return generation_config.to_dict()
-
-
-def _first_id(token_id: Any) -> int:
-    """Returns the id, or the first of a list of ids, which transformers' configs may hold."""
-    return token_id[0] if isinstance(token_id, list | tuple) else token_id
+def check_supported(options: Mapping[str, Any]) -> None:
+    """Raises UsageError if an option that is not built has a value other than its neutral one."""
+    for name, default in default_options().items():
+        value = options.get(name)
+        if name in (*SUPPORTED, *NO_EFFECT) or value is None or value == default:
+            continue
+        if value not in _NEUTRAL_VALUES.get(name, ()):
+            reason = f"leave it at {default!r}"
+            if name == "output_scores":
+                reason += "; the output of beam search always has the scores of its sequences"
+            raise UsageError(f"generate does not support {name}={value!r}; {reason}")

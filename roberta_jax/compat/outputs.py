@@ -115,7 +115,10 @@ class FlaxGenerateOutput(FlaxOutput):
     """Output of `generate`.
 
     Attributes:
-      sequences: int32 [B, T], the prompts and their continuations.
+      sequences: int32 [B, T], the prompts and their continuations. With several of each prompt,
+        they are one after the other.
+      scores: float32 [B], after beam search: see `modeling.beam_search.BeamSearchOutput`.
     """
 
     sequences: jax.Array
+    scores: jax.Array | None = None

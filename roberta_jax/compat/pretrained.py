@@ -12,6 +12,7 @@ from flax import traverse_util
 
 from roberta_jax.compat import loading, saving
 from roberta_jax.compat.config import FlaxRobertaConfig
+from roberta_jax.compat.generation_config import FlaxGenerationConfig
 from roberta_jax.compat.loading import GENERATION_CONFIG
 from roberta_jax.errors import UsageError, listed
 from roberta_jax.storage import hub
@@ -100,7 +101,9 @@ class FlaxPretrainedMixin:
             weights = loading.read_parameters(path, model.params_shape_tree)
             generation_file = (path.parent if path.is_file() else path) / GENERATION_CONFIG
             if cls.can_generate() and generation_file.exists():
-                model.generation_config.set_values(read_config_dict(generation_file))
+                model.generation_config = FlaxGenerationConfig.from_dict(
+                    read_config_dict(generation_file)
+                )
         _check_parameters(weights, cls.__name__, name, ignore_mismatched_sizes, _do_init)
         flat = dict(weights.values)
         device = None if _do_init else jax.local_devices(backend="cpu")[0]

@@ -9,10 +9,12 @@ import pytest
 
 import roberta_jax
 from roberta_jax.compat.config import FlaxRobertaConfig
-from roberta_jax.compat.generation_config import FlaxGenerationConfig, resolve_options
+from roberta_jax.compat.generation_config import FlaxGenerationConfig
 from roberta_jax.errors import UsageError
-from roberta_jax.modeling import generation
+from roberta_jax.modeling import beam_search, generation
+from roberta_jax.modeling.beam_search import Beams
 from roberta_jax.modeling.generation import Sampling
+from roberta_jax.modeling.next_token import TokenRules
 from tests.support import flax_classes, heads
 from tests.support.flax_classes import CAUSAL_LM
 
@@ -138,65 +140,56 @@ def test_pad_token_id_fills_up_ended_sequences(model, greedy_sequences):
     assert 59 in expected[1]
 
 
-def resolve(generation_config=None, **call_options):
-    return resolve_options(generation_config or FlaxGenerationConfig(), call_options, 5, CONFIG)
+def test_samples_of_each_prompt_come_one_after_the_other(model):
+    key = jax.random.PRNGKey(3)
+    options = {"max_length": 12, "do_sample": True, "prng_key": key}
+    output = model.generate(PROMPTS, attention_mask=MASK, num_return_sequences=2, **options)
+    expected = model.generate(
+        PROMPTS.repeat(2, axis=0), attention_mask=MASK.repeat(2, axis=0), **options
+    )
+    assert output.sequences.tolist() == expected.sequences.tolist()
 
 
-def test_default_options():
-    with pytest.warns(UserWarning, match="up to 20 tokens, prompt included"):
-        resolved = resolve()
-    assert (resolved.max_new_tokens, resolved.min_new_tokens) == (15, 0)
-    assert resolved.sampling == Sampling(False, 1, 50)
-    assert (resolved.eos_token_id, resolved.pad_token_id) == (2, 1)
+def test_beam_search_matches_the_module_and_runs_inside_jit(model):
+    options = {"max_new_tokens": 6, "num_beams": 3, "num_return_sequences": 2}
+    options |= {"length_penalty": 0.5, "early_stopping": "never", "no_repeat_ngram_size": 2}
+    output = model.generate(PROMPTS, attention_mask=MASK, eos_token_id=[7, 30], **options)
+    expected = beam_search.beam_search(
+        model.module,
+        model.params,
+        PROMPTS,
+        MASK,
+        max_new_tokens=6,
+        beams=Beams(3, 0.5, "never", 2),
+        rules=TokenRules(no_repeat_ngram_size=2),
+        eos_token_id=(7, 30),
+    )
+    assert list(output.keys()) == ["sequences", "scores"]
+    assert output.sequences.tolist() == expected.sequences.reshape(4, 11).tolist()
+    assert output.scores.tolist() == expected.scores.reshape(4).tolist()
+    generate = jax.jit(functools.partial(model.generate, eos_token_id=[7, 30], **options))
+    assert generate(PROMPTS, attention_mask=MASK).sequences.tolist() == output.sequences.tolist()
 
 
-def test_options_of_the_call():
-    resolved = resolve(
-        max_length=30, min_length=9, do_sample=True, temperature=0.5, top_k=0, top_p=None,
-        eos_token_id=[7, 8], pad_token_id=3, use_cache=True, num_beams=1,
-    )  # fmt: skip
-    assert (resolved.max_new_tokens, resolved.min_new_tokens) == (25, 5)
-    assert resolved.sampling == Sampling(True, 0.5)
-    assert (resolved.eos_token_id, resolved.pad_token_id) == (7, 3)
-    assert resolve(max_new_tokens=4, min_new_tokens=2).min_new_tokens == 2
+def test_without_a_trace_the_loop_runs_step_by_step(model, greedy_sequences):
+    steps = []
+
+    def note(ids, scores, length):
+        steps.append(int(length))
+        return scores
+
+    options = GREEDY | {"max_new_tokens": 2, "logits_processor": [note]}
+    output = model.generate(PROMPTS, attention_mask=MASK, trace=False, **options)
+    assert output.sequences.tolist() == [row[:7] for row in greedy_sequences]
+    assert steps == [5, 6]
 
 
-def test_options_of_the_call_override_the_generation_config():
-    config = FlaxGenerationConfig(max_new_tokens=4, top_p=0.5, eos_token_id=9)
-    assert resolve(config).sampling.top_p == 0.5
-    assert resolve(config).eos_token_id == 9
-    assert resolve(config, top_p=0.7).sampling.top_p == 0.7
+def test_logits_processors_of_the_call(model):
+    def only_odd(ids, scores, length):
+        return jnp.where(jnp.arange(scores.shape[-1]) % 2 == 1, scores, -jnp.inf)
 
-
-def test_max_new_tokens_takes_precedence_over_max_length(caplog):
-    assert resolve(max_new_tokens=4, max_length=30).max_new_tokens == 4
-    assert "max_new_tokens is used" in caplog.text
-
-
-def test_warning_names_the_line_that_called_generate(model):
-    with pytest.warns(UserWarning, match="up to 20 tokens") as warnings:
-        generated_shape(model, PROMPTS)
-    assert warnings[0].filename == __file__
-
-
-@pytest.mark.parametrize(
-    ("options", "message"),
-    [
-        ({"num_beams": 4}, "does not support num_beams=4: it does greedy search"),
-        ({"num_return_sequences": 2}, "repeat the prompts"),
-        ({"repetition_penalty": 1.2}, "does not support repetition_penalty=1.2"),
-        ({"forced_eos_token_id": 2}, "does not support forced_eos_token_id=2"),
-        ({"logits_processor": [print]}, "does not support logits_processor="),
-        ({"max_lenght": 9}, "no option 'max_lenght'; its options are max_length"),
-        ({"max_length": 5}, "leaves none to generate"),
-        ({"max_length": 9, "do_sample": True, "temperature": 0.0}, "temperature must be positive"),
-    ],
-)
-def test_invalid_options_are_errors(options, message, model):
-    with pytest.raises(ValueError, match=message):
-        resolve(**options)
-    with pytest.raises(ValueError, match=message):
-        model.generate(PROMPTS, **options)
+    output = model.generate(PROMPTS, attention_mask=MASK, logits_processor=[only_odd], **GREEDY)
+    assert (output.sequences[:, 5:] % 2 == 1).all()
 
 
 def test_generation_options_in_the_model_config(model):
