@@ -3,13 +3,14 @@
 import functools
 
 import jax
-import jax.numpy as jnp
 import numpy as np
 import pytest
 
 from roberta_jax.modeling import generation
 from roberta_jax.modeling.generation import Sampling, filter_logits, generate
+from roberta_jax.modeling.next_token import TokenRules
 from tests.support import heads
+from tests.support.beam_oracle import Search
 
 CONFIG = heads.config_of("RobertaForCausalLM")
 PROMPTS = np.array([[1, 1, 5, 6, 7], [8, 9, 10, 11, 12]])
@@ -102,6 +103,39 @@ def test_eos_and_min_new_tokens_do_not_recompile():
     assert generation._generate._cache_size() == programs
 
 
+def test_any_of_several_ids_ends_an_input_and_the_pad_token_can_be_chosen():
+    model, params = model_and_params()
+    run = functools.partial(generate, model, params, PROMPTS, max_new_tokens=STEPS)
+    free = run(eos_token_id=-1)[:, 5:].tolist()
+    ends = (free[0][4], free[1][2])
+    ended = run(eos_token_id=ends, pad_token_id=3)[:, 5:].tolist()
+    for row, full in zip(ended, free, strict=True):
+        end = min(full.index(token) for token in ends if token in full) + 1
+        assert row == full[:end] + [3] * (STEPS - end)
+
+
+def test_rules_apply_at_every_step():
+    """A greedy search in plain Python, without cache and padding, finds the same."""
+    model, params = model_and_params()
+    rules = TokenRules(
+        repetition_penalty=1.3,
+        no_repeat_ngram_size=2,
+        bad_words_ids=((9,), (12, 13)),
+        suppress_tokens=(CONFIG.pad_token_id,),
+        forced_tokens=((2, 17),),
+    )
+
+    def logits_of(rows):
+        ids = np.full((1, 5 + STEPS), 4)  # the causal mask hides these
+        ids[0, : len(rows[0])] = rows[0]
+        return compiled_logits()(ids)[:, len(rows[0]) - 1]
+
+    ids = generate(model, params, PROMPTS, max_new_tokens=STEPS, rules=rules, eos_token_id=-1)
+    for row, prompt in zip(ids.tolist(), ([5, 6, 7], PROMPTS[1].tolist()), strict=True):
+        expected = Search(logits_of, rules).greedy(prompt, STEPS)
+        assert row[-len(expected) :] == expected
+
+
 def test_the_same_key_draws_the_same():
     model, params = model_and_params()
     draw = functools.partial(
@@ -117,38 +151,6 @@ def test_the_same_key_draws_the_same():
     assert first == same != other
 
 
-def test_top_k_and_top_p_exclude_tokens():
-    logits = jnp.log(jnp.array([[0.05, 0.4, 0.2, 0.3, 0.05]]))
-
-    def allowed(**options):
-        return (filter_logits(logits, Sampling(True, **options)) > -1e20)[0].tolist()
-
-    assert allowed() == allowed(top_k=5) == allowed(top_k=99) == [True] * 5
-    assert allowed(top_k=2) == [False, True, False, True, False]
-    assert allowed(top_p=0.39) == allowed(top_k=1) == [False, True, False, False, False]
-    # The token that reaches p is included.
-    assert allowed(top_p=0.41) == [False, True, False, True, False]
-    assert allowed(top_p=0.71) == [False, True, True, True, False]
-    # Of the two most likely the first has 4/7: top_p applies to what top_k leaves.
-    assert allowed(top_k=2, top_p=0.5) == [False, True, False, False, False]
-    halved = filter_logits(logits, Sampling(True, temperature=2.0))
-    np.testing.assert_allclose(halved, logits / 2)
-
-
-@pytest.mark.parametrize(
-    ("options", "message"),
-    [
-        ({"temperature": 0.0}, "temperature must be positive"),
-        ({"top_k": -1}, "top_k must be at least 0"),
-        ({"top_p": 0.0}, r"top_p must be in \(0, 1\]"),
-        ({"top_p": 1.1}, r"top_p must be in \(0, 1\]"),
-    ],
-)
-def test_invalid_sampling_raises(options, message):
-    with pytest.raises(ValueError, match=message):
-        Sampling(True, **options)
-
-
 @pytest.mark.parametrize(
     ("ids", "options", "message"),
     [
@@ -156,6 +158,7 @@ def test_invalid_sampling_raises(options, message):
         (PROMPTS, {"max_new_tokens": 0}, "at least 1"),
         (PROMPTS[0], {}, r"\(batch, length\)"),
         (PROMPTS, {"sampling": Sampling(True)}, "needs a key"),
+        (PROMPTS, {"rules": TokenRules(suppress_tokens=(-1,))}, "names -1, but the ids"),
         (PROMPTS[:, ::-1], {}, "pad on the left"),
         (PROMPTS, {"attention_mask": np.ones((2, 3))}, r"\(2, 3\), input_ids \(2, 5\)"),
     ],
