@@ -63,7 +63,8 @@ class FlaxGenerationConfig:
     Attributes:
       max_length: Maximum number of tokens, prompt included.
       max_new_tokens: Maximum number of generated tokens; takes precedence over `max_length`.
-      min_length: A sequence ends only when it has more tokens than this, prompt included.
+      min_length: A sequence may end once it has more tokens than this, prompt included, as in
+        transformers' Flax classes. (In its PyTorch classes, once it has this many.)
       min_new_tokens: Minimum number of tokens generated before the end of a sequence.
       do_sample, temperature, top_k, top_p: See `modeling.next_token.Sampling`.
       num_beams: Beam search if it is more than 1, for which `do_sample` must be False.

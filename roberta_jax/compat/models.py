@@ -13,7 +13,10 @@ modules are those of `roberta_jax.modeling`.
 Where transformers' Flax classes and its PyTorch classes disagree, these classes follow PyTorch:
 
 * Every decoder uses `past_key_values`, also without cross-attention.
-* Positions start at `pad_token_id + 1` during generation, too.
+* Positions start at `pad_token_id + 1` during generation, too, as in PyTorch's forward pass. Only
+  PyTorch's `generate` starts at 0.
+* Beam search only counts continuations among the best `num_beams` as finished, and those that
+  reach the maximum length, and applies the length penalty to all of them.
 * Attention dropout is drawn separately for each input and head.
 * An input longer than the position table raises an error.
 * The embedding rows of the padding token are initialized to zero.

@@ -1,6 +1,7 @@
 """Where transformers' Flax classes differ from its PyTorch classes, or are wrong.
 
-In each of these cases the drop-in classes behave as the PyTorch classes do.
+In each of these cases the drop-in classes behave as the PyTorch classes do. The only exception is
+PyTorch's `generate`, which does not number positions as its forward pass.
 """
 
 import jax
@@ -39,12 +40,16 @@ def test_cache_is_used_without_cross_attention():
 
 
 def test_generation_counts_positions_from_the_padding_id():
-    """Theirs start at 0."""
+    """Theirs start at 0. So do those of PyTorch's `generate`, unlike PyTorch's forward pass."""
     ours, theirs = pair(CAUSAL_LM)
     ids = np.array([[1, 1, 5, 6], [7, 8, 9, 10]])
     mask = jnp.asarray(ids != 1, jnp.int32)
     actual, wrong = (model.prepare_inputs_for_generation(ids, 6, mask) for model in (ours, theirs))
     assert wrong["position_ids"].tolist() == [[-1, -1, 0, 1], [0, 1, 2, 3]]
+    wrong = to_torch(ours, CAUSAL_LM).prepare_inputs_for_generation(
+        torch.as_tensor(ids), attention_mask=torch.as_tensor(np.asarray(mask))
+    )
+    assert wrong["position_ids"].tolist() == [[1, 1, 0, 1], [0, 1, 2, 3]]
     from transformers.models.roberta import modeling_roberta
 
     expected = modeling_roberta.create_position_ids_from_input_ids(torch.as_tensor(ids), 1)
@@ -136,6 +141,68 @@ def test_max_length_of_twenty_includes_the_prompt():
     torch_model = to_torch(ours, CAUSAL_LM)
     expected = torch_model.generate(torch.as_tensor(ids), do_sample=False, **options)
     assert ours.generate(ids, **options).sequences.shape == tuple(expected.shape) == (1, 20)
+
+
+def test_beam_search_counts_only_the_best_candidates_as_finished():
+    """Theirs also counts candidates that are not among the best `num_beams`."""
+    first = {10: -1.0, 11: -1.1, 2: -1.2}
+    ours, in_torch, theirs = beam_searches([first, {12: -5.0}])
+    assert ours == in_torch == [([10, 12], -3.0), ([11, 12], -3.05)]
+    assert theirs[0] == ([2, 1], -1.2)
+
+
+def test_beam_search_returns_continuations_that_have_not_ended():
+    """Theirs fills up with rows of pad tokens if at least one has ended."""
+    first = {2: -0.5, 10: -1.0, 11: -1.1}
+    ours, in_torch, theirs = beam_searches([first, {12: -5.0}])
+    assert ours == in_torch == [([2, 1], -0.5), ([10, 12], -3.0)]
+    assert theirs == [([2, 1], -0.5), ([1, 1], -1e7)]
+
+
+def beam_searches(log_probs):
+    """Two beams, with the same log-probabilities after any token: {token: one} for each step.
+
+    Returns [(new tokens, score)] of ours, of PyTorch's and of theirs.
+    """
+    rows = np.full((len(log_probs), 60), -40.0, np.float32)
+    for row, values in zip(rows, log_probs, strict=True):
+        row[list(values)] = list(values.values())
+
+    def in_jax(ids, scores, length):
+        return jnp.broadcast_to(jnp.asarray(rows)[length - 3], scores.shape)
+
+    def in_torch(ids, scores):
+        return torch.as_tensor(rows[ids.shape[1] - 3]).expand(scores.shape)
+
+    models = new_pair(CAUSAL_LM, num_hidden_layers=1, add_cross_attention=True)
+    ids = np.array([[5, 6, 7]])
+    options = {"num_beams": 2, "num_return_sequences": 2, "max_new_tokens": len(rows)}
+    lists = (
+        [in_jax],
+        transformers.LogitsProcessorList([in_torch]),
+        transformers.generation.flax_logits_process.FlaxLogitsProcessorList([in_jax]),
+    )
+    outputs = [
+        models[0].generate(ids, logits_processor=lists[0], **options),
+        to_torch(models[0], CAUSAL_LM).generate(
+            torch.as_tensor(ids),
+            logits_processor=lists[1],
+            return_dict_in_generate=True,
+            output_scores=True,
+            **options,
+        ),
+        models[1].generate(jnp.asarray(ids), logits_processor=lists[2], **options),
+    ]
+    outputs[1].scores = outputs[1].sequences_scores
+    return [
+        [
+            (row, round(score, 2))
+            for row, score in zip(
+                output.sequences[:, 3:].tolist(), output.scores.tolist(), strict=True
+            )
+        ]
+        for output in outputs
+    ]
 
 
 def test_logits_are_float32():
