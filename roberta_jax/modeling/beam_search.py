@@ -46,9 +46,9 @@ class Beams:
       length_penalty: a finished continuation of n tokens has the score `log p / n**length_penalty`.
         Since log-probabilities are negative, larger values favor longer continuations.
       early_stopping: when the search for an input stops. True: as soon as `num_beams`
-        continuations are finished. False: when, besides, the best live beam would have a lower
-        score than all of them if it ended now. "never": when it would at any length; with a
-        positive `length_penalty` the longest is taken.
+        continuations are finished. False: when, besides, each of them has at least the score that
+        the best live beam would have if it ended now. "never": as False, but for a live beam of
+        the maximum length if `length_penalty` is positive.
       num_return_sequences: number of continuations to return for each input.
 
     Raises:
@@ -239,7 +239,7 @@ def _beam_search(
         best_length = max_new_tokens if takes_longest else step + 1
         worst_finished_B = finished_scores_BK[:, -1]
         can_improve_B = penalized(live_scores_BK[:, 0], best_length) > worst_finished_B
-        if beams.early_stopping is True:
+        if beams.early_stopping not in (False, "never"):
             can_improve_B &= worst_finished_B == -jnp.inf
         return _State(
             step + 1,

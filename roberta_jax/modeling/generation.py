@@ -1,6 +1,6 @@
 """Text generation with a causal language model: greedy search and sampling.
 
-`beam_search` has the third way. All of them are one compiled loop with a cache.
+One compiled loop with a cache. Beam search is in `beam_search`.
 
 Array names carry their shape: B batch, L length of the prompts, T length of prompt and continuation
 together, E ids that end an input, V vocabulary.
