@@ -75,13 +75,14 @@ def likely_ends():
 
 
 RULES = {
-    "no_repeat_ngram_size": 2,
     "suppress_tokens": [1, 2, 13, 14],
     "begin_suppress_tokens": [40, 41],
 }
 MIN_LENGTH = {"min_length": 8}  # PyTorch's `generate` allows sequences of one token less
 FORCED = {"forced_eos_token_id": 50}
+# transformers' Flax classes lack these, and their `no_repeat_ngram_size` needs an older JAX.
 ONLY_IN_TORCH = {
+    "no_repeat_ngram_size": 2,
     "repetition_penalty": 1.3,
     "bad_words_ids": [[9], [20, 33], [12, 13, 40]],
     "min_new_tokens": 3,
@@ -94,7 +95,7 @@ ONLY_IN_TORCH = {
         {"num_beams": 3, "num_return_sequences": 3},
         {"num_beams": 4, "num_return_sequences": 2, "length_penalty": 0.0, "early_stopping": True},
         {"num_beams": 3, "length_penalty": 2.0, "early_stopping": "never", "pad_token_id": 3},
-        {"num_beams": 2, "length_penalty": -1.0, **RULES},
+        {"num_beams": 2, "length_penalty": -1.0, "no_repeat_ngram_size": 2, **RULES},
         {"num_beams": 3, **RULES, **FORCED, **ONLY_IN_TORCH},
     ],
 )
