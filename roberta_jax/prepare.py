@@ -11,7 +11,7 @@ from ml_collections import ConfigDict
 
 from roberta_jax import cli
 from roberta_jax.pretraining.config_keys import RENAMED
-from roberta_jax.pretraining.text import prepare, summary
+from roberta_jax.pretraining.text import check_sources, prepare, summary
 from roberta_jax.pretraining.text_spec import read_text_spec
 
 
@@ -20,15 +20,22 @@ def main(config: ConfigDict, values: flags.FlagValues) -> None:
 
     python -m roberta_jax.prepare --config=configs/pretrain.py:tiny
     """
-    prepared = prepare(read_text_spec(config), verify=values.verify)
+    spec = read_text_spec(config)
+    check_sources(spec)
+    prepared = prepare(spec, verify=values.verify)
     print(summary(prepared))
+    if not prepared.is_new:
+        print("All of this was already prepared; nothing was written.")
     if values.verify:
         print("Verified: the stores and the text have not changed since they were prepared.")
 
 
 def _flags(values: flags.FlagValues) -> None:
     flags.DEFINE_bool(
-        "verify", False, "reads stores and text again, compares hashes", flag_values=values
+        "verify",
+        False,
+        "Read stores, packing indices and text again and compare their hashes.",
+        flag_values=values,
     )
 
 

@@ -30,7 +30,7 @@ from roberta_jax.pretraining.spec import (
 )
 from roberta_jax.training import loop
 from roberta_jax.training.host_memory import keep_freed_memory, restart_with_huge_pages
-from roberta_jax.training.run import EXPORT, Job, RunResult, run, say
+from roberta_jax.training.run import EXPORT, Job, RunResult, finished_metrics, run, say
 from roberta_jax.training.state import TrainState, count_parameters
 from roberta_jax.training.workdir import read_config
 
@@ -51,6 +51,8 @@ def pretrain(config: ConfigDict, workdir: epath.PathLike) -> RunResult:
       UsageError: something in the config, the text or the workdir is wrong. Nearly all such errors
         are raised before any long work. Checkpoints written before are intact.
     """
+    from roberta_jax.pretraining.text import check_sources  # imports the tokenizer
+
     # Before the input pipeline imports TensorFlow, which logs at length.
     os.environ.setdefault("TF_CPP_MIN_LOG_LEVEL", "2")
     os.environ.setdefault("TF_ENABLE_ONEDNN_OPTS", "0")
@@ -58,6 +60,8 @@ def pretrain(config: ConfigDict, workdir: epath.PathLike) -> RunResult:
         keep_freed_memory()
     spec = read_spec(config)
     check_schedule_is_stated(config, read_config(workdir))
+    if finished_metrics(workdir, spec.training.steps) is None:
+        check_sources(spec.text)  # before anything is written to the workdir
     result = run(
         workdir,
         spec.training,

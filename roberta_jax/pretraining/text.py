@@ -3,8 +3,11 @@
 Everything is in `config.data.cache_dir`, named by a hash of all that decides its contents, so no
 text is prepared twice:
 
-    tokenizers/<hash>/     a trained tokenizer, in Hugging Face's format
+    tokenizers/<hash>/     a trained tokenizer, in Hugging Face's format, and digests.json
     tokens/<hash>/         the stores train/ and heldout/
+
+Files that are not what was written are noticed when they are opened (see `data.store.digests`): a
+damaged tokenizer or packing index is made again, a damaged store is refused.
 """
 
 import collections
@@ -22,19 +25,34 @@ from collections.abc import Iterator, Sequence
 from os import PathLike
 from typing import Any
 
-from roberta_jax.data.store.build import Recipe, build_stores, content_hash, folder_lock
+from roberta_jax.data.packing.index import remove_damaged
+from roberta_jax.data.store.build import (
+    Recipe,
+    are_complete,
+    build_stores,
+    content_hash,
+    folder_lock,
+)
+from roberta_jax.data.store.digests import (
+    DamagedError,
+    check_files,
+    describe_file,
+    read_json,
+    with_digest,
+)
 from roberta_jax.data.store.layout import VERSION
 from roberta_jax.data.store.token_store import TokenStore
 from roberta_jax.data.text.corpus import Corpus, Piece, is_heldout, open_corpus
 from roberta_jax.data.text.sentences import split_sentences
 from roberta_jax.errors import UsageError
 from roberta_jax.pretraining.text_spec import CorpusSpec, TextSpec
-from roberta_jax.storage.atomic import create_folder
+from roberta_jax.storage.atomic import create_folder, write_json
 from roberta_jax.storage.hub import tokenizer_folder
 from roberta_jax.tokenizer import RobertaTokenizer
 
 # More text than this would hardly change a vocabulary, and counting it takes memory and minutes.
 TOKENIZER_SAMPLE_BYTES = 1_000_000_000
+_DIGESTS = "digests.json"  # in the folder of a trained tokenizer: sizes and hashes of its files
 # Text up to this size is kept in memory while it is measured, and not read a second time.
 _KEPT_BYTES = 1 << 27
 
@@ -48,12 +66,29 @@ class Prepared:
       train: documents to train on.
       heldout: documents to evaluate on; empty if `config.data.validation_fraction` is 0.
       more: documents to train on of each further corpus of `config.data.mixture`.
+      is_new: whether anything was missing in the cache and had to be prepared.
     """
 
     tokenizer: RobertaTokenizer
     train: TokenStore
     heldout: TokenStore
     more: tuple[TokenStore, ...] = ()
+    is_new: bool = True
+
+
+def check_sources(spec: TextSpec) -> None:
+    """Checks that the text can be read: that its files or datasets exist, and how each one begins.
+
+    It takes little time, so that a mistake is reported before anything is written.
+
+    Args:
+      spec: from `text_spec.read_text_spec`.
+
+    Raises:
+      UsageError: a source is wrong; the message says what to do.
+    """
+    for corpus in spec.corpora:
+        open_corpus(corpus.source).check()
 
 
 def prepare(spec: TextSpec, progress: bool = True, verify: bool = False) -> Prepared:
@@ -65,7 +100,8 @@ def prepare(spec: TextSpec, progress: bool = True, verify: bool = False) -> Prep
     Args:
       spec: from `text_spec.read_text_spec`.
       progress: whether to show progress bars.
-      verify: whether to read the stores and the text again and compare their hashes.
+      verify: whether to read the stores, their packing indices and the text again and compare
+        their hashes.
 
     Raises:
       UsageError: the text cannot be read or is empty, the cache cannot be written, or something in
@@ -74,7 +110,7 @@ def prepare(spec: TextSpec, progress: bool = True, verify: bool = False) -> Prep
     corpora = [(open_corpus(corpus.source), _recipe(spec, corpus)) for corpus in spec.corpora]
     stores = []
     with _explaining_write_errors(spec.cache_dir):
-        tokenizer = _tokenizer(spec, corpora, progress)
+        tokenizer, is_new = _tokenizer(spec, corpora, progress)
         for number, (corpus, recipe) in enumerate(corpora):
             where = f"corpus {number} of --config.data.mixture" if number else "--config.data"
             name = _hash(
@@ -83,8 +119,10 @@ def prepare(spec: TextSpec, progress: bool = True, verify: bool = False) -> Prep
                 recipe=_identity(recipe),
                 tokenizer=tokenizer.fingerprint(),
             )
+            folder = spec.cache_dir / "tokens" / name
+            is_new = is_new or not are_complete(folder)
             train, heldout = build_stores(
-                spec.cache_dir / "tokens" / name,
+                folder,
                 corpus,
                 tokenizer,
                 recipe,
@@ -101,7 +139,7 @@ def prepare(spec: TextSpec, progress: bool = True, verify: bool = False) -> Prep
             if verify:
                 _verify(corpus, train, heldout)
             stores.append((train, heldout))
-    return Prepared(tokenizer, *stores[0], tuple(train for train, _ in stores[1:]))
+    return Prepared(tokenizer, *stores[0], tuple(train for train, _ in stores[1:]), is_new)
 
 
 def training_sentences(
@@ -151,12 +189,13 @@ def _training_identity(recipe: Recipe) -> dict[str, Any]:
 
 def _tokenizer(
     spec: TextSpec, corpora: Sequence[tuple[Corpus, Recipe]], progress: bool
-) -> RobertaTokenizer:
+) -> tuple[RobertaTokenizer, bool]:
+    """The tokenizer, and whether it was trained just now."""
     # A model has its tokenizer beside its weights.
     for key in ("tokenizer", "init_from"):
         path = getattr(spec, key)
         if path:
-            return _load(f"--config.{key}", tokenizer_folder(path))
+            return _load(f"--config.{key}", tokenizer_folder(path)), False
 
     identities = [
         {"source": corpus.identity(), "recipe": _training_identity(recipe)}
@@ -168,14 +207,32 @@ def _tokenizer(
         sample=TOKENIZER_SAMPLE_BYTES,
     )
     folder = spec.cache_dir / "tokenizers" / name
-    if not folder.exists():
+    tokenizer = _load_trained(folder)
+    is_new = tokenizer is None
+    if tokenizer is None:
         with folder_lock(folder, progress):
-            if not folder.exists():
+            tokenizer = _load_trained(folder)
+            if tokenizer is None:
                 _remove_leftovers(folder)
                 tokenizer = _train(corpora, spec, progress)
                 with create_folder(folder) as temporary:
                     tokenizer.save_pretrained(temporary)
-    return _load("the tokenizer trained before", folder)
+                    files = {path.name: describe_file(path) for path in temporary.iterdir()}
+                    write_json(temporary / _DIGESTS, with_digest({"files": files}))
+    return tokenizer, is_new
+
+
+def _load_trained(folder: pathlib.Path) -> RobertaTokenizer | None:
+    """The tokenizer in a folder of the cache; None if it has to be trained (again)."""
+    if not folder.exists():
+        return None
+    try:
+        if (folder / _DIGESTS).exists():  # earlier versions wrote none
+            check_files(folder, read_json(folder / _DIGESTS)[0]["files"], remember=False)
+        return RobertaTokenizer.from_pretrained(folder)
+    except (DamagedError, OSError, ValueError, KeyError, TypeError) as error:
+        logging.warning("The tokenizer %s: %s. It is trained again.", folder, error)
+        return None
 
 
 def _train(
@@ -207,9 +264,12 @@ def _train(
 
 
 def _remove_leftovers(folder: pathlib.Path) -> None:
-    """Removes what processes that were killed while saving have left."""
-    for leftover in folder.parent.glob(f"{folder.name}.*.tmp"):
-        shutil.rmtree(leftover)
+    """Removes a damaged folder, and what processes that were killed while saving have left."""
+    for leftover in (folder, *folder.parent.glob(f"{folder.name}.*.tmp")):
+        if leftover.is_dir():
+            shutil.rmtree(leftover)
+        else:
+            leftover.unlink(missing_ok=True)
 
 
 def _load(what: str, path: PathLike) -> RobertaTokenizer:
@@ -220,8 +280,13 @@ def _load(what: str, path: PathLike) -> RobertaTokenizer:
 
 
 def _verify(corpus: Corpus, train: TokenStore, heldout: TokenStore) -> None:
-    train.verify()
-    heldout.verify()
+    for store in (train, heldout):
+        store.verify()
+        for folder in remove_damaged(store):
+            logging.warning(
+                "The packing index %s was damaged. It was removed; the next run packs it again.",
+                folder,
+            )
     if content_hash(corpus) != train.index["text_blake2b"]:
         raise UsageError(
             f"The text has changed since it was prepared, though its files' sizes and times have "
@@ -233,7 +298,9 @@ def _warn_about(counts: dict[str, int]) -> None:
     """Warns, each time, of text that was replaced or left out."""
     if counts.get("invalid_utf8"):
         logging.warning(
-            "%d of %d documents hold invalid UTF-8, each such byte replaced by U+FFFD.",
+            "%d of %d documents hold invalid UTF-8, each such byte replaced by U+FFFD. If the text "
+            "has another encoding, such as Latin-1, convert it and prepare it again: "
+            "iconv -f LATIN1 -t UTF-8 OLD > NEW",
             counts["invalid_utf8"],
             counts["documents"],
         )

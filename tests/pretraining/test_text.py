@@ -11,12 +11,13 @@ import numpy as np
 import pytest
 
 from configs.pretrain import get_config
+from roberta_jax.data.packing.index import load_or_pack
 from roberta_jax.data.store.build import Recipe
 from roberta_jax.data.text.corpus import FilesCorpus, is_heldout
 from roberta_jax.data.text.sentences import split_sentences
 from roberta_jax.errors import UsageError
 from roberta_jax.pretraining import text as text_module
-from roberta_jax.pretraining.text import prepare, summary, training_sentences
+from roberta_jax.pretraining.text import check_sources, prepare, summary, training_sentences
 from roberta_jax.pretraining.text_spec import read_text_spec
 from roberta_jax.tokenizer import RobertaTokenizer
 
@@ -164,9 +165,9 @@ def test_verify(make_config, tmp_path):
     data = bytearray(path.read_bytes())
     data[200] ^= 1
     path.write_bytes(data)
-    prepare_text(make_config())  # the sizes have not changed
-    with pytest.raises(UsageError, match=r"00000\.tokens\.npy have changed.*Delete that folder"):
-        prepare_text(make_config(), verify=True)
+    for verify in (False, True):
+        with pytest.raises(UsageError, match=r"00000\.tokens\.npy have changed.*Delete that fol"):
+            prepare_text(make_config(), verify=verify)
     data[200] ^= 1
     path.write_bytes(data)
     prepare_text(make_config(), verify=True)
@@ -177,6 +178,57 @@ def test_verify(make_config, tmp_path):
     os.utime(source, ns=(times.st_atime_ns, times.st_mtime_ns))
     with pytest.raises(UsageError, match="text has changed since it was prepared.*Delete"):
         prepare_text(make_config(), verify=True)
+
+
+def test_verify_removes_damaged_packing_indices(make_config, caplog):
+    prepared = prepare_text(make_config())
+    packed = load_or_pack(prepared.train, "full_sentences", 32)
+    expected = packed.inputs.tobytes()
+    [folder] = (prepared.train.folder / "packed").iterdir()
+    (folder / "inputs.bin").write_bytes(bytes(len(expected)))
+    prepare_text(make_config(), verify=True)
+    assert f"The packing index {folder} was damaged. It was removed" in caplog.text
+    assert not folder.exists()
+    assert load_or_pack(prepared.train, "full_sentences", 32).inputs.tobytes() == expected
+
+
+DAMAGES = {
+    "changed": lambda path: path.write_bytes(path.read_bytes().replace(b"3", b"4")),
+    "half": lambda path: os.truncate(path, path.stat().st_size // 2),
+    "missing": lambda path: path.unlink(),
+    "a folder": lambda path: path.unlink() or path.mkdir(),
+}
+
+
+@pytest.mark.parametrize("damage", DAMAGES)
+@pytest.mark.parametrize("name", ["tokenizer.json", "vocab.json", "digests.json"])
+def test_a_damaged_tokenizer_is_trained_again(make_config, tmp_path, caplog, name, damage):
+    first = prepare_text(make_config())
+    [folder] = (path for path in (tmp_path / "cache" / "tokenizers").iterdir() if path.is_dir())
+    files = {path.name: path.read_bytes() for path in folder.iterdir()}
+    (folder.parent / f"{folder.name}.0123.tmp").mkdir()  # as a killed process leaves
+    DAMAGES[damage](folder / name)
+    again = prepare_text(make_config())
+    assert again.train.folder == first.train.folder
+    assert again.tokenizer.fingerprint() == first.tokenizer.fingerprint()
+    if (name, damage) != ("digests.json", "missing"):  # as in caches of earlier versions
+        assert again.is_new
+        assert f"{name}" in caplog.text
+        assert "It is trained again" in caplog.text
+        assert files == {path.name: path.read_bytes() for path in folder.iterdir()}
+        assert not list(folder.parent.glob("*.tmp"))
+    assert not prepare_text(make_config()).is_new
+
+
+def test_check_sources(make_config, tmp_path):
+    """Nothing is written, whether the check fails or not."""
+    check_sources(read_text_spec(make_config()))
+    with pytest.raises(UsageError, match="no file matches"):
+        check_sources(read_text_spec(make_config(files=str(tmp_path / "missing*"))))
+    more = ({"files": str(tmp_path / "missing*")},)
+    with pytest.raises(UsageError, match="no file matches"):
+        check_sources(read_text_spec(make_config(mixture=more)))
+    assert sorted(path.name for path in tmp_path.iterdir()) == ["text.txt"]
 
 
 def test_the_message_of_a_damaged_store_says_how_to_rebuild_it(make_config):
@@ -335,6 +387,10 @@ def test_command(make_config, tmp_path):
     assert "held out" in result.stdout
     assert str(tmp_path / "cache" / "tokens") in result.stdout
     assert "Verified" in result.stdout
+    assert "already prepared" not in result.stdout
+    result = subprocess.run(command, capture_output=True, text=True, check=True, cwd=root)
+    assert str(tmp_path / "cache" / "tokens") in result.stdout
+    assert "All of this was already prepared; nothing was written." in result.stdout
     result = subprocess.run(
         [*command, "--config.data.validation_fraction=2"],
         capture_output=True,

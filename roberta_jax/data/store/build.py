@@ -17,6 +17,7 @@ import itertools
 import multiprocessing
 import os
 import pathlib
+import shutil
 import signal
 import sys
 import threading
@@ -26,8 +27,9 @@ from concurrent.futures.process import BrokenProcessPool
 
 import tqdm.auto
 
-from roberta_jax.data.store.layout import INDEX, lay_out, new_hash, token_dtype
-from roberta_jax.data.store.shards import HELDOUT, TRAIN, ShardWriter, write_part
+from roberta_jax.data.store.digests import new_hash
+from roberta_jax.data.store.layout import INDEX, lay_out, token_dtype
+from roberta_jax.data.store.shards import BUILDING, HELDOUT, TRAIN, ShardWriter, write_part
 from roberta_jax.data.store.token_store import TokenStore
 from roberta_jax.data.text.corpus import Corpus, Piece, is_heldout
 from roberta_jax.data.text.sentences import split_sentences
@@ -83,15 +85,41 @@ def build_stores(
       OSError: Writing failed because of lacking space or permission.
     """
 
-    def is_complete() -> bool:
-        return all((folder / side / INDEX).exists() for side in (TRAIN, HELDOUT))
-
-    if not is_complete():  # if it is, nothing is written, so the folder can be read-only
+    # If the stores are complete, nothing is written, so the folder can be read-only. Parts are left
+    # over only if a process was killed while it deleted them.
+    if not are_complete(folder) or (folder / BUILDING).exists():
         with folder_lock(folder, progress):
-            if not is_complete():
+            if not are_complete(folder):
                 workers = workers or len(_usable_cores())
                 _build(folder, _Encoder(corpus, tokenizer, recipe), workers, progress)
-    return TokenStore.open(folder / TRAIN), TokenStore.open(folder / HELDOUT)
+            shutil.rmtree(folder / BUILDING, ignore_errors=True)
+    train, heldout = TokenStore.open(folder / TRAIN), TokenStore.open(folder / HELDOUT)
+    _check_origin(train, heldout, tokenizer)
+    return train, heldout
+
+
+def are_complete(folder: pathlib.Path) -> bool:
+    """Whether the two stores of a folder were built to their end."""
+    return all((folder / side / INDEX).exists() for side in (TRAIN, HELDOUT))
+
+
+def _check_origin(train: TokenStore, heldout: TokenStore, tokenizer: RobertaTokenizer) -> None:
+    """Checks that the stores belong together and to the tokenizer."""
+    advice = "Delete that folder and prepare the text again."
+    for store in (train, heldout):
+        made_with = (store.fingerprint, store.vocab_size, store.eos_id)
+        if made_with != (tokenizer.fingerprint(), len(tokenizer), tokenizer.eos_token_id):
+            raise UsageError(f"{store.folder} was made with another tokenizer. {advice}")
+    counts = train.index["counts"]
+    if (
+        heldout.index["counts"] != counts
+        or train.num_documents + heldout.num_documents != counts["documents"]
+        or train.num_tokens + heldout.num_tokens != counts["tokens"]
+    ):
+        raise UsageError(
+            f"The stores in {train.folder.parent} do not belong together: their texts do not add "
+            f"up to the corpus. {advice}"
+        )
 
 
 def content_hash(corpus: Corpus) -> str:

@@ -6,11 +6,13 @@ format FULL-SENTENCES (fairseq's `complete` mode) is therefore a contiguous slic
 
 A store is one folder:
 
-    index.json                      counts, the tokenizer's fingerprint, sizes, hashes; written last
+    index.json                      counts, the tokenizer's fingerprint, sizes, hashes, and a hash
+                                    of all these; written last
     00000.tokens.npy                uint16 or uint32 [T]
     00000.sentence_ends.npy         int64 [S], exclusive ends in tokens from the shard's start
     00000.document_ends.npy         int64 [D], the same for documents
     00001.tokens.npy                ...
+    checked.json                    which files were read and had the right hash, see `digests`
 
 A shard holds whole documents and its size is bounded, so a reader never needs more than one shard
 in memory. A folder without `index.json` is not a complete store.
@@ -18,7 +20,6 @@ in memory. A folder without `index.json` is not a complete store.
 Letters in array names: T tokens, S sentences, D documents.
 """
 
-import hashlib
 import io
 import pathlib
 from collections.abc import Sequence
@@ -26,6 +27,7 @@ from typing import Any
 
 import numpy as np
 
+from roberta_jax.data.store.digests import new_hash, with_digest
 from roberta_jax.storage.atomic import replace_file, write_json
 
 FORMAT = "roberta_jax token store"
@@ -169,9 +171,4 @@ def write_index(
         **(about or {}),
         "shards": list(shards),
     }
-    write_json(folder / INDEX, index, indent=1)
-
-
-def new_hash():
-    """The hash of files and text in a store's index; has `update` and `hexdigest`."""
-    return hashlib.blake2b(digest_size=16)
+    write_json(folder / INDEX, with_digest(index), indent=1)

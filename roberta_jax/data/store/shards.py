@@ -14,6 +14,7 @@ written.
 
 import collections
 import json
+import logging
 import pathlib
 import shutil
 import zipfile
@@ -23,12 +24,14 @@ from typing import Any
 import numpy as np
 
 from roberta_jax.data.store import layout
+from roberta_jax.data.store.digests import DamagedError, check_files, read_json, with_digest
 from roberta_jax.data.store.layout import ARRAYS
 from roberta_jax.data.store.overlap import overlap_with_training
 from roberta_jax.errors import UsageError
 from roberta_jax.storage.atomic import replace_file, write_json
 
 TRAIN, HELDOUT = "train", "heldout"
+BUILDING = "building"
 SIDES = (TRAIN, HELDOUT)
 
 Arrays = tuple[np.ndarray, np.ndarray, np.ndarray]
@@ -51,7 +54,7 @@ def write_part(
         for name, array in zip(ARRAYS, arrays, strict=True)
     }
     with replace_file(_part_path(folder, number)) as temporary, temporary.open("wb") as file:
-        np.savez(file, counts=np.array(json.dumps(counts)), **named)
+        np.savez(file, number=number, counts=np.array(json.dumps(counts)), **named)
 
 
 class ShardWriter:
@@ -67,7 +70,7 @@ class ShardWriter:
     """
 
     def __init__(self, folder: pathlib.Path, dtype: np.dtype):
-        self.building = folder / "building"
+        self.building = folder / BUILDING
         self.counts: collections.Counter = collections.Counter()
         self._folder = folder
         self._dtype = dtype
@@ -75,14 +78,16 @@ class ShardWriter:
         self._parts: dict[int, dict[str, int]] = {}  # counts of the parts that are in no shard yet
         for path in (self._shard_folder(HELDOUT), folder / TRAIN, folder / HELDOUT):
             path.mkdir(parents=True, exist_ok=True)
-        while (path := self._record_path(len(self._shards))).exists():
-            self._shards.append(json.loads(path.read_text(encoding="utf-8")))
-            self.counts.update(self._shards[-1]["counts"])
+        for path in self.building.glob("*.tmp"):
+            path.unlink()  # left by a process that was killed while writing
+        while (record := self._read_record(len(self._shards))) is not None:
+            self._shards.append(record)
+            self.counts.update(record["counts"])
         for path in self.building.glob("*.npz"):
             number = int(path.stem)
             counts = _read_counts(path) if number >= self._first_pending else None
             if counts is None:
-                path.unlink()
+                _remove(path)
             else:
                 self._add_counts(number, counts)
 
@@ -175,7 +180,7 @@ class ShardWriter:
         for number in numbers:
             counts.update(self._parts.pop(number))
         record["counts"] = dict(counts)
-        write_json(self._record_path(len(self._shards)), record, indent=1)
+        write_json(self._record_path(len(self._shards)), with_digest(record), indent=1)
         self._shards.append(record)
         for number in numbers:
             _part_path(self.building, number).unlink()
@@ -234,6 +239,26 @@ class ShardWriter:
                 f"command again: it rebuilds that part and keeps the others."
             ) from error
 
+    def _read_record(self, shard: int) -> dict[str, Any] | None:
+        """The record of a shard, or None if the parts of the shard have to be built again."""
+        path = self._record_path(shard)
+        if not path.exists():
+            return None
+        try:
+            record, has_digest = read_json(path)
+            for side in SIDES:
+                if record[side]:
+                    name, files = record[side]["name"], record[side]["files"]
+                    expected = {f"{name}.{array}.npy": files[array] for array in ARRAYS}
+                    check_files(self._folder / side, expected, remember=False)
+        except (DamagedError, KeyError, TypeError) as error:
+            logging.warning("%s: %s; building that part again", self._folder, error)
+            has_digest = False
+        if not has_digest:
+            _remove(path)
+            return None
+        return record
+
     def _record_path(self, shard: int) -> pathlib.Path:
         return self.building / f"shard-{shard:05d}.json"
 
@@ -261,9 +286,17 @@ def _part_path(folder: pathlib.Path, number: int) -> pathlib.Path:
 
 
 def _read_counts(path: pathlib.Path) -> dict[str, int] | None:
-    """The counts of a part, or None if it is missing or damaged."""
+    """The counts of a part, or None if it is missing, damaged, or another part."""
     try:
         with np.load(path) as part:
-            return json.loads(str(part["counts"]))
-    except (FileNotFoundError, *_DAMAGE):
+            return json.loads(str(part["counts"])) if part["number"] == int(path.stem) else None
+    except (OSError, *_DAMAGE):
         return None
+
+
+def _remove(path: pathlib.Path) -> None:
+    """Deletes a file or, should there be a folder of its name, that."""
+    if path.is_dir():
+        shutil.rmtree(path)
+    else:
+        path.unlink()

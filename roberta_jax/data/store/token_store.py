@@ -8,8 +8,6 @@ from __future__ import annotations
 
 import dataclasses
 import functools
-import hashlib
-import json
 import os
 import pathlib
 from collections.abc import Sequence
@@ -17,6 +15,7 @@ from typing import Any
 
 import numpy as np
 
+from roberta_jax.data.store.digests import DamagedError, check_files, read_json
 from roberta_jax.data.store.layout import (
     ARRAYS,
     COUNTS,
@@ -26,7 +25,6 @@ from roberta_jax.data.store.layout import (
     VERSION,
     array_path,
     lay_out,
-    new_hash,
     token_dtype,
     write_index,
     write_shard,
@@ -98,37 +96,39 @@ class TokenStore:
 
     @classmethod
     def open(cls, folder: str | os.PathLike) -> TokenStore:
-        """Opens a finished store. Checks the sizes of its files, but not their contents.
+        """Opens a finished store, and checks that its files are what was written.
+
+        Only files that have changed since they were last read are read, see `digests`.
 
         Raises:
-          UsageError: There is no store, it has another version, or a file is missing or has the
-            wrong size. The message says how to rebuild the store.
+          UsageError: There is no store, it has another version, a file is missing or its contents
+            have changed, or it holds ids beyond its vocabulary. The message says how to rebuild
+            the store.
         """
         folder = pathlib.Path(folder)
-        try:
-            index = json.loads((folder / INDEX).read_text(encoding="utf-8"))
-        except (FileNotFoundError, NotADirectoryError):
+        if not (folder / INDEX).exists():
             raise UsageError(
                 f"{folder} holds no token store (no {INDEX}). Prepare the text with "
                 f"`python -m roberta_jax.prepare --config=...`."
-            ) from None
-        except ValueError:
-            raise UsageError(_broken(folder, f"{INDEX} is not readable as JSON")) from None
-        if not isinstance(index, dict) or index.get("format") != FORMAT:
-            raise UsageError(_broken(folder, f"{INDEX} does not describe a token store"))
-        if index["version"] != VERSION:
-            raise UsageError(
-                _broken(folder, f"it has version {index['version']}, this code reads {VERSION}")
             )
-        for entry in index["shards"]:
-            for array in ARRAYS:
-                path = array_path(folder, entry["name"], array)
-                expected = entry["files"][array]["bytes"]
-                size = path.stat().st_size if path.is_file() else None
-                if size != expected:
-                    problem = "is missing" if size is None else f"has {size} bytes, not {expected}"
-                    raise UsageError(_broken(folder, f"{path.name} {problem}"))
-        return cls(folder, index)
+        try:
+            index, has_digest = read_json(folder / INDEX)
+            if index.get("format") != FORMAT:
+                raise DamagedError(f"{INDEX} does not describe a token store")
+            if index.get("version") != VERSION:
+                raise DamagedError(
+                    f"it has version {index.get('version')}, this code reads {VERSION}"
+                )
+            try:
+                store = cls(folder, index)
+                store._check(read_all=False)
+                if not has_digest:  # written by an earlier version
+                    store._check_counts()
+            except (KeyError, TypeError, ValueError, AttributeError, OverflowError) as error:
+                raise DamagedError(f"{INDEX} does not describe a token store ({error})") from error
+        except DamagedError as error:
+            raise UsageError(_broken(folder, str(error))) from error
+        return store
 
     def verify(self) -> None:
         """Reads all files and compares their hashes with those in the index.
@@ -136,15 +136,41 @@ class TokenStore:
         Raises:
           UsageError: The contents of a file have changed; the message names the first such file.
         """
-        for entry in self.index["shards"]:
-            for array in ARRAYS:
-                path = array_path(self.folder, entry["name"], array)
-                with path.open("rb") as file:
-                    digest = hashlib.file_digest(file, new_hash).hexdigest()
-                if digest != entry["files"][array]["blake2b"]:
-                    raise UsageError(
-                        _broken(self.folder, f"the contents of {path.name} have changed")
+        try:
+            self._check(read_all=True)
+        except DamagedError as error:
+            raise UsageError(_broken(self.folder, str(error))) from error
+
+    def _check(self, read_all: bool) -> None:
+        """Checks the files, and the ids in those that are read; raises DamagedError."""
+        expected = {
+            array_path(self.folder, entry["name"], array).name: entry["files"][array]
+            for entry in self.index["shards"]
+            for array in ARRAYS
+        }
+        read = check_files(self.folder, expected, read_all=read_all)
+        for shard in self.shards:
+            path = array_path(self.folder, shard.name, "tokens")
+            if path.name in read and shard.num_tokens:
+                largest = int(shard.tokens.max())
+                if largest >= self.vocab_size:
+                    raise DamagedError(
+                        f"{path.name} holds the id {largest}, but the vocabulary has "
+                        f"{self.vocab_size} ids"
                     )
+
+    def _check_counts(self) -> None:
+        """Compares the numbers in the index with each other and the arrays; raises DamagedError."""
+        if self.index["dtype"] != token_dtype(self.vocab_size).str:
+            raise DamagedError(f"{INDEX} has another dtype than its vocabulary needs")
+        sums = {count: sum(entry[count] for entry in self.index["shards"]) for count in COUNTS}
+        if any(self.index[count] != sums[count] for count in COUNTS) or any(
+            np.load(array_path(self.folder, shard.name, array), mmap_mode="r").shape
+            != (getattr(shard, count),)
+            for shard in self.shards
+            for array, count in zip(ARRAYS, COUNTS, strict=True)
+        ):
+            raise DamagedError(f"the counts in {INDEX} are not those of the files")
 
     def first(self, max_tokens: int) -> TokenStore:
         """A view of the first documents, up to `max_tokens` tokens; at least of one document."""

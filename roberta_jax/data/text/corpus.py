@@ -18,6 +18,7 @@ import collections
 import functools
 import hashlib
 import json
+import logging
 import pathlib
 import re
 import sys
@@ -32,6 +33,12 @@ from roberta_jax.errors import UsageError
 PIECE_BYTES = 1 << 20
 
 _BLANK_LINE = re.compile(rb"\r?\n\s*\n")
+# A byte-order mark is no text. Files that were joined have it in the middle.
+_MARK = "\ufeff"
+_MARKS = re.compile(f"^{_MARK}+", re.MULTILINE)
+# Reading the start of so many files, at equal distances, shows most mistakes and takes no time.
+_CHECKED_FILES = 100
+_CHECKED_BYTES = 1 << 16
 
 
 class Piece(NamedTuple):
@@ -67,6 +74,14 @@ class Corpus(abc.ABC):
         Raises:
           UsageError: The text cannot be read.
         """
+
+    def check(self) -> None:
+        """Reads enough of the text to notice most mistakes, in little time.
+
+        Raises:
+          UsageError: The text cannot be read.
+        """
+        self.identity()
 
     def documents(self, piece: Piece, counts: collections.Counter) -> Iterator[str]:
         """Yields the documents of a piece.
@@ -162,6 +177,17 @@ class FilesCorpus(Corpus):
             "files": [[str(path), size, time] for path, size, time in self._files],
         }
 
+    def check(self) -> None:
+        paths = [path for path, *_ in self._files]
+        all_utf8 = True  # one warning is enough
+        for path in paths[:: -(-len(paths) // _CHECKED_FILES) or 1]:
+            block = next(files.read_blocks(path, _CHECKED_BYTES, _always), None)
+            if block is None:
+                continue
+            all_utf8 = all_utf8 and _is_utf8(path, block.data)
+            for _ in self.documents(Piece(str(path), *block), collections.Counter()):
+                pass
+
     def pieces(self) -> Iterator[Piece]:
         for path, *size_and_time in self._files:
             may_end = _always if files.is_json(path) else bytes.isspace
@@ -177,15 +203,16 @@ class FilesCorpus(Corpus):
         if not files.is_json(pathlib.Path(piece.source)):
             for part in _BLANK_LINE.split(piece.data):
                 if part and not part.isspace():
-                    yield _decode(part, counts)
+                    yield _without_marks(_decode(part, counts))
             return
         for number, line in enumerate(piece.data.split(b"\n"), piece.line):
             if line and not line.isspace():
-                yield self._text(line, f"{piece.source}:{number}", counts)
+                text = self._text(line, f"{piece.source}:{number}", counts)
+                yield _without_marks(text)
 
     def _text(self, line: bytes, where: str, counts: collections.Counter) -> str:
         try:
-            value = json.loads(_decode(line, counts))
+            value = json.loads(_decode(line, counts).lstrip(_MARK))
         except (ValueError, RecursionError) as error:
             raise UsageError(
                 f"{where}: this line is not JSON ({error}). Each line of a .jsonl, .json or "
@@ -224,13 +251,12 @@ class TfdsCorpus(Corpus):
     """
 
     def __init__(self, name: str, split: str, field: str, data_dir: str | None):
-        for key, value in (("name", name), ("split", split), ("field", field)):
-            if not value:
-                raise UsageError(
-                    f"--config.data.source is 'tfds' and --config.data.tfds_{key} is not set: this "
-                    "source needs --config.data.tfds_name=..., --config.data.tfds_split=... and "
-                    "--config.data.tfds_field=..."
-                )
+        values = {"tfds_name": name, "tfds_split": split, "tfds_field": field}
+        missing = [f"--config.data.{key}=..." for key, value in values.items() if not value]
+        if missing:
+            raise UsageError(
+                f"--config.data.source is 'tfds', which also needs {' and '.join(missing)}"
+            )
         self._split, self._field = split, field
         tfds = _import_tfds()
         try:
@@ -308,6 +334,24 @@ def _size_and_time(path: pathlib.Path) -> list[int]:
     return [stat.st_size, stat.st_mtime_ns]
 
 
+def _is_utf8(path: pathlib.Path, data: bytes) -> bool:
+    """Whether the start of a file is UTF-8; if not, a warning says how to convert it."""
+    try:
+        data.decode()
+        return True
+    except UnicodeDecodeError as error:
+        line = data.count(b"\n", 0, error.start) + 1
+        logging.warning(
+            "%s is not UTF-8: line %d has the byte 0x%02x. Such bytes are replaced by U+FFFD. If "
+            "the file has another encoding, such as Latin-1, convert it first: "
+            "iconv -f LATIN1 -t UTF-8 OLD > NEW",
+            path,
+            line,
+            data[error.start],
+        )
+        return False
+
+
 def _always(line: bytes) -> bool:
     return True
 
@@ -318,6 +362,11 @@ def _decode(data: bytes, counts: collections.Counter) -> str:
     except UnicodeDecodeError:
         counts["invalid_utf8"] += 1
         return data.decode(errors="replace")
+
+
+def _without_marks(text: str) -> str:
+    """Removes byte-order marks at the start of lines."""
+    return _MARKS.sub("", text) if _MARK in text else text
 
 
 def _replace_surrogates(text: str, counts: collections.Counter) -> str:

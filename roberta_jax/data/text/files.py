@@ -6,12 +6,14 @@ of preparing text and must supply many workers.
 """
 
 import bz2
+import functools
 import glob
 import gzip
 import io
 import lzma
 import os
 import pathlib
+import stat
 import zlib
 from collections.abc import Callable, Iterator
 from typing import BinaryIO, NamedTuple
@@ -21,6 +23,9 @@ import zstandard
 from roberta_jax.errors import UsageError
 
 JSON_SUFFIXES = (".jsonl", ".json", ".ndjson")
+
+# Text of one document, or of one line, that takes some 4 GB of memory to prepare.
+MAX_DOCUMENT_BYTES = 1 << 28
 
 _BUFFER = 1 << 20
 _UTF8_MARK = b"\xef\xbb\xbf"
@@ -48,12 +53,15 @@ def find(patterns: str) -> list[pathlib.Path]:
     the glob also matches files.
 
     Raises:
-      UsageError: A glob matches no file.
+      UsageError: A glob matches no file, or something that is neither a file nor a folder.
     """
     paths: set[pathlib.Path] = set()
     for pattern in filter(None, (part.strip() for part in patterns.split(","))):
         matches = glob.glob(os.path.expanduser(pattern), recursive=True)
         files = {pathlib.Path(match).absolute() for match in matches if os.path.isfile(match)}
+        for match in matches:
+            if not os.path.isfile(match) and not os.path.isdir(match):
+                raise UsageError(_no_file_message(match))
         if not files:
             raise UsageError(_no_match_message(pattern, matches))
         paths |= files
@@ -85,7 +93,8 @@ def read_blocks(
       may_end: Returns whether a document may end with a line.
 
     Raises:
-      UsageError: The file cannot be read, is truncated or damaged, or is UTF-16.
+      UsageError: The file cannot be read, is truncated or damaged, is UTF-16, or a document or line
+        is longer than `MAX_DOCUMENT_BYTES`.
     """
     try:
         with path.open("rb") as raw:
@@ -93,7 +102,13 @@ def read_blocks(
             first_line = number = 1
             lines: list[bytes] = []
             size = 0
-            for line in _decompressed(raw, path.name.lower()):
+            # At most one byte more than allowed, so that a line without an end takes no memory.
+            read_line = functools.partial(
+                _decompressed(raw, path.name.lower()).readline, MAX_DOCUMENT_BYTES + 1
+            )
+            for line in iter(read_line, b""):
+                if size + len(line) > MAX_DOCUMENT_BYTES:
+                    raise UsageError(_too_long_message(path, first_line))
                 if number == 1:
                     if line.startswith(_UTF16_MARKS):
                         raise UsageError(f"{path} is UTF-16: convert it to UTF-8 first.")
@@ -106,6 +121,8 @@ def read_blocks(
                     on_disk, first_line, lines, size = raw.tell(), number, [], 0
             if lines:
                 yield Block(first_line, b"".join(lines), raw.tell() - on_disk)
+    except PermissionError as error:
+        raise UsageError(f"{path} cannot be read: {error.strerror}.") from error
     except (OSError, EOFError, lzma.LZMAError, zlib.error, zstandard.ZstdError) as error:
         raise UsageError(
             f"{path} cannot be read to its end: {error}. If the file is truncated or damaged, "
@@ -151,6 +168,33 @@ def _decompressed(raw: BinaryIO, name: str) -> BinaryIO:
             file = gzip.GzipFile(fileobj=raw) if suffix == ".gz" else opener(raw)
             return io.BufferedReader(file, _BUFFER)
     return raw
+
+
+def _too_long_message(path: pathlib.Path, line: int) -> str:
+    megabytes = MAX_DOCUMENT_BYTES >> 20
+    if is_json(path):
+        return (
+            f"{path}:{line}: this line is longer than {megabytes} MB. Each line of a .jsonl, .json "
+            "or .ndjson file holds one document; divide it."
+        )
+    return (
+        f"{path}: the document from line {line} on is longer than {megabytes} MB. Blank lines "
+        "separate the documents of a text file; if each line is a document, write JSON lines "
+        "(.jsonl) instead."
+    )
+
+
+def _no_file_message(path: str) -> str:
+    """Says what a path is that is neither a file nor a folder."""
+    message = f"--config.data.files: {path!r} is no file of text, but "
+    try:
+        mode = os.stat(path).st_mode
+    except FileNotFoundError:
+        return f"{message}a link to a file that does not exist: {os.readlink(path)!r}."
+    except OSError as error:  # such as links that form a circle
+        return f"{message}a link that leads to none: {error.strerror}."
+    what = "a pipe" if stat.S_ISFIFO(mode) else "a device or socket"
+    return f"{message}{what}: write its text to a file first."
 
 
 def _no_match_message(pattern: str, folders: list[str]) -> str:

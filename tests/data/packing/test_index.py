@@ -1,6 +1,7 @@
 """Tests of the packing index: its tables, its cache on disk and its errors."""
 
 import concurrent.futures
+import json
 import os
 
 import numpy as np
@@ -201,3 +202,101 @@ def test_shards_without_pairs_have_no_rows(tmp_path):
 def test_invalid_options(options, message):
     with pytest.raises(UsageError, match=message):
         PairOptions(**options)
+
+
+def tables(packed):
+    return packed.inputs.tobytes(), packed.rows.tobytes(), packed.num_tokens, packed.duplicate_ends
+
+
+def index_folder(store):
+    [folder] = (store.folder / "packed").iterdir()
+    return folder
+
+
+def flip_a_bit(path):
+    data = bytearray(path.read_bytes())
+    data[len(data) // 2] ^= 1
+    path.write_bytes(data)
+
+
+def zero_a_block(path):
+    data = bytearray(path.read_bytes())
+    data[20:40] = bytes(20)
+    path.write_bytes(data)
+
+
+DAMAGES = {
+    "flipped": flip_a_bit,
+    "zeroed": zero_a_block,
+    "half": lambda path: os.truncate(path, path.stat().st_size // 2),
+    "empty": lambda path: os.truncate(path, 0),
+    "longer": lambda path: path.write_bytes(path.read_bytes() + b"\0"),
+    "missing": lambda path: path.unlink(),
+    "a folder": lambda path: path.unlink() or path.mkdir(),
+    "text": lambda path: path.write_text("no table"),
+}
+
+
+@pytest.mark.parametrize("damage", DAMAGES)
+@pytest.mark.parametrize("name", ["inputs.bin", "rows.bin", "index.json"])
+def test_a_damaged_index_is_packed_again(store, name, damage, caplog):
+    expected = tables(packing.load_or_pack(store, "sentences", 64))
+    DAMAGES[damage](index_folder(store) / name)
+    caplog.clear()
+    assert tables(packing.load_or_pack(store, "sentences", 64)) == expected
+    assert f"{name}" in caplog.text
+    assert "It is packed again" in caplog.text
+    caplog.clear()
+    assert tables(packing.load_or_pack(store, "sentences", 64)) == expected
+    assert not caplog.records
+
+
+def test_an_index_in_the_place_of_another_is_packed_again(store):
+    expected = tables(packing.load_or_pack(store, "sentences", 64))
+    folder = index_folder(store)
+    folder.rename(store.folder / "first")
+    packing.load_or_pack(store, "sentences", 32)
+    index_folder(store).rename(folder)
+    assert tables(packing.load_or_pack(store, "sentences", 64)) == expected
+
+
+def test_an_index_of_an_earlier_version_is_packed_again(store):
+    """Its `index.json` has the counts alone."""
+    expected = tables(packing.load_or_pack(store, "sentences", 64))
+    path = index_folder(store) / "index.json"
+    index = json.loads(path.read_text())
+    path.write_text(json.dumps({k: index[k] for k in index.keys() - {"name", "files", "blake2b"}}))
+    assert tables(packing.load_or_pack(store, "sentences", 64)) == expected
+    assert json.loads(path.read_text()) == index
+
+
+def test_temporary_folders_of_killed_processes_are_removed(store):
+    """But not while another process packs an index of the same store."""
+    leftover = store.folder / "packed" / "sentences-64-0123.4567.tmp"
+    leftover.mkdir(parents=True)
+    (leftover / "inputs.bin").write_bytes(b"12")
+    with concurrent.futures.ThreadPoolExecutor(1) as pool:
+        with packing._lock(store):
+            future = pool.submit(packing.load_or_pack, store, "sentences", 64)
+            with pytest.raises(TimeoutError):
+                future.result(timeout=0.3)
+            assert leftover.exists()
+        future.result(timeout=60)
+    assert not leftover.exists()
+
+
+def test_remove_damaged(store):
+    for seq_len in (16, 32, 64):
+        packing.load_or_pack(store, "sentences", seq_len)
+    assert packing.remove_damaged(store) == []
+    damaged = sorted((store.folder / "packed").iterdir())[1]
+    flip_a_bit(damaged / "rows.bin")
+    assert packing.remove_damaged(store) == [damaged]
+    assert len(os.listdir(store.folder / "packed")) == 2
+    assert packing.remove_damaged(store) == []
+
+
+def test_an_intact_index_may_be_read_only(store, monkeypatch):
+    packing.load_or_pack(store, "sentences", 64)
+    monkeypatch.setattr(packing, "_lock", None)  # fails if called
+    packing.load_or_pack(store, "sentences", 64)

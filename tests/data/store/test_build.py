@@ -5,6 +5,7 @@ import json
 import os
 import pathlib
 import random
+import shutil
 import signal
 import subprocess
 import sys
@@ -17,6 +18,7 @@ import pytest
 
 from roberta_jax.data.store import build, layout, shards
 from roberta_jax.data.store.build import Recipe, build_stores
+from roberta_jax.data.store.digests import CHECKED
 from roberta_jax.data.store.token_store import TokenStore
 from roberta_jax.data.text.corpus import FilesCorpus, is_heldout, open_corpus
 from roberta_jax.data.text.sentences import split_sentences
@@ -65,7 +67,7 @@ def contents(folder):
     return {
         str(path.relative_to(folder)): path.read_bytes()
         for path in folder.rglob("*")
-        if path.is_file()
+        if path.is_file() and path.name != CHECKED  # holds times
     }
 
 
@@ -318,6 +320,93 @@ def test_damaged_parts_are_rebuilt(
     use_small_chunks(monkeypatch)
     build_stores(tmp_path / "x", corpus, tokenizer, RECIPE, workers=1)
     assert contents(tmp_path / "x") == expected_contents
+
+
+@pytest.fixture
+def interrupted(tmp_path, text_folder, tokenizer, monkeypatch, small_chunks):
+    """The folder of a build that stopped after 20 parts, of which some are in shards."""
+    add = shards.ShardWriter.add
+
+    def stop(writer, number):
+        add(writer, number)
+        if number == 20:
+            raise KeyboardInterrupt
+
+    with monkeypatch.context() as patch:
+        patch.setattr(shards.ShardWriter, "add", stop)
+        with pytest.raises(KeyboardInterrupt):
+            build_stores(tmp_path / "x", open_text(text_folder), tokenizer, RECIPE, workers=1)
+    assert len(list((tmp_path / "x" / "building").glob("*.npz"))) > 1
+    assert len(list((tmp_path / "x" / "building").glob("*.json"))) > 1
+    return tmp_path / "x"
+
+
+def _change_a_count(folder):
+    path = folder / "building" / "shard-00000.json"
+    record = json.loads(path.read_text())
+    path.write_text(json.dumps(record | {"end": record["end"] + 1}))
+
+
+def _copy_a_part(folder):
+    first, second, *_ = sorted((folder / "building").glob("*.npz"))
+    second.write_bytes(first.read_bytes())
+
+
+def _replace_by_a_folder(folder):
+    for path in ("building/shard-00000.json", max((folder / "building").glob("*.npz"))):
+        (folder / path).unlink()
+        (folder / path).mkdir()
+
+
+def _flip_a_bit_of_a_shard(folder):
+    path = folder / "train" / "00000.tokens.npy"
+    data = bytearray(path.read_bytes())
+    data[-5] ^= 1
+    path.write_bytes(data)
+
+
+def _leave_temporary_files(folder):
+    (folder / "building" / "00000003.npz.0123.tmp").touch()
+    (folder / "train" / "index.json.0123.tmp").touch()
+
+
+@pytest.mark.parametrize(
+    "damage",
+    [
+        _change_a_count,
+        _copy_a_part,
+        _replace_by_a_folder,
+        _flip_a_bit_of_a_shard,
+        _leave_temporary_files,
+    ],
+)
+def test_what_an_interrupted_build_left_is_checked(
+    interrupted, text_folder, tokenizer, expected_contents, damage
+):
+    damage(interrupted)
+    build_stores(interrupted, open_text(text_folder), tokenizer, RECIPE, workers=1)
+    assert contents(interrupted) == expected_contents
+
+
+def test_parts_that_a_killed_process_did_not_delete(tmp_path, text_folder, tokenizer):
+    corpus = open_text(text_folder)
+    build_stores(tmp_path / "x", corpus, tokenizer, RECIPE)
+    (tmp_path / "x" / "building").mkdir()
+    (tmp_path / "x" / "building" / "00000000.npz").touch()
+    build_stores(tmp_path / "x", corpus, tokenizer, RECIPE)
+    assert sorted(path.name for path in (tmp_path / "x").iterdir()) == ["heldout", "train"]
+
+
+def test_stores_that_do_not_belong_together(tmp_path, text_folder, tokenizer):
+    corpus = open_text(text_folder)
+    build_stores(tmp_path / "x", corpus, tokenizer, RECIPE)
+    other = RobertaTokenizer.train(make_text(300, seed=1), vocab_size=310)
+    with pytest.raises(UsageError, match="train was made with another tokenizer"):
+        build_stores(tmp_path / "x", corpus, other, RECIPE)
+    shutil.rmtree(tmp_path / "x" / "heldout")
+    shutil.copytree(tmp_path / "x" / "train", tmp_path / "x" / "heldout")
+    with pytest.raises(UsageError, match="do not belong together"):
+        build_stores(tmp_path / "x", corpus, tokenizer, RECIPE)
 
 
 class DeadlyCorpus(FilesCorpus):

@@ -9,6 +9,8 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from roberta_jax.data.packing import index as packing
+from roberta_jax.data.store import digests
+from roberta_jax.data.store.digests import CHECKED
 from roberta_jax.data.store.layout import ARRAYS
 from roberta_jax.data.store.token_store import TokenStore, write_store
 from roberta_jax.errors import UsageError
@@ -90,7 +92,7 @@ def test_pickles_hold_no_tokens(tmp_path):
 def test_files_are_plain_npy_and_deterministic(tmp_path):
     write_store(tmp_path / "a", DOCUMENTS, vocab_size=100)
     write_store(tmp_path / "b", DOCUMENTS, vocab_size=100)
-    names = sorted(path.name for path in (tmp_path / "a").iterdir())
+    names = sorted(path.name for path in (tmp_path / "a").iterdir() if path.name != CHECKED)
     assert names == sorted(["index.json", *(f"00000.{array}.npy" for array in ARRAYS)])
     for name in names:
         assert (tmp_path / "a" / name).read_bytes() == (tmp_path / "b" / name).read_bytes()
@@ -190,17 +192,89 @@ def test_missing_or_resized_file(tmp_path, damage, array):
         TokenStore.open(tmp_path)
 
 
-@pytest.mark.parametrize("array", ARRAYS)
-def test_verify_detects_a_flipped_byte(tmp_path, array):
-    write_store(tmp_path, DOCUMENTS, vocab_size=100)
-    TokenStore.open(tmp_path).verify()
-    path = tmp_path / f"00000.{array}.npy"
+def flip_a_bit(path, place=-3):
     data = bytearray(path.read_bytes())
-    data[-3] ^= 1
+    data[place] ^= 1
     path.write_bytes(data)
-    store = TokenStore.open(tmp_path)
-    with pytest.raises(UsageError, match=rf"contents of 00000\.{array}\.npy have changed"):
+
+
+@pytest.mark.parametrize("remembered", [True, False])
+@pytest.mark.parametrize("array", ARRAYS)
+def test_a_flipped_bit_is_detected(tmp_path, array, remembered):
+    write_store(tmp_path, DOCUMENTS, vocab_size=100).verify()
+    if not remembered:
+        (tmp_path / CHECKED).unlink()
+    path = tmp_path / f"00000.{array}.npy"
+    flip_a_bit(path)
+    for _ in range(2):
+        with pytest.raises(UsageError, match=rf"contents of 00000\.{array}\.npy have changed"):
+            TokenStore.open(tmp_path)
+    flip_a_bit(path)
+    TokenStore.open(tmp_path).verify()
+
+
+def test_verify_reads_all_files(tmp_path, monkeypatch):
+    store = write_store(tmp_path, DOCUMENTS, vocab_size=100)
+    flip_a_bit(tmp_path / "00000.tokens.npy")
+    # As after damage by the disk: no write, so nothing that `stat` could show.
+    monkeypatch.setattr(digests, "_read_remembered", lambda folder: Anything())
+    TokenStore.open(tmp_path)
+    with pytest.raises(UsageError, match=r"contents of 00000\.tokens\.npy have changed"):
         store.verify()
+
+
+class Anything(dict):
+    """Remembers every file, in any state."""
+
+    def get(self, name, default=None):
+        return Equal()
+
+
+class Equal:
+    __hash__ = None
+
+    def __eq__(self, other):
+        return True
+
+
+def test_ids_beyond_the_vocabulary_are_refused(tmp_path):
+    """As in a store that another program made: its hashes are right."""
+    with pytest.raises(UsageError, match=r"00000\.tokens\.npy holds the id 99, .* has 98 ids"):
+        write_store(tmp_path, [[[5, 99]], [[97]]], vocab_size=98)
+
+
+@pytest.mark.parametrize(
+    "change",
+    [
+        {"num_tokens": 20},
+        {"vocab_size": "many"},
+        {"shards": []},
+        {"shards": [{}]},
+        {"shards": None},
+        {"version": 99},
+        {"format": "a list"},
+    ],
+)
+@pytest.mark.parametrize("sealed", [True, False])
+def test_an_index_with_other_contents_is_refused(tmp_path, change, sealed):
+    """Also one of an earlier version, which has no hash of its own."""
+    write_store(tmp_path, DOCUMENTS, vocab_size=100)
+    path = tmp_path / "index.json"
+    index = json.loads(path.read_text()) | change
+    if not sealed:
+        del index["blake2b"]
+    path.write_text(json.dumps(index))
+    with pytest.raises(UsageError, match=r"Delete that folder"):
+        TokenStore.open(tmp_path)
+
+
+def test_an_index_without_a_hash_is_read(tmp_path):
+    store = write_store(tmp_path, DOCUMENTS, vocab_size=100)
+    path = tmp_path / "index.json"
+    index = json.loads(path.read_text())
+    assert index.pop("blake2b")
+    path.write_text(json.dumps(index))
+    assert TokenStore.open(tmp_path).index == store.index
 
 
 @pytest.mark.parametrize("change", ["text", "version", "format"])

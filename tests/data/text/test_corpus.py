@@ -7,6 +7,7 @@ import gzip
 import json
 import lzma
 import os
+import pathlib
 import pickle
 import sys
 
@@ -15,7 +16,7 @@ import pytest
 import zstandard
 
 from configs.pretrain import get_config
-from roberta_jax.data.text import builtin, corpus
+from roberta_jax.data.text import builtin, corpus, files
 from roberta_jax.data.text.corpus import is_heldout, open_corpus
 from roberta_jax.data.text.source import TextSource
 from roberta_jax.errors import UsageError
@@ -78,6 +79,16 @@ def test_crlf_and_byte_order_mark(tmp_path):
     (tmp_path / "b.jsonl").write_bytes(b"\xef\xbb\xbf" + JSONL.replace(b"\n", b"\r\n"))
     documents, counts = read(open_files(tmp_path / "*"))
     assert documents == ["one\r\ntwo", "three", "four\r\n", *TEXTS]
+    assert not counts
+
+
+def test_byte_order_marks_are_no_text(tmp_path):
+    """At the start of a file, a document or a line, where joining files has put them."""
+    (tmp_path / "a.txt").write_text("\ufeffone\n\n\ufefftwo\n\ufeff\ufeffthree\n\nfo\ufeffur")
+    lines = [json.dumps({"text": "\ufefffive\n\ufeffsix"}, ensure_ascii=ascii) for ascii in (0, 1)]
+    (tmp_path / "b.jsonl").write_text("\ufeff" + "\n\ufeff".join(lines))
+    documents, counts = read(open_files(tmp_path / "*"))
+    assert documents == ["one", "two\nthree", "fo\ufeffur", "five\nsix", "five\nsix"]
     assert not counts
 
 
@@ -144,6 +155,91 @@ def test_no_file_matches(tmp_path, monkeypatch, pattern, message):
     (tmp_path / "a.txt").write_text("a")
     with pytest.raises(UsageError, match=message):
         open_files(pattern)
+
+
+@pytest.mark.parametrize(
+    ("make", "message"),
+    [
+        (lambda path: path.symlink_to(path), "a link that leads to none"),
+        (
+            lambda path: path.symlink_to("nowhere"),
+            "a link to a file that does not exist: 'nowhere'",
+        ),
+        (os.mkfifo, "a pipe"),
+        (lambda path: path.symlink_to("/dev/zero"), "a device"),
+    ],
+)
+def test_what_is_no_file_is_refused(tmp_path, make, message):
+    (tmp_path / "a.txt").write_text("a")
+    make(tmp_path / "b.txt")
+    for pattern in ("b.txt", "*.txt"):
+        with pytest.raises(UsageError, match=rf"b\.txt' is no file of text, but {message}"):
+            open_files(tmp_path / pattern)
+
+
+@pytest.mark.parametrize("suffix", ["", ".gz"])
+def test_documents_and_lines_without_an_end(tmp_path, monkeypatch, suffix):
+    monkeypatch.setattr(files, "MAX_DOCUMENT_BYTES", 50)
+    text, json_lines = tmp_path / f"a.txt{suffix}", tmp_path / f"a.jsonl{suffix}"
+    text.write_bytes(COMPRESS[suffix](b"a" * 20 + b"\n\n" + b"b\n" * 30))
+    json_lines.write_bytes(COMPRESS[suffix](b'{"text": "a"}\n{"text": "' + b"b" * 100))
+    monkeypatch.setattr(corpus, "PIECE_BYTES", 10)
+    with pytest.raises(UsageError, match=r"a\.txt\S*: the document from line 3 on is longer than"):
+        read(open_files(text))
+    with pytest.raises(UsageError, match=r"a\.jsonl\S*:2: this line is longer than"):
+        read(open_files(json_lines))
+
+
+def test_check(tmp_path, caplog):
+    """What is wrong with the start of a file is noticed without reading all of it."""
+    path = tmp_path / "a.jsonl"
+    path.write_bytes(JSONL * 10_000 + b"not JSON")
+    open_files(path).check()
+    assert not caplog.records
+    with pytest.raises(UsageError, match=r"a\.jsonl:1: no field 'body'"):
+        open_files(path, text_field="body").check()
+    (tmp_path / "a.txt.gz").write_bytes(b"not compressed")
+    with pytest.raises(UsageError, match=r"a\.txt\.gz cannot be read"):
+        open_files(tmp_path / "*.gz").check()
+    (tmp_path / "empty.txt").write_bytes(b"")
+    open_files(tmp_path / "*.txt").check()
+    open_corpus(TextSource(source="builtin")).check()
+
+
+def test_check_reads_files_at_equal_distances(tmp_path, monkeypatch):
+    for number in range(250):
+        (tmp_path / f"{number:03}.txt").write_text("text")
+    paths = []
+    read_blocks = files.read_blocks
+
+    def recorded(path, *rest):
+        paths.append(path.stem)
+        return read_blocks(path, *rest)
+
+    monkeypatch.setattr(files, "read_blocks", recorded)
+    open_files(tmp_path / "*").check()
+    assert paths == [f"{number:03}" for number in range(0, 250, 3)]
+
+
+def test_check_says_how_to_convert_latin_1(tmp_path, caplog):
+    for name in "ab":
+        (tmp_path / f"{name}.txt").write_bytes("un\ndéjà vu".encode("latin-1"))
+    open_files(tmp_path / "*").check()
+    [record] = caplog.records
+    assert "a.txt is not UTF-8: line 2 has the byte 0xe9" in record.getMessage()
+    assert "iconv -f LATIN1 -t UTF-8" in record.getMessage()
+
+
+def test_a_file_that_may_not_be_read(tmp_path, monkeypatch):
+    (tmp_path / "a.txt").write_text("text")
+    opened = open_files(tmp_path / "a.txt")
+
+    def refuse(*_):
+        raise PermissionError(13, "Permission denied")
+
+    monkeypatch.setattr(pathlib.Path, "open", refuse)
+    with pytest.raises(UsageError, match=r"a\.txt cannot be read: Permission denied\.$"):
+        opened.check()
 
 
 def test_object_stores_are_refused():
@@ -215,8 +311,12 @@ def test_file_that_changes_while_it_is_read(tmp_path):
     [
         ({"source": "web"}, "must be one of builtin, files, tfds"),
         ({"source": "files"}, r"--config\.data\.files is not set"),
-        ({"source": "tfds"}, r"--config\.data\.tfds_name is not set"),
-        ({"source": "tfds", "tfds_name": "x"}, r"--config\.data\.tfds_split is not set"),
+        (
+            {"source": "tfds"},
+            r"needs \S+tfds_name=... and \S+tfds_split=... and \S+field=...",
+        ),
+        ({"source": "tfds", "tfds_name": "x"}, r"needs --\S+tfds_split=... and --\S+field=..."),
+        ({"source": "tfds", "tfds_name": "x", "tfds_split": "y"}, r"needs --\S+tfds_field=...$"),
     ],
 )
 def test_invalid_sources(fields, message):
