@@ -157,3 +157,30 @@ def test_workdir_is_a_file(four_steps, tmp_path):
         pretrain(four_steps(), tmp_path / "run")
     with pytest.raises(UsageError, match="Not a directory|is a file"):
         pretrain(four_steps(), tmp_path / "run" / "below")
+
+
+def test_sources_are_checked_before_anything_is_written(four_steps, tmp_path):
+    """So the corrected command can use the same workdir."""
+    more = ({"files": str(tmp_path / "none*.txt")},)
+    (tmp_path / "folder.jsonl").mkdir()
+    for changes, message in (
+        ({"data.files": str(tmp_path / "none*.txt")}, "no file matches"),
+        ({"data.files": str(tmp_path / "folder.jsonl")}, "only a folder does"),
+        ({"data.source": "tfds"}, r"tfds_name=... and \S+tfds_split=... and \S+tfds_field="),
+        ({"data.text_field": "body"}, "no field 'body'"),
+        ({"data.mixture": more}, "no file matches"),
+    ):
+        with pytest.raises(UsageError, match=message):
+            pretrain(four_steps(**changes), tmp_path / "run")
+        assert not (tmp_path / "run").exists()
+
+
+def test_a_finished_run_needs_no_text(four_steps, finished_run, tmp_path):
+    config = four_steps(**{"data.files": str(tmp_path / "corpus.jsonl")})
+    texts.write_corpus(tmp_path / "corpus.jsonl", 60)
+    workdir = shutil.copytree(finished_run.workdir, tmp_path / "run")
+    saved = json.loads((workdir / "config.json").read_text())
+    saved["data"]["files"] = str(tmp_path / "corpus.jsonl")
+    (workdir / "config.json").write_text(json.dumps(saved))
+    (tmp_path / "corpus.jsonl").unlink()
+    assert pretrain(config, workdir).metrics == finished_run.metrics
