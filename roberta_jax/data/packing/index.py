@@ -21,9 +21,9 @@ that:
       index.json                   counts, and sizes and hashes of the two files
       checked.json                 which files were read and had the right hash, see `store.digests`
 
-An index that is not what was written is packed again. Reading and hashing one takes some 0.9 s per
-GB, and only after it has changed; 2 billion tokens in rows of 512 give 0.13 GB in FULL-SENTENCES
-and some 3 GB in single sentences of 25 tokens.
+An index that is not what was written is packed again. It is read and hashed only after a change:
+200 million tokens have 14 MB of tables in FULL-SENTENCES rows of 512 (15 ms of CPU time) and 196 MB
+in single sentences of 25 tokens (0.17 s). Opening an unchanged one takes less than 1 ms.
 """
 
 import contextlib
