@@ -87,8 +87,13 @@ def check_sources(spec: TextSpec) -> None:
     Raises:
       UsageError: a source is wrong; the message says what to do.
     """
-    for corpus in spec.corpora:
-        open_corpus(corpus.source).check()
+    for number, corpus in enumerate(spec.corpora):
+        try:
+            open_corpus(corpus.source).check()
+        except UsageError as error:
+            if not number:
+                raise
+            raise UsageError(f"corpus {number} of --config.data.mixture: {error}") from error
 
 
 def prepare(spec: TextSpec, progress: bool = True, verify: bool = False) -> Prepared:

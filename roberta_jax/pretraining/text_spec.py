@@ -140,6 +140,11 @@ def _read_mixture_entry(first: TextSource, entry: Any, where: str) -> CorpusSpec
 
 def _cache_dir(cache_dir: str | None) -> pathlib.Path:
     """`config.data.cache_dir`, or `roberta_jax` in the user's cache folder."""
+    if cache_dir and ("://" in cache_dir or "\0" in cache_dir):
+        raise UsageError(
+            f"--config.data.cache_dir={cache_dir!r} is no folder of a file system, which the cache "
+            "needs: its files are locked and memory-mapped. Name a local or mounted folder."
+        )
     if cache_dir:
         return pathlib.Path(cache_dir).expanduser().absolute()
     base = os.environ.get("XDG_CACHE_HOME") or pathlib.Path.home() / ".cache"

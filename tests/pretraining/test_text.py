@@ -226,7 +226,9 @@ def test_check_sources(make_config, tmp_path):
     with pytest.raises(UsageError, match="no file matches"):
         check_sources(read_text_spec(make_config(files=str(tmp_path / "missing*"))))
     more = ({"files": str(tmp_path / "missing*")},)
-    with pytest.raises(UsageError, match="no file matches"):
+    with pytest.raises(
+        UsageError, match=r"^corpus 1 of --config\.data\.mixture: .*no file matches"
+    ):
         check_sources(read_text_spec(make_config(mixture=more)))
     assert sorted(path.name for path in tmp_path.iterdir()) == ["text.txt"]
 
@@ -249,6 +251,11 @@ def test_the_message_of_a_damaged_store_says_how_to_rebuild_it(make_config):
         ({"language": "English"}, r"config\.data\.language"),
         ({"source": "web"}, "builtin, files, tfds"),
         ({"files": "missing/*.txt"}, "no file matches"),
+        (
+            {"cache_dir": "gs://bucket/cache"},
+            r"cache_dir='gs://bucket/cache' is no folder of a file",
+        ),
+        ({"cache_dir": "a\0b"}, r"cache_dir='a\\x00b' is no folder"),
         ({"validation_fraction": 0.999999}, "no text to train a tokenizer on.*validation_fraction"),
     ],
 )

@@ -39,6 +39,12 @@ _MARKS = re.compile(f"^{_MARK}+", re.MULTILINE)
 # Reading the start of so many files, at equal distances, shows most mistakes and takes no time.
 _CHECKED_FILES = 100
 _CHECKED_BYTES = 1 << 16
+# Share of zero bytes, or of characters that are no UTF-8, from which a file is not taken for text.
+# Latin-1 has some 5% in French; Greek or Chinese in its former encodings has over 50%.
+_MAX_WRONG = 0.2
+_CONVERT = (
+    "If it is text, convert it first, such as from Latin-1: iconv -f LATIN1 -t UTF-8 OLD > NEW"
+)
 
 
 class Piece(NamedTuple):
@@ -184,7 +190,7 @@ class FilesCorpus(Corpus):
             block = next(files.read_blocks(path, _CHECKED_BYTES, _always), None)
             if block is None:
                 continue
-            all_utf8 = all_utf8 and _is_utf8(path, block.data)
+            all_utf8 = _check_encoding(path, block.data, warn=all_utf8) and all_utf8
             for _ in self.documents(Piece(str(path), *block), collections.Counter()):
                 pass
 
@@ -267,7 +273,7 @@ class TfdsCorpus(Corpus):
         except Exception as error:  # TFDS raises errors of its own, urllib, TensorFlow and Python
             raise UsageError(
                 f"TFDS cannot load {name!r}, split {split!r}, from "
-                f"{data_dir or 'its default folder'}: {error}"
+                f"{data_dir or 'its default folder'}: {_first_line(error)}"
             ) from error
         if field not in features:
             raise UsageError(
@@ -334,22 +340,48 @@ def _size_and_time(path: pathlib.Path) -> list[int]:
     return [stat.st_size, stat.st_mtime_ns]
 
 
-def _is_utf8(path: pathlib.Path, data: bytes) -> bool:
-    """Whether the start of a file is UTF-8; if not, a warning says how to convert it."""
+def _check_encoding(path: pathlib.Path, data: bytes, warn: bool) -> bool:
+    """Checks that the start of a file is UTF-8.
+
+    Args:
+      path: The file.
+      data: Its start.
+      warn: Whether to warn of bytes that are not UTF-8.
+
+    Returns:
+      Whether it is.
+
+    Raises:
+      UsageError: It is no text at all, or its encoding is so different that little is left.
+    """
+    if data.count(0) > _MAX_WRONG * len(data):
+        raise UsageError(
+            f"{path} holds zero bytes: it is UTF-16 without a mark, an archive or another binary "
+            f"file. {_CONVERT}, or leave it out of --config.data.files."
+        )
     try:
         data.decode()
         return True
     except UnicodeDecodeError as error:
-        line = data.count(b"\n", 0, error.start) + 1
-        logging.warning(
-            "%s is not UTF-8: line %d has the byte 0x%02x. Such bytes are replaced by U+FFFD. If "
-            "the file has another encoding, such as Latin-1, convert it first: "
-            "iconv -f LATIN1 -t UTF-8 OLD > NEW",
-            path,
-            line,
-            data[error.start],
+        line, byte = data.count(b"\n", 0, error.start) + 1, data[error.start]
+    text = data.decode(errors="replace")
+    wrong = text.count("\ufffd") / len(text)
+    if wrong > _MAX_WRONG:
+        raise UsageError(
+            f"{path} is not UTF-8: {wrong:.0%} of its start cannot be read. {_CONVERT}, or leave "
+            "it out of --config.data.files."
         )
-        return False
+    if warn:
+        logging.warning(
+            "%s is not UTF-8: line %d has the byte 0x%02x. Such bytes are replaced by U+FFFD. %s.",
+            *(path, line, byte, _CONVERT),
+        )
+    return False
+
+
+def _first_line(error: Exception) -> str:
+    """TFDS lists all datasets that there are after a name that it does not know."""
+    return str(error).strip().partition("\n")[0] or repr(error)
 
 
 def _always(line: bytes) -> bool:

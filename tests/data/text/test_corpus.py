@@ -9,6 +9,7 @@ import lzma
 import os
 import pathlib
 import pickle
+import random
 import sys
 
 import numpy as np
@@ -228,6 +229,24 @@ def test_check_says_how_to_convert_latin_1(tmp_path, caplog):
     [record] = caplog.records
     assert "a.txt is not UTF-8: line 2 has the byte 0xe9" in record.getMessage()
     assert "iconv -f LATIN1 -t UTF-8" in record.getMessage()
+
+
+@pytest.mark.parametrize(
+    ("data", "message"),
+    [
+        ("some text\n".encode("utf-16-le"), "holds zero bytes"),
+        (bytes(1000), "holds zero bytes"),
+        ("текст и текст\n".encode("koi8-r"), "is not UTF-8: .*% of its start cannot be read"),
+        (random.Random(0).randbytes(1000).replace(b"\0", b""), "is not UTF-8: .*% of its start"),
+    ],
+)
+@pytest.mark.parametrize("suffix", ["", ".gz"])
+def test_check_refuses_what_is_no_text(tmp_path, data, message, suffix):
+    (tmp_path / f"a.txt{suffix}").write_bytes(COMPRESS[suffix](data))
+    with pytest.raises(
+        UsageError, match=rf"a\.txt{suffix} {message}.*iconv -f LATIN1.*leave it out"
+    ):
+        open_files(tmp_path / "*").check()
 
 
 def test_a_file_that_may_not_be_read(tmp_path, monkeypatch):
