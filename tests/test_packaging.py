@@ -96,7 +96,9 @@ def test_contents(wheel):
     def sources(folder):
         return {path.relative_to(ROOT) for path in (ROOT / folder).rglob("*.py")}
 
-    left_out = (pathlib.Path("experiments/benchmarks"), pathlib.Path("experiments/results"))
+    left_out = [
+        pathlib.Path("experiments", name) for name in ("benchmarks", "results", "robustness")
+    ]
     bundled = {
         path
         for path in sources("configs") | sources("experiments")

@@ -56,6 +56,16 @@ _DOCUMENTED = (UsageError, FileNotFoundError, ValueError)
 _RESULT, _OUTPUT = "result.json", "output.txt"
 
 
+_HEADER = """\
+# Damaged files
+
+What became of each damaged file, counted. `python -m experiments.robustness.damaged_files` makes
+this table, and its docstring explains the verdicts; the last four are failures. The damage that is
+called "unprotected" left a file of the right form, which people may edit or which has no checksum.
+
+"""
+
+
 @dataclasses.dataclass(frozen=True)
 class Case:
     """One file, one damage.
@@ -359,7 +369,7 @@ def main(argv: Sequence[str] | None = None) -> int:
     if arguments.out:
         folder = pathlib.Path(arguments.out)
         folder.mkdir(parents=True, exist_ok=True)
-        (folder / "damaged_files.md").write_text(text, encoding="utf-8")
+        (folder / "damaged_files.md").write_text(_HEADER + text, encoding="utf-8")
     return int(any(verdict.verdict in BAD for _, verdict in results))
 
 

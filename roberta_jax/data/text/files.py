@@ -81,6 +81,11 @@ def is_json(path: pathlib.Path) -> bool:
     return name.endswith(JSON_SUFFIXES)
 
 
+def is_plain(path: pathlib.Path) -> bool:
+    """Whether a file name is that of a file without compression."""
+    return not path.name.lower().endswith(tuple(_OPENERS))
+
+
 def read_blocks(
     path: pathlib.Path, block_bytes: int, may_end: Callable[[bytes], bool]
 ) -> Iterator[Block]:
@@ -98,6 +103,10 @@ def read_blocks(
     """
     try:
         with path.open("rb") as raw:
+            if not is_plain(path) and not os.fstat(raw.fileno()).st_size:
+                raise EOFError(
+                    "it is empty, which no compressed file is"
+                )  # gzip reads it as no text
             on_disk = 0
             first_line = number = 1
             lines: list[bytes] = []

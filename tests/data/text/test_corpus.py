@@ -286,13 +286,14 @@ def test_errors_in_json_lines_name_file_and_line(tmp_path, monkeypatch, line, me
 
 
 @pytest.mark.parametrize("suffix", [".gz", ".bz2", ".xz", ".zst"])
-@pytest.mark.parametrize("damage", ["short", "garbage", "flipped"])
+@pytest.mark.parametrize("damage", ["short", "garbage", "flipped", "empty"])
 def test_damaged_compressed_files(tmp_path, suffix, damage):
     whole = COMPRESS[suffix](os.urandom(300_000).hex().encode())
     middle = len(whole) // 2
     data = {
         "short": whole[:middle],
         "garbage": b"this is no compressed file",
+        "empty": b"",
         "flipped": whole[:middle] + bytes([whole[middle] ^ 255]) + whole[middle + 1 :],
     }[damage]
     path = tmp_path / f"a.txt{suffix}"
