@@ -369,7 +369,8 @@ def main(argv: Sequence[str] | None = None) -> int:
     if arguments.out:
         folder = pathlib.Path(arguments.out)
         folder.mkdir(parents=True, exist_ok=True)
-        (folder / "damaged_files.md").write_text(_HEADER + text, encoding="utf-8")
+        some = "" if arguments.kinds == "*" else f"Of the kinds `{arguments.kinds}` alone.\n\n"
+        (folder / "damaged_files.md").write_text(_HEADER + some + text, encoding="utf-8")
     return int(any(verdict.verdict in BAD for _, verdict in results))
 
 
