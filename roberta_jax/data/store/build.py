@@ -111,10 +111,12 @@ def _check_origin(train: TokenStore, heldout: TokenStore, tokenizer: RobertaToke
         if made_with != (tokenizer.fingerprint(), len(tokenizer), tokenizer.eos_token_id):
             raise UsageError(f"{store.folder} was made with another tokenizer. {advice}")
     counts = train.index["counts"]
+    num_documents = train.num_documents + heldout.num_documents + counts["overlapping"]
+    num_tokens = train.num_tokens + heldout.num_tokens + counts["overlapping_tokens"]
     if (
         heldout.index["counts"] != counts
-        or train.num_documents + heldout.num_documents != counts["documents"]
-        or train.num_tokens + heldout.num_tokens != counts["tokens"]
+        or num_documents != counts["documents"]
+        or num_tokens != counts["tokens"]
     ):
         raise UsageError(
             f"The stores in {train.folder.parent} do not belong together: their texts do not add "

@@ -122,7 +122,8 @@ class ShardWriter:
           eos_id: the id of `</s>`.
           fingerprint: the tokenizer's fingerprint.
           max_overlap: held-out documents that overlap more with the training text are left out; see
-            `overlap_with_training`. The count "overlapping" is their number.
+            `overlap_with_training`. The count "overlapping" is their number, and
+            "overlapping_tokens" that of their tokens.
           workers: number of threads.
           about: more entries for the indices.
         """
@@ -208,7 +209,9 @@ class ShardWriter:
                 workers,
             )
             is_unique = overlap_D <= max_overlap
-        self.counts["overlapping"] = int((~is_unique).sum())
+        left_out = [documents[number] for number in np.flatnonzero(~is_unique)]
+        self.counts["overlapping"] = len(left_out)
+        self.counts["overlapping_tokens"] = sum(len(tokens) for tokens, _, _ in left_out)
 
         entries = []
         ends = np.cumsum([len(document_ends) for _, _, document_ends in shards.values()])
@@ -250,7 +253,7 @@ class ShardWriter:
                 if record[side]:
                     name, files = record[side]["name"], record[side]["files"]
                     expected = {f"{name}.{array}.npy": files[array] for array in ARRAYS}
-                    check_files(self._folder / side, expected, remember=False)
+                    check_files(self._shard_folder(side), expected, remember=False)
         except (DamagedError, KeyError, TypeError) as error:
             logging.warning("%s: %s; building that part again", self._folder, error)
             has_digest = False
