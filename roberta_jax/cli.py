@@ -4,9 +4,12 @@ A command with a config is a module with a plain function of the config, which n
 call, and a `main(config, flags)`, which `run_config_job` calls if the module runs as a command.
 """
 
+import ast
 import contextlib
+import functools
 import os
 import pathlib
+import re
 import sys
 import textwrap
 from collections.abc import Callable, Iterator, Mapping, Sequence
@@ -16,12 +19,11 @@ from ml_collections import ConfigDict, config_flags
 
 from roberta_jax import project_files
 from roberta_jax.dotted_keys import flatten, nearest
-from roberta_jax.errors import UsageError
+from roberta_jax.errors import UsageError, shortened
+from roberta_jax.project_files import EXAMPLE_CONFIG
 
 Job = Callable[[ConfigDict, flags.FlagValues], None]
 DefineFlags = Callable[[flags.FlagValues], None]
-
-EXAMPLE_CONFIG = "configs/pretrain.py:tiny"
 
 
 def run_config_job(
@@ -77,121 +79,154 @@ def parse(
       UsageError: The config file is missing or cannot be loaded, a flag or config key is unknown or
         was renamed, a value has the wrong type, or there is a positional argument.
     """
-    # The config is loaded without the overrides first, so that an unknown key can be compared with
-    # all keys of the config. The flag library compares it with those of a single group.
-    overrides = [argument for argument in argv[1:] if argument.startswith("--config.")]
-    others = [argument for argument in argv[1:] if not argument.startswith("--config.")]
-    others = _with_resolved_config(others)
-    without_overrides = _parse(argv[0], others, define_flags)
-    _check_config_file(without_overrides)
-    keys = flatten(without_overrides.config)
+    from roberta_jax import config_files  # here, because only commands need it
+
+    arguments, overrides, others = list(argv[1:]), [], []
+    config_file = _take_config(arguments)
+    for argument in arguments:
+        prefix = next((each for each in ("--config.", "-config.") if argument.startswith(each)), "")
+        (overrides if prefix else others).append(argument.removeprefix(prefix))
+    config = config_files.load(_resolved(config_file))
+    keys = flatten(config)
     for override in overrides:
-        _check_override(override, keys, renamed or {})
-    return _parse(argv[0], [*others, *overrides], define_flags)
+        name, value = _parsed_override(override, config, keys, renamed or {})
+        *groups, last = name.split(".")
+        with config.unlocked():
+            functools.reduce(lambda group, each: group[each], groups, config)[last] = value
+    return _parse_flags(argv[0], others, define_flags, config)
 
 
-def _parse(
-    program: str, arguments: Sequence[str], define_flags: DefineFlags | None
+def _parse_flags(
+    program: str, arguments: Sequence[str], define_flags: DefineFlags | None, config: ConfigDict
 ) -> flags.FlagValues:
-    argv = [program, *arguments]
+    """Parses the flags other than `--config`; the values have `config` as it is."""
     values = flags.FlagValues()
-    config_flags.DEFINE_config_file("config", None, flag_values=values, sys_argv=argv)
     if define_flags is not None:
         define_flags(values)
     try:
-        rest = values(argv)
-    except flags.Error as error:
-        # An error raised by a config file contains its traceback, whose last line is the message.
-        lines = [line for line in str(error).strip().splitlines() if line.strip()]
-        reason = lines[-1].strip().removeprefix("ValueError: ") if lines else repr(error)
+        rest = values([program, *arguments])
+        # Defined after parsing, because the arguments are not overrides of it.
+        config_flags.DEFINE_config_dict("config", config, flag_values=values, sys_argv=[program])
+        values.mark_as_parsed()
+    except (flags.Error, UnicodeError, OSError) as error:
+        reason = shortened(" ".join(str(error).split()) or repr(error), 400)
         raise UsageError(f"{reason}\nRun with --help for a list of all flags.") from error
     if len(rest) > 1:
-        raise UsageError(f"unexpected argument {rest[1]!r}: arguments have the form --name=value.")
+        raise UsageError(
+            f"unexpected argument {shortened(rest[1])!r}: arguments have the form --name=value."
+        )
     return values
 
 
-def _with_resolved_config(arguments: Sequence[str]) -> list[str]:
-    """Replaces a config file that exists only in the project's root by its full path.
+def _take_config(arguments: list[str]) -> str:
+    """Removes `--config=FILE` or `--config FILE` from the arguments and returns FILE.
+
+    Raises:
+      UsageError: It is missing or given twice, or FILE is missing.
+    """
+    taken = []
+    for index, argument in reversed(list(enumerate(arguments))):
+        flag, equals, value = argument.partition("=")
+        if flag in ("--config", "-config"):
+            if not equals:
+                value = "".join(arguments[index + 1 : index + 2])
+                value = "" if value.startswith("-") else value
+            del arguments[index : index + (1 if equals else 2)]
+            taken.append(value)
+    if len(taken) > 1:
+        raise UsageError(
+            f"--config is given {len(taken)} times. Give it once, such as --config={EXAMPLE_CONFIG}"
+        )
+    if not taken or not taken[0].strip():
+        raise UsageError(f"no config: pass one, such as --config={EXAMPLE_CONFIG}")
+    return taken[0]
+
+
+def _resolved(config: str) -> str:
+    """Returns FILE:SIZE with the full path of a file that exists only in the project's root.
 
     `--config=configs/pretrain.py:tiny` thus works in any folder. A note on stderr names the file.
     """
-    arguments = list(arguments)
-    config = _config_argument(arguments)
-    if config is None or _resolve(config) == config:
-        return arguments
-    print(f"Using {_split_size(_resolve(config))[0]}", file=sys.stderr)
-    replacements = {config: _resolve(config), f"--config={config}": f"--config={_resolve(config)}"}
-    return [replacements.get(argument, argument) for argument in arguments]
+    from roberta_jax import config_files
 
-
-def _config_argument(arguments: Sequence[str]) -> str | None:
-    """Returns the value of `--config`, or None if it is not given."""
-    for index, argument in enumerate(arguments):
-        if argument.startswith("--config="):
-            return argument.removeprefix("--config=")
-        if argument == "--config" and index + 1 < len(arguments):
-            return arguments[index + 1]
-    return None
-
-
-def _resolve(config: str) -> str:
-    """Returns FILE:SIZE with the path of the file that exists, or unchanged if there is none."""
-    file, size = _split_size(config)
+    file, size = config_files.split_size(config)
+    if os.path.lexists(file):
+        return config
     path = project_files.find_file(file)
-    return config if path is None or os.path.exists(file) else f"{path}{size}"
+    if path is None:
+        return config
+    print(f"Using {path}", file=sys.stderr)
+    return f"{path}{size}"
 
 
-def _split_size(config: str) -> tuple[str, str]:
-    """Splits FILE:SIZE into FILE and :SIZE, which is empty if there is no size."""
-    if os.path.exists(config):
-        return config, ""
-    # The last colon precedes the size; an earlier one may belong to a Windows drive.
-    file, colon, size = config.rpartition(":")
-    return (file, colon + size) if colon else (config, "")
-
-
-def _check_config_file(values: flags.FlagValues) -> None:
-    if not values["config"].present:
-        raise UsageError(f"no config: pass one, such as --config={EXAMPLE_CONFIG}")
-    file, _ = _split_size(values["config"].config_filename)
-    if not os.path.isfile(file):
-        raise UsageError(
-            f"no config file {file!r} in {os.getcwd()!r}: pass the path of an existing file, such "
-            f"as --config={EXAMPLE_CONFIG}"
-        )
-
-
-def _check_override(override: str, keys: Mapping[str, object], renamed: Mapping[str, str]) -> None:
-    name, equals, value = override.removeprefix("--config.").partition("=")
+def _parsed_override(
+    override: str, config: ConfigDict, keys: Mapping[str, object], renamed: Mapping[str, str]
+) -> tuple[str, object]:
+    """Parses KEY=VALUE into the dotted key and a value of the key's type."""
+    name, equals, text = override.partition("=")
     if name not in keys:
-        if renamed.get(name) in keys:
-            raise UsageError(f"--config.{name} was renamed: use --config.{renamed[name]}.")
-        hint = nearest(name, list(keys))
-        children = [key for key in keys if key.startswith(f"{name}.")]
-        if hint:
-            advice = f"did you mean --config.{hint}?"
-        elif children:
-            advice = f"it is a group of keys: {', '.join(children)}."
-        else:
-            advice = f"the keys are: {', '.join(keys)}."
-        message = f"unknown config key --config.{name}: {advice}"
-        raise UsageError("\n".join(textwrap.wrap(message, 100, break_on_hyphens=False)))
+        raise UsageError(_unknown_key(name, keys, renamed))
     if not equals:
         raise UsageError(f"--config.{name} has no value: write --config.{name}=VALUE.")
-    kind = type(keys[name])
-    if kind in (int, float):
-        try:
-            kind(value)
-        except ValueError:
-            article = "an integer" if kind is int else "a number"
-            raise UsageError(f"--config.{name} takes {article}, not {value!r}.") from None
-    if kind is bool and value.lower() not in ("true", "false", "1", "0"):
-        raise UsageError(f"--config.{name} takes true or false, not {value!r}.")
+    *groups, last = name.split(".")
+    group = functools.reduce(lambda group, each: group[each], groups, config)
+    kind = group.get_type(last)
+    if text.lower() == "none" and (kind in (int, float) or keys[name] is None):
+        return name, None  # the reader of the config checks whether the key may be unset
+    try:
+        return name, _PARSERS.get(kind, ast.literal_eval)(text)
+    except (ValueError, KeyError, SyntaxError, TypeError, MemoryError, RecursionError):
+        takes = _TAKES.get(kind, f"a value like {keys[name]!r}")
+        raise UsageError(f"--config.{name} takes {takes}, not {shortened(text)!r}.") from None
+
+
+def _unknown_key(name: str, keys: Mapping[str, object], renamed: Mapping[str, str]) -> str:
+    if renamed.get(name) in keys:
+        return f"--config.{name} was renamed: use --config.{renamed[name]}."
+    children = [key for key in keys if key.startswith(f"{name}.")]
+    hint = nearest(name, list(keys))
+    if children:
+        message = (
+            f"--config.{name} is a group of keys and takes no value. Its keys are "
+            f"{', '.join(children)}, as in --config.{children[0]}=VALUE."
+        )
+    else:
+        message = f"unknown config key --config.{shortened(name)}: " + (
+            f"did you mean --config.{hint}?" if hint else f"the keys are: {', '.join(keys)}."
+        )
+    return "\n".join(textwrap.wrap(message, 100, break_on_hyphens=False))
+
+
+def _integer(text: str) -> int:
+    """Parses a decimal integer; unlike `int` only ASCII digits, and not thousands of them."""
+    if not re.fullmatch(r"[+-]?[0-9](_?[0-9]){0,99}", text.strip()):
+        raise ValueError
+    return int(text)
+
+
+def _boolean(text: str) -> bool:
+    return {"true": True, "1": True, "false": False, "0": False}[text.lower()]
+
+
+def _tuple(text: str) -> tuple:
+    value = ast.literal_eval(text.strip())
+    if not isinstance(value, tuple | list):
+        raise ValueError
+    return tuple(value)
+
+
+_PARSERS = {int: _integer, float: float, bool: _boolean, str: str, tuple: _tuple}
+_TAKES = {
+    int: "an integer",
+    float: "a number",
+    bool: "true or false",
+    tuple: "a tuple such as '()'",
+}
 
 
 def _help(job: Job, define_flags: DefineFlags | None, argv: Sequence[str]) -> str:
     """Returns the docstring of `job`, its flags, and the keys of the config in `argv`."""
-    from roberta_jax import config_help
+    from roberta_jax import config_files, config_help
 
     values = flags.FlagValues()
     if define_flags is not None:
@@ -201,15 +236,15 @@ def _help(job: Job, define_flags: DefineFlags | None, argv: Sequence[str]) -> st
     lines += config_help.entry("--config.KEY=VALUE", "Overrides one of the config keys below.")
     for name in values:
         lines += config_help.entry(f"--{name}", values[name].help)
-    config = _config_argument(argv[1:]) or EXAMPLE_CONFIG
-    arguments = [f"--config={_resolve(config)}"]
-    values = _parse(argv[0], arguments, None)
-    _check_config_file(values)
-    file, _ = _split_size(values["config"].config_filename)
-    comments = config_help.key_comments(pathlib.Path(file).read_text(encoding="utf-8"))
+    given = any(each.partition("=")[0] in ("--config", "-config") for each in argv[1:])
+    config = _take_config(list(argv[1:])) if given else EXAMPLE_CONFIG
+    file = _resolved(config)
+    keys = flatten(config_files.load(file))
+    source = pathlib.Path(config_files.split_size(file)[0]).read_text(encoding="utf-8")
+    comments = config_help.key_comments(source)
     about_keys = (
         f"Config keys, with the defaults of {config}. For those of another size or file, pass "
         "--config=FILE:SIZE --help."
     )
     lines += ["", *textwrap.wrap(about_keys, config_help.WIDTH, break_on_hyphens=False)]
-    return "\n".join(lines) + "\n" + config_help.format_keys(flatten(values.config), comments)
+    return "\n".join(lines) + "\n" + config_help.format_keys(keys, comments)

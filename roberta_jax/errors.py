@@ -1,4 +1,4 @@
-"""The exception for wrong user input, and a helper that lists names in its messages."""
+"""The exception for wrong user input, and functions that shorten what its messages name."""
 
 from collections.abc import Sequence
 
@@ -16,3 +16,17 @@ def listed(names: Sequence[str], most: int = 8) -> str:
     """Joins the first `most` names with commas and appends how many are left out."""
     rest = f" and {len(names) - most} more" if len(names) > most else ""
     return ", ".join(names[:most]) + rest
+
+
+def shortened(text: str, most: int = 80) -> str:
+    """Returns the text, or its beginning and its length if it has more than `most` characters."""
+    return text if len(text) <= most else f"{text[:most]}... ({len(text)} characters)"
+
+
+def spelled(value: object) -> str:
+    """Returns a config value as it is typed: `none`, `true`, `3`, `a/*.txt`."""
+    if value is None or isinstance(value, bool):
+        return str(value).lower()
+    if isinstance(value, int) and abs(value) >= 10**1000:  # Python refuses to print them
+        return f"a number of {value.bit_length()} bits"
+    return f"{value:.6g}" if isinstance(value, float) and value == value // 1 else str(value)

@@ -59,6 +59,10 @@ def pretrain(config: ConfigDict, workdir: epath.PathLike) -> RunResult:
     if jax.default_backend() == "cpu":
         keep_freed_memory()
     spec = read_spec(config)
+    # Imported here, as in `make_job`.
+    from roberta_jax.pretraining.memory import check_memory
+
+    check_memory(spec)
     check_schedule_is_stated(config, read_config(workdir))
     if finished_metrics(workdir, spec.training.steps) is None:
         check_sources(spec.text)  # before anything is written to the workdir

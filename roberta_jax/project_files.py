@@ -7,6 +7,9 @@ contains copies of them in `roberta_jax/_bundled/`.
 import os
 import pathlib
 
+# How error messages and `--help` name a config file.
+EXAMPLE_CONFIG = "configs/pretrain.py:tiny"
+
 _PACKAGE = pathlib.Path(__file__).resolve().parent
 
 
@@ -23,6 +26,6 @@ def find_file(path: str | os.PathLike) -> pathlib.Path | None:
     """
     path = pathlib.Path(path)
     for candidate in (path, project_root() / path):
-        if candidate.is_file():
+        if os.path.isfile(candidate):  # also False for names that are too long
             return candidate
     return None

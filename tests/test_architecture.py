@@ -125,6 +125,7 @@ def test_only_the_specification_and_the_commands_see_the_config():
         "pretraining/text_spec.py",
         "config_help.py",
         "cli.py",
+        "config_files.py",
         "dotted_keys.py",
     }
     commands = {"pretrain.py", "prepare.py"}

@@ -42,7 +42,7 @@ from experiments.study.loading import ROOT
 VERDICTS = ("refused", "accepted", "traceback", "hang", "abort", "late", "unclear")
 GOOD = VERDICTS[:2]
 LATE_SECONDS = 20.0  # of processor time
-_MESSAGE = re.compile(r"^(\S+(\.py)?: )?(roberta-jax: )?error: ", re.MULTILINE)
+_MESSAGE = re.compile(r"^([\w. -]+: )?error: ", re.MULTILINE)
 _REMARKS = ("---", "For simplicity, JAX has removed")  # below a traceback
 # The environment of the calls: no network, and quiet libraries.
 _ENVIRONMENT = {

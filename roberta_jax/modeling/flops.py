@@ -1,4 +1,4 @@
-"""The floating-point operations of a training step."""
+"""The number of parameters of a model, and the floating-point operations of a training step."""
 
 from roberta_jax.modeling.config import RobertaConfig
 
@@ -20,3 +20,12 @@ def training_flops(config: RobertaConfig, batch_size: int, length: int, num_slot
     block = 4 * width * width + 2 * width * config.intermediate_size + 2 * length * width
     head = width * width + width * config.vocab_size
     return 6.0 * batch_size * (config.num_hidden_layers * length * block + num_slots * head)
+
+
+def num_parameters(config: RobertaConfig) -> int:
+    """The parameters of the masked language model, by formula; those of the encoder and LM head."""
+    width, inner = config.hidden_size, config.intermediate_size
+    tables = config.vocab_size + config.max_position_embeddings + config.type_vocab_size
+    block = 4 * (width + 1) * width + (width + 1) * inner + (inner + 1) * width + 4 * width
+    head = (width + 1) * width + 2 * width + config.vocab_size
+    return tables * width + 2 * width + config.num_hidden_layers * block + head

@@ -28,7 +28,12 @@ from roberta_jax.modeling.heads import RobertaForMaskedLM, RobertaForPreTraining
 from roberta_jax.pretraining.text_spec import TextSpec, read_text_spec
 from roberta_jax.training.loop import Cadence
 from roberta_jax.training.optimizer import make_optimizer
-from roberta_jax.training.partitioning import create_mesh, rows_and_accumulation, rules_with
+from roberta_jax.training.partitioning import (
+    create_mesh,
+    mesh_size,
+    rows_and_accumulation,
+    rules_with,
+)
 from roberta_jax.training.run import TrainingSpec
 from roberta_jax.training.schedules import make_schedule
 from roberta_jax.training.state import abstract_state
@@ -57,13 +62,6 @@ class EvaluationSpec:
     max_rows: int | None
     short_inputs: bool
     ngram_baselines: bool
-
-    def __post_init__(self):
-        if self.max_rows is not None and self.max_rows < 1:
-            raise UsageError(
-                f"--config.eval.max_rows={self.max_rows}: give a number from 1, or none for all "
-                "rows."
-            )
 
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
@@ -131,6 +129,7 @@ def read_spec(config: ConfigDict) -> PretrainingSpec:
       UsageError: a value is out of its range, values do not fit each other or the devices, or the
         model in `init_from` cannot be loaded.
     """
+    text = read_text_spec(config)  # first, since it checks every value by itself
     pairs = PairOptions(
         config.data.dupe_factor,
         config.data.short_seq_prob,
@@ -150,10 +149,10 @@ def read_spec(config: ConfigDict) -> PretrainingSpec:
     training = _training(config)
     evaluation = EvaluationSpec(**config.eval)
     rows_and_accumulation(training.mesh, evaluation.batch_size, key="eval.batch_size")
-    text, masking = read_text_spec(config), Masking(**config.masking)
+    masking = Masking(**config.masking)
     execution = _execution(config.execution)
     model = _model(config, model_class)  # last, since it may fetch a model from the hub
-    _check_sharding(model_class(model, execution), training)
+    _check_sharding(model_class(model, execution), training, bool(config.init_from))
     return PretrainingSpec(
         config=config.to_dict(),
         seq_len=config.seq_len,
@@ -210,12 +209,6 @@ def decay_steps(config: Mapping[str, Any]) -> int:
 
 def _training(config: ConfigDict) -> TrainingSpec:
     train = config.train
-    if train.steps < 1:
-        raise UsageError(f"--config.train.steps={train.steps}: a run has at least one step.")
-    if train.keep_checkpoints < 1:
-        raise UsageError(
-            f"--config.train.keep_checkpoints={train.keep_checkpoints}: keep at least one."
-        )
     schedule = _schedule(config, decay_steps(config))
     sizes = {name: size for name, size in config.mesh.items() if name != "rules"}
     mesh = create_mesh(**sizes)
@@ -284,13 +277,37 @@ def _model(config: ConfigDict, model_class: type[nn.Module]) -> RobertaConfig:
     return model
 
 
-def _check_sharding(model: nn.Module, training: TrainingSpec) -> None:
+def _check_sharding(model: nn.Module, training: TrainingSpec, is_pretrained: bool) -> None:
     """Checks that the parameters can be split as the mesh and its rules say.
 
     The vocabulary is left out: it is known only when the tokenizer is.
     """
     if math.prod(training.mesh.shape.values()) == training.mesh.shape["data"]:
         return  # nothing is split
+    axes_of = dict(training.rules)
+    # A tensor with all heads has the size of their product with the head's width, so that its shape
+    # does not show whether heads are cut in two.
+    for name, key in (
+        ("heads", "num_attention_heads"),
+        ("mlp", "intermediate_size"),
+        ("embed", "hidden_size"),
+    ):
+        size, parts = getattr(model.config, key), mesh_size(training.mesh, axes_of[name])
+        if size % parts:
+            axes = axes_of[name] if isinstance(axes_of[name], tuple) else (axes_of[name],)
+            split = " times ".join(
+                f"--config.mesh.{axis}={training.mesh.shape[axis]}" for axis in axes
+            )
+            where = (
+                f"the {key} {size} of the model in init_from"
+                if is_pretrained
+                else (f"--config.model.{key}={size}")
+            )
+            best = next(n for n in range(parts, 0, -1) if size % n == 0)
+            raise UsageError(
+                f"{where} is not divisible by the {parts} devices that split it ({split}). Use a "
+                f"mesh that splits it over {best}, or another --config.model.{key}."
+            )
     rules = tuple((name, None if name == "vocab" else axes) for name, axes in training.rules)
     abstract_state(
         lambda: model.init(jax.random.key(0), jnp.zeros((1, 1), jnp.int32))["params"],

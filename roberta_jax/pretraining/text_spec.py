@@ -5,7 +5,6 @@ has neither the accelerators nor the memory for the training.
 """
 
 import dataclasses
-import math
 import os
 import pathlib
 from collections.abc import Mapping
@@ -15,11 +14,14 @@ from ml_collections import ConfigDict
 
 from roberta_jax.data.text.sentences import check_splitting
 from roberta_jax.data.text.source import SOURCES, TextSource
+from roberta_jax.dotted_keys import flatten
 from roberta_jax.errors import UsageError
+from roberta_jax.pretraining.config_values import VALUES, check_values
 
 # The keys of a corpus in `config.data.mixture`; keys that it leaves out are those of `config.data`.
 _SOURCE_KEYS = tuple(field.name for field in dataclasses.fields(TextSource))
 MIXTURE_KEYS = (*_SOURCE_KEYS, "max_tokens", "weight")
+_LARGEST_WEIGHT = 1e9
 
 
 @dataclasses.dataclass(frozen=True)
@@ -73,24 +75,10 @@ def read_text_spec(config: ConfigDict) -> TextSpec:
       config: as `configs/pretrain.py` returns it.
 
     Raises:
-      UsageError: a value is out of its range.
+      UsageError: any value of the config is out of its range, or corpora are described wrongly.
     """
+    check_values(flatten(config))
     data = config.data
-    if not 0 <= data.validation_fraction < 1:
-        raise UsageError(
-            f"--config.data.validation_fraction={data.validation_fraction}: give a fraction of the "
-            "documents from 0 up to, but not including, 1, such as 0.01."
-        )
-    if not 0 <= data.validation_max_overlap <= 1:
-        raise UsageError(
-            f"--config.data.validation_max_overlap={data.validation_max_overlap}: give a fraction "
-            "of a document from 0 to 1, such as 0.5; 1 scores all held-out documents."
-        )
-    if data.num_workers is not None and data.num_workers < 1:
-        raise UsageError(
-            f"--config.data.num_workers={data.num_workers}: give a number of processes from 1, or "
-            "none for one per core."
-        )
     return TextSpec(
         corpora=_read_corpora(data),
         validation_fraction=data.validation_fraction,
@@ -109,17 +97,13 @@ def _read_corpora(data: ConfigDict) -> tuple[CorpusSpec, ...]:
     corpora = [CorpusSpec(first, max_tokens=data.max_tokens)]
     for number, entry in enumerate(data.mixture, start=1):
         corpora.append(_read_mixture_entry(first, entry, f"--config.data.mixture: corpus {number}"))
-    for number, corpus in enumerate(corpora):
+    for corpus in corpora:
         if corpus.source.source not in SOURCES:
             raise UsageError(
-                f"--config.data.source is {corpus.source.source!r}, but it must be one of "
+                f"--config.data.source={corpus.source.source} is unknown: use one of "
                 f"{', '.join(SOURCES)}."
             )
         check_splitting(corpus.source.sentences, corpus.source.language)
-        where = f"--config.data.mixture: corpus {number}: " if number else "--config.data."
-        size = corpus.max_tokens
-        if size is not None and not (isinstance(size, int) and size >= 1):
-            raise UsageError(f"{where}max_tokens is {size!r}: give a whole number from 1.")
     return tuple(corpora)
 
 
@@ -132,8 +116,12 @@ def _read_mixture_entry(first: TextSource, entry: Any, where: str) -> CorpusSpec
     if unknown:
         raise UsageError(f"{where} has {unknown[0]!r}, but it takes {', '.join(MIXTURE_KEYS)}.")
     weight = entry.get("weight", 1.0)
-    if not (isinstance(weight, int | float) and 0 < weight < math.inf):
-        raise UsageError(f"{where}: weight is {weight!r}: give a number above 0.")
+    if not (isinstance(weight, int | float) and 0 < weight <= _LARGEST_WEIGHT):
+        raise UsageError(f"{where}: weight is {weight!r}: give a number above 0, up to 1e9.")
+    for key, value in entry.items():
+        wanted = VALUES.get(f"data.{key}")  # None for the weight
+        if wanted and not (wanted.fits(value) or (value is None and wanted.optional)):
+            raise UsageError(f"{where}: {key} is {value!r}: give {wanted}.")
     changes = {key: entry[key] for key in _SOURCE_KEYS if key in entry}
     return CorpusSpec(dataclasses.replace(first, **changes), float(weight), entry.get("max_tokens"))
 

@@ -5,7 +5,10 @@ shardings from the logical axes of the parameters, and the arrays from one jitte
 with these shardings as `out_shardings`.
 """
 
+import contextlib
 import math
+import os
+import pathlib
 from collections.abc import Callable
 from typing import Any
 
@@ -25,6 +28,8 @@ from roberta_jax.training.partitioning import (
     on_mesh,
     parameter_spec,
 )
+
+_CONTAINER_LIMIT = pathlib.Path("/sys/fs/cgroup/memory.max")
 
 # Returns the parameters as linen's `init` does: boxed with their logical axes.
 InitParams = Callable[[], Any]
@@ -120,6 +125,21 @@ def create_state(
 def count_parameters(params: Any) -> int:
     """Returns the total number of elements in a tree of arrays or shapes."""
     return sum(math.prod(leaf.shape) for leaf in jax.tree.leaves(params))
+
+
+def memory_limit(device: jax.Device) -> int | None:
+    """Returns the bytes that the arrays on a device can take, or None if that is unknown.
+
+    For a CPU it is the memory of the machine or of the container, which all CPU devices share.
+    """
+    if device.platform != "cpu":
+        return (device.memory_stats() or {}).get("bytes_limit")
+    limits = []
+    with contextlib.suppress(ValueError, OSError, AttributeError):  # no such names elsewhere
+        limits.append(os.sysconf("SC_PHYS_PAGES") * os.sysconf("SC_PAGE_SIZE"))
+    with contextlib.suppress(ValueError, OSError):  # "max" is no limit
+        limits.append(int(_CONTAINER_LIMIT.read_text()))
+    return min(limits, default=None)
 
 
 def _initial_state(params: Any, optimizer: optax.GradientTransformation) -> TrainState:

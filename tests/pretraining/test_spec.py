@@ -96,9 +96,9 @@ WRONG_VALUES = {
     "unknown format": ({"data.format": "pairs"}, r"data\.format is 'pairs'.*segment_pair"),
     "pairs that are never sampled": (
         {"data.format": "segment_pair", "data.dupe_factor": 0},
-        "sampled at least once",
+        r"--config\.data\.dupe_factor=0: give a whole number from 1",
     ),
-    "three separators": ({"data.format": "segment_pair", "data.num_separators": 3}, "1 or 2"),
+    "three separators": ({"data.format": "segment_pair", "data.num_separators": 3}, "from 1 to 2"),
     "probability above 1": (
         {"data.format": "segment_pair", "data.short_seq_prob": 2.0},
         "from 0 to 1",
@@ -111,7 +111,7 @@ WRONG_VALUES = {
         {"data.mixture": ({"file": "x"},)},
         "mixture: corpus 1 has 'file'",
     ),
-    "no tokens": ({"data.max_tokens": 0}, "max_tokens is 0"),
+    "no tokens": ({"data.max_tokens": 0}, "max_tokens=0"),
 }
 
 
