@@ -73,6 +73,17 @@ def _call(module: types.ModuleType, size: str, file: str) -> object:
     return get_config(*arguments)
 
 
+def failure(error: BaseException, file: str) -> str:
+    """Describes an exception that running a Python file raised: its line, type and message."""
+    frames = traceback.extract_tb(error.__traceback__)
+    lines = [frame.lineno for frame in frames if frame.filename == file]
+    line, reason = lines[-1] if lines else None, str(error)
+    if isinstance(error, SyntaxError) and error.filename == file:
+        line, reason = error.lineno, error.msg
+    where = f"line {line}: " if line else ""
+    return f"{where}{type(error).__name__}: {shortened(reason, 300)}"
+
+
 def _refuse(error: BaseException, config: str, file: str) -> NoReturn:
     """Raises a UsageError that says where the config file failed."""
     if isinstance(error, UsageError):
@@ -80,13 +91,7 @@ def _refuse(error: BaseException, config: str, file: str) -> NoReturn:
     frames = traceback.extract_tb(error.__traceback__)
     if type(error) is ValueError and frames[-1].filename == file:
         raise UsageError(str(error)) from error  # the file's own message about its size
-    lines = [frame.lineno for frame in frames if frame.filename == file]
-    line, reason = lines[-1] if lines else None, f"{error}"
-    if isinstance(error, SyntaxError) and error.filename == file:
-        line, reason = error.lineno, error.msg
-    where = f"line {line}" if line else "at its start"
     raise UsageError(
-        f"--config={shortened(config)} cannot be loaded: {where}: {type(error).__name__}: "
-        f"{shortened(reason, 300)}. Correct the file, or use another one, such as "
-        f"--config={EXAMPLE_CONFIG}"
+        f"--config={shortened(config)} cannot be loaded: {failure(error, file)}. Correct the file, "
+        f"or use another one, such as --config={EXAMPLE_CONFIG}"
     ) from error

@@ -56,9 +56,9 @@ def pretrain(config: ConfigDict, workdir: epath.PathLike) -> RunResult:
     # Before the input pipeline imports TensorFlow, which logs at length.
     os.environ.setdefault("TF_CPP_MIN_LOG_LEVEL", "2")
     os.environ.setdefault("TF_ENABLE_ONEDNN_OPTS", "0")
+    spec = read_spec(config)
     if jax.default_backend() == "cpu":
         keep_freed_memory()
-    spec = read_spec(config)
     # Imported here, as in `make_job`.
     from roberta_jax.pretraining.memory import check_memory
 

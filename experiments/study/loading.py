@@ -3,16 +3,17 @@
 import contextlib
 import dataclasses
 import importlib.util
+import os
 import pathlib
 import sys
-import traceback
 import types
 from collections.abc import Iterator, Sequence
 
 from experiments.study.comparability import check_changes
-from experiments.study.config_changes import excerpt, parse_change
+from experiments.study.config_changes import parse_change
 from experiments.study.definition import Study
-from roberta_jax.errors import UsageError
+from roberta_jax.config_files import failure
+from roberta_jax.errors import UsageError, shortened
 
 ROOT = pathlib.Path(__file__).resolve().parents[2]  # of the clone
 STUDIES = ROOT / "experiments" / "studies"
@@ -38,7 +39,7 @@ def load_study(name: str, changes: Sequence[str] = (), seeds: Sequence[int] | No
         raise UsageError(
             f"the study {path.stem} has the forms {', '.join(module.FORMS)}, no {form!r}."
         )
-    with _study_errors(path):
+    with _explained(path):
         study = module.get_study(form)
     if not isinstance(study, Study):
         raise UsageError(
@@ -63,11 +64,11 @@ def study_files() -> dict[str, pathlib.Path]:
 def _find(name: str) -> tuple[pathlib.Path, str | None]:
     """Splits "STUDY[:FORM]" into the study's file and the form, if any."""
     stem, form = name, None
-    if not _is_file(name) and ":" in name:
+    if not os.path.isfile(name) and ":" in name:
         stem, form = name.rsplit(":", 1)
     if pathlib.Path(stem).suffix == ".py":
-        if not _is_file(stem):
-            raise UsageError(f"no file {excerpt(stem)}: give the path of a study's file.")
+        if not os.path.isfile(stem):
+            raise UsageError(f"no file {shortened(stem)}: give the path of a study's file.")
         return pathlib.Path(stem), form
     paths = study_files()
     matches = (
@@ -75,7 +76,8 @@ def _find(name: str) -> tuple[pathlib.Path, str | None]:
     )
     if len(matches) != 1:
         names = ", ".join(matches or paths) or "none"
-        problem = f"{stem!r} matches several studies" if matches else f"no study {excerpt(stem)!r}"
+        stem = repr(shortened(stem))
+        problem = f"{stem} matches several studies" if matches else f"no study {stem}"
         raise UsageError(f"{problem}: experiments/studies/ has {names}. Give one of these names.")
     return paths[matches[0]], form
 
@@ -93,7 +95,7 @@ def _import_file(path: pathlib.Path) -> types.ModuleType:
     spec = importlib.util.spec_from_file_location(name, path)
     module = importlib.util.module_from_spec(spec)
     sys.modules[name] = module  # dataclasses and pickle look a class's module up there
-    with _study_errors(path):
+    with _explained(path):
         spec.loader.exec_module(module)
     missing = [attribute for attribute in ("get_study", "FORMS") if not hasattr(module, attribute)]
     if missing:
@@ -109,23 +111,15 @@ def _import_file(path: pathlib.Path) -> types.ModuleType:
 
 
 @contextlib.contextmanager
-def _study_errors(path: pathlib.Path) -> Iterator[None]:
-    """Turns errors of a study's code into a UsageError that names the file and the line."""
-    file = str(path.absolute())
+def _explained(path: pathlib.Path) -> Iterator[None]:
+    """Raises what a study's file raises as a UsageError that names its line."""
     try:
         yield
     except UsageError:
         raise
     except (Exception, SystemExit) as error:
-        frames = traceback.extract_tb(error.__traceback__)
-        lines = [frame.lineno for frame in frames if frame.filename == file]
-        reason = f"{type(error).__name__}: {error}".removesuffix(".")
-        if isinstance(error, SyntaxError):
-            lines = [error.lineno] if error.lineno and error.filename == file else []
-            reason = f"{type(error).__name__}: {error.msg}"
-        where = f"line {lines[-1]}: " if lines else ""
         raise UsageError(
-            f"the study {path} cannot be loaded: {where}{reason}. Correct the file."
+            f"the study {path} cannot be loaded: {failure(error, str(path))}. Correct the file."
         ) from error
 
 

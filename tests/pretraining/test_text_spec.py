@@ -77,7 +77,11 @@ def test_bad_mixtures(config, entry, message):
         ("max_tokens", 0, r"--config\.data\.max_tokens=0: give a whole number from 1"),
         ("max_tokens", -5, r"--config\.data\.max_tokens=-5: give"),
         ("num_workers", 0, r"--config\.data\.num_workers=0: give a whole number from 1"),
-        ("validation_fraction", 1.0, r"validation_fraction=1: give a number from 0 and below 1, such as"),
+        (
+            "validation_fraction",
+            1.0,
+            r"validation_fraction=1: give a number from 0 and below 1, such as",
+        ),
         ("validation_fraction", -0.1, r"--config\.data\.validation_fraction=-0\.1"),
         ("validation_fraction", float("nan"), r"--config\.data\.validation_fraction=nan"),
         ("sentences", "never", "never"),
