@@ -62,6 +62,12 @@ class Masking:
                 f"--config.masking.rate is {self.rate}, but it must lie between 0 and 1: it is the "
                 "fraction of tokens that are predicted, such as --config.masking.rate=0.15"
             )
+        for name in ("max_span_length", "dupe_factor"):
+            value = getattr(self, name)
+            if not isinstance(value, int) and not (value is None and name == "dupe_factor"):
+                raise UsageError(
+                    f"--config.masking.{name} is {value!r}, but it must be a whole number from 1"
+                )
         for name in ("mask_replace_prob", "random_replace_prob"):
             if not 0 <= getattr(self, name) <= 1:
                 raise UsageError(

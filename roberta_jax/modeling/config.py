@@ -121,12 +121,15 @@ class RobertaConfig:
             rate = getattr(self, name)
             if rate is None and name == "classifier_dropout":
                 continue
-            if not 0 <= rate < 1:
+            if not _is_number(rate) or not 0 <= rate < 1:
                 raise ValueError(f"{name} must be at least 0 and below 1, not {rate!r}")
-        if not self.layer_norm_eps > 0:
-            raise ValueError(f"layer_norm_eps must be positive, not {self.layer_norm_eps!r}")
-        if self.initializer_range < 0:
-            raise ValueError(f"initializer_range must not be negative: {self.initializer_range!r}")
+        eps, deviation = self.layer_norm_eps, self.initializer_range
+        if not _is_number(eps) or not 0 < eps <= 1:
+            raise ValueError(f"layer_norm_eps must be positive and at most 1, not {eps!r}")
+        if not _is_number(deviation) or not 0 <= deviation <= 1e6:
+            raise ValueError(
+                f"initializer_range must not be negative, and at most 1e6, not {deviation!r}"
+            )
         for name in ("pad_token_id", "bos_token_id", "eos_token_id"):
             value = getattr(self, name)
             if not isinstance(value, int) or not 0 <= value < self.vocab_size:
@@ -255,3 +258,7 @@ class RobertaConfig:
         if {"num_labels", "id2label"} & set(changes):
             changes = {"num_labels": None, "id2label": None, "label2id": None} | changes
         return dataclasses.replace(self, **changes)
+
+
+def _is_number(value: Any) -> bool:
+    return isinstance(value, int | float) and not isinstance(value, bool)

@@ -52,14 +52,21 @@ class Execution:
     attention: str = "xla"
 
     def __post_init__(self):
-        if not jnp.issubdtype(jnp.dtype(self.dtype), jnp.floating):
+        try:
+            is_float = jnp.issubdtype(jnp.dtype(self.dtype), jnp.floating)
+        except TypeError:
+            is_float = False
+        if not is_float:
             raise ValueError(f"dtype must be a floating-point type, not {self.dtype!r}")
-        if self.scan_unroll < 1:
-            raise ValueError(f"scan_unroll must be at least 1, not {self.scan_unroll}")
+        if not isinstance(self.scan_layers, bool):
+            raise ValueError(f"scan_layers must be True or False, not {self.scan_layers!r}")
+        unroll = self.scan_unroll
+        if not isinstance(unroll, int) or isinstance(unroll, bool) or unroll < 1:
+            raise ValueError(f"scan_unroll must be a whole number of at least 1, not {unroll!r}")
         for name, known in (
             ("remat", REMAT_POLICIES),
             ("attention", attention.IMPLEMENTATIONS),
         ):
             value = getattr(self, name)
-            if value not in known:
+            if not isinstance(value, str) or value not in known:
                 raise ValueError(f"unknown {name} {value!r}; known: {', '.join(sorted(known))}")

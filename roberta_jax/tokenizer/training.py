@@ -17,6 +17,8 @@ from roberta_jax.tokenizer.surrogates import replace_surrogates
 # More text changes the merges very little, while counting pairs takes minutes and much memory.
 SAMPLE_BYTES = 1_000_000_000
 SMALLEST_VOCAB = 256 + 5
+# The library reserves memory for this many tokens at once; 10^9 end the process.
+LARGEST_VOCAB = 10**7
 
 # The library needs about 100 bytes of memory per byte of a text, to align it with its tokens.
 _SLICE_CHARACTERS = 1 << 20
@@ -43,8 +45,10 @@ def train(
       progress: show the library's progress bars.
 
     Raises:
-      ValueError: `vocab_size` is below 261, or the text has too few frequent pairs to reach it.
+      ValueError: a number is out of its range (`vocab_size` is below 261), or the text has too few
+        frequent pairs to reach `vocab_size`.
     """
+    _check_sizes(vocab_size, min_frequency)
     if vocab_size < SMALLEST_VOCAB:
         raise ValueError(
             f"vocab_size={vocab_size} is too small: it includes 5 special tokens and 256 bytes, so "
@@ -73,6 +77,19 @@ def train(
     vocab, merges = vocabulary.vocab_and_merges(learner)
     vocab[MASK] = len(vocab)
     return pipeline.build(vocab, merges, add_prefix_space=False)
+
+
+def _check_sizes(vocab_size: int, min_frequency: int) -> None:
+    """Refuses numbers with which the library aborts the process or raises an OverflowError."""
+    for name, value, low, high in (
+        ("vocab_size", vocab_size, 1, LARGEST_VOCAB),
+        ("min_frequency", min_frequency, 0, 2**32 - 1),
+    ):
+        if not isinstance(value, int) or isinstance(value, bool) or not low <= value <= high:
+            raise ValueError(
+                f"{name}={value!r} must be a whole number from {low} to {high} "
+                f"(--config.new_tokenizer.{name})"
+            )
 
 
 def take_bytes(texts: Iterable[str], limit: int) -> Iterator[str]:
@@ -118,8 +135,10 @@ def train_like(
       trainer_options: options of the trainer in `tokenizers`, such as `min_frequency`.
 
     Raises:
-      ValueError: the pipeline's template needs a token that is not in the new vocabulary.
+      ValueError: the pipeline's template needs a token that is not in the new vocabulary, or a
+        number is out of its range.
     """
+    _check_sizes(vocab_size, trainer_options.get("min_frequency", 0))
     state = json.loads(backend.to_str())
     added_tokens, post_processor = state.pop("added_tokens"), state.pop("post_processor")
     state["model"], options = _untrained(state["model"], renamed, dict(trainer_options))

@@ -35,6 +35,7 @@ from typing import Any, NamedTuple
 
 import jax
 import jax.numpy as jnp
+import numpy as np
 import optax
 
 from roberta_jax.errors import UsageError
@@ -254,15 +255,17 @@ def _check(
         clip_norm=clip_norm,
     )
     for name, beta in (("beta1", beta1), ("beta2", beta2)):
-        if not 0 <= beta < 1:
+        if not 0 <= np.float32(beta) < 1:  # in float32, 1 - 1e-8 is 1
             raise UsageError(f"--config.optimizer.{name}={beta} must be at least 0 and below 1.")
     for name, value in (("weight_decay", weight_decay), ("clip_norm", clip_norm)):
         if value < 0:
             raise UsageError(
                 f"--config.optimizer.{name}={value} must not be negative; 0 turns it off."
             )
-    if eps <= 0:
-        raise UsageError(f"--config.optimizer.eps={eps} must be positive.")
+    if np.float32(eps) < np.finfo(np.float32).tiny:  # smaller numbers are 0 on accelerators
+        raise UsageError(
+            f"--config.optimizer.eps={eps} must be positive, and at least 1.2e-38 as float32."
+        )
     if decay_mask not in _MASKS:
         raise UsageError(
             f"--config.optimizer.decay_mask={decay_mask!r} is unknown: use one of "

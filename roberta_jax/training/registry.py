@@ -5,11 +5,13 @@ are the options of such a function, and each option is the config key of the sam
 """
 
 import inspect
-import math
+import numbers
 from collections.abc import Callable, Collection, Mapping
 from typing import Any
 
 from roberta_jax.errors import UsageError
+
+_LARGEST_FLOAT32 = 3.4028235e38
 
 
 def select(
@@ -58,9 +60,13 @@ def select(
 
 
 def check_finite(group: str, **values: float) -> None:
-    """Raises a UsageError that names the config key if one of the numbers is infinite or NaN."""
+    """Raises a UsageError that names the config key if one is not a number, infinite or NaN.
+
+    Numbers beyond the range of float32 count as infinite, because the updates are computed in it.
+    """
     for key, value in values.items():
-        if not math.isfinite(value):
+        is_number = isinstance(value, numbers.Real) and not isinstance(value, bool)
+        if not (is_number and abs(value) <= _LARGEST_FLOAT32):
             raise UsageError(f"--config.{group}.{key}={value} must be a finite number.")
 
 

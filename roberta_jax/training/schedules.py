@@ -11,6 +11,7 @@ To add a schedule, write a function with the parameters
 and add it to `SCHEDULES`. Each of its own options is the config key `schedule.<option>`.
 """
 
+import numbers
 from collections.abc import Callable
 from typing import Any
 
@@ -159,6 +160,9 @@ def _check(peak: float, warmup_steps: int, decay_steps: int, end: float) -> None
     check_finite(
         "schedule", warmup_steps=warmup_steps, decay_steps=decay_steps, end_learning_rate=end
     )
+    for key, value in (("warmup_steps", warmup_steps), ("decay_steps", decay_steps)):
+        if not isinstance(value, numbers.Integral):
+            raise UsageError(f"--config.schedule.{key}={value} must be a whole number of steps.")
     if warmup_steps < 0 or decay_steps <= warmup_steps:
         raise UsageError(
             f"--config.schedule.warmup_steps={warmup_steps} must be at least 0 and less than "

@@ -229,6 +229,10 @@ def test_overflow_is_an_error():
         ({"geometric_p": float("nan")}, r"masking\.geometric_p is nan"),
         ({"max_span_length": 0}, r"masking\.max_span_length is 0"),
         ({"dupe_factor": 0}, r"masking\.dupe_factor is 0"),
+        ({"dupe_factor": float("nan")}, r"masking\.dupe_factor is nan"),
+        ({"max_span_length": float("nan")}, r"masking\.max_span_length is nan"),
+        ({"max_span_length": 1.5}, r"max_span_length is 1\.5, .* whole number"),
+        ({"max_span_length": None}, r"max_span_length is None"),
     ],
 )
 def test_invalid_options(options, message):

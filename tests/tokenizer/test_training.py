@@ -34,6 +34,17 @@ def test_smallest_vocabulary_is_bytes():
 
 
 def test_text_too_small_for_the_vocabulary():
+    for sizes in (
+        {"vocab_size": 10**9},  # the library would abort
+        {"vocab_size": 300.0},
+        {"vocab_size": True},
+        {"min_frequency": -1},
+        {"min_frequency": 2**70},
+        {"min_frequency": 0.5},
+    ):
+        (name,) = sizes
+        with pytest.raises(ValueError, match=rf"^{name}=.* must be a whole number from \d+ to \d+"):
+            RobertaTokenizer.train(TEXTS, **{"vocab_size": 300, **sizes})
     with pytest.raises(ValueError, match=r"new_tokenizer\.vocab_size") as raised:
         RobertaTokenizer.train(["some text, and some more"], vocab_size=5000)
     allowed = int(re.search(r"allows (\d+) tokens", str(raised.value))[1])

@@ -320,6 +320,12 @@ def test_the_decay_mask_goes_by_name_and_not_by_rank():
     [
         ({"beta1": -0.1}, "--config.optimizer.beta1=-0.1 must be at least 0"),
         ({"beta2": 1.0}, "--config.optimizer.beta2=1.0 must be at least 0 and below 1"),
+        ({"beta1": 1 - 1e-9}, "beta1=0.999999999 must be at least 0 and below 1"),  # 1 in float32
+        ({"beta2": "high"}, "--config.optimizer.beta2=high must be a finite number"),
+        ({"eps": 1e-60}, "--config.optimizer.eps=1e-60 must be positive, and at least 1.2e-38"),
+        ({"weight_decay": 1e39}, "weight_decay=1e[+]39 must be a finite number"),
+        ({"clip_norm": 10**400}, "must be a finite number"),
+        ({"clip_norm": True}, "clip_norm=True must be a finite number"),
         ({"eps": 0}, "--config.optimizer.eps=0 must be positive"),
         ({"eps": float("nan")}, "--config.optimizer.eps=nan must be a finite number"),
         ({"weight_decay": -1}, "--config.optimizer.weight_decay=-1 must not be negative"),

@@ -84,6 +84,9 @@ def test_an_added_schedule_is_used_with_its_own_options(monkeypatch):
     [
         ({"warmup_steps": -1}, "--config.schedule.warmup_steps=-1 must be at least 0"),
         ({"warmup_steps": 9}, "--config.schedule.warmup_steps=9 must be .* less than 9"),
+        ({"warmup_steps": 0.5}, "--config.schedule.warmup_steps=0.5 must be a whole number"),
+        ({"decay_steps": "nine"}, "--config.schedule.decay_steps=nine must be a finite number"),
+        ({"peak": 1e39}, "learning_rate=1e[+]39 must be a finite number"),
         ({"decay_steps": 0, "warmup_steps": 0}, "--config.schedule.decay_steps"),
         ({"peak": INF}, "--config.optimizer.learning_rate=inf must be a finite number"),
         ({"peak": NAN}, "--config.optimizer.learning_rate=nan"),
