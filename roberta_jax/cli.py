@@ -108,7 +108,7 @@ def _parse_flags(
         # Defined after parsing, because the arguments are not overrides of it.
         config_flags.DEFINE_config_dict("config", config, flag_values=values, sys_argv=[program])
         values.mark_as_parsed()
-    except (flags.Error, UnicodeError, OSError) as error:
+    except (flags.Error, ValueError, OSError) as error:
         reason = shortened(" ".join(str(error).split()) or repr(error), 400)
         raise UsageError(f"{reason}\nRun with --help for a list of all flags.") from error
     if len(rest) > 1:

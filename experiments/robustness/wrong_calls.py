@@ -234,6 +234,13 @@ def main(argv: Sequence[str] | None = None) -> int:
     parser.add_argument(
         "--processes", type=int, default=os.cpu_count(), help="calls at a time (default: cores)"
     )
+    parser.add_argument(
+        "--time_limit",
+        type=float,
+        default=forked_runs.TIME_LIMIT,
+        metavar="SECONDS",
+        help="for each call (default: %(default)s)",
+    )
     arguments = parser.parse_args(argv)
     if arguments.processes < 1:
         parser.error("--processes: give a number from 1")
@@ -246,7 +253,7 @@ def main(argv: Sequence[str] | None = None) -> int:
     forked_runs.import_everything()
     scratch = pathlib.Path(tempfile.mkdtemp())  # not an object: each fork would remove it
     try:
-        answers = list(_answers(Caller(scratch), calls, arguments.processes))
+        answers = list(_answers(Caller(scratch, arguments.time_limit), calls, arguments.processes))
     finally:
         shutil.rmtree(scratch)
     order = {call: index for index, call in enumerate(calls)}

@@ -29,6 +29,7 @@ from roberta_jax.pretraining.text_spec import TextSpec, read_text_spec
 from roberta_jax.training.loop import Cadence
 from roberta_jax.training.optimizer import make_optimizer
 from roberta_jax.training.partitioning import (
+    RULES,
     create_mesh,
     mesh_size,
     rows_and_accumulation,
@@ -282,8 +283,9 @@ def _check_sharding(model: nn.Module, training: TrainingSpec, is_pretrained: boo
 
     The vocabulary is left out: it is known only when the tokenizer is.
     """
-    if math.prod(training.mesh.shape.values()) == training.mesh.shape["data"]:
-        return  # nothing is split
+    is_split = math.prod(training.mesh.shape.values()) > training.mesh.shape["data"]
+    if not is_split and training.rules == RULES:
+        return
     axes_of = dict(training.rules)
     # A tensor with all heads has the size of their product with the head's width, so that its shape
     # does not show whether heads are cut in two.

@@ -64,7 +64,7 @@ def rules_with(overrides: Sequence[tuple[str, str | Sequence[str] | None]]) -> R
                 'axes, such as ("embed", "fsdp").'
             )
         name, axes = override
-        if name == "batch" or name not in rules:
+        if not isinstance(name, str) or name == "batch" or name not in rules:
             raise UsageError(
                 f"--config.mesh.rules: {name!r} is not a logical axis that can be changed: use one "
                 f"of {', '.join(rule for rule in rules if rule != 'batch')}."
@@ -72,9 +72,11 @@ def rules_with(overrides: Sequence[tuple[str, str | Sequence[str] | None]]) -> R
         if name in overridden:
             raise UsageError(f"--config.mesh.rules: the logical axis {name!r} has two rules.")
         overridden.add(name)
+        if axes is not None and not isinstance(axes, str | tuple | list):
+            axes = (axes,)  # refused below
         names = _axis_names(axes)
         for axis in names:
-            if axis not in MESH_AXES:
+            if not isinstance(axis, str) or axis not in MESH_AXES:
                 raise UsageError(
                     f"--config.mesh.rules: {axis!r} (for the logical axis {name!r}) is not a mesh "
                     f"axis: use {', '.join(MESH_AXES)}, or None for an axis that is not split."
@@ -103,8 +105,10 @@ def create_mesh(
     devices = jax.devices() if devices is None else devices
     sizes = dict(zip(MESH_AXES, (data, fsdp, tensor), strict=True))
     requested = ", ".join(f"--config.mesh.{name}={size}" for name, size in sizes.items())
-    if any(size == 0 or size < -1 for size in sizes.values()):
-        raise UsageError(f"{requested}: each size must be positive, or -1 for all other devices.")
+    if any(not isinstance(size, int) or size == 0 or size < -1 for size in sizes.values()):
+        raise UsageError(
+            f"{requested}: each size must be a positive whole number, or -1 for all other devices."
+        )
     free = [name for name, size in sizes.items() if size == -1]
     if len(free) > 1:
         raise UsageError(f"{requested}: only one size can be -1 (all other devices).")

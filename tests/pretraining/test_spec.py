@@ -6,6 +6,7 @@ import jax
 import jax.numpy as jnp
 import pytest
 from flax import linen as nn
+from jax.sharding import AbstractMesh
 
 from roberta_jax import weights
 from roberta_jax.errors import UsageError
@@ -13,7 +14,7 @@ from roberta_jax.modeling.config import RobertaConfig
 from roberta_jax.modeling.heads import RobertaForMaskedLM, RobertaForPreTraining
 from roberta_jax.pretraining.spec import check_schedule_is_stated, decay_steps, read_spec
 from roberta_jax.tokenizer import RobertaTokenizer
-from roberta_jax.training.partitioning import RULES
+from roberta_jax.training.partitioning import MESH_AXES, RULES
 from tests.support import texts
 from tests.support.messages import one_screen
 
@@ -161,6 +162,53 @@ def test_sharding_rules_reach_the_training(small_config):
     assert read_spec(small_config()).training.rules == RULES
     rules = read_spec(small_config(**{"mesh.rules": (("embed", None),)})).training.rules
     assert dict(rules) == {**dict(RULES), "embed": None}
+
+
+@pytest.mark.parametrize(
+    ("mesh", "changes", "message"),
+    [
+        (
+            (1, 1, 8),
+            {"model.hidden_size": 768, "model.num_attention_heads": 12},  # 768 is divisible by 8
+            r"--config\.model\.num_attention_heads=12 is not divisible by the 8 devices that split "
+            r"it \(--config\.mesh\.tensor=8\)\. Use a mesh that splits it over 6, or another",
+        ),
+        (
+            (1, 1, 2),
+            {"model.intermediate_size": 63},
+            r"intermediate_size=63 is not .* by the 2 .*over 1, or another --config\.model\.inter",
+        ),
+        ((1, 3, 1), {"eval.batch_size": 9, "train.batch_size": 9}, r"hidden_size=32 .* by the 3"),
+        (
+            (1, 2, 2),
+            {
+                "model.num_attention_heads": 2,
+                "mesh.rules": (("embed", None), ("heads", ("fsdp", "tensor"))),
+            },
+            r"num_attention_heads=2 .* 4 devices .*--config\.mesh\.fsdp=2 times --config\.mesh",
+        ),
+        ((1, 4, 1), {"train.batch_size": 6}, r"train\.batch_size=6 is not divisible by 4"),
+        ((2, 2, 1), {"eval.batch_size": 6}, r"eval\.batch_size=6 is not divisible by 4"),
+    ],
+)
+def test_sizes_that_the_mesh_does_not_divide(small_config, monkeypatch, mesh, changes, message):
+    monkeypatch.setattr(
+        "roberta_jax.pretraining.spec.create_mesh", lambda **sizes: AbstractMesh(mesh, MESH_AXES)
+    )
+    with pytest.raises(UsageError, match=message) as error:
+        read_spec(small_config(**changes))
+    one_screen(error.value)
+
+
+def test_sizes_that_the_mesh_divides(small_config, monkeypatch):
+    mesh = AbstractMesh((2, 2, 2), MESH_AXES)
+    monkeypatch.setattr("roberta_jax.pretraining.spec.create_mesh", lambda **sizes: mesh)
+    assert read_spec(small_config()).training.mesh == mesh
+
+
+def test_rules_that_contradict_each_other_are_refused_on_one_device(small_config):
+    with pytest.raises(UsageError, match=r"--config\.mesh\.rules: two of the axes"):
+        read_spec(small_config(**{"mesh.rules": (("embed", "tensor"),)}))
 
 
 # The model to start from.
