@@ -240,7 +240,8 @@ def _help(job: Job, define_flags: DefineFlags | None, argv: Sequence[str]) -> st
     config = _take_config(list(argv[1:])) if given else EXAMPLE_CONFIG
     file = _resolved(config)
     keys = flatten(config_files.load(file))
-    source = pathlib.Path(config_files.split_size(file)[0]).read_text(encoding="utf-8")
+    path = pathlib.Path(config_files.split_size(file)[0])
+    source = path.read_text(encoding="utf-8", errors="replace")
     comments = config_help.key_comments(source)
     about_keys = (
         f"Config keys, with the defaults of {config}. For those of another size or file, pass "

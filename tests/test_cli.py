@@ -19,7 +19,7 @@ from ml_collections.config_dict import placeholder
 def get_config(size):
     if size != "tiny":
         raise ValueError(f"unknown size {size!r}; the sizes are: tiny")
-    config = ml_collections.ConfigDict({"seq_len": 32, "flag": True, "rate": 0.5})
+    config = ml_collections.ConfigDict({"seq_len": 32, "flag": True, "rate": 0.5, "entries": ()})
     # A glob;
     # text files only.
     config.files = placeholder(str)  # None is stdin.
@@ -39,6 +39,7 @@ def config_file(tmp_path):
 
 def define_workdir(values):
     flags.DEFINE_string("workdir", None, "The folder of the run.", flag_values=values)
+    flags.DEFINE_bool("distributed", False, "One of several processes.", flag_values=values)
 
 
 def parse(config_file, *arguments):
@@ -54,12 +55,14 @@ def test_overrides_reach_the_config(config_file):
         "--config.flag=false",
         "--config.workers=3",
         "--config.rate=1",
+        "--config.entries=[(1, None)]",
     )
     assert values.workdir == "w"
     assert flatten(values.config) == {
         "seq_len": 32,
         "flag": False,
         "rate": 1.0,
+        "entries": ((1, None),),
         "files": "a/*.txt",
         "workers": 3,
         "train.steps": 7,
@@ -84,7 +87,28 @@ def test_overrides_reach_the_config(config_file):
         ("--config.train.steps=5.5", "takes an integer, not '5.5'"),
         ("--config.rate=half", "takes a number, not 'half'"),
         ("--config.flag=maybe", "takes true or false, not 'maybe'"),
-        ("--config.workers=two", "'two'"),
+        ("--config.workers=two", "--config.workers takes an integer, not 'two'"),
+        ("--config.workers=", "--config.workers takes an integer, not ''"),
+        ("--config.workers=1e3", "takes an integer, not '1e3'"),
+        ("--config.train.steps=\u0663", "takes an integer, not '\u0663'"),
+        ("--config.train.steps=0x10", "takes an integer, not '0x10'"),
+        ("--config.train.steps=" + "9" * 5000, "999... (5000 characters)'"),
+        ("--config.rate=1,5", "--config.rate takes a number, not '1,5'"),
+        ("--config.flag=2", "takes true or false, not '2'"),
+        ("--config.flag=none", "takes true or false, not 'none'"),
+        ("--config.flag", "--config.flag has no value: write --config.flag=VALUE."),
+        ("--noconfig.flag", "noconfig.flag"),
+        ("--config.entries=3", "--config.entries takes a tuple such as '()', not '3'"),
+        ("--config.entries=((", "takes a tuple such as '()', not '(('"),
+        ("--config.entries={'a':1}", """not "{'a':1}"."""),
+        ("--config.train", "is a group of keys and takes no value"),
+        ("--config.=5", "unknown config key --config.: "),
+        ("--config." + "x" * 5000 + "=5", "xxx... (5000"),
+        ("--config=configs/pretrain.py:tiny", "--config is given 2 times. Give it once"),
+        ("--flagfile=/nonexistent", "Unable to open flagfile"),
+        ("--nodistributed=1", "distributed"),
+        ("--distributed=maybe", "distributed"),
+        ("--workdir", "workdir"),
         ("--wrokdir=w", "workdir"),
         ("stray", "unexpected argument 'stray'"),
     ],
@@ -94,6 +118,28 @@ def test_wrong_arguments_are_explained(config_file, argument, expected):
         parse(config_file, argument)
     assert expected in str(caught.value)
     assert len(str(caught.value).splitlines()) < 10
+
+
+def test_none_unsets_a_value(config_file):
+    for none in ("none", "None"):
+        arguments = ("--config.workers=3", f"--config.workers={none}", f"--config.files={none}")
+        config = parse(config_file, *arguments).config
+        assert config.workers is None
+        assert config.files is None
+
+
+def test_of_repeated_overrides_the_last_one_counts(config_file):
+    arguments = ("--config.train.steps=7", "-config.train.steps=8", "--config.train.steps=9")
+    assert parse(config_file, *arguments).config.train.steps == 9
+    assert parse(config_file, *arguments[:2]).config.train.steps == 8
+
+
+@pytest.mark.parametrize(
+    "arguments", [["--config"], ["--config="], ["--config", "--workdir=x"], ["--config= "]]
+)
+def test_a_config_flag_without_a_file(arguments):
+    with pytest.raises(UsageError, match="no config: pass one, such as --config=configs/pretrain"):
+        cli.parse(["job", *arguments], define_workdir)
 
 
 def test_renamed_keys_name_the_present_key(config_file):

@@ -7,7 +7,7 @@ has neither the accelerators nor the memory for the training.
 import dataclasses
 import os
 import pathlib
-from collections.abc import Mapping
+from collections.abc import Collection, Mapping
 from typing import Any
 
 from ml_collections import ConfigDict
@@ -20,6 +20,10 @@ from roberta_jax.pretraining.config_values import VALUES, check_values
 
 # The keys of a corpus in `config.data.mixture`; keys that it leaves out are those of `config.data`.
 _SOURCE_KEYS = tuple(field.name for field in dataclasses.fields(TextSource))
+_KEYS_OF_SOURCES = {
+    "files": ("files",),
+    "tfds": ("tfds_name", "tfds_split", "tfds_field", "tfds_data_dir"),
+}
 MIXTURE_KEYS = (*_SOURCE_KEYS, "max_tokens", "weight")
 _LARGEST_WEIGHT = 1e9
 
@@ -104,7 +108,19 @@ def _read_corpora(data: ConfigDict) -> tuple[CorpusSpec, ...]:
                 f"{', '.join(SOURCES)}."
             )
         check_splitting(corpus.source.sentences, corpus.source.language)
+    _check_used(data, {corpus.source.source for corpus in corpora})
     return tuple(corpora)
+
+
+def _check_used(data: ConfigDict, sources: Collection[str]) -> None:
+    """Refuses keys that say where text is, but belong to a source that no corpus has."""
+    for source, keys in _KEYS_OF_SOURCES.items():
+        for key in keys:
+            if source not in sources and data[key] is not None:
+                raise UsageError(
+                    f"--config.data.{key}={data[key]} has no effect with --config.data.source="
+                    f"{data.source}. Add --config.data.source={source}, or leave it out."
+                )
 
 
 def _read_mixture_entry(first: TextSource, entry: Any, where: str) -> CorpusSpec:

@@ -94,6 +94,27 @@ def test_bad_values(config, key, value, message):
         read_text_spec(config)
 
 
+@pytest.mark.parametrize(
+    ("source", "key", "right"),
+    [
+        ("builtin", "files", "files"),
+        ("tfds", "files", "files"),
+        ("files", "tfds_name", "tfds"),
+        ("builtin", "tfds_data_dir", "tfds"),
+    ],
+)
+def test_values_that_the_source_does_not_use_are_refused(config, source, key, right):
+    config.data.update({"source": source, key: "x"})
+    message = (
+        rf"--config\.data\.{key}=x has no effect with --config\.data\.source={source}\. Add "
+        rf"--config\.data\.source={right}, or"
+    )
+    with pytest.raises(UsageError, match=message):
+        read_text_spec(config)
+    config.data.mixture = ({"source": right},)  # which has the value from there
+    assert getattr(read_text_spec(config).corpora[1].source, key) == "x"
+
+
 def test_cache_dir(monkeypatch, tmp_path):
     def cache_dir(value):
         config = get_config("tiny")

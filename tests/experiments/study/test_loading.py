@@ -2,10 +2,12 @@
 
 import pytest
 
+from experiments.robustness.wrong_files import STUDIES
 from experiments.study import loading
 from experiments.study.loading import load_study
 from roberta_jax.errors import UsageError
 from tests.support import processes, toy_study
+from tests.support.messages import one_screen
 
 
 def test_load_study_finds_by_name_prefix_and_path(tmp_path, monkeypatch):
@@ -68,3 +70,41 @@ def test_seeds_and_changes_of_the_command_line_reach_every_point():
 def test_a_wrong_change_is_an_error(change, message):
     with pytest.raises(UsageError, match=message):
         load_study(toy_study.PATH, [change])
+
+
+@pytest.mark.parametrize(
+    ("name", "message"),
+    [
+        ("syntax-error", r"cannot be loaded: line 1: SyntaxError: '\(' was never closed"),
+        ("import-error", "line 1: ModuleNotFoundError: No module named 'no_such_module'"),
+        ("no-forms", "not define a study: it has no FORMS"),
+        ("no-study", "not define a study: it has no get_study"),
+        ("empty-forms", "FORMS must be a tuple with at least one name"),
+        ("forms-number", "FORMS must be a tuple with at least one name"),
+        ("returns-none", "its get_study returns NoneType"),
+        ("raises", "line 3: KeyError: 'tiny'"),
+        ("exits", "line 2: SystemExit: 0"),
+        ("no-parameter", r"TypeError: get_study\(\) takes 0 positional arguments"),
+        ("empty", "it has no get_study and no FORMS"),
+    ],
+)
+def test_files_that_define_no_study(tmp_path, name, message):
+    path = tmp_path / "study.py"
+    path.write_text(STUDIES[name])
+    with pytest.raises(UsageError, match=message) as error:
+        load_study(str(path))
+    assert str(path) in one_screen(error.value)
+
+
+def test_names_and_files_that_are_no_study(tmp_path):
+    path = tmp_path / "study.py"
+    for contents in (b"FORMS = '\xe9'\n", b"a\0b"):
+        path.write_bytes(contents)
+        with pytest.raises(UsageError, match=r"cannot be loaded: .*SyntaxError"):
+            load_study(str(path))
+    path.unlink()
+    path.mkdir()
+    for name in (str(path), "x" * 5000, "x" * 5000 + ".py", "/dev/null"):
+        with pytest.raises(UsageError, match=r"^no (file|study) ") as error:
+            load_study(name)
+        one_screen(error.value)
