@@ -34,6 +34,8 @@ from collections.abc import Callable, Iterator
 
 import numpy as np
 
+from experiments.benchmarks.arguments import positive
+from roberta_jax import cli
 from roberta_jax.data import hashing, pipeline
 from roberta_jax.data.batches import PackedDataset
 from roberta_jax.data.masking import Masking
@@ -143,11 +145,13 @@ def measure(batches: Iterator, num_batches: int) -> tuple[float, float]:
 
 def main():
     parser = argparse.ArgumentParser(description=__doc__.split("\n")[0])
-    parser.add_argument("--rows", type=int, default=256)
-    parser.add_argument("--seq_len", type=int, default=512)
-    parser.add_argument("--rounds", type=int, default=7)
+    parser.add_argument("--rows", type=positive, default=256)
+    parser.add_argument("--seq_len", type=positive, default=512)
+    parser.add_argument("--rounds", type=positive, default=7)
     parser.add_argument("--format", default="full_sentences", choices=packing.FORMATS)
     args = parser.parse_args()
+    with cli.usage_errors():
+        packing.check_packing(args.format, args.seq_len, packing.PairOptions())
 
     with tempfile.TemporaryDirectory() as folder:
         store = make_store(pathlib.Path(folder), 20_000_000)

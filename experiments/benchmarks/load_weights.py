@@ -28,6 +28,8 @@ import sys
 import tempfile
 import time
 
+from experiments.benchmarks.arguments import positive
+
 FILES = {"safetensors": "model.safetensors", "bin": "pytorch_model.bin"}
 SIDES = ("read", "ours", "torch")
 LARGE = {
@@ -41,7 +43,7 @@ SMALL = {"num_hidden_layers": 2, "vocab_size": 5000}
 
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
-    parser.add_argument("--rounds", type=int, default=5)
+    parser.add_argument("--rounds", type=positive, default=5)
     parser.add_argument(
         "--small", action="store_true", help="a model of 2 layers, to try this script"
     )
@@ -49,6 +51,8 @@ def main() -> None:
     parser.add_argument("--folder", type=pathlib.Path, help=argparse.SUPPRESS)
     arguments = parser.parse_args()
     if arguments.side:
+        if arguments.folder is None or not arguments.folder.is_dir():
+            parser.error("--side takes --folder, a folder with weights")
         print(json.dumps(_load(arguments.side, arguments.folder)))
         return
     print(json.dumps(_about()))

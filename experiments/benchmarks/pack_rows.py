@@ -25,6 +25,8 @@ import time
 
 import numpy as np
 
+from experiments.benchmarks.arguments import positive, positives
+from roberta_jax import cli
 from roberta_jax.data.packing import index as packing
 from roberta_jax.data.store import layout
 from roberta_jax.data.store.token_store import TokenStore
@@ -34,12 +36,13 @@ SHARD_TOKENS, SENTENCE, DOCUMENT, SEQ_LEN, VOCAB = 10_000_000, 25, 20, 512, 5026
 
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
-    parser.add_argument("--millions", default="10,100", help="of tokens")
-    parser.add_argument("--rounds", type=int, default=3)
+    parser.add_argument("--millions", type=positives, default="10,100", help="of tokens")
+    parser.add_argument("--rounds", type=positive, default=3)
     parser.add_argument("--child", nargs=2, help=argparse.SUPPRESS)  # a store and a format
     arguments = parser.parse_args()
     if arguments.child:
-        print(json.dumps(_pack(*arguments.child)))
+        with cli.usage_errors():
+            print(json.dumps(_pack(*arguments.child)))
         return
     about = {
         "python": platform.python_version(),
@@ -48,7 +51,7 @@ def main() -> None:
         "load": round(os.getloadavg()[0], 1),
     }
     print(json.dumps(about))
-    sizes = [int(text) * 1_000_000 for text in arguments.millions.split(",")]
+    sizes = [millions * 1_000_000 for millions in arguments.millions]
     with tempfile.TemporaryDirectory() as folder:
         stores = [_write(pathlib.Path(folder) / str(size), size) for size in sizes]
         for format in packing.FORMATS:

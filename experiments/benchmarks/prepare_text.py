@@ -24,10 +24,13 @@ from collections.abc import Callable, Iterator
 import tiktoken
 import tokenizers
 
+from experiments.benchmarks.arguments import positive
+from roberta_jax import cli
 from roberta_jax.data.store.build import Recipe, build_stores
 from roberta_jax.data.text.corpus import open_corpus
 from roberta_jax.data.text.sentences import split_sentences
 from roberta_jax.data.text.source import TextSource
+from roberta_jax.errors import UsageError
 from roberta_jax.tokenizer import RobertaTokenizer
 from roberta_jax.tokenizer.bulk import BulkEncoder
 
@@ -38,17 +41,26 @@ def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
     parser.add_argument("--text", required=True, help="a glob of files, as for config.data.files")
     parser.add_argument("--tokenizer", required=True, help="the folder of a tokenizer")
-    parser.add_argument("--rounds", type=int, default=5)
+    parser.add_argument("--rounds", type=positive, default=5)
     parser.add_argument(
-        "--workers", type=int, default=None, help="worker processes (default: one per core)"
+        "--workers", type=positive, default=None, help="worker processes (default: one per core)"
     )
     arguments = parser.parse_args()
 
-    tokenizer = RobertaTokenizer.from_pretrained(arguments.tokenizer)
-    corpus = open_corpus(TextSource(files=arguments.text))
-    counts = collections.Counter()
-    documents = [text for piece in corpus.pieces() for text in corpus.documents(piece, counts)]
-    megabytes = sum(len(text.encode()) for text in documents) / 1e6
+    with cli.usage_errors():
+        try:
+            tokenizer = RobertaTokenizer.from_pretrained(arguments.tokenizer)
+        except (OSError, ValueError) as error:
+            raise UsageError(f"--tokenizer={arguments.tokenizer}: {error}") from error
+        corpus = open_corpus(TextSource(files=arguments.text))
+        counts = collections.Counter()
+        documents = [text for piece in corpus.pieces() for text in corpus.documents(piece, counts)]
+        megabytes = sum(len(text.encode()) for text in documents) / 1e6
+        if megabytes < 1:
+            raise UsageError(
+                f"--text={arguments.text} holds {megabytes:.1g} MB of text, too little to measure "
+                "the speed. Name files with at least 1 MB."
+            )
     print(
         f"{len(documents)} documents, {megabytes:.1f} MB of text, {os.cpu_count()} cores; Python "
         f"{platform.python_version()}, tokenizers {tokenizers.__version__}, tiktoken "

@@ -28,6 +28,7 @@ from collections.abc import Callable
 
 import numpy as np
 
+from experiments.benchmarks.arguments import positive, some_of
 from roberta_jax.training.host_memory import huge_page_environment
 
 # Rows, tokens per row, and the values of the model config that differ from base.
@@ -44,9 +45,9 @@ RATE = 0.15
 
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
-    parser.add_argument("--shapes", default=",".join(SHAPES))
-    parser.add_argument("--rounds", type=int, default=7)
-    parser.add_argument("--steps", type=int, default=4, help="steps of each side per round")
+    parser.add_argument("--shapes", type=some_of(SHAPES), default=",".join(SHAPES))
+    parser.add_argument("--rounds", type=positive, default=7)
+    parser.add_argument("--steps", type=positive, default=4, help="steps of each side per round")
     parser.add_argument("--side", choices=SIDES, help=argparse.SUPPRESS)  # what a child runs
     arguments = parser.parse_args()
     if arguments.side:
