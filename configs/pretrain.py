@@ -1,9 +1,9 @@
 """Pretraining. Use as `--config=configs/pretrain.py:SIZE`; SIZE is tiny, small, base or large.
 
 The size selects the model, the batch and the recipe. Any key can be overridden on the command line,
-for example `--config.train.steps=2000`; `python -m roberta_jax.pretrain --help` lists all keys. Two
-values are derived and therefore have no key: the vocabulary size comes from the tokenizer, and the
-number of positions from `seq_len`.
+for example `--config.train.steps=2000`; `=none` unsets a value. `python -m roberta_jax.pretrain
+--help` lists all keys. Two values are derived and therefore have no key: the vocabulary size comes
+from the tokenizer, and the number of positions from `seq_len`.
 
 `tiny`: pretrains end to end in a few minutes on a laptop CPU.
 

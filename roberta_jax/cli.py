@@ -114,8 +114,21 @@ def _parse_flags(
     if len(rest) > 1:
         raise UsageError(
             f"unexpected argument {shortened(rest[1])!r}: arguments have the form --name=value."
+            + _advice(rest[1])
         )
     return values
+
+
+def _advice(argument: str) -> str:
+    """What was probably meant with an argument that is none."""
+    if argument.startswith(("\u2013", "\u2014", "\u2212")):
+        return " It begins with a dash; type two hyphens."
+    if os.path.exists(argument):
+        return (
+            " It is a file: quote patterns, as in '--config.data.files=text/*.txt', so that the "
+            "shell does not expand them."
+        )
+    return ""
 
 
 def _take_config(arguments: list[str]) -> str:

@@ -29,4 +29,4 @@ def spelled(value: object) -> str:
         return str(value).lower()
     if isinstance(value, int) and abs(value) >= 10**1000:  # Python refuses to print them
         return f"a number of {value.bit_length()} bits"
-    return f"{value:.6g}" if isinstance(value, float) and value == value // 1 else str(value)
+    return str(value)

@@ -110,7 +110,10 @@ def test_overrides_reach_the_config(config_file):
         ("--distributed=maybe", "distributed"),
         ("--workdir", "workdir"),
         ("--wrokdir=w", "workdir"),
-        ("stray", "unexpected argument 'stray'"),
+        ("stray", "unexpected argument 'stray': arguments have the form --name=value."),
+        ("\u2014config.train.steps=3", "It begins with a dash; type two hyphens."),
+        ("README.md", "It is a file: quote patterns, as in '--config.data.files=text/*.txt'"),
+        ("", "unexpected argument ''"),
     ],
 )
 def test_wrong_arguments_are_explained(config_file, argument, expected):

@@ -290,7 +290,7 @@ WRONG_TEXT = {
     "no corpus": ({"data.files": None}, r"data\.files"),
     "missing corpus": ({"data.files": "/missing/*.jsonl"}, r"/missing/\*\.jsonl"),
     "empty corpus": ({"data.files": "empty.jsonl"}, r"no documents.*config\.data"),
-    "unknown source": ({"data.source": "web"}, "'web'.*builtin.*files"),
+    "unknown source": ({"data.source": "web"}, "source=web is unknown.*builtin.*files"),
     "nothing held out": (
         {"data.validation_fraction": 1e-9},
         "validation_fraction.*Raise it",

@@ -14,7 +14,7 @@ from roberta_jax.errors import UsageError, shortened, spelled
 
 _LONGEST_TEXT = 4096  # characters; no path is longer
 _LARGEST_INT32 = 2**31 - 1
-_MOST_ROWS = 10**7
+_MOST_ROWS = 10**6
 
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
@@ -51,13 +51,22 @@ class Number:
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
 class Text:
-    """A name, a path or a pattern: not empty, of at most 4096 characters, and valid Unicode."""
+    """A name, a path or a pattern: of at most 4096 characters, and valid Unicode.
+
+    Attributes:
+      example: a good value.
+      optional: whether the key may be unset (None).
+      may_be_empty: whether an empty text is the same as None.
+    """
 
     example: str
     optional: bool = False
+    may_be_empty: bool = False
 
     def fits(self, value: Any) -> bool:
-        if not isinstance(value, str) or not 0 < len(value) <= _LONGEST_TEXT or "\0" in value:
+        if not isinstance(value, str) or len(value) > _LONGEST_TEXT or "\0" in value:
+            return False
+        if not value and not self.may_be_empty:
             return False
         return not any("\ud800" <= character <= "\udfff" for character in value)
 
@@ -134,7 +143,7 @@ VALUES: dict[str, Number | Text | Flag | Entries] = {
     "data.tfds_data_dir": _path("tensorflow_datasets"),
     "data.validation_fraction": _fraction(0.01, below=True),
     "data.validation_max_overlap": _fraction(0.5),
-    "data.cache_dir": _path("cache"),
+    "data.cache_dir": Text(example="cache", optional=True, may_be_empty=True),
     "data.num_workers": _count(1, 1024, 4, optional=True),
     "data.engine": Text(example="auto"),
     "data.format": Text(example="full_sentences"),
@@ -169,7 +178,7 @@ VALUES: dict[str, Number | Text | Flag | Entries] = {
     "execution.remat": Text(example="dots"),
     "execution.attention": Text(example="xla"),
     "optimizer.name": Text(example="adamw"),
-    "optimizer.learning_rate": Number(low=1e-12, high=10, example=6e-4),
+    "optimizer.learning_rate": Number(low=0, high=1e30, example=6e-4),
     "optimizer.beta1": _BETA,
     "optimizer.beta2": _BETA,
     "optimizer.eps": _EPSILON,

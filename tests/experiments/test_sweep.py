@@ -120,7 +120,7 @@ def test_all_points_are_checked_before_the_first_starts(folder, capfd):
         sweep.main(arguments(folder, "wrong", out))
     assert stop.value.code == 2
     printed, errors = capfd.readouterr()
-    assert "no steps, seed 0 1: --config.train.steps=0: a run has at least one step." in errors
+    assert "no steps, seed 0 1: --config.train.steps=0: give a whole number from 1 to " in errors
     assert "no rate, seed 0 1: " in errors
     assert "Small batch" not in errors
     assert "Traceback" not in errors

@@ -55,15 +55,15 @@ def test_the_sizes_of_the_config_fit_into_twelve_gigabytes(size):
         ),
         ({"seq_len": 2**16}, "training", "attention scores", "--config.seq_len"),
         (
-            {"train.batch_size": 10**7, "seq_len": 512},
+            {"train.batch_size": 10**6, "seq_len": 512},
             "training",
             "inputs of the layers",
             "--config.train.per_device_batch_size",
         ),
         (
-            {"eval.batch_size": 10**7, "seq_len": 512},
+            {"eval.batch_size": 10**6, "seq_len": 512},
             "evaluation",
-            "token ids",
+            "attention scores",
             "--config.eval.batch_size",
         ),
     ],

@@ -80,7 +80,7 @@ def test_bad_mixtures(config, entry, message):
         (
             "validation_fraction",
             1.0,
-            r"validation_fraction=1: give a number from 0 and below 1, such as",
+            r"validation_fraction=1.0: give a number from 0 and below 1, such as",
         ),
         ("validation_fraction", -0.1, r"--config\.data\.validation_fraction=-0\.1"),
         ("validation_fraction", float("nan"), r"--config\.data\.validation_fraction=nan"),
