@@ -29,7 +29,7 @@ from roberta_jax.pretraining.spec import (
     read_spec,
 )
 from roberta_jax.training import loop
-from roberta_jax.training.host_memory import keep_freed_memory, restart_with_huge_pages
+from roberta_jax.training.host_memory import keep_freed_memory
 from roberta_jax.training.run import EXPORT, Job, RunResult, run, say
 from roberta_jax.training.state import TrainState, count_parameters
 from roberta_jax.training.workdir import read_config
@@ -230,5 +230,4 @@ def _flags(values: flags.FlagValues) -> None:
 
 
 if __name__ == "__main__":
-    restart_with_huge_pages()
     cli.run_config_job(main, _flags, renamed=RENAMED)

@@ -28,8 +28,6 @@ from collections.abc import Callable
 
 import numpy as np
 
-from roberta_jax.training.host_memory import huge_page_environment
-
 # Rows, tokens per row, and the values of the model config that differ from base.
 SMALL = {
     "num_hidden_layers": 4,
@@ -84,14 +82,11 @@ class _Child:
 
     def __init__(self, side: str, shape: str, steps: int):
         command = [sys.executable, __file__, f"--side={side}", f"--shapes={shape}"]
-        # `roberta_jax.pretrain` restarts itself with this environment.
-        added = huge_page_environment() if side == "ours" else {}
         self._process = subprocess.Popen(
             [*command, f"--steps={steps}"],
             stdin=subprocess.PIPE,
             stdout=subprocess.PIPE,
             text=True,
-            env=os.environ | added,
         )
         self._answer()  # sent after compilation and warm-up
 

@@ -158,10 +158,7 @@ def main() -> None:
 
     from experiments.study.arguments import add_study_arguments, parsed_study
     from roberta_jax import cli
-    from roberta_jax.training.host_memory import restart_with_huge_pages
 
-    if task == "train":
-        restart_with_huge_pages()
     parser = argparse.ArgumentParser()
     add_study_arguments(parser)
     parser.add_argument("--points", type=lambda text: [int(part) for part in text.split(",")])
