@@ -137,13 +137,11 @@ def _ours(shape: str) -> Callable[[], float]:
     from roberta_jax.data.masking import num_slots
     from roberta_jax.modeling.config import RobertaConfig
     from roberta_jax.modeling.heads import RobertaForMaskedLM
-    from roberta_jax.training.host_memory import keep_freed_memory
     from roberta_jax.training.loop import make_train_step
     from roberta_jax.training.optimizer import adamw
     from roberta_jax.training.partitioning import create_mesh, to_global
     from roberta_jax.training.state import create_state
 
-    keep_freed_memory()
     rows, length, changes = SHAPES[shape]
     model = RobertaForMaskedLM(RobertaConfig.base(**changes))
     ids, masked = _rows(shape)
