@@ -18,7 +18,6 @@ from roberta_jax import project_files
 from roberta_jax.dotted_keys import flatten, nearest
 from roberta_jax.errors import UsageError
 from roberta_jax.training import preemption
-from roberta_jax.training.preemption import OUTPUT_CLOSED, discard_closed_output
 
 Job = Callable[[ConfigDict, flags.FlagValues], None]
 DefineFlags = Callable[[flags.FlagValues], None]
@@ -57,22 +56,17 @@ def usage_errors(interrupted: str = "Stopping.") -> Iterator[None]:
     """Ends a command without a traceback where no bug is at fault.
 
     A `UsageError` prints its message on stderr and exits with status 2. Ctrl-C prints `interrupted`
-    and exits with 130; a second one ends the process at once. If the reader of the output has ended
-    (`... | head`), the command exits with 141, as programs do that SIGPIPE ends.
+    and exits with 130; a second one ends the process at once. If the output cannot be written,
+    because its reader has ended (`... | head`), the status is 141.
     """
-    with preemption.interruptible_command(f"{interrupted} Ctrl-C again quits at once."):
+    notice = f"{interrupted} Ctrl-C again quits at once."
+    with preemption.interruptible_command(notice), preemption.checked_output():
         try:
             yield
-            if sys.stdout is not None:
-                sys.stdout.flush()
         except UsageError as error:
-            with contextlib.suppress(BrokenPipeError):
+            with contextlib.suppress(OSError):
                 print(f"error: {error}", file=sys.stderr, flush=True)
             sys.exit(2)
-        except BrokenPipeError:
-            if not discard_closed_output():
-                raise  # of another pipe
-            sys.exit(OUTPUT_CLOSED)
 
 
 def parse(

@@ -227,7 +227,7 @@ def main(config: ConfigDict, values: flags.FlagValues) -> None:
 
     The exit status is 0 if the run is finished, and 2 after a mistake that the message explains. A
     run that was told to stop has saved a checkpoint, and the same command continues it. The status
-    is then 130 after Ctrl-C, 143 after SIGTERM, and 141 if the reader of its output has ended. So
+    is then 130 after Ctrl-C, 143 after SIGTERM, and 141 if its output cannot be written. So
     `pretrain ... && ...` goes on only with a finished model.
     """
     if not values.workdir:

@@ -62,6 +62,11 @@ class Checkpoints:
             cleanup_tmp_directories=True,
             enable_async_checkpointing=True,
         )
+        if self.folder.exists() and not self.folder.is_dir():
+            raise UsageError(
+                f"{self.folder} is a file, not the folder of the checkpoints. Restore the folder, "
+                "or choose another --workdir."
+            )
         with self._file_system_errors("open"):
             self._manager = ocp.CheckpointManager(self.folder, options=options)
 
@@ -247,11 +252,16 @@ def _is_of_the_user(record: logging.LogRecord) -> bool:
     """
     if record.levelno < logging.ERROR:
         return True
-    return "orbax" not in record.pathname and "exception was never retrieved" not in record.msg
+    error = record.exc_info[1] if record.exc_info else None
+    return not (
+        "orbax" in record.pathname
+        or "exception was never retrieved" in record.msg
+        or (isinstance(error, RuntimeError) and "Event loop is closed" in str(error))
+    )
 
 
 def _hide_errors_of_background_tasks() -> None:
-    for name in ("absl", "asyncio"):
+    for name in ("absl", "asyncio", "concurrent.futures"):
         logger = logging.getLogger(name)
         if _is_of_the_user not in logger.filters:
             logger.addFilter(_is_of_the_user)

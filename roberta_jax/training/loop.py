@@ -40,6 +40,7 @@ EvalStep = Callable[[Any, Batch], tuple[Sums, Sums]]
 # Keys in a checkpoint, beside those of `fit`'s `extra`.
 EVALUATION_DUE = "evaluation_due"
 LOSSES = "losses_since_the_last_record"
+RECORDS = "records"
 
 
 class Diverged(UsageError):
@@ -266,9 +267,10 @@ def fit(
       flops_per_step: of one update over all devices, for the share of the chips' peak (`mfu`).
       evaluation: params -> values to record, or None if it was stopped.
       should_stop: polled after every step.
-      extra: values to save in each checkpoint. Two more are saved with them: `EVALUATION_DUE`,
-        whether the run was stopped before an evaluation that was due at this step, and `LOSSES`,
-        the losses of the steps since the last record, so that the next one is their mean.
+      extra: values to save in each checkpoint. More are saved with them: `EVALUATION_DUE`,
+        whether the run was stopped before an evaluation that was due at this step; `LOSSES`, the
+        losses of the steps since the last record, so that the next one is their mean; and
+        `RECORDS`, how many records were written.
       evaluation_due: whether to evaluate first, as saved in the checkpoint of `state`.
       losses: those of the steps since the last record, as saved in the checkpoint of `state`.
 
@@ -327,7 +329,7 @@ def fit(
                 due = stopping = not evaluate()
             if stopping or step == steps or _due(step, cadence.checkpoint):
                 read()
-                resume = {EVALUATION_DUE: due, LOSSES: meter.losses}
+                resume = {EVALUATION_DUE: due, LOSSES: meter.losses, RECORDS: writer.records}
                 checkpoints.save(step, state, {**(extra or {}), **resume})
                 meter.pause()
             if stopping:

@@ -20,7 +20,7 @@ from tqdm import tqdm
 
 from roberta_jax.errors import UsageError
 from roberta_jax.storage.atomic import write_text
-from roberta_jax.training.preemption import discard_closed_output
+from roberta_jax.training.preemption import discard_failed_output
 
 FILE = "metrics.jsonl"
 
@@ -88,9 +88,10 @@ class MetricsWriter:
 
     Attributes:
       step: the step that is being computed; the training loop sets it.
+      records: how many records the file has.
       seconds_per_step: the recent speed, None before a step was timed.
-      on_closed_output: called once if the reader of stdout has ended (`... | head`), where printing
-        would raise BrokenPipeError. Further output is discarded.
+      on_closed_output: called if stdout cannot be written, such as when its reader has ended
+        (`... | head`). Further output is discarded.
     """
 
     def __init__(
@@ -100,6 +101,7 @@ class MetricsWriter:
         step: int,
         steps: int,
         evaluation_due: bool = False,
+        records: int = 0,
         primary: bool = True,
     ):
         """Opens the files and removes their records of steps after `step`.
@@ -110,6 +112,7 @@ class MetricsWriter:
           steps: the number of steps of the whole run.
           evaluation_due: whether the run resumes before the evaluation of `step`. A record of it,
             left by a process that resumed there and was killed, is removed.
+          records: how many records there were at `step`. A warning says if some are missing.
           primary: whether this process writes; False for all but one of several processes.
 
         Raises:
@@ -118,6 +121,7 @@ class MetricsWriter:
         self.step = step
         self.seconds_per_step: float | None = None
         self.on_closed_output: Callable[[], Any] = lambda: None
+        self.records = 0
         self._steps = steps
         self._file = self._tensorboard = self._progress_bar = None
         if not primary:
@@ -126,10 +130,20 @@ class MetricsWriter:
 
         folder = epath.Path(folder)
         folder.mkdir(parents=True, exist_ok=True)
-        records = [record for record in read_metrics(folder) if record["step"] <= step]
+        kept = [record for record in read_metrics(folder) if record["step"] <= step]
         if evaluation_due:
-            records = [r for r in records if r["step"] < step or _OF_AN_UPDATE in r]
-        lines = dict.fromkeys(json.dumps(record) + "\n" for record in records)  # no line twice
+            kept = [r for r in kept if r["step"] < step or _OF_AN_UPDATE in r]
+        lines = dict.fromkeys(json.dumps(record) + "\n" for record in kept)  # no line twice
+        self.records = len(lines)
+        if self.records < records:
+            logging.warning(
+                "%s has %d of the %d records up to step %d; the others are lost. The model is not "
+                "affected.",
+                folder / FILE,
+                self.records,
+                records,
+                step,
+            )
         write_text(folder / FILE, "".join(lines))
         self._file = (folder / FILE).open("a")
         self._tensorboard = EventLog(
@@ -158,6 +172,7 @@ class MetricsWriter:
             return
         self._file.write(json.dumps({"step": step, **values}) + "\n")
         self._file.flush()
+        self.records += 1
         self._tensorboard.add(step, values)
 
     def progress(
@@ -206,8 +221,8 @@ class MetricsWriter:
         elif self._file is not None:
             try:
                 print(text, flush=True)
-            except BrokenPipeError:
-                if not discard_closed_output():
+            except OSError as error:
+                if not discard_failed_output(error):
                     raise
                 self.on_closed_output()
 

@@ -7,7 +7,6 @@ Ctrl-C does to a command, is therefore done in a thread of its own.
 
 import contextlib
 import os
-import select
 import signal
 import sys
 import threading
@@ -152,20 +151,46 @@ def interruptible_command(notice: str) -> Iterator[None]:
         _commands -= 1
 
 
-def discard_closed_output() -> bool:
-    """Discards further output if the reader of stdout has ended; returns whether it has."""
+@contextlib.contextmanager
+def checked_output() -> Iterator[None]:
+    """Exits with status 141 if stdout cannot be written: its reader has ended, or a disk is full.
+
+    The status is that of programs that SIGPIPE ends, as in `... | head`.
+    """
+    try:
+        yield
+        if sys.stdout is not None:
+            sys.stdout.flush()
+    except OSError as error:
+        if not discard_failed_output(error):
+            raise  # of another file
+        if not isinstance(error, BrokenPipeError):
+            _print(f"error: cannot write the output: {error.strerror or error}")
+        sys.exit(OUTPUT_CLOSED)
+
+
+def discard_failed_output(error: OSError) -> bool:
+    """Discards further output if stdout cannot be written.
+
+    Args:
+      error: raised by what may have been printing.
+
+    Returns:
+      Whether it is stdout that cannot be written.
+    """
+    if error.filename is not None or sys.stdout is None:
+        return False  # errors of open files, as stdout is, name no file
     try:
         stdout = sys.stdout.fileno()
-        poll = select.poll()
-        poll.register(stdout, 0)
-        closed = any(event & (select.POLLERR | select.POLLHUP) for _, event in poll.poll(0))
-    except (AttributeError, OSError, ValueError):  # stdout is no file, or the system has no `poll`
+        os.write(stdout, b"\n")
         return False
-    if closed:
+    except ValueError:  # stdout is not a file of the system: a notebook's, a test's
+        return False
+    except OSError:
         null = os.open(os.devnull, os.O_WRONLY)
         os.dup2(null, stdout)
         os.close(null)
-    return closed
+        return True
 
 
 @contextlib.contextmanager

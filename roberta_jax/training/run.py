@@ -198,7 +198,12 @@ def _train(folder: epath.Path, spec: TrainingSpec, job: Job, checkpoints: Checkp
     with contextlib.ExitStack() as stack:
         writer = stack.enter_context(
             MetricsWriter(
-                folder, step=start, steps=spec.steps, evaluation_due=evaluation_due, primary=primary
+                folder,
+                step=start,
+                steps=spec.steps,
+                evaluation_due=evaluation_due,
+                records=saved.get(loop.RECORDS, 0),
+                primary=primary,
             )
         )
         notices = _StopNotices(writer, checkpoints)

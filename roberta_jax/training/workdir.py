@@ -15,6 +15,7 @@ import contextlib
 import errno
 import hashlib
 import json
+import os
 import pathlib
 from collections.abc import Collection, Iterator, Mapping
 from typing import Any
@@ -83,18 +84,36 @@ def open_workdir(
       UsageError: the folder cannot be written, or it belongs to a run with another config that
         has trained.
     """
-    folder = epath.Path(folder)
-    with _file_system_errors(folder):
+    with _usable_name(folder):
+        folder = epath.Path(folder)
         if folder.exists() and not folder.is_dir():
             raise UsageError(f"--workdir={folder} is a file. Choose another name.")
         if primary:
-            folder.mkdir(parents=True, exist_ok=True)
-        with _locked(folder) if primary else contextlib.nullcontext():
-            previous = trained_config(folder)
-            if previous is not None:
-                saved = _present_values(previous, renamed or {}, added or {}, revalued or {})
-                _check_config(folder, config, may_change, saved)
-            yield folder
+            with _file_system_errors(folder):
+                folder.mkdir(parents=True, exist_ok=True)
+    lock = _locked(folder) if primary else contextlib.nullcontext()
+    with _file_system_errors(folder), lock:
+        previous = trained_config(folder)
+        if previous is not None:
+            saved = _present_values(previous, renamed or {}, added or {}, revalued or {})
+            _check_config(folder, config, may_change, saved)
+        yield folder
+
+
+@contextlib.contextmanager
+def _usable_name(folder: epath.PathLike) -> Iterator[None]:
+    try:
+        yield
+    except UsageError:
+        raise
+    except (OSError, ValueError, RuntimeError) as error:
+        # Too long, a loop of links, below /proc; not UTF-8, which epath reports as a RuntimeError.
+        reason = error.strerror if isinstance(error, OSError) else None
+        name = os.fspath(folder).encode("utf-8", "backslashreplace").decode()
+        raise UsageError(
+            f"--workdir={name[:200]} cannot be used as a folder: "
+            f"{reason or 'it is not a valid name'}. Choose another name."
+        ) from error
 
 
 @contextlib.contextmanager
@@ -171,11 +190,10 @@ def trained_config(folder: epath.PathLike) -> dict[str, Any] | None:
     Raises:
       UsageError: `config.json` is damaged, or missing beside checkpoints.
     """
-    folder = epath.Path(folder)
-    checkpoints = folder / CHECKPOINTS
-    steps = checkpoints.iterdir() if checkpoints.is_dir() else ()
-    if not (folder / EXPORT).exists() and not any(path.name.isdigit() for path in steps):
-        return None
+    with _usable_name(folder):
+        folder = epath.Path(folder)
+        if not (folder / EXPORT).exists() and not _has_checkpoint(folder):
+            return None
     config = read_config(folder)
     if config is None:
         raise UsageError(
@@ -216,8 +234,7 @@ def check_export(folder: epath.PathLike) -> bool:
 
 def damaged_export(folder: epath.Path, what: str) -> UsageError:
     """Returns the error that says how an export is written again."""
-    steps = folder / CHECKPOINTS
-    if steps.is_dir() and any(path.name.isdigit() for path in steps.iterdir()):
+    if _has_checkpoint(folder):
         advice = (
             "To write the model again from the last checkpoint, delete its folder and run the same "
             f"command again:\n  rm -r {folder / EXPORT}"
@@ -227,6 +244,11 @@ def damaged_export(folder: epath.Path, what: str) -> UsageError:
     return UsageError(
         f"the run in {folder} is finished, but its model is damaged: {what}.\n{advice}"
     )
+
+
+def _has_checkpoint(folder: epath.Path) -> bool:
+    steps = folder / CHECKPOINTS
+    return steps.is_dir() and any(path.name.isdigit() for path in steps.iterdir())
 
 
 def _export_digests(folder: epath.Path) -> dict[str, str]:

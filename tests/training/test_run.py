@@ -5,6 +5,7 @@ import dataclasses
 import functools
 import itertools
 import json
+import shutil
 
 import jax
 import numpy as np
@@ -338,3 +339,92 @@ def test_stops_at_every_step_change_no_record(tmp_path, often, job_factory, monk
 
 def assert_same_export(workdir, expected):
     jax.tree.map(np.testing.assert_array_equal, exported(workdir), exported(expected))
+
+
+# Damage of a workdir that is to be resumed.
+
+
+def damages(path):
+    """Yields (name, a function that applies a damage to the file)."""
+    data = path.read_bytes()
+
+    def replace(content):
+        def apply(path):
+            path.unlink()
+            if content is not None:
+                path.write_bytes(content)
+
+        return apply
+
+    def folder(path):
+        path.unlink()
+        path.mkdir()
+
+    middle = len(data) // 2
+    yield "missing", replace(None)
+    yield "a folder", folder
+    yield "other text", replace(b"Something else.\n")
+    if data:
+        yield "empty", replace(b"")
+        yield "half", replace(data[:middle])
+        yield "zeros", replace(data[:middle] + bytes(len(data) - middle))
+        for at in (0, middle, len(data) - 1):
+            damaged = data[:at] + bytes([data[at] ^ 1]) + data[at + 1 :]
+            yield f"a bit of byte {at}", replace(damaged)
+
+
+@pytest.fixture(scope="module")
+def unfinished(tmp_path_factory):
+    """Makes, once, a run that was stopped at step 4 and the same run without a stop."""
+    return tmp_path_factory.mktemp("unfinished")
+
+
+@pytest.mark.parametrize("where", ["config.json", "metrics.jsonl", "tensorboard", "checkpoints"])
+def test_a_damaged_workdir_resumes_with_the_same_bits_or_is_refused(
+    unfinished, tmp_path, spec, job_factory, capfd, caplog, monkeypatch, where
+):
+    stopped, straight = unfinished / "stopped", unfinished / "straight"
+    if not stopped.exists():
+        start(straight, spec, job_factory())
+        polls = iter([False, False, False, True])
+        fake = preemption.StopRequests(lambda: next(polls))
+        with monkeypatch.context() as patch:
+            patch.setattr(preemption, "stop_requests", lambda *_: contextlib.nullcontext(fake))
+            assert start(stopped, spec, job_factory()).step == 4
+    files = [
+        path
+        for path in sorted(stopped.rglob("*"))
+        if path.is_file() and path.relative_to(stopped).parts[0] == where
+    ]
+    if where == "checkpoints":  # bits and lengths: see test_checkpoints
+        files = [path for path in files if path.relative_to(stopped).parts[1] == "4"]
+    refused = resumed = 0
+    for file in files:
+        for name, damage in damages(file):
+            if where == "checkpoints" and name not in ("missing", "a folder", "other text"):
+                continue
+            workdir = tmp_path / "run"
+            shutil.copytree(stopped, workdir)
+            damage(workdir / file.relative_to(stopped))
+            caplog.clear()
+            message = None
+            try:
+                start(workdir, spec, job_factory())
+            except UsageError as error:
+                message = str(error)
+            if message is not None:
+                assert len(message) < 1500, (file, name)
+                refused += 1
+            else:
+                assert_same_export(workdir, straight)
+                records, expected = reproducible(workdir), reproducible(straight)
+                assert records[-2:] == expected[-2:], (file, name)
+                if len(records) < len(expected):
+                    assert where == "metrics.jsonl"
+                    assert "the others are lost. The model is not affected" in caplog.text
+                elif where != "metrics.jsonl":
+                    assert records == expected, (file, name)
+                resumed += 1
+            shutil.rmtree(workdir)
+    assert refused + resumed >= 8
+    assert "Traceback" not in capfd.readouterr().err
