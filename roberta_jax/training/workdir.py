@@ -103,6 +103,7 @@ def open_workdir(
 @contextlib.contextmanager
 def _usable_name(folder: epath.PathLike) -> Iterator[None]:
     try:
+        os.fspath(folder).encode("utf-8")  # other libraries accept no other names
         yield
     except UsageError:
         raise

@@ -379,6 +379,7 @@ def unfinished(tmp_path_factory):
     return tmp_path_factory.mktemp("unfinished")
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("where", ["config.json", "metrics.jsonl", "tensorboard", "checkpoints"])
 def test_a_damaged_workdir_resumes_with_the_same_bits_or_is_refused(
     unfinished, tmp_path, spec, job_factory, capfd, caplog, monkeypatch, where

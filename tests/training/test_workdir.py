@@ -1,3 +1,4 @@
+import contextlib
 import errno
 import json
 import os
@@ -257,6 +258,17 @@ def test_a_workdir_that_is_a_file(tmp_path):
         open_workdir(tmp_path / "run", CONFIG, ()),
     ):
         pass
+
+
+@pytest.mark.parametrize("name", ["x" * 5000, "loop", "loop/run", "dangling", "\udcff", "a\0b"])
+def test_a_name_that_cannot_be_used(tmp_path, name):
+    (tmp_path / "loop").symlink_to("loop")
+    (tmp_path / "dangling").symlink_to("missing")
+    folder = f"{tmp_path}/{name}"
+    with pytest.raises(UsageError, match=r"cannot (be used|write)|Choose another"):
+        start(folder, CONFIG)
+    with contextlib.suppress(UsageError):
+        assert trained_config(folder) is None
 
 
 def test_errors_that_a_user_can_fix_are_usage_errors(tmp_path):
