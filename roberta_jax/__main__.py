@@ -52,7 +52,8 @@ def main(argv: Sequence[str] | None = None) -> int:
     module, _ = COMMANDS[name]
     _make_importable(module)
     sys.argv = [name, *arguments[1:]]
-    runpy.run_module(module, run_name="__main__", alter_sys=True)
+    with preemption.interruptible_command("Stopping. Ctrl-C again quits at once."):
+        runpy.run_module(module, run_name="__main__", alter_sys=True)
     return 0
 
 

@@ -343,7 +343,7 @@ def test_wrong_text_is_refused_before_training(run, folder, tmp_path, mistake):
         pretrain(small_config(folder, **changes), tmp_path / "run")
     one_screen(error.value)
     # The corrected command runs in the same workdir: nothing but its lock was written.
-    assert {path.name for path in (tmp_path / "run").iterdir()} <= {".lock"}
+    assert {path.name for path in (tmp_path / "run").glob("*")} <= {".lock"}
 
 
 @pytest.mark.parametrize(

@@ -160,8 +160,6 @@ def tensorboard(folder: pathlib.Path) -> list[tuple[int, str, float]]:
 def phase(log: pathlib.Path, workdir: pathlib.Path, before: int) -> str:
     """What the interrupted process was doing, by what it had printed."""
     printed = log.read_text()[before:]
-    if "Finished" in printed or "is finished" in printed:
-        return "after its end"
     if (workdir / "hf").exists():
         return "after the export"
     if "Compiled" in printed:
@@ -206,14 +204,16 @@ def main() -> None:
         number += 1
         workdir, log = folder / f"run_{number}", folder / f"run_{number}.log"
         log.touch()
-        for _ in range(min(arguments.per_workdir, arguments.kills - done)):
+        for _ in range(arguments.per_workdir):
             kind = list(KINDS)[done % len(KINDS)]
             before = len(log.read_text())
             child = start(folder, workdir, log)
-            status = interrupt(child, kind, rng.uniform(0.02, 0.9) * duration)
-            rows[kind, phase(log, workdir, before), status] += 1
+            status = interrupt(child, kind, rng.uniform(0.02, 0.8) * duration)
             if status not in STATUSES[kind]:
                 wrong.append(f"{workdir.name}: {kind} gave status {status}")
+            if status == 0:  # it ended before the signal
+                break
+            rows[kind, phase(log, workdir, before), status] += 1
             done += 1
         status = wait(start(folder, workdir, log))
         if status:
