@@ -273,7 +273,7 @@ def _silence_orbax() -> Iterator[None]:
     loggers = [logging.getLogger(name) for name in ("absl", "asyncio")]
     levels = [logger.level for logger in loggers]
     hook = sys.unraisablehook
-    sys.unraisablehook = lambda _: None
+    sys.unraisablehook = lambda error: hook(error) if error.exc_type is KeyboardInterrupt else None
     for logger in loggers:
         logger.setLevel(logging.CRITICAL)
     try:

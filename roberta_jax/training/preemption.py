@@ -5,6 +5,7 @@ later if that is compiling or waiting for a device. What is said about a signal,
 Ctrl-C does to a command, is therefore done in a thread of its own.
 """
 
+import _thread
 import contextlib
 import os
 import signal
@@ -125,9 +126,22 @@ def interruptible_command(notice: str) -> Iterator[None]:
     """
     global _commands
     received: list[int] = []
+    repeated: list[int] = []
+    hook = sys.unraisablehook
+
+    def raise_again(unraisable) -> None:
+        # Raised in a callback of the garbage collector, KeyboardInterrupt is reported and lost.
+        if unraisable.exc_type is KeyboardInterrupt:
+            repeated.append(signal.SIGINT)
+            threading.Timer(0.05, _thread.interrupt_main).start()
+        else:
+            hook(unraisable)
 
     def announce(number: int) -> None:
         if number != signal.SIGINT:
+            return
+        if repeated:
+            repeated.pop()
             return
         received.append(number)
         if len(received) == 1:
@@ -140,6 +154,8 @@ def interruptible_command(notice: str) -> Iterator[None]:
         and signal.getsignal(signal.SIGINT) is signal.default_int_handler
     )
     _commands += 1
+    if watched:
+        sys.unraisablehook = raise_again
     try:
         with _watch_signals(announce) if watched else contextlib.nullcontext():
             yield
@@ -149,6 +165,8 @@ def interruptible_command(notice: str) -> Iterator[None]:
         sys.exit(INTERRUPTED)
     finally:
         _commands -= 1
+        if watched:
+            sys.unraisablehook = hook
 
 
 @contextlib.contextmanager

@@ -118,6 +118,27 @@ def test_a_second_ctrl_c_ends_a_command_that_is_busy():
     assert process.returncode == 130
 
 
+COLLECTING = """
+import gc
+
+def callback(*_):
+    gc.callbacks.clear()
+    os.kill(os.getpid(), signal.SIGINT)
+    sum(range(1000))
+
+with interruptible_command("Stopping."):
+    gc.callbacks.append(callback)
+    gc.collect()
+    time.sleep(60)
+"""
+
+
+def test_ctrl_c_during_a_garbage_collection_is_not_lost():
+    process = start(COLLECTING)
+    assert process.communicate() == ("", "\nStopping.\n")
+    assert process.returncode == 130
+
+
 TRAINING = """
 with interruptible_command("Stopping."):
     with stop_requests(lambda number: "Saving.", lambda: "Not saved.") as should_stop:
