@@ -12,6 +12,7 @@ import sys
 from collections.abc import Sequence
 
 from roberta_jax import __version__, project_files
+from roberta_jax.training import preemption
 
 # Command -> its module, and what `roberta-jax --help` says about it.
 COMMANDS = {
@@ -39,11 +40,10 @@ def main(argv: Sequence[str] | None = None) -> int:
       The exit status, unless the command exits itself.
     """
     arguments = list(sys.argv[1:] if argv is None else argv)
-    if not arguments or arguments[0] in ("-h", "--help", "help"):
-        print(_usage())
-        return 0
-    if arguments[0] == "--version":
-        print(f"roberta_jax {__version__}")
+    if not arguments or arguments[0] in ("-h", "--help", "help", "--version"):
+        with preemption.checked_output():
+            version = arguments and arguments[0] == "--version"
+            print(f"roberta_jax {__version__}" if version else _usage())
         return 0
     name, available = arguments[0].replace("_", "-"), _available()
     if name not in available:
@@ -52,7 +52,8 @@ def main(argv: Sequence[str] | None = None) -> int:
     module, _ = COMMANDS[name]
     _make_importable(module)
     sys.argv = [name, *arguments[1:]]
-    runpy.run_module(module, run_name="__main__", alter_sys=True)
+    with preemption.interruptible_command("Stopping. Ctrl-C again quits at once."):
+        runpy.run_module(module, run_name="__main__", alter_sys=True)
     return 0
 
 

@@ -21,6 +21,7 @@ from roberta_jax import project_files
 from roberta_jax.dotted_keys import flatten, nearest
 from roberta_jax.errors import UsageError, shortened
 from roberta_jax.project_files import EXAMPLE_CONFIG
+from roberta_jax.training import preemption
 
 Job = Callable[[ConfigDict, flags.FlagValues], None]
 DefineFlags = Callable[[flags.FlagValues], None]
@@ -33,7 +34,7 @@ def run_config_job(
     *,
     renamed: Mapping[str, str] | None = None,
 ) -> None:
-    """Parses the command line and runs `job(config, flags)`; exits with status 2 on a UsageError.
+    """Parses the command line and runs `job(config, flags)`; ends as `usage_errors` says.
 
     Args:
       job: The command. `--help` prints its docstring.
@@ -44,7 +45,7 @@ def run_config_job(
     argv = list(sys.argv if argv is None else argv)
     # At INFO, libraries log every routine event.
     logging.set_verbosity(logging.WARNING)
-    with usage_errors():
+    with usage_errors("Stopping; the same command continues from here."):
         if {"-h", "--help"} & set(argv[1:]):
             print(_help(job, define_flags, argv))
             return
@@ -53,13 +54,21 @@ def run_config_job(
 
 
 @contextlib.contextmanager
-def usage_errors() -> Iterator[None]:
-    """Prints the message of a `UsageError` on stderr, without a traceback, and exits with 2."""
-    try:
-        yield
-    except UsageError as error:
-        print(f"error: {error}", file=sys.stderr)
-        sys.exit(2)
+def usage_errors(interrupted: str = "Stopping.") -> Iterator[None]:
+    """Ends a command without a traceback where no bug is at fault.
+
+    A `UsageError` prints its message on stderr and exits with status 2. Ctrl-C prints `interrupted`
+    and exits with 130; a second one ends the process at once. If the output cannot be written,
+    because its reader has ended (`... | head`), the status is 141.
+    """
+    notice = f"{interrupted} Ctrl-C again quits at once."
+    with preemption.interruptible_command(notice), preemption.checked_output():
+        try:
+            yield
+        except UsageError as error:
+            with contextlib.suppress(OSError):
+                print(f"error: {error}", file=sys.stderr, flush=True)
+            sys.exit(2)
 
 
 def parse(

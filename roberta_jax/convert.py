@@ -277,7 +277,7 @@ def main(argv: Sequence[str] | None = None) -> None:
             model_class=arguments.model_class,
             revision=arguments.revision,
         )
-    print(table(report))
+        print(table(report))
 
 
 if __name__ == "__main__":

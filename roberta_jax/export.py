@@ -68,7 +68,7 @@ def main(argv: Sequence[str] | None = None) -> None:
     arguments = parser.parse_args(argv)
     with cli.usage_errors():
         difference = export(arguments.source, arguments.target, arguments.to)
-    print(f"{arguments.target}: {arguments.to}; its outputs differ by at most {difference:.1e}")
+        print(f"{arguments.target}: {arguments.to}; its outputs differ by at most {difference:.1e}")
 
 
 if __name__ == "__main__":

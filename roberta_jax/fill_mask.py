@@ -62,12 +62,12 @@ def main(argv: Sequence[str] | None = None) -> None:
     parser.add_argument("texts", nargs="*", help="texts with <mask> (default: lines of stdin)")
     parser.add_argument("--top_k", type=int, default=5, help="predictions per mask (default: 5)")
     arguments = parser.parse_args(argv)
-    texts = arguments.texts or [line.rstrip("\n") for line in sys.stdin if line.strip()]
     with cli.usage_errors():
+        texts = arguments.texts or [line.rstrip("\n") for line in sys.stdin if line.strip()]
         if not texts:
             raise UsageError("no text: give a text that contains <mask>")
         results = fill_mask(arguments.folder, texts, arguments.top_k)
-    print("\n\n".join(table(text, masks) for text, masks in zip(texts, results, strict=True)))
+        print("\n\n".join(table(text, masks) for text, masks in zip(texts, results, strict=True)))
 
 
 if __name__ == "__main__":

@@ -10,6 +10,9 @@ The same command again continues the run; for a finished run it prints the resul
 """
 
 import os
+import shlex
+import signal
+import sys
 from typing import Any
 
 import jax
@@ -19,7 +22,7 @@ from etils import epath
 from ml_collections import ConfigDict
 
 from roberta_jax import cli
-from roberta_jax.errors import UsageError
+from roberta_jax.errors import UsageError, listed
 from roberta_jax.modeling.flops import training_flops
 from roberta_jax.pretraining.config_keys import ADDED, MAY_CHANGE, RENAMED, REVALUED
 from roberta_jax.pretraining.spec import (
@@ -29,10 +32,9 @@ from roberta_jax.pretraining.spec import (
     read_spec,
 )
 from roberta_jax.training import loop
-from roberta_jax.training.host_memory import keep_freed_memory, restart_with_huge_pages
 from roberta_jax.training.run import EXPORT, Job, RunResult, finished_metrics, run, say
 from roberta_jax.training.state import TrainState, count_parameters
-from roberta_jax.training.workdir import read_config
+from roberta_jax.training.workdir import trained_config
 
 
 def pretrain(config: ConfigDict, workdir: epath.PathLike) -> RunResult:
@@ -51,19 +53,16 @@ def pretrain(config: ConfigDict, workdir: epath.PathLike) -> RunResult:
       UsageError: something in the config, the text or the workdir is wrong. Nearly all such errors
         are raised before any long work. Checkpoints written before are intact.
     """
-    from roberta_jax.pretraining.text import check_sources  # imports the tokenizer
-
     # Before the input pipeline imports TensorFlow, which logs at length.
     os.environ.setdefault("TF_CPP_MIN_LOG_LEVEL", "2")
     os.environ.setdefault("TF_ENABLE_ONEDNN_OPTS", "0")
     spec = read_spec(config)
-    if jax.default_backend() == "cpu":
-        keep_freed_memory()
-    # Imported here, as in `make_job`.
+    # Imported here, so that a mistake in the config is reported without waiting for them.
     from roberta_jax.pretraining.memory import check_memory
+    from roberta_jax.pretraining.text import check_sources
 
     check_memory(spec)
-    check_schedule_is_stated(config, read_config(workdir))
+    check_schedule_is_stated(config, trained_config(workdir))
     if finished_metrics(workdir, spec.training.steps) is None:
         check_sources(spec.text)  # before anything is written to the workdir
     result = run(
@@ -90,11 +89,11 @@ def make_job(spec: PretrainingSpec, folder: epath.Path) -> Job:
     Raises:
       UsageError: the text or the tokenizer does not suit the config.
     """
-    # Imported here, so that a mistake in the config is reported without waiting for them.
+    # Imported here, as in `pretrain`.
     from roberta_jax.pretraining import datasets
     from roberta_jax.pretraining.evaluation import Evaluation, summary
     from roberta_jax.pretraining.text import prepare
-    from roberta_jax.weights.load import read_pretrained
+    from roberta_jax.weights.load import load_pretrained
     from roberta_jax.weights.save import save_pretrained
 
     training = spec.training
@@ -111,14 +110,15 @@ def make_job(spec: PretrainingSpec, folder: epath.Path) -> Job:
         return model.init(key, jnp.zeros((1, 1), jnp.int32))["params"]
 
     def pretrained_params() -> Any:
-        _, params = read_pretrained(
+        loaded = load_pretrained(
             spec.init_from,
             spec.model_class,
             spec.execution,
             new_head=NEW_HEADS,
             seed=training.seed,
         )
-        return params
+        say(_describe_start(spec.init_from, loaded))
+        return loaded.params
 
     def export(params: Any) -> None:
         tokenizer.model_max_length = model.config.max_length
@@ -171,6 +171,16 @@ def make_job(spec: PretrainingSpec, folder: epath.Path) -> Job:
     )
 
 
+def _describe_start(source: str, loaded: Any) -> str:
+    taken = len(loaded.weights.tensors) - len(loaded.unused)
+    parts = [f"Starting from the weights in {source}: {taken} tensors taken"]
+    if loaded.new:
+        parts.append(f"new, with random values: {listed(loaded.new)}")
+    if loaded.unused:
+        parts.append(f"not used: {listed(loaded.unused)}")
+    return "; ".join(parts) + "."
+
+
 def _describe_run(spec, model, state, train_set, validation_sets) -> str:
     training = spec.training
     mesh = ", ".join(f"{name} {size}" for name, size in training.mesh.shape.items())
@@ -210,13 +220,22 @@ def _describe_result(spec: PretrainingSpec, result: RunResult) -> str:
     if "eval_perplexity" in result.metrics:
         scores = f"Held-out {summary(result.metrics)}."
     finished = "Finished" if result.start < steps else f"{result.workdir} is finished"
-    return f"{finished}: {steps} steps. {scores}\nThe model is in {result.workdir / EXPORT}."
+    prompt = shlex.quote("Some text with a <mask>.")
+    return (
+        f"{finished}: {steps} steps. {scores}\nThe model is in {result.workdir / EXPORT}. Try it:\n"
+        f"  python -m roberta_jax.fill_mask {shlex.quote(str(result.workdir))} {prompt}"
+    )
 
 
 def main(config: ConfigDict, values: flags.FlagValues) -> None:
     """Pretrains RoBERTa, or continues the run in --workdir.
 
     python -m roberta_jax.pretrain --config=configs/pretrain.py:tiny --workdir=runs/tiny
+
+    The exit status is 0 if the run is finished, and 2 after a mistake that the message explains. A
+    run that was told to stop has saved a checkpoint, and the same command continues it. The status
+    is then 130 after Ctrl-C, 143 after SIGTERM, and 141 if its output cannot be written. So
+    `pretrain ... && ...` goes on only with a finished model.
     """
     if not values.workdir:
         raise UsageError("no folder for the run: give one, such as --workdir=runs/tiny")
@@ -224,7 +243,10 @@ def main(config: ConfigDict, values: flags.FlagValues) -> None:
         from roberta_jax.training.distributed import join_processes
 
         join_processes()
-    pretrain(config, values.workdir)
+    result = pretrain(config, values.workdir)
+    if not result.finished:
+        # With several processes, SIGTERM to one of them stops all.
+        sys.exit(128 + (result.signal or signal.SIGTERM))
 
 
 def _flags(values: flags.FlagValues) -> None:
@@ -238,5 +260,4 @@ def _flags(values: flags.FlagValues) -> None:
 
 
 if __name__ == "__main__":
-    restart_with_huge_pages()
     cli.run_config_job(main, _flags, renamed=RENAMED)

@@ -132,3 +132,9 @@ def test_only_the_specification_and_the_commands_see_the_config():
     for path in PACKAGE.rglob("*.py"):
         if any(name.startswith("ml_collections") for name in imported_names(path)):
             assert str(path.relative_to(PACKAGE)) in readers | commands, path
+
+
+def test_nothing_replaces_the_process():
+    """A module that runs as `__main__` may run within a notebook or a user's script."""
+    for path in PACKAGE.rglob("*.py"):
+        assert "os.exec" not in path.read_text(), path

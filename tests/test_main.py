@@ -2,7 +2,6 @@
 
 import os
 import pathlib
-import platform
 import subprocess
 import sys
 
@@ -106,44 +105,3 @@ def test_experiments_run_in_any_folder(tmp_path):
         "sys.exit(subprocess.run([sys.executable, '-c', program]).returncode)\n"
     )
     assert run(code=code, cwd=tmp_path).returncode == 0
-
-
-# A command that restarts its process, as `pretrain` does.
-RESTARTING = """
-import os, pathlib, sys
-from roberta_jax.training import host_memory
-print(os.getpid(), __name__, sys.argv[1:], os.environ.get("GLIBC_TUNABLES"))
-host_memory._SYSTEM_SETTING = pathlib.Path(__file__).with_name("enabled")
-host_memory.restart_with_huge_pages()
-print("end")
-"""
-
-CONSOLE_SCRIPT = """
-import sys
-from roberta_jax import __main__
-__main__.COMMANDS["pretrain"] = ("roberta_jax_restarting", "")
-__main__._make_importable = lambda module: None
-__main__._available = lambda: ["pretrain"]
-sys.exit(__main__.main())
-"""
-
-
-@pytest.mark.skipif(platform.libc_ver() < ("glibc", "2.35"), reason="needs glibc 2.35")
-def test_a_command_that_restarts_its_process_runs_again_with_its_arguments(tmp_path):
-    (tmp_path / "enabled").write_text("always [madvise] never\n")
-    (tmp_path / "roberta_jax_restarting.py").write_text(RESTARTING)
-    script = tmp_path / "roberta-jax"
-    script.write_text(CONSOLE_SCRIPT)
-    environment = {name: value for name, value in os.environ.items() if name != "GLIBC_TUNABLES"}
-    environment["PYTHONPATH"] = os.pathsep.join([str(ROOT), str(tmp_path)])
-    result = subprocess.run(
-        [sys.executable, str(script), "pretrain", "--config=a b", "--flag"],
-        env=environment,
-        capture_output=True,
-        text=True,
-        check=True,
-    )
-    first, second, end = result.stdout.splitlines()
-    assert first.split(" ", 1)[1] == "__main__ ['--config=a b', '--flag'] None"
-    assert second == first.replace("None", "glibc.malloc.hugetlb=1")  # the same process id
-    assert end == "end"

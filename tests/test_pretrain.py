@@ -3,6 +3,7 @@
 import json
 import pathlib
 import shutil
+import signal
 import sys
 
 import jax
@@ -17,8 +18,10 @@ from roberta_jax.errors import UsageError
 from roberta_jax.modeling.heads import RobertaForMaskedLM
 from roberta_jax.pretrain import pretrain
 from roberta_jax.tokenizer import RobertaTokenizer
+from roberta_jax.training import preemption
 from roberta_jax.training.checkpoints import Checkpoints
 from roberta_jax.training.metrics import read_metrics
+from roberta_jax.training.run import RunResult
 from tests.support import texts
 from tests.support.messages import one_screen
 
@@ -136,10 +139,23 @@ def test_engine_cache_and_cadence_change_no_bit(plain_run, folder):
     assert model_bytes(plain_run.workdir) == model_bytes(result.workdir)
 
 
-def test_init_from_starts_from_the_weights_and_the_tokenizer(run, folder):
+def test_a_damaged_export_of_a_finished_run_is_written_again(plain_run, folder, tmp_path):
+    workdir = pathlib.Path(shutil.copytree(plain_run.workdir, tmp_path / "run"))
+    weights_file = workdir / "hf" / "model.safetensors"
+    weights_file.write_bytes(weights_file.read_bytes()[:-1] + b"\xff")
+    with pytest.raises(UsageError, match=r"damaged: hf/model\.safetensors") as error:
+        pretrain(small_config(folder), workdir)
+    assert f"rm -r {workdir / 'hf'}" in one_screen(error.value)
+    shutil.rmtree(workdir / "hf")  # as the message says
+    assert pretrain(small_config(folder), workdir).finished
+    assert model_bytes(workdir) == model_bytes(plain_run.workdir)
+
+
+def test_init_from_starts_from_the_weights_and_the_tokenizer(run, folder, capsys):
     # Of config.model only the dropout rates are used; the shape is that of the pretrained model.
     changes = {"init_from": str(run.workdir), "model.hidden_size": 64, "train.steps": 6}
     result = pretrain(small_config(folder, **changes), folder / "init_from")
+    assert f"Starting from the weights in {run.workdir}: " in capsys.readouterr().out
     model, _ = weights.from_pretrained(result.workdir)
     assert model.config.hidden_size == 32
     before = RobertaTokenizer.from_pretrained(run.workdir / "hf").fingerprint()
@@ -326,7 +342,8 @@ def test_wrong_text_is_refused_before_training(run, folder, tmp_path, mistake):
     with pytest.raises(UsageError, match=pattern) as error:
         pretrain(small_config(folder, **changes), tmp_path / "run")
     one_screen(error.value)
-    assert not (tmp_path / "run" / "checkpoints" / "0").exists()
+    # The corrected command runs in the same workdir: nothing but its lock was written.
+    assert {path.name for path in (tmp_path / "run").glob("*")} <= {".lock"}
 
 
 @pytest.mark.parametrize(
@@ -362,6 +379,21 @@ def test_wrong_flags(override, message):
     with pytest.raises(UsageError, match=message) as error:
         cli.parse(["pretrain", "--config=configs/pretrain.py:tiny", override])
     one_screen(error.value)
+
+
+@pytest.mark.parametrize(
+    ("number", "status"),
+    [(signal.SIGINT, 130), (signal.SIGTERM, 143), (preemption.SIGPIPE, 141), (None, 143)],
+)
+def test_the_exit_status_of_a_run_that_was_stopped(tmp_path, monkeypatch, number, status):
+    result = RunResult(tmp_path, 0, 3, False, {}, number)
+    monkeypatch.setattr(pretrain_module, "pretrain", lambda config, workdir: result)
+    monkeypatch.setattr(
+        sys, "argv", ["pretrain", "--config=configs/pretrain.py:tiny", f"--workdir={tmp_path}"]
+    )
+    with pytest.raises(SystemExit) as exit:
+        cli.run_config_job(pretrain_module.main, pretrain_module._flags)
+    assert exit.value.code == status
 
 
 def test_no_workdir(capsys, monkeypatch):

@@ -29,7 +29,6 @@ from collections.abc import Callable
 import numpy as np
 
 from experiments.benchmarks.arguments import positive, some_of
-from roberta_jax.training.host_memory import huge_page_environment
 
 # Rows, tokens per row, and the values of the model config that differ from base.
 SMALL = {
@@ -85,14 +84,11 @@ class _Child:
 
     def __init__(self, side: str, shape: str, steps: int):
         command = [sys.executable, __file__, f"--side={side}", f"--shapes={shape}"]
-        # `roberta_jax.pretrain` restarts itself with this environment.
-        added = huge_page_environment() if side == "ours" else {}
         self._process = subprocess.Popen(
             [*command, f"--steps={steps}"],
             stdin=subprocess.PIPE,
             stdout=subprocess.PIPE,
             text=True,
-            env=os.environ | added,
         )
         self._answer()  # sent after compilation and warm-up
 
@@ -143,13 +139,11 @@ def _ours(shape: str) -> Callable[[], float]:
     from roberta_jax.data.masking import num_slots
     from roberta_jax.modeling.config import RobertaConfig
     from roberta_jax.modeling.heads import RobertaForMaskedLM
-    from roberta_jax.training.host_memory import keep_freed_memory
     from roberta_jax.training.loop import make_train_step
     from roberta_jax.training.optimizer import adamw
     from roberta_jax.training.partitioning import create_mesh, to_global
     from roberta_jax.training.state import create_state
 
-    keep_freed_memory()
     rows, length, changes = SHAPES[shape]
     model = RobertaForMaskedLM(RobertaConfig.base(**changes))
     ids, masked = _rows(shape)

@@ -8,9 +8,12 @@ stores a digest of every array, computed on the devices that hold it, and `resto
 
 import contextlib
 import gc
+import hashlib
+import json
 import logging
 import sys
 import textwrap
+import time
 import warnings
 from collections.abc import Iterator, Mapping
 from typing import Any
@@ -29,6 +32,10 @@ class Checkpoints:
 
     `save` copies the state to the host and returns; the files are written in the background. Use it
     as a context manager, which waits at its end until the files are written.
+
+    Attributes:
+      last_saved: the last step whose checkpoint this object has written or restored; None before.
+      save_seconds: how long the last call of `save` took, until the state could be donated.
     """
 
     def __init__(self, folder: epath.PathLike, keep: int = 2):
@@ -41,8 +48,12 @@ class Checkpoints:
         Raises:
           UsageError: the folder cannot be created, or `keep` is less than 1.
         """
+        _hide_errors_of_background_tasks()
         if keep < 1:
             raise UsageError(f"--config.train.keep_checkpoints={keep} must be at least 1.")
+        self.last_saved: int | None = None
+        self.save_seconds = 0.0
+        self._being_saved: int | None = None
         self.folder = epath.Path(folder)
         if "://" not in str(folder):  # Orbax requires absolute paths; gs://... is one
             self.folder = self.folder.absolute()
@@ -51,6 +62,11 @@ class Checkpoints:
             cleanup_tmp_directories=True,
             enable_async_checkpointing=True,
         )
+        if self.folder.exists() and not self.folder.is_dir():
+            raise UsageError(
+                f"{self.folder} is a file, not the folder of the checkpoints. Restore the folder, "
+                "or choose another --workdir."
+            )
         with self._file_system_errors("open"):
             self._manager = ocp.CheckpointManager(self.folder, options=options)
 
@@ -88,16 +104,20 @@ class Checkpoints:
         Raises:
           UsageError: this or the previous checkpoint could not be written; earlier ones are intact.
         """
+        started = time.perf_counter()
+        self.wait()
         with self._file_system_errors("write"):
-            self._manager.wait_until_finished()
             if step in self._manager.all_steps():
                 return
             meta = {"leaves": _describe(state), "extra": dict(extra or {})}
+            meta["extra_digest"] = _digest_of_json(meta["extra"])
             args = ocp.args.Composite(
                 state=ocp.args.StandardSave(state), meta=ocp.args.JsonSave(meta)
             )
             # force=True: the training loop decides when to save, not Orbax's policy.
             self._manager.save(step, args=args, force=True)
+        self._being_saved = step
+        self.save_seconds = time.perf_counter() - started
 
     def wait(self) -> None:
         """Waits until all saved checkpoints are on disk.
@@ -107,6 +127,7 @@ class Checkpoints:
         """
         with self._file_system_errors("write"):
             self._manager.wait_until_finished()
+        self.last_saved = self._being_saved
 
     def restore(self, like: Any) -> tuple[Any, dict[str, Any]] | None:
         """Restores the newest checkpoint and verifies its digests.
@@ -126,7 +147,9 @@ class Checkpoints:
         if not steps:
             return None
         try:
-            return self._restore(steps[-1], like)
+            restored = self._restore(steps[-1], like)
+            self.last_saved = self._being_saved = steps[-1]
+            return restored
         except _DamagedError as error:
             raise UsageError(self._damage_message(steps, error, like)) from error
 
@@ -136,6 +159,9 @@ class Checkpoints:
             leaves, extra = meta["leaves"], meta["extra"]
         except (KeyError, TypeError) as error:
             raise _DamagedError(f"its metadata lacks {error}") from error
+        # Checkpoints of earlier versions have no digest of it.
+        if meta.get("extra_digest", _digest_of_json(extra)) != _digest_of_json(extra):
+            raise _DamagedError("its metadata differs from the saved one")
         _check_same_leaves(leaves, like, self.folder / str(step))
         state = self._read(step, state=ocp.args.StandardRestore(like))["state"]
         restored = _describe(state)
@@ -205,13 +231,49 @@ class _DamagedError(Exception):
     """The files of a checkpoint are not what was written."""
 
 
+def checkpoint_steps(folder: epath.PathLike) -> list[int]:
+    """Returns the steps that have a complete checkpoint in a folder, ascending, without opening it.
+
+    The folder need not exist.
+    """
+    folder = epath.Path(folder)
+    return sorted(ocp.utils.checkpoint_steps(folder)) if folder.is_dir() else []
+
+
+def _digest_of_json(value: Any) -> str:
+    return hashlib.blake2b(json.dumps(value, sort_keys=True).encode(), digest_size=8).hexdigest()
+
+
+def _is_of_the_user(record: logging.LogRecord) -> bool:
+    """Whether a log record is not one that Orbax or its tasks log about an error.
+
+    A failed save logs its error with a traceback once for each task that takes part in it, while it
+    runs or when the task is garbage collected. `save` and `wait` raise the same error.
+    """
+    if record.levelno < logging.ERROR:
+        return True
+    error = record.exc_info[1] if record.exc_info else None
+    return not (
+        "orbax" in record.pathname
+        or "exception was never retrieved" in record.msg
+        or (isinstance(error, RuntimeError) and "Event loop is closed" in str(error))
+    )
+
+
+def _hide_errors_of_background_tasks() -> None:
+    for name in ("absl", "asyncio", "concurrent.futures"):
+        logger = logging.getLogger(name)
+        if _is_of_the_user not in logger.filters:
+            logger.addFilter(_is_of_the_user)
+
+
 @contextlib.contextmanager
 def _silence_orbax() -> Iterator[None]:
     """Keeps Orbax's background tasks from printing errors that an exception reports anyway."""
     loggers = [logging.getLogger(name) for name in ("absl", "asyncio")]
     levels = [logger.level for logger in loggers]
     hook = sys.unraisablehook
-    sys.unraisablehook = lambda _: None
+    sys.unraisablehook = lambda error: hook(error) if error.exc_type is KeyboardInterrupt else None
     for logger in loggers:
         logger.setLevel(logging.CRITICAL)
     try:
@@ -235,6 +297,8 @@ _FILE_SYSTEM_ERRORS = (
     "Read-only file system",
     "Permission denied",
     "Not a directory",
+    "File too large",
+    "Input/output error",
 )
 
 

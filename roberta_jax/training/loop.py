@@ -11,10 +11,12 @@ all devices, hosts and microbatches. A mean of means would be another loss where
 the parts differ.
 """
 
+import contextlib
 import dataclasses
 import math
+import time
 import zlib
-from collections.abc import Callable, Iterable, Iterator, Mapping
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from typing import Any
 
 import flax.linen as nn
@@ -35,7 +37,10 @@ Sums = dict[str, jax.Array]
 TrainStep = Callable[[TrainState, Batch], tuple[TrainState, dict[str, jax.Array]]]
 EvalStep = Callable[[Any, Batch], tuple[Sums, Sums]]
 
-EVALUATION_DUE = "evaluation_due"  # key in a checkpoint, beside those of `fit`'s `extra`
+# Keys in a checkpoint, beside those of `fit`'s `extra`.
+EVALUATION_DUE = "evaluation_due"
+LOSSES = "losses_since_the_last_record"
+RECORDS = "records"
 
 
 class Diverged(UsageError):
@@ -242,6 +247,7 @@ def fit(
     should_stop: Callable[[], bool] = lambda: False,
     extra: Mapping[str, Any] | None = None,
     evaluation_due: bool = False,
+    losses: Sequence[Mapping[str, float]] = (),
 ) -> tuple[TrainState, bool]:
     """Trains from the state's step up to step `steps`.
 
@@ -261,9 +267,12 @@ def fit(
       flops_per_step: of one update over all devices, for the share of the chips' peak (`mfu`).
       evaluation: params -> values to record, or None if it was stopped.
       should_stop: polled after every step.
-      extra: values to save in each checkpoint. `EVALUATION_DUE` is saved with them: whether the run
-        was stopped before an evaluation that was due at this step.
+      extra: values to save in each checkpoint. More are saved with them: `EVALUATION_DUE`,
+        whether the run was stopped before an evaluation that was due at this step; `LOSSES`, the
+        losses of the steps since the last record, so that the next one is their mean; and
+        `RECORDS`, how many records were written.
       evaluation_due: whether to evaluate first, as saved in the checkpoint of `state`.
+      losses: those of the steps since the last record, as saved in the checkpoint of `state`.
 
     Returns:
       (the state, whether the run was stopped before its end). The state is saved in either case.
@@ -272,8 +281,8 @@ def fit(
       Diverged: a loss or gradient norm is not finite.
       UsageError: a checkpoint could not be written.
     """
-    step = int(state.step)
-    meter = Meter(tokens_per_step)
+    step = start = int(state.step)
+    meter = Meter(tokens_per_step, losses)
     peak = peak_flops()
     pending: dict[str, jax.Array] | None = None  # the metrics of `step`, not read yet
 
@@ -285,7 +294,7 @@ def fit(
         pending = None
         _check_finite(step, values, checkpoints)
         meter.add({name: value for name, value in values.items() if name.endswith("loss")})
-        writer.progress(step, values["loss"], meter.tokens_per_second)
+        writer.progress(step, values["loss"], meter.tokens_per_second, meter.seconds_per_step)
         if step % cadence.log == 0 or step == steps:
             mean, seconds = meter.take()
             values |= mean
@@ -303,13 +312,15 @@ def fit(
         meter.pause()
         return values is not None
 
-    if evaluation and evaluation_due and not evaluate():
+    if evaluation and evaluation_due and step < steps and not evaluate():
         return state, True
     data = batches(step) if step < steps else iter(())
     try:
         while step < steps:
+            writer.step = step + 1
             batch = next(data)
-            state, metrics = train_step(state, batch)
+            with _announced_compilation(writer) if step == start else contextlib.nullcontext():
+                state, metrics = train_step(state, batch)
             read()
             step, pending = step + 1, metrics
             stopping = should_stop()
@@ -318,7 +329,8 @@ def fit(
                 due = stopping = not evaluate()
             if stopping or step == steps or _due(step, cadence.checkpoint):
                 read()
-                checkpoints.save(step, state, {**(extra or {}), EVALUATION_DUE: due})
+                resume = {EVALUATION_DUE: due, LOSSES: meter.losses, RECORDS: writer.records}
+                checkpoints.save(step, state, {**(extra or {}), **resume})
                 meter.pause()
             if stopping:
                 break
@@ -328,6 +340,15 @@ def fit(
             close()
     checkpoints.wait()
     return state, step < steps
+
+
+@contextlib.contextmanager
+def _announced_compilation(writer: MetricsWriter) -> Iterator[None]:
+    """Says that the first call of the step compiles it, and how long that took."""
+    writer.say("Compiling the train step...")
+    started = time.perf_counter()
+    yield
+    writer.say(f"Compiled in {time.perf_counter() - started:.1f} s.")
 
 
 def _due(step: int, every: int) -> bool:

@@ -1,72 +1,170 @@
 """Writes the metrics of a run to a JSON lines file, to TensorBoard and to the console.
 
 `metrics.jsonl` holds one object per line, {"step": 100, "loss": 6.2, ...}, in the order of the
-steps. A run that resumes first removes the records after the step from which it resumes, so the
-file never has two records of the same update. The console shows a progress bar on a terminal, and
-plain lines elsewhere (a log file, a notebook).
+steps. A run that resumes first removes the records that its checkpoint does not know of, so that
+each record is there once: apart from speeds, they equal those of a run that was never interrupted.
+The console shows a progress bar on a terminal, and plain lines elsewhere (a log file, a notebook).
 """
 
+import contextlib
 import json
+import logging
+import re
 import sys
 import time
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping, Sequence
 from typing import Any
 
 from etils import epath
 from tqdm import tqdm
 
+from roberta_jax.errors import UsageError
 from roberta_jax.storage.atomic import write_text
+from roberta_jax.training.preemption import discard_failed_output
 
 FILE = "metrics.jsonl"
+
+# Each record of an update has this value, and no record of an evaluation has it.
+_OF_AN_UPDATE = "learning_rate"
 
 
 def read_metrics(folder: epath.PathLike) -> list[dict[str, Any]]:
     """Returns the records of a workdir's `metrics.jsonl`; an empty list if there is no such file.
 
     A last line that is incomplete, because the process was killed while writing it, is left out.
+    Other lines that are not records, because the file is damaged, are left out with a warning.
+
+    Raises:
+      UsageError: the file cannot be read.
     """
     path = epath.Path(folder) / FILE
-    if not path.exists():
+    try:
+        lines = path.read_bytes().split(b"\n")
+    except FileNotFoundError:
         return []
-    records = []
-    for line in path.read_text().splitlines():
-        try:
-            records.append(json.loads(line))
-        except json.JSONDecodeError:
-            break
+    except OSError as error:
+        raise UsageError(
+            f"cannot read {path}: {error.strerror or error}. Move it away, or restore it; the "
+            "checkpoints do not depend on it."
+        ) from error
+    *lines, incomplete = lines  # the last line ends in a newline if it is complete
+    records, unreadable = [], 0
+    for line in lines:
+        record = _parse(line)
+        if record is not None:
+            records.append(record)
+        elif line.strip():
+            # A line that was cut short may have been continued by the next records.
+            parts = [_parse(part) for part in re.split(rb'(?=\{"step": )', line)]
+            records += [part for part in parts if part is not None]
+            unreadable += 1
+    records += [record for record in (_parse(incomplete),) if record is not None]
+    if unreadable:
+        logging.warning(
+            "%s: %d damaged line(s) could not be read and are left out; %d records were read.",
+            path,
+            unreadable,
+            len(records),
+        )
     return records
 
 
-class MetricsWriter:
-    """Writes metrics to `metrics.jsonl`, to TensorBoard and to the console."""
+def _parse(line: bytes) -> dict[str, Any] | None:
+    """Returns the record that a line holds, or None if it is not one."""
+    try:
+        record = json.loads(line.decode("utf-8"))
+    except (ValueError, RecursionError):
+        return None
+    is_record = (
+        isinstance(record, dict)
+        and type(record.get("step")) is int
+        and all(type(value) in (int, float) for value in record.values())
+    )
+    return record if is_record else None
 
-    def __init__(self, folder: epath.PathLike, *, step: int, steps: int, primary: bool = True):
+
+class MetricsWriter:
+    """Writes metrics to `metrics.jsonl`, to TensorBoard and to the console.
+
+    Attributes:
+      step: the step that is being computed; the training loop sets it.
+      records: how many records the file has.
+      seconds_per_step: the recent speed, None before a step was timed.
+      on_closed_output: called if stdout cannot be written, such as when its reader has ended
+        (`... | head`). Further output is discarded.
+    """
+
+    def __init__(
+        self,
+        folder: epath.PathLike,
+        *,
+        step: int,
+        steps: int,
+        evaluation_due: bool = False,
+        records: int = 0,
+        primary: bool = True,
+    ):
         """Opens the files and removes their records of steps after `step`.
 
         Args:
           folder: the workdir.
           step: the step from which the run resumes, or 0.
           steps: the number of steps of the whole run.
+          evaluation_due: whether the run resumes before the evaluation of `step`. A record of it,
+            left by a process that resumed there and was killed, is removed.
+          records: how many records there were at `step`. A warning says if some are missing.
           primary: whether this process writes; False for all but one of several processes.
+
+        Raises:
+          UsageError: `metrics.jsonl` cannot be read.
         """
+        self.step = step
+        self.seconds_per_step: float | None = None
+        self.on_closed_output: Callable[[], Any] = lambda: None
+        self.records = 0
         self._steps = steps
         self._file = self._tensorboard = self._progress_bar = None
         if not primary:
             return
+        from roberta_jax.training.tensorboard import EventLog
+
         folder = epath.Path(folder)
         folder.mkdir(parents=True, exist_ok=True)
-        records = [record for record in read_metrics(folder) if record["step"] <= step]
-        write_text(folder / FILE, "".join(json.dumps(record) + "\n" for record in records))
+        kept = [record for record in read_metrics(folder) if record["step"] <= step]
+        if evaluation_due:
+            kept = [r for r in kept if r["step"] < step or _OF_AN_UPDATE in r]
+        lines = dict.fromkeys(json.dumps(record) + "\n" for record in kept)  # no line twice
+        self.records = len(lines)
+        if self.records < records:
+            logging.warning(
+                "%s has %d of the %d records up to step %d; the others are lost. The model is not "
+                "affected.",
+                folder / FILE,
+                self.records,
+                records,
+                step,
+            )
+        write_text(folder / FILE, "".join(lines))
         self._file = (folder / FILE).open("a")
-        self._tensorboard = _summary_writer(folder / "tensorboard", purge_step=step + 1)
+        self._tensorboard = EventLog(
+            folder / "tensorboard",
+            next_step=step if evaluation_due else step + 1,
+            records=[json.loads(line) for line in lines],
+        )
         if sys.stderr.isatty():
-            self._progress_bar = tqdm(initial=step, total=steps, unit="step", dynamic_ncols=True)
+            # Without tqdm's own estimate of the time left, which counts compilation as steps.
+            layout = "{percentage:3.0f}%|{bar}| {n_fmt}/{total_fmt} [{elapsed}{postfix}]"
+            self._progress_bar = tqdm(
+                initial=step, total=steps, bar_format=layout, dynamic_ncols=True
+            )
 
     def __enter__(self) -> "MetricsWriter":
         return self
 
-    def __exit__(self, *_) -> None:
-        self.close()
+    def __exit__(self, kind, error, traceback) -> None:
+        # On a full disk closing fails as well, which would only hide the first error.
+        with contextlib.nullcontext() if error is None else contextlib.suppress(OSError):
+            self.close()
 
     def write(self, step: int, values: Mapping[str, float]) -> None:
         """Appends the record {"step": step, **values}, and adds the values to TensorBoard."""
@@ -74,16 +172,30 @@ class MetricsWriter:
             return
         self._file.write(json.dumps({"step": step, **values}) + "\n")
         self._file.flush()
-        for name, value in values.items():
-            self._tensorboard.add_scalar(name, value, step)
+        self.records += 1
+        self._tensorboard.add(step, values)
 
-    def progress(self, step: int, loss: float, tokens_per_second: float | None) -> None:
+    def progress(
+        self,
+        step: int,
+        loss: float,
+        tokens_per_second: float | None,
+        seconds_per_step: float | None = None,
+    ) -> None:
         """Moves the progress bar, if there is one, to `step`."""
+        self.seconds_per_step = seconds_per_step
         bar = self._progress_bar
         if bar is not None:
-            rate = "" if tokens_per_second is None else f"{_short(tokens_per_second)} tokens/s"
-            bar.set_postfix_str(f"loss {loss:.3f} {rate}", refresh=False)
+            parts = [f"loss {loss:.3f}"]
+            if tokens_per_second is not None:
+                parts.append(f"{_short(tokens_per_second)} tokens/s")
+            if seconds_per_step is not None:
+                parts.append(self._time_left(step, seconds_per_step))
+            bar.set_postfix_str(", ".join(parts), refresh=False)
             bar.update(step - bar.n)
+
+    def _time_left(self, step: int, seconds_per_step: float) -> str:
+        return f"{tqdm.format_interval((self._steps - step) * seconds_per_step)} left"
 
     def line(self, step: int, values: Mapping[str, float], seconds_per_step: float | None) -> None:
         """Prints the metrics of a step, unless there is a progress bar.
@@ -99,8 +211,7 @@ class MetricsWriter:
             parts.append(f"learning rate {values['learning_rate']:.2e}")
             if seconds_per_step is not None:
                 parts.append(f"{_short(values['tokens_per_second'])} tokens/s")
-                remaining = tqdm.format_interval((self._steps - step) * seconds_per_step)
-                parts.append(f"{remaining} left")
+                parts.append(self._time_left(step, seconds_per_step))
             self.say("  ".join(parts))
 
     def say(self, text: str) -> None:
@@ -108,14 +219,21 @@ class MetricsWriter:
         if self._progress_bar is not None:
             self._progress_bar.write(text, file=sys.stderr)
         elif self._file is not None:
-            print(text, flush=True)
+            try:
+                print(text, flush=True)
+            except OSError as error:
+                if not discard_failed_output(error):
+                    raise
+                self.on_closed_output()
 
     def close(self) -> None:
         """Closes the files and the progress bar. Can be called more than once."""
-        for each in (self._progress_bar, self._tensorboard, self._file):
-            if each is not None:
-                each.close()
+        opened = (self._file, self._tensorboard, self._progress_bar)
         self._file = self._tensorboard = self._progress_bar = None
+        with contextlib.ExitStack() as stack:
+            for each in opened:
+                if each is not None:
+                    stack.callback(each.close)
 
 
 class Meter:
@@ -125,15 +243,27 @@ class Meter:
     the next step has finished, for evaluations and checkpoints.
     """
 
-    def __init__(self, tokens_per_step: int):
+    def __init__(self, tokens_per_step: int, losses: Sequence[Mapping[str, float]] = ()):
+        """Starts to measure.
+
+        Args:
+          tokens_per_step: for the speed.
+          losses: those of the steps since the last record that were made before, from `losses`.
+        """
         self._tokens_per_step = tokens_per_step
         self._last_time: float | None = None  # when the last step finished; None after a pause
         self._smoothed_seconds: float | None = None  # per step, for the progress bar
         self._reset()
+        self._losses += losses
 
     def _reset(self) -> None:
         self._seconds, self._timed_steps = 0.0, 0
         self._losses: list[Mapping[str, float]] = []
+
+    @property
+    def losses(self) -> list[Mapping[str, float]]:
+        """The losses of the steps since the last record, which a checkpoint has to save."""
+        return list(self._losses)
 
     def add(self, losses: Mapping[str, float]) -> None:
         """Adds a step that has just finished; its losses have the same names in every call."""
@@ -152,6 +282,11 @@ class Meter:
     def pause(self) -> None:
         """Excludes the time until the next step has finished."""
         self._last_time = None
+
+    @property
+    def seconds_per_step(self) -> float | None:
+        """The recent time of a step, smoothed, or None before a step was timed."""
+        return self._smoothed_seconds
 
     @property
     def tokens_per_second(self) -> float | None:
@@ -174,23 +309,6 @@ class Meter:
             values["tokens_per_second"] = self._tokens_per_step / seconds
         self._reset()
         return values, seconds
-
-
-def _summary_writer(folder: epath.Path, purge_step: int) -> Any:
-    """Returns tensorboardX's SummaryWriter. The import takes half a second, so it is done here.
-
-    tensorboardX imports PyTorch if it is installed, only to recognise tensors. That would take
-    seconds and hundreds of megabytes, so PyTorch is hidden from it.
-    """
-    hide_torch = "torch" not in sys.modules
-    if hide_torch:
-        sys.modules["torch"] = None
-    try:
-        from tensorboardX import SummaryWriter
-    finally:
-        if hide_torch:
-            del sys.modules["torch"]
-    return SummaryWriter(str(folder), purge_step=purge_step)
 
 
 def _short(number: float) -> str:

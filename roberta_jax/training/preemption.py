@@ -1,27 +1,78 @@
-"""Turns SIGTERM and Ctrl-C into a request to stop after the current step."""
+"""Turns SIGTERM and Ctrl-C into a request to stop after the current step.
 
+Python calls a signal handler only between two instructions of the main thread, which can be minutes
+later if that is compiling or waiting for a device. What is said about a signal, and what a second
+Ctrl-C does to a command, is therefore done in a thread of its own.
+"""
+
+import _thread
 import contextlib
+import os
 import signal
+import sys
 import threading
 from collections.abc import Callable, Iterator
 
-import jax
-from jax.experimental import multihost_utils
+SIGPIPE = 13  # not every system defines it
+
+# Exit statuses of a command that ended because of a signal, as shells report it.
+INTERRUPTED = 128 + signal.SIGINT
+TERMINATED = 128 + signal.SIGTERM
+OUTPUT_CLOSED = 128 + SIGPIPE
+
+_commands = 0  # how many `interruptible_command` contexts are active
+
+
+class StopRequests:
+    """Whether a run was asked to stop. Call it after every training step and evaluation batch.
+
+    Attributes:
+      signal: the number of the first signal that asked for it, None before.
+    """
+
+    def __init__(self, poll: Callable[[], bool] | None = None):
+        """Args: poll: how to ask; by default whether `request` was called."""
+        self.signal: int | None = None
+        self._poll = poll
+
+    def __call__(self) -> bool:
+        return self.signal is not None if self._poll is None else self._poll()
+
+    def request(self, number: int) -> bool:
+        """Asks for a stop as if the signal had been received; False if one was asked for before."""
+        first = self.signal is None
+        if first:
+            self.signal = number
+            if self._poll is not None:
+                os.kill(os.getpid(), signal.SIGTERM)  # reaches all processes of the run
+        return first
 
 
 @contextlib.contextmanager
-def stop_requests() -> Iterator[Callable[[], bool]]:
+def stop_requests(
+    notice: Callable[[int], str] = lambda number: "",
+    quit_notice: Callable[[], str] = lambda: "",
+) -> Iterator[StopRequests]:
     """Yields a function that returns whether the run was asked to stop.
 
     Call it after every training step and every evaluation batch. Inside the context, SIGTERM (sent
     by a scheduler that preempts the job) and Ctrl-C set a flag and do not end the process. A second
-    Ctrl-C raises KeyboardInterrupt. The former signal handlers are restored at the end.
+    Ctrl-C ends a command (see `interruptible_command`) at once with status 130; elsewhere it raises
+    KeyboardInterrupt. The former signal handlers are restored at the end.
 
     With several processes, JAX's preemption service makes all of them stop at the same call, so all
     processes must call the function equally often. Outside the main thread, which alone receives
-    signals, the function always returns False.
+    signals, the function returns True only after `StopRequests.request`.
+
+    Args:
+      notice: number of the first signal -> what is printed on stderr at once.
+      quit_notice: () -> what is printed when a second Ctrl-C ends the command.
     """
+    import jax
+
     if jax.process_count() > 1:
+        from jax.experimental import multihost_utils
+
         calls, stopped = 0, False
 
         def all_processes_stop() -> bool:
@@ -30,21 +81,167 @@ def stop_requests() -> Iterator[Callable[[], bool]]:
             stopped = stopped or multihost_utils.reached_preemption_sync_point(calls)
             return stopped
 
-        yield all_processes_stop
+        yield StopRequests(all_processes_stop)
         return
+    requests = StopRequests()
     if threading.current_thread() is not threading.main_thread():
-        yield lambda: False
+        yield requests
         return
-    stop_requested = threading.Event()
 
     def handle(number, frame):
-        if stop_requested.is_set() and number == signal.SIGINT:
+        if not requests.request(number) and number == signal.SIGINT:
             raise KeyboardInterrupt
-        stop_requested.set()
+
+    received: list[int] = []
+
+    def announce(number: int) -> None:
+        if number not in (signal.SIGTERM, signal.SIGINT):
+            return
+        received.append(number)
+        if len(received) == 1:
+            _print(notice(number))
+        elif number == signal.SIGINT and _commands:
+            _quit(quit_notice())
 
     handlers = {number: signal.signal(number, handle) for number in (signal.SIGTERM, signal.SIGINT)}
     try:
-        yield stop_requested.is_set
+        with _watch_signals(announce):
+            yield requests
     finally:
         for number, handler in handlers.items():
             signal.signal(number, handler)
+
+
+@contextlib.contextmanager
+def interruptible_command(notice: str) -> Iterator[None]:
+    """Makes Ctrl-C end a command without a traceback, with exit status 130.
+
+    The first one prints a notice at once and raises KeyboardInterrupt in the main thread, which
+    ends the context with SystemExit. A second one ends the process, whatever it is doing. Where
+    Ctrl-C is ignored (a background job of a shell script) or has another handler, only the exit
+    changes.
+
+    Args:
+      notice: what the first Ctrl-C prints on stderr.
+    """
+    global _commands
+    received: list[int] = []
+    repeated: list[int] = []
+    hook = sys.unraisablehook
+
+    def raise_again(unraisable) -> None:
+        # Raised in a callback of the garbage collector, KeyboardInterrupt is reported and lost.
+        if unraisable.exc_type is KeyboardInterrupt:
+            repeated.append(signal.SIGINT)
+            threading.Timer(0.05, _thread.interrupt_main).start()
+        else:
+            hook(unraisable)
+
+    def announce(number: int) -> None:
+        if number != signal.SIGINT:
+            return
+        if repeated:
+            repeated.pop()
+            return
+        received.append(number)
+        if len(received) == 1:
+            _print(notice)
+        else:
+            _quit("Quit.")
+
+    watched = (
+        threading.current_thread() is threading.main_thread()
+        and signal.getsignal(signal.SIGINT) is signal.default_int_handler
+    )
+    _commands += 1
+    if watched:
+        sys.unraisablehook = raise_again
+    try:
+        with _watch_signals(announce) if watched else contextlib.nullcontext():
+            yield
+    except KeyboardInterrupt:
+        if watched:  # nothing of what follows needs an orderly end
+            signal.signal(signal.SIGINT, signal.SIG_DFL)
+        sys.exit(INTERRUPTED)
+    finally:
+        _commands -= 1
+        if watched:
+            sys.unraisablehook = hook
+
+
+@contextlib.contextmanager
+def checked_output() -> Iterator[None]:
+    """Exits with status 141 if stdout cannot be written: its reader has ended, or a disk is full.
+
+    The status is that of programs that SIGPIPE ends, as in `... | head`.
+    """
+    try:
+        yield
+        if sys.stdout is not None:
+            sys.stdout.flush()
+    except OSError as error:
+        if not discard_failed_output(error):
+            raise  # of another file
+        if not isinstance(error, BrokenPipeError):
+            _print(f"error: cannot write the output: {error.strerror or error}")
+        sys.exit(OUTPUT_CLOSED)
+
+
+def discard_failed_output(error: OSError) -> bool:
+    """Discards further output if stdout cannot be written.
+
+    Args:
+      error: raised by what may have been printing.
+
+    Returns:
+      Whether it is stdout that cannot be written.
+    """
+    if error.filename is not None or sys.stdout is None:
+        return False  # errors of open files, as stdout is, name no file
+    try:
+        stdout = sys.stdout.fileno()
+        os.write(stdout, b"\n")
+        return False
+    except ValueError:  # stdout is not a file of the system: a notebook's, a test's
+        return False
+    except OSError:
+        null = os.open(os.devnull, os.O_WRONLY)
+        os.dup2(null, stdout)
+        os.close(null)
+        return True
+
+
+@contextlib.contextmanager
+def _watch_signals(received: Callable[[int], None]) -> Iterator[None]:
+    """Calls a function with the number of each signal that has a handler, from a thread."""
+    reading, writing = os.pipe()
+    os.set_blocking(writing, False)  # the C-level handler must never wait
+    former = signal.set_wakeup_fd(writing, warn_on_full_buffer=False)
+
+    def watch() -> None:
+        while numbers := os.read(reading, 64):
+            for number in numbers:
+                received(number)
+
+    thread = threading.Thread(target=watch, name="signals", daemon=True)
+    thread.start()
+    try:
+        yield
+    finally:
+        signal.set_wakeup_fd(former)
+        os.close(writing)
+        thread.join()
+        os.close(reading)
+
+
+def _print(text: str) -> None:
+    """Writes a line to stderr at once, also while another thread is printing."""
+    if text:
+        with contextlib.suppress(OSError):
+            os.write(2, f"\n{text}\n".encode())
+
+
+def _quit(text: str) -> None:
+    """Ends the process. What it was writing has a temporary name, as if it had been killed."""
+    _print(text)
+    os._exit(INTERRUPTED)

@@ -5,7 +5,9 @@ This is the part that pretraining and fine-tuning share. The caller describes wh
 that is killed or told to stop continues when it is started again with the same workdir.
 """
 
+import contextlib
 import dataclasses
+import signal
 from collections.abc import Callable, Collection, Iterator, Mapping
 from typing import Any
 
@@ -16,7 +18,7 @@ from jax.sharding import Mesh
 
 from roberta_jax.errors import UsageError
 from roberta_jax.training import loop, preemption
-from roberta_jax.training.checkpoints import Checkpoints
+from roberta_jax.training.checkpoints import Checkpoints, checkpoint_steps
 from roberta_jax.training.metrics import MetricsWriter, read_metrics
 from roberta_jax.training.partitioning import Rules
 from roberta_jax.training.state import (
@@ -25,9 +27,14 @@ from roberta_jax.training.state import (
     abstract_state,
     create_state,
 )
-from roberta_jax.training.workdir import open_workdir
-
-EXPORT = "hf"  # the folder in a workdir that holds the exported model
+from roberta_jax.training.workdir import (
+    CHECKPOINTS,
+    EXPORT,
+    check_export,
+    open_workdir,
+    record_export,
+    write_config,
+)
 
 Metrics = dict[str, float]
 Evaluate = Callable[[Any, Callable[[], bool]], Metrics | None]
@@ -114,6 +121,8 @@ class RunResult:
       step: updates made.
       finished: False if it was told to stop before its end; starting it again continues it.
       metrics: those of the final evaluation; empty unless finished.
+      signal: the number of the signal that it was told to stop with: SIGINT (Ctrl-C), SIGTERM, or
+        SIGPIPE if the reader of its output has ended; None where it was not told by a signal.
     """
 
     workdir: epath.Path
@@ -121,6 +130,7 @@ class RunResult:
     step: int
     finished: bool
     metrics: Metrics
+    signal: int | None = None
 
 
 def run(
@@ -146,16 +156,22 @@ def run(
         `revalued` of `workdir.open_workdir`.
 
     Raises:
-      UsageError: the workdir is of another run, is in use, or cannot be written; or `make_job`'s.
+      UsageError: the workdir is of another run, is in use, is damaged, or cannot be written; or
+        `make_job`'s, before which only the folder itself is created.
     """
     primary = jax.process_index() == 0
     with open_workdir(workdir, config, may_change, primary, **changed) as folder:
+        latest_step = max(checkpoint_steps(folder / CHECKPOINTS), default=None)
+        _check_not_beyond(latest_step, spec.steps)
         metrics = finished_metrics(folder, spec.steps)
         if metrics is not None:
+            check_export(folder)
             return RunResult(folder, spec.steps, spec.steps, True, metrics)
-        with Checkpoints(folder / "checkpoints", spec.keep_checkpoints) as checkpoints:
-            _check_not_beyond(checkpoints.latest_step(), spec.steps)
-            return _train(folder, spec, make_job(folder), checkpoints)
+        job = make_job(folder)
+        if primary:
+            write_config(folder, config)
+        with Checkpoints(folder / CHECKPOINTS, spec.keep_checkpoints) as checkpoints:
+            return _train(folder, spec, job, checkpoints)
 
 
 def finished_metrics(folder: epath.PathLike, steps: int) -> Metrics | None:
@@ -172,17 +188,33 @@ def say(text: str) -> None:
 
 
 def _train(folder: epath.Path, spec: TrainingSpec, job: Job, checkpoints: Checkpoints) -> RunResult:
-    state, evaluation_due = _restore_or_create(folder, spec, job, checkpoints)
+    state, saved = _restore_or_create(folder, spec, job, checkpoints)
     start = int(state.step)
+    evaluation_due = saved.get(loop.EVALUATION_DUE, False) and start < spec.steps
     say(job.describe(state))
+    if start:
+        say(f"Continuing from the checkpoint of step {start}.")
     primary = jax.process_index() == 0
-    with (
-        preemption.stop_requests() as should_stop,
-        MetricsWriter(folder, step=start, steps=spec.steps, primary=primary) as writer,
-    ):
+    with contextlib.ExitStack() as stack:
+        writer = stack.enter_context(
+            MetricsWriter(
+                folder,
+                step=start,
+                steps=spec.steps,
+                evaluation_due=evaluation_due,
+                records=saved.get(loop.RECORDS, 0),
+                primary=primary,
+            )
+        )
+        notices = _StopNotices(writer, checkpoints)
+        should_stop = stack.enter_context(
+            preemption.stop_requests(notices.stopping, notices.quitting)
+        )
+        writer.on_closed_output = lambda: should_stop.request(preemption.SIGPIPE)
 
         def evaluate(params: Any) -> Metrics | None:
-            metrics = job.evaluate(params, should_stop)
+            with notices.doing("the evaluation is broken off, and made by the next run"):
+                metrics = job.evaluate(params, should_stop)
             if metrics is not None:
                 writer.say(f"held-out {job.summarize(metrics)}")
             return metrics
@@ -201,10 +233,14 @@ def _train(folder: epath.Path, spec: TrainingSpec, job: Job, checkpoints: Checkp
             should_stop=should_stop,
             extra=job.identity,
             evaluation_due=evaluation_due,
+            losses=saved.get(loop.LOSSES, ()),
         )
         step, metrics = int(state.step), None
         if not stopped:
-            job.export(state.params)
+            with notices.doing("the model is exported first"):
+                job.export(state.params)
+                if primary:
+                    record_export(folder)
             metrics = _final_record(folder, spec.steps)  # of a run whose export was deleted
             if metrics is None:
                 metrics = evaluate(state.params) if job.evaluate else {}
@@ -212,20 +248,59 @@ def _train(folder: epath.Path, spec: TrainingSpec, job: Job, checkpoints: Checkp
                     metrics |= job.final_metrics()
                     writer.write(spec.steps, {**metrics, "finished": 1.0})
     if metrics is None:
-        return RunResult(folder, start, step, False, {})
-    return RunResult(folder, start, step, True, metrics)
+        return RunResult(folder, start, step, False, {}, should_stop.signal)
+    return RunResult(folder, start, step, True, metrics, should_stop.signal)
+
+
+class _StopNotices:
+    """What a signal prints while a run is training."""
+
+    def __init__(self, writer: MetricsWriter, checkpoints: Checkpoints):
+        self._writer, self._checkpoints = writer, checkpoints
+        self._doing: str | None = None
+
+    @contextlib.contextmanager
+    def doing(self, what: str) -> Iterator[None]:
+        """Says what happens to work other than training steps if a signal arrives meanwhile."""
+        self._doing = what
+        try:
+            yield
+        finally:
+            self._doing = None
+
+    def stopping(self, number: int) -> str:
+        writer = self._writer
+        saves = writer.step != self._checkpoints.last_saved
+        text = f"saving step {writer.step} and stopping" if saves else "stopping"
+        if self._doing is not None:
+            text += f"; {self._doing}."
+        elif writer.seconds_per_step is None:
+            text += " as soon as the step is finished, which may have to be compiled first."
+        else:
+            seconds = 2 * writer.seconds_per_step + self._checkpoints.save_seconds
+            text += f", in about {max(1, round(seconds))} s."
+        name = {signal.SIGINT: "Ctrl-C", signal.SIGTERM: "SIGTERM"}[number]
+        again = " Ctrl-C again quits at once, without saving." if number == signal.SIGINT else ""
+        return f"{name}: {text}{again}"
+
+    def quitting(self) -> str:
+        last = self._checkpoints.last_saved
+        last = (
+            "there is no checkpoint" if last is None else f"the last checkpoint is of step {last}"
+        )
+        return f"Quit without saving: {last}. The same command continues the run."
 
 
 def _restore_or_create(
     folder: epath.Path, spec: TrainingSpec, job: Job, checkpoints: Checkpoints
-) -> tuple[TrainState, bool]:
-    """The newest checkpoint's state or a new one, and whether an evaluation is overdue."""
+) -> tuple[TrainState, Mapping[str, Any]]:
+    """The newest checkpoint's state, and what was saved with it; or a new state, and nothing."""
     abstract = abstract_state(job.init_params, spec.optimizer, spec.mesh, rules=spec.rules)
     restored = checkpoints.restore(abstract)
     if restored is None:
         params = None if job.pretrained_params is None else job.pretrained_params()
         state = create_state(job.init_params, spec.optimizer, spec.mesh, params, rules=spec.rules)
-        return state, False
+        return state, {}
     state, saved = restored
     changed = [name for name in job.identity if saved.get(name) != job.identity[name]]
     if changed:
@@ -234,7 +309,7 @@ def _restore_or_create(
             f"{' and the '.join(changed)} changed since. Restore the data and the tokenizer that "
             "the run was started with, or choose another --workdir."
         )
-    return state, saved.get(loop.EVALUATION_DUE, False)
+    return state, saved
 
 
 def _final_record(folder: epath.Path, steps: int) -> Metrics | None:

@@ -5,22 +5,32 @@ checkpoints/    one folder per step
 metrics.jsonl   the metrics
 tensorboard/    the metrics for TensorBoard
 hf/             the exported model and tokenizer, written at the end
+.export.json    the digests of the files in hf/
+
+Until there is a checkpoint or an export, nothing is lost if a run starts anew, so such a workdir
+takes any config.
 """
 
 import contextlib
 import errno
+import hashlib
 import json
+import os
+import pathlib
 from collections.abc import Collection, Iterator, Mapping
 from typing import Any
 
 from etils import epath
 
 from roberta_jax.dotted_keys import flatten, key_matches
-from roberta_jax.errors import UsageError
-from roberta_jax.storage.atomic import write_json
+from roberta_jax.errors import UsageError, listed
+from roberta_jax.storage.atomic import is_local, write_json
 from roberta_jax.storage.locks import AlreadyLocked, exclusive_lock, is_locked
 
 CONFIG = "config.json"
+CHECKPOINTS = "checkpoints"
+EXPORT = "hf"
+EXPORT_DIGESTS = ".export.json"
 LOCK = ".lock"
 # Errors that a user can fix. Others keep their traceback.
 _FILE_SYSTEM_ERRORS = (
@@ -30,6 +40,9 @@ _FILE_SYSTEM_ERRORS = (
     errno.EACCES,
     errno.EPERM,
     errno.ENOTDIR,
+    errno.EISDIR,
+    errno.EFBIG,
+    errno.EIO,
 )
 
 
@@ -52,7 +65,8 @@ def open_workdir(
 
     Args:
       folder: the workdir, which is created if it does not exist.
-      config: the config as nested dictionaries of JSON values; it is written to `config.json`.
+      config: the config as nested dictionaries of JSON values, to compare with that of
+        `config.json`; `write_config` writes it.
       may_change: dotted keys whose values may differ from those in `config.json` ("train.steps"). A
         key that ends in a dot stands for all keys below it ("mesh.").
       primary: whether this process writes; False for all but one of several processes.
@@ -67,21 +81,40 @@ def open_workdir(
 
     Raises:
       WorkdirInUse: another run is using the workdir.
-      UsageError: the folder cannot be written, or it belongs to a run with another config.
+      UsageError: the folder cannot be written, or it belongs to a run with another config that
+        has trained.
     """
-    folder = epath.Path(folder)
-    with _file_system_errors(folder):
+    with _usable_name(folder):
+        folder = epath.Path(folder)
         if folder.exists() and not folder.is_dir():
             raise UsageError(f"--workdir={folder} is a file. Choose another name.")
         if primary:
-            folder.mkdir(parents=True, exist_ok=True)
-        with _locked(folder) if primary else contextlib.nullcontext():
-            saved = _saved_values(folder, renamed or {}, added or {}, revalued or {})
-            if saved is not None:
-                _check_config(folder, config, may_change, saved)
-            if primary:
-                write_json(folder / CONFIG, config)
-            yield folder
+            with _file_system_errors(folder):
+                folder.mkdir(parents=True, exist_ok=True)
+    lock = _locked(folder) if primary else contextlib.nullcontext()
+    with _file_system_errors(folder), lock:
+        previous = trained_config(folder)
+        if previous is not None:
+            saved = _present_values(previous, renamed or {}, added or {}, revalued or {})
+            _check_config(folder, config, may_change, saved)
+        yield folder
+
+
+@contextlib.contextmanager
+def _usable_name(folder: epath.PathLike) -> Iterator[None]:
+    try:
+        os.fspath(folder).encode("utf-8")  # other libraries accept no other names
+        yield
+    except UsageError:
+        raise
+    except (OSError, ValueError, RuntimeError) as error:
+        # Too long, a loop of links, below /proc; not UTF-8, which epath reports as a RuntimeError.
+        reason = error.strerror if isinstance(error, OSError) else None
+        name = os.fspath(folder).encode("utf-8", "backslashreplace").decode()
+        raise UsageError(
+            f"--workdir={name[:200]} cannot be used as a folder: "
+            f"{reason or 'it is not a valid name'}. Choose another name."
+        ) from error
 
 
 @contextlib.contextmanager
@@ -111,6 +144,25 @@ def _locked(folder: epath.Path) -> Iterator[None]:
         yield
 
 
+def write_config(folder: epath.PathLike, config: Mapping[str, Any]) -> None:
+    """Writes the config of the run, unless it is there. Call it before anything else is written.
+
+    If the workdir has the config of another run, which has not trained, it prints that it replaces
+    that one.
+    """
+    path = epath.Path(folder) / CONFIG
+    present = json.loads(json.dumps(config))  # tuples become lists, as in the file
+    try:
+        previous = read_config(folder)
+    except UsageError:
+        previous = {}
+    if previous == present:
+        return
+    if previous is not None and trained_config(folder) is None:
+        print(f"Replacing {path}: nothing was trained with it.", flush=True)
+    write_json(path, config)
+
+
 def read_config(folder: epath.PathLike) -> dict[str, Any] | None:
     """Returns the config of a workdir's run as nested dictionaries, or None if there is no run.
 
@@ -118,18 +170,95 @@ def read_config(folder: epath.PathLike) -> dict[str, Any] | None:
       UsageError: `config.json` is damaged.
     """
     path = epath.Path(folder) / CONFIG
-    if not path.exists():
-        return None
     try:
-        config = json.loads(path.read_text())
+        config = json.loads(path.read_bytes().decode("utf-8"))
         if not isinstance(config, dict):
             raise ValueError("not a JSON object")
-    except ValueError as error:
+    except (FileNotFoundError, NotADirectoryError):
+        return None
+    except (ValueError, RecursionError, IsADirectoryError) as error:
+        reason = error.strerror if isinstance(error, OSError) else error
         raise UsageError(
-            f"{path} is not readable as a config ({error}). Restore it, or choose another "
+            f"{path} is not readable as a config ({reason}). Restore it, or choose another "
             "--workdir."
         ) from None
     return config
+
+
+def trained_config(folder: epath.PathLike) -> dict[str, Any] | None:
+    """Returns the config of a workdir's run if it has a checkpoint or an export, otherwise None.
+
+    Raises:
+      UsageError: `config.json` is damaged, or missing beside checkpoints.
+    """
+    with _usable_name(folder):
+        folder = epath.Path(folder)
+        if not (folder / EXPORT).exists() and not _has_checkpoint(folder):
+            return None
+    config = read_config(folder)
+    if config is None:
+        raise UsageError(
+            f"{folder} holds a run without its {CONFIG}, so that it cannot be continued. Restore "
+            "the file, or choose another --workdir."
+        )
+    return config
+
+
+def record_export(folder: epath.PathLike) -> None:
+    """Records the digests of the exported files, for `check_export`. Not on an object store."""
+    folder = epath.Path(folder)
+    if is_local(folder):
+        write_json(folder / EXPORT_DIGESTS, _export_digests(folder))
+
+
+def check_export(folder: epath.PathLike) -> bool:
+    """Checks that the exported files are those that were written.
+
+    Returns:
+      Whether their digests were recorded; earlier versions did not.
+
+    Raises:
+      UsageError: a file is missing or differs; the message says how it is written again.
+    """
+    folder = epath.Path(folder)
+    try:
+        expected = json.loads((folder / EXPORT_DIGESTS).read_text())
+        expected = {str(name): str(digest) for name, digest in expected.items()}
+    except (OSError, ValueError, AttributeError):
+        return False
+    found = _export_digests(folder)
+    differing = sorted(name for name in expected if found.get(name) != expected[name])
+    if differing:
+        raise damaged_export(folder, listed([f"{EXPORT}/{name}" for name in differing]))
+    return True
+
+
+def damaged_export(folder: epath.Path, what: str) -> UsageError:
+    """Returns the error that says how an export is written again."""
+    if _has_checkpoint(folder):
+        advice = (
+            "To write the model again from the last checkpoint, delete its folder and run the same "
+            f"command again:\n  rm -r {folder / EXPORT}"
+        )
+    else:
+        advice = "There is no checkpoint to write it again from: restore it from a copy."
+    return UsageError(
+        f"the run in {folder} is finished, but its model is damaged: {what}.\n{advice}"
+    )
+
+
+def _has_checkpoint(folder: epath.Path) -> bool:
+    steps = folder / CHECKPOINTS
+    return steps.is_dir() and any(path.name.isdigit() for path in steps.iterdir())
+
+
+def _export_digests(folder: epath.Path) -> dict[str, str]:
+    digests = {}
+    for path in sorted(pathlib.Path(folder, EXPORT).iterdir()):
+        if path.is_file():
+            with path.open("rb") as file:
+                digests[path.name] = hashlib.file_digest(file, "blake2b").hexdigest()
+    return digests
 
 
 def in_use(folder: epath.PathLike) -> bool:
@@ -137,16 +266,13 @@ def in_use(folder: epath.PathLike) -> bool:
     return is_locked(epath.Path(folder) / LOCK)
 
 
-def _saved_values(
-    folder: epath.Path,
+def _present_values(
+    config: Mapping[str, Any],
     renamed: Mapping[str, str],
     added: Mapping[str, Any],
     revalued: Mapping[str, Mapping[Any, Any]],
-) -> dict[str, Any] | None:
-    """The values in `config.json` under their present names; None for a new run."""
-    config = read_config(folder)
-    if config is None:
-        return None
+) -> dict[str, Any]:
+    """The values of a config of an earlier version under their present names."""
     values = json.loads(json.dumps(dict(added)))
     values |= {_new_name(key, renamed): value for key, value in flatten(config).items()}
     for key, new_values in revalued.items():

@@ -120,7 +120,7 @@ def remount(disk, option):
     subprocess.run(["mount", "-o", f"remount,{option}", str(disk)], check=True)
 
 
-def test_full_disk(four_steps, mount):
+def test_full_disk(four_steps, mount, capfd):
     disk = mount("2m")  # a checkpoint takes 0.5 MB
     config = four_steps(
         **{"train.steps": 20, "train.checkpoint_every": 1, "train.keep_checkpoints": 4}
@@ -130,6 +130,7 @@ def test_full_disk(four_steps, mount):
     message = one_screen(error.value)
     assert "No space left on device" in message
     assert "make room" in message.lower()
+    assert "Traceback" not in capfd.readouterr().err
     steps = checkpoint_steps(disk / "run")
     assert steps
     assert steps[-1] >= 1

@@ -1,10 +1,13 @@
 import os
 import signal
+import subprocess
+import sys
 import threading
 
 import pytest
 
-from roberta_jax.training.preemption import stop_requests
+from roberta_jax.training.preemption import StopRequests, stop_requests
+from tests.support import processes
 
 
 @pytest.mark.parametrize("number", [signal.SIGTERM, signal.SIGINT])
@@ -38,3 +41,138 @@ def test_outside_the_main_thread_nothing_requests_a_stop():
     thread.start()
     thread.join()
     assert answers == [False]
+
+
+def test_a_stop_can_be_requested_without_a_signal():
+    with stop_requests() as should_stop:
+        assert should_stop.signal is None
+        assert should_stop.request(signal.SIGINT)
+        assert not should_stop.request(signal.SIGTERM)
+        assert should_stop()
+        assert should_stop.signal == signal.SIGINT
+
+
+def test_a_fake_is_polled():
+    answers = iter([False, True])
+    should_stop = StopRequests(lambda: next(answers))
+    assert [should_stop(), should_stop()] == [False, True]
+
+
+def test_the_notice_is_printed_once_and_names_the_signal(capfd):
+    with stop_requests(lambda number: f"signal {number}", lambda: "quit"):
+        os.kill(os.getpid(), signal.SIGTERM)
+        os.kill(os.getpid(), signal.SIGTERM)
+    assert capfd.readouterr().err == f"\nsignal {int(signal.SIGTERM)}\n"
+
+
+# Commands. The work of each is one call that takes minutes and in which no signal handler runs.
+
+WORK = "hashlib.pbkdf2_hmac('sha256', b'', b'', 10**9)"
+
+
+def start(body):
+    """Starts a command in which Ctrl-C works, also if it is ignored here."""
+    program = (
+        "import hashlib, os, signal, sys, time\n"
+        "from roberta_jax.training.preemption import *\n"
+        "from roberta_jax.training.preemption import checked_output, interruptible_command\n"
+        "signal.signal(signal.SIGINT, signal.default_int_handler)\n" + body
+    )
+    return subprocess.Popen(
+        [sys.executable, "-c", program],
+        env=processes.environment(),
+        stdout=subprocess.PIPE,
+        stderr=subprocess.PIPE,
+        text=True,
+    )
+
+
+def interrupt(process, times=1):
+    """Sends Ctrl-C when the process has printed a line; returns what it prints until it waits."""
+    assert process.stdout.readline() == "ready\n"
+    lines = []
+    for _ in range(times):
+        process.send_signal(signal.SIGINT)
+        lines += [process.stderr.readline(), process.stderr.readline()]
+    return [line for line in lines if line != "\n"]
+
+
+COMMAND = """
+with interruptible_command("Stopping."):
+    print("ready", flush=True)
+    WORK
+"""
+
+
+def test_ctrl_c_ends_a_command_with_130_and_one_line():
+    process = start(COMMAND.replace("WORK", "time.sleep(60)"))
+    assert interrupt(process) == ["Stopping.\n"]
+    assert process.communicate() == ("", "")
+    assert process.returncode == 130
+
+
+def test_a_second_ctrl_c_ends_a_command_that_is_busy():
+    process = start(COMMAND.replace("WORK", WORK))
+    assert interrupt(process, times=2) == ["Stopping.\n", "Quit.\n"]
+    assert process.communicate() == ("", "")
+    assert process.returncode == 130
+
+
+COLLECTING = """
+import gc
+
+def callback(*_):
+    gc.callbacks.clear()
+    os.kill(os.getpid(), signal.SIGINT)
+    sum(range(1000))
+
+with interruptible_command("Stopping."):
+    gc.callbacks.append(callback)
+    gc.collect()
+    time.sleep(60)
+"""
+
+
+def test_ctrl_c_during_a_garbage_collection_is_not_lost():
+    process = start(COLLECTING)
+    assert process.communicate() == ("", "\nStopping.\n")
+    assert process.returncode == 130
+
+
+TRAINING = """
+with interruptible_command("Stopping."):
+    with stop_requests(lambda number: "Saving.", lambda: "Not saved.") as should_stop:
+        print("ready", flush=True)
+        WORK
+"""
+
+
+def test_ctrl_c_during_a_step_is_answered_at_once_and_a_second_one_quits():
+    process = start(TRAINING.replace("WORK", WORK))
+    assert interrupt(process, times=2) == ["Saving.\n", "Not saved.\n"]
+    assert process.communicate() == ("", "")
+    assert process.returncode == 130
+
+
+PRINTING = """
+with checked_output():
+    for number in range(100_000):
+        print(number, flush=FLUSH)
+"""
+
+
+@pytest.mark.parametrize("flush", ["True", "False"])
+def test_a_closed_output_ends_a_command_quietly(flush):
+    process = start(PRINTING.replace("FLUSH", flush))
+    assert process.stdout.readline() == "0\n"
+    process.stdout.close()
+    assert process.stderr.read() == ""
+    assert process.wait() == 141
+
+
+def test_other_errors_of_files_are_not_hidden():
+    process = start("with checked_output():\n    print('out')\n    open('/missing/file')\n")
+    output, errors = process.communicate()
+    assert "FileNotFoundError" in errors
+    assert output.strip() == "out"
+    assert process.returncode == 1

@@ -1,15 +1,20 @@
 """Runs of the toy model: new, continued, finished, interrupted, and on other data."""
 
+import contextlib
 import dataclasses
+import functools
+import itertools
 import json
+import shutil
 
 import jax
 import numpy as np
 import pytest
 
 from roberta_jax.errors import UsageError
-from roberta_jax.training import loop, run
-from roberta_jax.training.metrics import read_metrics
+from roberta_jax.training import loop, preemption, run
+from roberta_jax.training.checkpoints import Checkpoints
+from roberta_jax.training.metrics import MetricsWriter, read_metrics
 from roberta_jax.training.partitioning import RULES, create_mesh
 from roberta_jax.training.schedules import polynomial_schedule
 from tests.support import toy
@@ -186,3 +191,241 @@ def test_fewer_steps_than_the_run_has_made_are_refused(tmp_path, spec, job_facto
 def test_without_evaluation(tmp_path, spec, job_factory):
     result = start(tmp_path / "run", spec, job_factory(evaluate=None))
     assert result.metrics == {"epochs": 1.5}
+
+
+# Stops and kills at every moment.
+
+
+class Killed(BaseException):
+    """Stands for SIGKILL: no code of the run handles it."""
+
+
+@pytest.fixture
+def killed_at(monkeypatch):
+    """Returns a function that makes the n-th event of the next run raise `Killed`.
+
+    Events are: a batch is read, an evaluation begins or ends, a record is written, a checkpoint is
+    about to be saved or is on disk, and the export begins or ends.
+    """
+    events, deadline = itertools.count(1), [None]
+
+    def event():
+        if next(events) == deadline[0]:
+            raise Killed
+
+    def with_events(function, before=True, after=True):
+        def call(*args, **kwargs):
+            if before:
+                event()
+            result = function(*args, **kwargs)
+            if after:
+                event()
+            return result
+
+        return call
+
+    def save_and_wait(checkpoints, *args, save=Checkpoints.save, **kwargs):
+        save(checkpoints, *args, **kwargs)
+        checkpoints.wait()
+
+    monkeypatch.setattr(Checkpoints, "save", with_events(save_and_wait))
+    monkeypatch.setattr(MetricsWriter, "write", with_events(MetricsWriter.write))
+
+    def kill_at(number, make_job):
+        nonlocal events
+        events, deadline[0] = itertools.count(1), number
+
+        def batches(job, step):
+            for batch in job.batches(step):
+                event()
+                yield batch
+
+        def make(folder):
+            job = make_job(folder)
+            return dataclasses.replace(
+                job,
+                batches=functools.partial(batches, job),
+                evaluate=with_events(job.evaluate),
+                export=with_events(job.export),
+            )
+
+        return make
+
+    return kill_at
+
+
+def reproducible(workdir):
+    """The records of a run without what depends on the speed of the machine."""
+    timing = ("tokens_per_second", "mfu")
+    return [
+        {name: value for name, value in record.items() if name not in timing}
+        for record in read_metrics(workdir)
+    ]
+
+
+@pytest.fixture
+def often(spec):
+    """A cadence at which a record, an evaluation and a checkpoint rarely fall on one step."""
+    return dataclasses.replace(spec, cadence=loop.Cadence(log=3, evaluate=2, checkpoint=4))
+
+
+def test_a_kill_at_any_moment_changes_no_record(tmp_path, often, job_factory, killed_at):
+    start(tmp_path / "straight", often, job_factory())
+    expected = reproducible(tmp_path / "straight")
+    for number in itertools.count(1):
+        workdir = tmp_path / str(number)
+        try:
+            start(workdir, often, killed_at(number, job_factory()))
+            break  # the run has fewer events than this
+        except Killed:
+            pass
+        result = start(workdir, often, killed_at(None, job_factory()))
+        assert result.finished
+        assert reproducible(workdir) == expected, number
+        assert_same_export(workdir, tmp_path / "straight")
+    assert number > 25
+
+
+def test_repeated_kills_change_no_record(tmp_path, often, job_factory, killed_at):
+    """Each run gets one event further than the one before, as with a scheduler's time limit."""
+    start(tmp_path / "straight", often, job_factory())
+    for first in (3, 7, 11):
+        workdir = tmp_path / f"from_{first}"
+        for number in itertools.count(first):
+            try:
+                start(workdir, often, killed_at(number, job_factory()))
+                break
+            except Killed:
+                pass
+        assert reproducible(workdir) == reproducible(tmp_path / "straight"), first
+        assert_same_export(workdir, tmp_path / "straight")
+
+
+@pytest.mark.parametrize("every", [1, 2, 3])
+def test_stops_at_every_step_change_no_record(tmp_path, often, job_factory, monkeypatch, every):
+    """Also stops during an evaluation, which the next run makes up for."""
+    start(tmp_path / "straight", often, job_factory())
+
+    @contextlib.contextmanager
+    def stop_requests(*_):
+        calls = itertools.count(1)
+        yield preemption.StopRequests(lambda: next(calls) >= every)
+
+    monkeypatch.setattr(preemption, "stop_requests", stop_requests)
+    polling = job_factory()
+
+    def make_job(folder):
+        job = polling(folder)
+        return dataclasses.replace(
+            job,
+            evaluate=lambda params, should_stop: (
+                None if should_stop() else job.evaluate(params, should_stop)
+            ),
+        )
+
+    steps = []
+    for _ in range(40):
+        result = start(tmp_path / "run", often, make_job)
+        steps.append(result.step)
+        if result.finished or (every == 1 and result.step == STEPS):
+            break
+    assert steps == sorted(steps)
+    if every == 1:  # no evaluation can end, not even the last one
+        monkeypatch.undo()
+        start(tmp_path / "run", often, make_job)
+    assert reproducible(tmp_path / "run") == reproducible(tmp_path / "straight")
+    assert_same_export(tmp_path / "run", tmp_path / "straight")
+
+
+def assert_same_export(workdir, expected):
+    jax.tree.map(np.testing.assert_array_equal, exported(workdir), exported(expected))
+
+
+# Damage of a workdir that is to be resumed.
+
+
+def damages(path):
+    """Yields (name, a function that applies a damage to the file)."""
+    data = path.read_bytes()
+
+    def replace(content):
+        def apply(path):
+            path.unlink()
+            if content is not None:
+                path.write_bytes(content)
+
+        return apply
+
+    def folder(path):
+        path.unlink()
+        path.mkdir()
+
+    middle = len(data) // 2
+    yield "missing", replace(None)
+    yield "a folder", folder
+    yield "other text", replace(b"Something else.\n")
+    if data:
+        yield "empty", replace(b"")
+        yield "half", replace(data[:middle])
+        yield "zeros", replace(data[:middle] + bytes(len(data) - middle))
+        for at in (0, middle, len(data) - 1):
+            damaged = data[:at] + bytes([data[at] ^ 1]) + data[at + 1 :]
+            yield f"a bit of byte {at}", replace(damaged)
+
+
+@pytest.fixture(scope="module")
+def unfinished(tmp_path_factory):
+    """Makes, once, a run that was stopped at step 4 and the same run without a stop."""
+    return tmp_path_factory.mktemp("unfinished")
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("where", ["config.json", "metrics.jsonl", "tensorboard", "checkpoints"])
+def test_a_damaged_workdir_resumes_with_the_same_bits_or_is_refused(
+    unfinished, tmp_path, spec, job_factory, capfd, caplog, monkeypatch, where
+):
+    stopped, straight = unfinished / "stopped", unfinished / "straight"
+    if not stopped.exists():
+        start(straight, spec, job_factory())
+        polls = iter([False, False, False, True])
+        fake = preemption.StopRequests(lambda: next(polls))
+        with monkeypatch.context() as patch:
+            patch.setattr(preemption, "stop_requests", lambda *_: contextlib.nullcontext(fake))
+            assert start(stopped, spec, job_factory()).step == 4
+    files = [
+        path
+        for path in sorted(stopped.rglob("*"))
+        if path.is_file() and path.relative_to(stopped).parts[0] == where
+    ]
+    if where == "checkpoints":  # bits and lengths: see test_checkpoints
+        files = [path for path in files if path.relative_to(stopped).parts[1] == "4"]
+    refused = resumed = 0
+    for file in files:
+        for name, damage in damages(file):
+            if where == "checkpoints" and name not in ("missing", "a folder", "other text"):
+                continue
+            workdir = tmp_path / "run"
+            shutil.copytree(stopped, workdir)
+            damage(workdir / file.relative_to(stopped))
+            caplog.clear()
+            message = None
+            try:
+                start(workdir, spec, job_factory())
+            except UsageError as error:
+                message = str(error)
+            if message is not None:
+                assert len(message) < 1500, (file, name)
+                refused += 1
+            else:
+                assert_same_export(workdir, straight)
+                records, expected = reproducible(workdir), reproducible(straight)
+                assert records[-2:] == expected[-2:], (file, name)
+                if len(records) < len(expected):
+                    assert where == "metrics.jsonl"
+                    assert "the others are lost. The model is not affected" in caplog.text
+                elif where != "metrics.jsonl":
+                    assert records == expected, (file, name)
+                resumed += 1
+            shutil.rmtree(workdir)
+    assert refused + resumed >= 8
+    assert "Traceback" not in capfd.readouterr().err

@@ -281,7 +281,7 @@ def _pool(encoder: _Encoder, workers: int):
     )
 
     def submit(*arguments):
-        with _without_main():
+        with _without_main(), _interrupts_blocked():
             return executor.submit(_run_in_worker, *arguments)
 
     try:
@@ -311,6 +311,23 @@ def _without_main():
         yield
     finally:
         vars(main).update(hidden)
+
+
+@contextlib.contextmanager
+def _interrupts_blocked() -> Iterator[None]:
+    """Blocks Ctrl-C in the processes that are started within, which inherit it.
+
+    They would otherwise print a traceback if it reached them while they import their modules. In
+    this process it arrives at the end of the block.
+    """
+    if not hasattr(signal, "pthread_sigmask"):
+        yield
+        return
+    blocked = signal.pthread_sigmask(signal.SIG_BLOCK, {signal.SIGINT})
+    try:
+        yield
+    finally:
+        signal.pthread_sigmask(signal.SIG_SETMASK, blocked)
 
 
 def _result(future: concurrent.futures.Future) -> int:
