@@ -75,6 +75,8 @@ class RobertaConfig(ConfigFilesMixin):
             values[name] = value
         values = hub.without_loading_keywords(values)
         architecture.check_model_type(values.get("model_type", self.model_type))
+        if values.get("model_type") == self.model_type:
+            del values["model_type"]  # it is the class's
         problem_type = values.get("problem_type")
         if problem_type not in (None, *architecture.PROBLEM_TYPES):
             raise ValueError(
@@ -170,12 +172,12 @@ class RobertaConfig(ConfigFilesMixin):
     @classmethod
     def base(cls, **changes: Any) -> Self:
         """roberta-base as released; see `modeling.config.RobertaConfig.base`."""
-        return cls(**(_shape_of(architecture.RobertaConfig.base()) | changes))
+        return cls(**(_released(architecture.RobertaConfig.base()) | changes))
 
     @classmethod
     def large(cls, **changes: Any) -> Self:
         """roberta-large as released; see `modeling.config.RobertaConfig.large`."""
-        return cls(**(_shape_of(architecture.RobertaConfig.large()) | changes))
+        return cls(**(_released(architecture.RobertaConfig.large()) | changes))
 
     # Changed in place and compared
 
@@ -286,6 +288,10 @@ def to_roberta_config(config: Any) -> architecture.RobertaConfig:
 
 def _shape_of(config: architecture.RobertaConfig) -> dict[str, Any]:
     return {field.name: getattr(config, field.name) for field in dataclasses.fields(config)}
+
+
+def _released(config: architecture.RobertaConfig) -> dict[str, Any]:
+    return {name: value for name, value in _shape_of(config).items() if name in _SHAPE}
 
 
 def _parse_like(present: Any, name: str, text: str) -> Any:

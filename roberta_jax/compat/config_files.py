@@ -12,7 +12,7 @@ from roberta_jax.compat.config_defaults import ATTRIBUTES, dtype_name
 from roberta_jax.errors import UsageError, listed
 from roberta_jax.storage import atomic, hub
 from roberta_jax.weights.config_file import CONFIG_NAME, read_config_dict, to_json
-from roberta_jax.weights.files import weights_in
+from roberta_jax.weights.files import format_of, weights_in
 
 logger = logging.getLogger(__name__)
 
@@ -78,8 +78,8 @@ class ConfigFilesMixin:
         """Reads a model's `config.json`.
 
         Args:
-          pretrained_model_name_or_path: A folder, the path of a `config.json`, the workdir of a
-            finished run, or a Hugging Face hub id.
+          pretrained_model_name_or_path: A folder, the path of a `config.json` or of a weight file
+            beside it, the workdir of a finished run, or a Hugging Face hub id.
           kwargs: Where the files are and how to fetch them, as in transformers (`revision`,
             `token`, `subfolder`, `cache_dir`, ...; see `storage.hub.HubOptions`); and attributes to
             set and `return_unused_kwargs`, see `from_dict`.
@@ -107,7 +107,9 @@ class ConfigFilesMixin:
         options = hub.HubOptions.pop_from(kwargs, path)
         names = options.in_subfolder([CONFIG_NAME])
         file = hub.fetch(path, names, **options.fetch_arguments())
-        if not file.is_file():
+        if file.is_file() and format_of(file.name):  # a weight file, beside its config
+            file = file.parent / CONFIG_NAME
+        elif not file.is_file():
             folder = file / options.subfolder
             in_workdir = folder / "hf" / CONFIG_NAME
             is_workdir = folder.is_dir() and not weights_in(folder) and in_workdir.exists()
