@@ -256,12 +256,14 @@ def as_array(rows: Sequence) -> np.ndarray:
     """
     try:
         array = np.array(rows)
-        return array.astype(np.float64 if array.dtype.kind == "f" and array.size else np.int64)
-    except (TypeError, ValueError) as error:
+    except ValueError as error:
         raise ValueError(
             "rows of different lengths cannot become one array: pass padding=True, and "
             "truncation=True if some rows are too long"
         ) from error
+    if array.dtype.kind not in "biuf":
+        raise ValueError(f"the values of an array must be numbers, not {array.dtype}: {rows!r:.80}")
+    return array.astype(np.float64 if array.dtype.kind == "f" and array.size else np.int64)
 
 
 def _as_32_bit(rows: Sequence) -> np.ndarray:
