@@ -30,7 +30,7 @@ _SHAPE = {
 # The order of the constructor's positional arguments in transformers.
 _POSITIONAL = tuple(_SHAPE)[: tuple(_SHAPE).index("classifier_dropout") + 1]
 # An upper limit of `num_labels`, whose names are all created.
-_MAX_LABELS = 10**7
+_MAX_LABELS = 10**6
 
 
 class RobertaConfig(ConfigFilesMixin):
