@@ -121,10 +121,9 @@ class ConfigFilesMixin:
         values = copy.deepcopy(hub.without_loading_keywords(vars(self)))
         for name in _NOT_SERIALIZED:
             values.pop(name, None)
-        for name in ("dtype", "transformers_version"):
-            if values.get(name) is None:
-                values.pop(name, None)
-        if "dtype" in values:
+        if values.get("transformers_version") is None:
+            values.pop("transformers_version", None)
+        if values.get("dtype") is not None:
             values["dtype"] = dtype_name(values["dtype"])
         return {"model_type": self.model_type} | values
 

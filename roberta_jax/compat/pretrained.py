@@ -12,7 +12,7 @@ import jax.numpy as jnp
 from flax import traverse_util
 
 from roberta_jax.compat import loading, saving
-from roberta_jax.compat.config import CONFIG_CLASSES
+from roberta_jax.compat.config import CONFIG_CLASSES, to_roberta_config
 from roberta_jax.compat.loading import GENERATION_CONFIG
 from roberta_jax.errors import UsageError, listed
 from roberta_jax.storage import hub
@@ -105,7 +105,11 @@ class FlaxPretrainedMixin:
         """Returns the config with the attributes that `kwargs` names, and the other `kwargs`."""
         try:
             config_class = CONFIG_CLASSES.get(config_dict.get("model_type"), cls.config_class)
-            return config_class.from_dict(config_dict, return_unused_kwargs=True, **kwargs)
+            config, unused = config_class.from_dict(
+                config_dict, return_unused_kwargs=True, **kwargs
+            )
+            to_roberta_config(config)  # checks the fields, while the file is known
+            return config, unused
         except (TypeError, ValueError) as error:
             raise UsageError(f"cannot use the config of {source}: {error}") from error
 

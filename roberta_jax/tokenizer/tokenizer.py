@@ -274,7 +274,8 @@ class RobertaTokenizer(CallMixin, ModelInputsMixin, TokensMixin):
           legacy_format: True omits `tokenizer.json`; False omits `vocab.json` and `merges.txt`.
           filename_prefix: put before each file name, with a hyphen.
           push_to_hub: not supported; use `hf upload`.
-          **upload_options: `repo_id`, `commit_message`, ..., which have no effect.
+          **upload_options: `repo_id`, `commit_message`, ..., and `save_jinja_files`, which have no
+            effect.
 
         Returns:
           The paths of the files.
@@ -282,6 +283,7 @@ class RobertaTokenizer(CallMixin, ModelInputsMixin, TokensMixin):
         Raises:
           ValueError: `legacy_format=True` for a related model, or an upload is asked for.
         """
+        upload_options.pop("save_jinja_files", None)  # of chat templates, which RoBERTa lacks
         hub.check_no_upload(folder, push_to_hub, upload_options, "save_pretrained")
         if legacy_format:
             check_has_vocabulary_files(self)

@@ -330,6 +330,9 @@ def test_folders_that_hold_no_such_model(masked_lm_folder, tmp_path):
     with pytest.raises(UsageError, match=r"no tensor in .* is a parameter of .*the file holds a"):
         cls.from_pretrained(tmp_path, config=heads.SMALL)
     weight_bytes = (masked_lm_folder / "flax_model.msgpack").read_bytes()
+    (tmp_path / "config.json").write_text('{"hidden_size": 37}')
+    with pytest.raises(UsageError, match=rf"cannot use the config of {tmp_path}: hidden_size 37"):
+        cls.from_pretrained(tmp_path)
     (tmp_path / "flax_model.msgpack").write_bytes(weight_bytes[: len(weight_bytes) // 2])
     with pytest.raises(UsageError, match="cut short"):
         cls.from_pretrained(tmp_path, config=heads.SMALL)
