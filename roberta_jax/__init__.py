@@ -8,33 +8,41 @@ import importlib
 
 __version__ = "0.2.0"
 
+_HEADS = (
+    "Model",
+    "ForCausalLM",
+    "ForMaskedLM",
+    "ForMultipleChoice",
+    "ForQuestionAnswering",
+    "ForSequenceClassification",
+    "ForTokenClassification",
+)
+
 # Public name -> the module that defines it.
 _MODULES = {
+    "AutoConfig": "roberta_jax.compat.auto",
+    "AutoTokenizer": "roberta_jax.tokenizer.auto",
+    "CONFIG_MAPPING": "roberta_jax.compat.auto",
+    "CamembertConfig": "roberta_jax.compat.config",
     "FillMask": "roberta_jax.inference.fill_mask",
+    "FLAX_MODEL_FOR_MASKED_LM_MAPPING": "roberta_jax.compat.auto",
     "FlaxRobertaConfig": "roberta_jax.compat.config",
-    "FlaxRobertaForCausalLM": "roberta_jax.compat.models",
-    "FlaxRobertaForMaskedLM": "roberta_jax.compat.models",
-    "FlaxRobertaForMultipleChoice": "roberta_jax.compat.models",
-    "FlaxRobertaForQuestionAnswering": "roberta_jax.compat.models",
-    "FlaxRobertaForSequenceClassification": "roberta_jax.compat.models",
-    "FlaxRobertaForTokenClassification": "roberta_jax.compat.models",
-    "FlaxRobertaModel": "roberta_jax.compat.models",
     "FlaxRobertaPreTrainedModel": "roberta_jax.compat.models",
-    "RobertaConfig": "roberta_jax.modeling.config",
-    "RobertaForCausalLM": "roberta_jax.modeling.heads",
-    "RobertaForMaskedLM": "roberta_jax.modeling.heads",
-    "RobertaForMultipleChoice": "roberta_jax.modeling.heads",
-    "RobertaForQuestionAnswering": "roberta_jax.modeling.heads",
-    "RobertaForSequenceClassification": "roberta_jax.modeling.heads",
-    "RobertaForTokenClassification": "roberta_jax.modeling.heads",
-    "RobertaModel": "roberta_jax.modeling.heads",
+    "FlaxXLMRobertaPreTrainedModel": "roberta_jax.compat.xlm_roberta",
+    "RobertaConfig": "roberta_jax.compat.config",
     "RobertaTokenizer": "roberta_jax.tokenizer",
     "RobertaTokenizerFast": "roberta_jax.tokenizer",
     "Sampling": "roberta_jax.modeling.generation",
+    "XLMRobertaConfig": "roberta_jax.compat.config",
     "from_pretrained": "roberta_jax.weights.load",
     "generate": "roberta_jax.modeling.generation",
     "save_pretrained": "roberta_jax.weights.save",
 }
+for _head in _HEADS:
+    _MODULES[f"Roberta{_head}"] = "roberta_jax.modeling.heads"
+    _MODULES[f"FlaxRoberta{_head}"] = "roberta_jax.compat.models"
+    _MODULES[f"FlaxXLMRoberta{_head}"] = "roberta_jax.compat.xlm_roberta"
+    _MODULES["FlaxAutoModel" + _head.removeprefix("Model")] = "roberta_jax.compat.auto"
 
 __all__ = sorted(_MODULES)
 

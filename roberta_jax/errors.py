@@ -1,4 +1,4 @@
-"""The exception for wrong user input, and functions that shorten what its messages name."""
+"""The exceptions for wrong user input, and functions that shorten what its messages name."""
 
 from collections.abc import Sequence
 
@@ -9,6 +9,13 @@ class UsageError(ValueError):
     The message says what is wrong and how to correct it. Commands print the message without a
     traceback and exit with status 2. In Python it is an ordinary `ValueError`. All other exceptions
     are bugs and keep their traceback.
+    """
+
+
+class NotFoundError(UsageError, FileNotFoundError):
+    """A folder, a file or a hub id that does not exist.
+
+    It is an `OSError` as well, which is what transformers' `from_pretrained` raises.
     """
 
 

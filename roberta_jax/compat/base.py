@@ -14,13 +14,14 @@ import jax
 import jax.numpy as jnp
 from flax import traverse_util
 
-from roberta_jax.compat.config import FlaxRobertaConfig, to_mutable_config, to_roberta_config
+from roberta_jax.compat.config import RobertaConfig, to_mutable_config, to_roberta_config
 from roberta_jax.compat.generation_config import FlaxGenerationConfig
 from roberta_jax.compat.outputs import FlaxGenerateOutput, FlaxLogitsOutput, FlaxOutput
 from roberta_jax.compat.pretrained import FlaxPretrainedMixin
 from roberta_jax.errors import listed
 from roberta_jax.modeling import generation
 from roberta_jax.modeling.execution import Execution
+from roberta_jax.storage import hub
 from roberta_jax.weights.parameters import parameter_values
 
 Params = Mapping[str, Any]
@@ -32,8 +33,8 @@ class FlaxRobertaPreTrainedModel(FlaxPretrainedMixin):
     Create one of its subclasses, which set `module_class` and `output_class`.
 
     Attributes:
-      config: The config that was passed; for this package's frozen `RobertaConfig`, a
-        `FlaxRobertaConfig` with its values.
+      config: The config that was passed; for a frozen `modeling.config.RobertaConfig`, a
+        `RobertaConfig` with its values.
       module: The linen module.
       params: The parameters, a nested dictionary in transformers' tree. It can be set to a tree
         that has all of `required_params`. With `_do_init=False` the model holds no parameters;
@@ -56,7 +57,7 @@ class FlaxRobertaPreTrainedModel(FlaxPretrainedMixin):
       ValueError: The config is not a valid RoBERTa config.
     """
 
-    config_class = FlaxRobertaConfig
+    config_class: type[RobertaConfig] = RobertaConfig
     base_model_prefix = "roberta"
     main_input_name = "input_ids"
     module_class: type | None = None
@@ -76,7 +77,7 @@ class FlaxRobertaPreTrainedModel(FlaxPretrainedMixin):
                 f"{type(self).__name__} is an abstract base class; create one of its subclasses, "
                 "such as FlaxRobertaForMaskedLM"
             )
-        self._config = to_mutable_config(config)
+        self._config = to_mutable_config(config, self.config_class)
         self.input_shape = input_shape
         self.seed = seed
         self.key = jax.random.PRNGKey(seed)
@@ -104,12 +105,18 @@ class FlaxRobertaPreTrainedModel(FlaxPretrainedMixin):
 
     @classmethod
     def _from_config(cls, config: Any, **kwargs: Any) -> "FlaxRobertaPreTrainedModel":
-        return cls(config, **kwargs)
+        return cls.from_config(config, **kwargs)
 
     @classmethod
     def from_config(cls, config: Any, **kwargs: Any) -> "FlaxRobertaPreTrainedModel":
-        """Creates a model with random parameters; takes the arguments of the class."""
-        return cls(config, **kwargs)
+        """Creates a model with random parameters.
+
+        Args:
+          config: A config.
+          kwargs: Arguments of the class; keywords about loading (`trust_remote_code`) have no
+            effect.
+        """
+        return cls(config, **hub.without_loading_keywords(kwargs))
 
     @property
     def config(self) -> Any:

@@ -15,7 +15,7 @@ from typing import Any
 import numpy as np
 from etils import epath
 
-from roberta_jax.errors import UsageError, listed
+from roberta_jax.errors import NotFoundError, UsageError, listed
 from roberta_jax.storage import hub
 from roberta_jax.storage.atomic import local_copy
 from roberta_jax.weights.config_file import CONFIG_NAME, read_config_dict
@@ -64,40 +64,24 @@ class ParameterFiles:
 
 
 @contextlib.contextmanager
-def local_model_files(
-    path: str | os.PathLike,
-    *,
-    subfolder: str = "",
-    revision: str | None = None,
-    token: str | bool | None = None,
-    local_files_only: bool = False,
-) -> Iterator[pathlib.Path]:
+def local_model_files(path: str | os.PathLike, options: hub.HubOptions) -> Iterator[pathlib.Path]:
     """Yields a local folder with a model's files, or a local weight file if `path` is one.
 
     Args:
       path: A folder, a weight file, the workdir of a finished run, or a Hugging Face hub id, whose
         files are downloaded.
-      subfolder: The folder of the model inside `path`.
-      revision: A branch, tag or commit of a hub id; None for a local path.
-      token: A token of the hub; None uses `HF_TOKEN` or the stored one, False uses none.
-      local_files_only: Whether to use only the files of a hub id that are in the cache.
+      options: Which files of a hub id are used; its `subfolder` also applies to a folder.
 
     Raises:
-      UsageError: There is no such model.
+      NotFoundError: There is no such model.
     """
-    prefix = f"{subfolder.strip('/')}/" if subfolder else ""
-    if not hub.is_hub_id(path):
-        folder = epath.Path(path) / prefix
-    elif local_files_only:
-        folder = _cached_folder(path, revision) / prefix
-    else:
-        names = [f"{prefix}{name}" for name in (CONFIG_NAME, GENERATION_CONFIG)]
-        groups = [
-            [f"{prefix}{name}" for name in group] for group in _FLAX_FILES + WEIGHT_FILE_GROUPS
-        ]
-        folder = hub.fetch(path, names, groups, revision=revision, token=token) / prefix
+    names = options.in_subfolder((CONFIG_NAME, GENERATION_CONFIG))
+    groups = [options.in_subfolder(group) for group in _FLAX_FILES + WEIGHT_FILE_GROUPS]
+    folder = hub.fetch(path, names, groups, **options.fetch_arguments())
+    if options.subfolder:
+        folder = folder / options.subfolder
     if not folder.exists():
-        raise UsageError(
+        raise NotFoundError(
             f"there is no folder {str(folder)!r}; give the folder of a model or a hub id"
         )
     if not folder.is_file() and not weights_in(folder) and (folder / "hf").exists():
@@ -106,24 +90,12 @@ def local_model_files(
         source = folder
     with local_copy(source, FILE_ENDINGS) as local:
         if not weights_in(local):
-            raise UsageError(
+            raise NotFoundError(
                 f"{folder} holds no weights: looked for {FLAX_WEIGHTS_NAME}, "
                 f"{SAFE_WEIGHTS_NAME} or "
                 "pytorch_model.bin (each also as shards with their index)"
             )
         yield local
-
-
-def _cached_folder(hub_id: str, revision: str | None) -> epath.Path:
-    import huggingface_hub  # slow to import, and only needed for hub ids
-
-    try:
-        folder = huggingface_hub.snapshot_download(hub_id, revision=revision, local_files_only=True)
-    except (huggingface_hub.errors.LocalEntryNotFoundError, FileNotFoundError):
-        raise UsageError(
-            f"{hub_id} is not in the cache; leave out local_files_only=True to download it"
-        ) from None
-    return epath.Path(folder)
 
 
 def read_config(path: pathlib.Path) -> Mapping[str, Any]:

@@ -1,45 +1,61 @@
 """Outputs of the drop-in classes, which are read by attribute, by name or by index.
 
-Fields, their names and their order are those of transformers' `modeling_flax_outputs`. As there, a
-field that is None is left out of the keys and of the tuple. All outputs are pytrees and can be
-returned from `jit`.
+Fields, their names and their order are those of transformers' `modeling_flax_outputs`. As there,
+outputs are ordered dictionaries, and a field that is None is left out of the keys and of the tuple.
+All outputs are pytrees and can be returned from `jit`.
 
 Array names carry their shape: B batch, L tokens of an input, S tokens of the encoder's input, D
 hidden size, H attention heads, V vocabulary, C classes, T tokens of prompt and continuation.
 """
 
+import collections
 import dataclasses
-from collections.abc import Iterator, Mapping
-from typing import Any
+from typing import Any, NoReturn
 
 import flax
 import jax
 
 
-class FlaxOutput(Mapping):
-    """A mapping of the fields that are not None; integers and slices index it as a tuple."""
+class FlaxOutput(collections.OrderedDict):
+    """A dictionary of the fields that are not None; integers and slices index it as a tuple.
 
-    def keys(self) -> list[str]:
-        """The names of the fields that are not None, in order."""
-        names = [field.name for field in dataclasses.fields(self)]
-        return [name for name in names if getattr(self, name) is not None]
+    It cannot be changed; `replace(name=value)` returns a changed copy.
+    """
+
+    def __post_init__(self):
+        for field in dataclasses.fields(self):
+            value = getattr(self, field.name)
+            if value is not None:
+                super().__setitem__(field.name, value)
 
     def to_tuple(self) -> tuple[Any, ...]:
         """The values of the fields that are not None, in order."""
-        return tuple(getattr(self, name) for name in self.keys())
+        return tuple(self.values())
 
     def __getitem__(self, key: str | int | slice) -> Any:
-        if not isinstance(key, str):
-            return self.to_tuple()[key]
-        if key not in self.keys():
-            raise KeyError(key)
-        return getattr(self, key)
+        return super().__getitem__(key) if isinstance(key, str) else self.to_tuple()[key]
 
-    def __iter__(self) -> Iterator[str]:
-        return iter(self.keys())
+    def copy(self) -> "FlaxOutput":
+        """Returns a copy with the same values."""
+        return dataclasses.replace(self)
 
-    def __len__(self) -> int:
-        return len(self.keys())
+    def __reduce__(self):  # that of OrderedDict would create the object without its fields
+        return type(self), tuple(getattr(self, field.name) for field in dataclasses.fields(self))
+
+    def __or__(self, other: Any) -> dict[str, Any]:
+        return dict(self) | dict(other)
+
+    def __ror__(self, other: Any) -> dict[str, Any]:
+        return dict(other) | dict(self)
+
+    def _refuse(self, *args: Any, **kwargs: Any) -> NoReturn:
+        raise TypeError(
+            f"a {type(self).__name__} cannot be changed: use output.replace(name=value), or change "
+            "the copy dict(output)"
+        )
+
+    __setitem__ = __delitem__ = __ior__ = _refuse
+    update = setdefault = pop = popitem = clear = move_to_end = _refuse
 
 
 @flax.struct.dataclass

@@ -2,6 +2,7 @@
 
 import logging
 import os
+import re
 from collections.abc import Mapping
 from typing import Any
 
@@ -11,7 +12,7 @@ import jax.numpy as jnp
 from flax import traverse_util
 
 from roberta_jax.compat import loading, saving
-from roberta_jax.compat.config import FlaxRobertaConfig
+from roberta_jax.compat.config import CONFIG_CLASSES, to_roberta_config
 from roberta_jax.compat.generation_config import FlaxGenerationConfig
 from roberta_jax.compat.loading import GENERATION_CONFIG
 from roberta_jax.errors import UsageError, listed
@@ -19,9 +20,6 @@ from roberta_jax.storage import hub
 from roberta_jax.weights.config_file import CONFIG_NAME, read_config_dict
 
 logger = logging.getLogger(__name__)
-
-# Arguments of transformers' `from_pretrained` that are accepted and ignored.
-_IGNORED_ARGUMENTS = ("resume_download", "proxies", "trust_remote_code", "adapter_kwargs")
 
 
 class FlaxPretrainedMixin:
@@ -38,14 +36,7 @@ class FlaxPretrainedMixin:
         *model_args: Any,
         config: Any = None,
         ignore_mismatched_sizes: bool = False,
-        local_files_only: bool = False,
-        token: str | bool | None = None,
-        revision: str = "main",
-        subfolder: str = "",
         _do_init: bool = True,
-        from_pt: bool = False,
-        cache_dir: str | os.PathLike | None = None,
-        force_download: bool = False,
         **kwargs: Any,
     ) -> Any:
         """Loads a model from files in any format that `roberta_jax.weights` reads.
@@ -61,42 +52,31 @@ class FlaxPretrainedMixin:
           config: A config, or the path of one. If None, the `config.json` beside the weights.
           ignore_mismatched_sizes: Whether to initialize at random the parameters whose shape in
             the files differs from the model's. Otherwise they raise an error.
-          local_files_only: Whether to use only the files of a hub id that are in the cache.
-          token: A token of the hub; None uses `HF_TOKEN` or the stored one, False uses none.
-          revision: A branch, tag or commit of a hub id.
-          subfolder: The folder of the model inside the folder or the hub's repository.
           _do_init: If False, returns `(model, params)`: the parameters that the files have, on the
             CPU. Complete them with `model.init_weights(key, shape, params)`.
-          from_pt: Ignored; PyTorch weights are recognized.
-          cache_dir: Not supported; set the environment variable HF_HUB_CACHE instead.
-          force_download: Ignored; every load asks the hub for newer files.
-          kwargs: Attributes to set in a config that is read from a file, and keyword arguments of
-            the class (`seed`, `gradient_checkpointing`).
+          kwargs: Where the files are and how to fetch them (`revision`, `token`, `subfolder`,
+            `cache_dir`, `local_files_only`, `force_download`; see `storage.hub.HubOptions`, also
+            for those of transformers' keywords that have no effect); attributes to set in a config
+            that is read from a file; and keyword arguments of the class (`seed`,
+            `gradient_checkpointing`).
 
         Raises:
-          UsageError: There is no such model, or its files do not match the class and the config.
+          NotFoundError: There is no such model. It is an `OSError`.
+          UsageError: The model's files do not match the class and the config.
+          TypeError: A keyword has none of these meanings.
         """
         name = os.fspath(pretrained_model_name_or_path)
-        if cache_dir is not None:
-            raise UsageError(
-                "cache_dir is not supported; set the environment variable "
-                f"HF_HUB_CACHE={cache_dir} instead"
-            )
-        for ignored in _IGNORED_ARGUMENTS:
-            kwargs.pop(ignored, None)
-        with loading.local_model_files(
-            name,
-            subfolder=subfolder,
-            revision=revision if hub.is_hub_id(name) and revision != "main" else None,
-            token=token,
-            local_files_only=local_files_only,
-        ) as path:
+        hub_arguments = {key: kwargs[key] for key in hub.LOADING_KEYWORDS.intersection(kwargs)}
+        options = hub.HubOptions.pop_from(kwargs, name)
+        kwargs.pop("attn_implementation", None)
+        with loading.local_model_files(name, options) as path:
             if config is None:
-                config = FlaxRobertaConfig(**loading.read_config(path))
-                _move_config_attributes(kwargs, config)
+                config_dict = dict(loading.read_config(path)) | {"_name_or_path": name}
+                config, kwargs = cls._config_from_dict(config_dict, kwargs, path)
             elif isinstance(config, str | os.PathLike):
-                config = FlaxRobertaConfig.from_pretrained(config, token=token)
-                _move_config_attributes(kwargs, config)
+                config, kwargs = cls.config_class.from_pretrained(
+                    config, **{**hub_arguments, **kwargs, "return_unused_kwargs": True}
+                )
             model = cls(config, *model_args, dtype=dtype, _do_init=False, **kwargs)
             weights = loading.read_parameters(path, model.params_shape_tree)
             generation_file = (path.parent if path.is_file() else path) / GENERATION_CONFIG
@@ -121,6 +101,25 @@ class FlaxPretrainedMixin:
         model.params = params
         return model
 
+    @classmethod
+    def _config_from_dict(
+        cls, config_dict: dict[str, Any], kwargs: dict[str, Any], source: os.PathLike
+    ) -> tuple[Any, dict[str, Any]]:
+        """Returns the config with the attributes that `kwargs` names, and the other `kwargs`."""
+        try:
+            config_class = CONFIG_CLASSES.get(config_dict.get("model_type"), cls.config_class)
+            config, unused = config_class.from_dict(
+                config_dict, return_unused_kwargs=True, **kwargs
+            )
+            to_roberta_config(config)  # checks the fields, while the file is known
+            return config, unused
+        except (TypeError, ValueError) as error:
+            raise UsageError(f"cannot use the config of {source}: {error}") from error
+
+    def push_to_hub(self, *args: Any, **kwargs: Any) -> None:
+        """Raises UsageError: nothing is uploaded; use `hf upload`."""
+        hub.check_no_upload("FOLDER", True, (), "push_to_hub")
+
     def save_pretrained(
         self,
         save_directory: str | os.PathLike,
@@ -129,6 +128,7 @@ class FlaxPretrainedMixin:
         max_shard_size: int | str = "10GB",
         token: str | bool | None = None,
         safe_serialization: bool = False,
+        **kwargs: Any,
     ) -> None:
         """Writes `config.json` and the weights into a folder. Its other files stay.
 
@@ -143,18 +143,17 @@ class FlaxPretrainedMixin:
           token: Ignored, since nothing is uploaded.
           safe_serialization: Whether to write `model.safetensors`, which transformers' PyTorch and
             Flax classes both read, instead of `flax_model.msgpack`.
+          kwargs: Further arguments of an upload (`repo_id`, `commit_message`, ...), which have no
+            effect.
 
         Raises:
           UsageError: The path is a file, or the parameters are not the model's.
         """
-        if push_to_hub:
-            raise UsageError(
-                "push_to_hub is not supported; save the model, then run: "
-                f"hf upload NAME {save_directory}"
-            )
+        hub.check_no_upload(save_directory, push_to_hub, kwargs, "save_pretrained")
         config = self._config
         settings = config.to_diff_dict() if hasattr(config, "to_diff_dict") else config.to_dict()
-        settings = settings | {"architectures": [type(self).__name__.removeprefix("Flax")]}
+        settings = hub.without_loading_keywords(settings)
+        settings |= {"architectures": [_architecture(type(self), config)]}
         json_files = {CONFIG_NAME: settings}
         if self.can_generate():
             json_files = {
@@ -171,10 +170,15 @@ class FlaxPretrainedMixin:
         )
 
 
-def _move_config_attributes(kwargs: dict[str, Any], config: Any) -> None:
-    """Moves the keyword arguments that name an attribute of the config to the config."""
-    for name in [name for name in kwargs if hasattr(config, name)]:
-        setattr(config, name, kwargs.pop(name))
+# The beginning of transformers' class names, by `model_type`.
+_CLASS_PREFIXES = {"roberta": "Roberta", "xlm-roberta": "XLMRoberta", "camembert": "Camembert"}
+
+
+def _architecture(model_class: type, config: Any) -> str:
+    """Returns transformers' name of the class whose PyTorch version has a model's parameters."""
+    name = model_class.__name__.removeprefix("Flax")
+    prefix = _CLASS_PREFIXES.get(getattr(config, "model_type", None))
+    return re.sub("^(XLM)?Roberta", prefix, name) if prefix else name
 
 
 def _check_parameters(

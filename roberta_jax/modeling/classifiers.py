@@ -17,7 +17,7 @@ from roberta_jax.modeling.config import RobertaConfig
 from roberta_jax.modeling.execution import Execution
 from roberta_jax.modeling.inputs import shape_error
 from roberta_jax.modeling.layers import Dense, Dropout
-from roberta_jax.modeling.model import RobertaModel
+from roberta_jax.modeling.model import ConfigModule, RobertaModel
 from roberta_jax.modeling.outputs import LogitsOutput, QuestionAnsweringOutput
 
 
@@ -43,7 +43,7 @@ def _last_layer(config: RobertaConfig, features: int) -> Dense:
     return Dense(features, ("embed", None), config.initializer_range, jnp.float32)
 
 
-class RobertaForSequenceClassification(nn.Module):
+class RobertaForSequenceClassification(ConfigModule):
     """Sequence classification: one label, several labels or a number for each input.
 
     Attributes:
@@ -92,7 +92,7 @@ class RobertaForSequenceClassification(nn.Module):
         return losses.classification_loss(logits_BC, labels, self.config.problem_type, weights_B)
 
 
-class RobertaForTokenClassification(nn.Module):
+class RobertaForTokenClassification(ConfigModule):
     """Token classification: a label for each token.
 
     Attributes:
@@ -129,7 +129,7 @@ class RobertaForTokenClassification(nn.Module):
         return {"token_classification": losses.label_count(labels)}
 
 
-class RobertaForMultipleChoice(nn.Module):
+class RobertaForMultipleChoice(ConfigModule):
     """Multiple choice: a score for each choice of a question.
 
     Attributes:
@@ -206,7 +206,7 @@ class RobertaForMultipleChoice(nn.Module):
         return {"multiple_choice": losses.label_count(labels)}
 
 
-class RobertaForQuestionAnswering(nn.Module):
+class RobertaForQuestionAnswering(ConfigModule):
     """Extractive question answering: where in an input the answer starts and ends.
 
     Attributes:

@@ -16,7 +16,16 @@ POSITION_EMBEDDING_TYPES = ("absolute", "relative_key", "relative_key_query")
 PROBLEM_TYPES = ("regression", "single_label_classification", "multi_label_classification")
 
 # `model_type` of the architectures that are identical to RoBERTa.
-_MODEL_TYPES = ("roberta", "xlm-roberta", "camembert")
+MODEL_TYPES = ("roberta", "xlm-roberta", "camembert")
+
+
+def check_model_type(model_type: str) -> None:
+    """Raises ValueError if the architecture of this name is not RoBERTa's."""
+    if model_type not in MODEL_TYPES:
+        raise ValueError(
+            f"this config describes a {model_type!r} model, not a RoBERTa "
+            f"(model_type one of {', '.join(MODEL_TYPES)})"
+        )
 
 
 @dataclasses.dataclass(frozen=True)
@@ -208,22 +217,43 @@ class RobertaConfig:
         """Creates a config from the contents of a `config.json`.
 
         Unknown keys (`architectures`, `transformers_version`, …) are ignored. Missing keys take
-        Hugging Face's defaults.
+        Hugging Face's defaults, and so do ids of special tokens that are None. Of a list of ids,
+        which `eos_token_id` may be, the first is taken.
 
         Raises:
           ValueError: `model_type` is another architecture, or a value is invalid (see the class).
         """
-        model_type = values.get("model_type", "roberta")
-        if model_type not in _MODEL_TYPES:
-            raise ValueError(
-                f"this config describes a {model_type!r} model, not a RoBERTa "
-                f"(model_type one of {', '.join(_MODEL_TYPES)})"
-            )
+        check_model_type(values.get("model_type", "roberta"))
         names = {field.name for field in dataclasses.fields(cls)}
         known = {name: value for name, value in values.items() if name in names}
         if known.get("id2label") is not None:
             known.pop("num_labels", None)  # `id2label` wins, as in Hugging Face's class
+        for name in ("pad_token_id", "bos_token_id", "eos_token_id"):
+            if isinstance(known.get(name), list | tuple) and known[name]:
+                known[name] = known[name][0]
+            if name in known and known[name] is None:
+                del known[name]
         return cls(**known)
+
+    @classmethod
+    def from_config(cls, config: Any) -> "RobertaConfig":
+        """Creates the config from that of another class, such as transformers' `RobertaConfig`.
+
+        Args:
+          config: A config of this class, which is returned unchanged, or any object whose
+            `to_dict()` returns the contents of a `config.json`.
+
+        Raises:
+          TypeError: It is not a config.
+          ValueError: See `from_dict`.
+        """
+        if isinstance(config, cls):
+            return config
+        if not hasattr(config, "to_dict"):
+            raise TypeError(
+                f"config must be a RobertaConfig of roberta_jax or of transformers, not {config!r}"
+            )
+        return cls.from_dict(config.to_dict())
 
     @classmethod
     def from_json_file(cls, path: str | os.PathLike) -> "RobertaConfig":

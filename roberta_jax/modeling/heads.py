@@ -37,7 +37,7 @@ from roberta_jax.modeling.execution import Execution
 from roberta_jax.modeling.inputs import shape_error
 from roberta_jax.modeling.layers import Dense, LayerNorm, replicated
 from roberta_jax.modeling.losses import IGNORE_INDEX, label_count
-from roberta_jax.modeling.model import RobertaModel
+from roberta_jax.modeling.model import ConfigModule, RobertaModel
 from roberta_jax.modeling.outputs import LogitsOutput
 
 
@@ -106,7 +106,7 @@ class LMHead(nn.Module):
         return loss_N.reshape(labels.shape)
 
 
-class RobertaForMaskedLM(nn.Module):
+class RobertaForMaskedLM(ConfigModule):
     """RoBERTa with its masked-language-modelling head.
 
     Attributes:
@@ -175,7 +175,7 @@ class RobertaForMaskedLM(nn.Module):
         return {"masked_lm": jnp.sum(masked_weights.astype(jnp.float32))}
 
 
-class RobertaForCausalLM(nn.Module):
+class RobertaForCausalLM(ConfigModule):
     """RoBERTa that predicts the next token; set `is_decoder=True` in its config.
 
     Without `is_decoder` each token sees all others, and predicting the next one is no task; Hugging
@@ -253,7 +253,7 @@ class NextSentenceHead(nn.Module):
         return self.classifier(jnp.tanh(self.pooler(x_BMD)).astype(jnp.float32))
 
 
-class RobertaForPreTraining(nn.Module):
+class RobertaForPreTraining(ConfigModule):
     """RoBERTa with BERT's two objectives: masked LM and next-sentence prediction.
 
     Its parameters are `RobertaForMaskedLM`'s and, under "next_sentence", the second head's.

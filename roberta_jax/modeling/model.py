@@ -4,6 +4,8 @@ Array names carry their shape: B batch, L length, S length of the cross-attentio
 width, H heads.
 """
 
+from typing import Any
+
 import flax
 import flax.linen as nn
 import jax
@@ -42,7 +44,20 @@ class Pooler(nn.Module):
         return jnp.tanh(dense(x_BLD[:, 0]))
 
 
-class RobertaModel(nn.Module):
+class ConfigModule(nn.Module):
+    """Base class of the models: their `config` may be of any class that has RoBERTa's fields.
+
+    It is stored as the frozen `RobertaConfig`, which can be hashed, as the attributes of a module
+    must be; see `RobertaConfig.from_config`.
+    """
+
+    def __post_init__(self):
+        config: Any = self.config  # a field of each subclass
+        object.__setattr__(self, "config", RobertaConfig.from_config(config))
+        super().__post_init__()
+
+
+class RobertaModel(ConfigModule):
     """The model without a head: from token ids to one hidden vector per token.
 
     Attributes:

@@ -9,6 +9,7 @@ from typing import Any
 
 from tokenizers import AddedToken, Tokenizer
 
+from roberta_jax.storage.hub import LOADING_KEYWORDS
 from roberta_jax.tokenizer.special_tokens import ADDITIONAL, ATTRIBUTES
 
 SIDES = ("right", "left")
@@ -18,11 +19,9 @@ MODEL_INPUT_NAMES = ("input_ids", "attention_mask")
 UNKNOWN_LENGTH = 10**20
 
 # Options that say where the files are and how to get them. They are not saved.
-_FILE_OPTIONS = (
+_FILE_OPTIONS = LOADING_KEYWORDS | {
     "tokenizer_file", "vocab_file", "merges_file", "special_tokens_map_file", "use_fast",
-    "cache_dir", "force_download", "local_files_only", "proxies", "resume_download", "revision",
-    "token", "trust_remote_code", "use_auth_token",
-)  # fmt: skip
+}  # fmt: skip
 
 
 @dataclasses.dataclass(frozen=True)

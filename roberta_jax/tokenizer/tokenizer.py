@@ -112,24 +112,17 @@ class RobertaTokenizer(CallMixin, ModelInputsMixin, TokensMixin):
         self._initialize(backend, options)
 
     @classmethod
-    def from_pretrained(
-        cls,
-        path,
-        *,
-        subfolder: str = "",
-        revision: str | None = None,
-        token: str | bool | None = None,
-        **options,
-    ) -> Self:
+    def from_pretrained(cls, path, *, subfolder: str = "", **options) -> Self:
         """Loads a tokenizer from a folder or from the hub.
 
         Args:
           path: a hub id such as "roberta-base", or a folder with `tokenizer.json`, or with
             `vocab.json` and `merges.txt`, or with fairseq's `encoder.json`, `vocab.bpe` and
             `dict.txt`; the first of these that is complete is read.
-          subfolder: a folder inside a local folder, to read instead of it.
-          revision: a branch, tag or commit of the hub repository.
-          token: a hub token. None uses `HF_TOKEN` or the stored token, False uses none.
+          subfolder: a folder inside the folder or the repository, to read instead of it.
+          revision, token, cache_dir, local_files_only, force_download: how to fetch a hub id's
+            files; see `storage.hub.HubOptions`, also for those of transformers' options that have
+            no effect. They are not saved.
           add_prefix_space: encode the first word of a text as if a space came before it. None uses
             the setting in the files, or False.
           model_max_length: None uses the value in `tokenizer_config.json`, or 512.
@@ -142,17 +135,17 @@ class RobertaTokenizer(CallMixin, ModelInputsMixin, TokensMixin):
           padding_side, truncation_side, clean_up_tokenization_spaces, split_special_tokens,
           model_input_names: see the attributes of the class.
 
-        Options of transformers about downloads (`cache_dir`, ...) have no effect.
-
         Raises:
           FileNotFoundError: the folder does not exist or has no complete set of files.
           ValueError: a file is corrupt or holds a tokenizer that is not supported, or the hub does
             not have the tokenizer.
         """
+        fetch_arguments = hub.HubOptions.pop_from(options, path).fetch_arguments()
+        folder = epath.Path(path) / subfolder
         if hub.is_hub_id(path):
-            path = hub.tokenizer_folder(path, revision=revision, token=token)
-        backend, file_options, source = files.load(epath.Path(path) / subfolder)
-        file_options["model_max_length"] = pop_model_max_length(file_options, str(path))
+            folder = hub.tokenizer_folder(path, subfolder=subfolder, **fetch_arguments)
+        backend, file_options, source = files.load(folder)
+        file_options["model_max_length"] = pop_model_max_length(file_options, str(folder))
         file_options |= {name: value for name, value in options.items() if value is not None}
         tokenizer = cls.__new__(cls)
         try:
@@ -263,7 +256,12 @@ class RobertaTokenizer(CallMixin, ModelInputsMixin, TokensMixin):
     # Saving and pickling
 
     def save_pretrained(
-        self, folder, legacy_format: bool | None = None, filename_prefix: str | None = None
+        self,
+        folder,
+        legacy_format: bool | None = None,
+        filename_prefix: str | None = None,
+        push_to_hub: bool = False,
+        **upload_options,
     ) -> tuple[str, ...]:
         """Writes the tokenizer's files, which transformers can load, too.
 
@@ -275,13 +273,18 @@ class RobertaTokenizer(CallMixin, ModelInputsMixin, TokensMixin):
           folder: created if it does not exist.
           legacy_format: True omits `tokenizer.json`; False omits `vocab.json` and `merges.txt`.
           filename_prefix: put before each file name, with a hyphen.
+          push_to_hub: not supported; use `hf upload`.
+          **upload_options: `repo_id`, `commit_message`, ..., and `save_jinja_files`, which have no
+            effect.
 
         Returns:
           The paths of the files.
 
         Raises:
-          ValueError: `legacy_format=True` for a related model.
+          ValueError: `legacy_format=True` for a related model, or an upload is asked for.
         """
+        upload_options.pop("save_jinja_files", None)  # of chat templates, which RoBERTa lacks
+        hub.check_no_upload(folder, push_to_hub, upload_options, "save_pretrained")
         if legacy_format:
             check_has_vocabulary_files(self)
         config, special_tokens = config_contents(self), special_tokens_map_contents(self)
@@ -296,6 +299,10 @@ class RobertaTokenizer(CallMixin, ModelInputsMixin, TokensMixin):
                 prefix=filename_prefix,
             )
         return tuple(paths)
+
+    def push_to_hub(self, *args, **kwargs) -> None:
+        """Raises UsageError: nothing is uploaded; use `hf upload`."""
+        hub.check_no_upload("FOLDER", True, (), "push_to_hub")
 
     def __getstate__(self) -> dict:
         with self._lock:  # during a call the pipeline has that call's settings

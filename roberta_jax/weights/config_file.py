@@ -5,7 +5,7 @@ import os
 from collections.abc import Mapping
 from typing import Any
 
-from roberta_jax.errors import UsageError
+from roberta_jax.errors import NotFoundError, UsageError
 
 CONFIG_NAME = "config.json"
 
@@ -17,14 +17,15 @@ def read_config_dict(file: os.PathLike) -> dict[str, Any]:
       file: Its path, a `pathlib.Path` or an `epath.Path`.
 
     Raises:
-      UsageError: The file does not exist, or does not hold a JSON object.
+      NotFoundError: The file does not exist.
+      UsageError: It does not hold a JSON object.
     """
     try:
         config = json.loads(file.read_text(encoding="utf-8"))
         if not isinstance(config, dict):
             raise ValueError("not a JSON object")
     except FileNotFoundError:
-        raise UsageError(f"no {file}; give the folder of a model, or pass config=…") from None
+        raise NotFoundError(f"no {file}; give the folder of a model, or pass config=…") from None
     except ValueError as error:
         raise UsageError(f"{file} is not a model's config ({error})") from None
     return config

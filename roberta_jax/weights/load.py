@@ -22,7 +22,7 @@ from etils import epath
 from flax import linen as nn
 from flax import traverse_util
 
-from roberta_jax.errors import UsageError, listed
+from roberta_jax.errors import NotFoundError, UsageError, listed
 from roberta_jax.modeling.config import RobertaConfig
 from roberta_jax.modeling.execution import Execution
 from roberta_jax.modeling.heads import MODEL_CLASSES
@@ -288,14 +288,15 @@ def model_folder(
     """Returns where a model is: `path` itself, a workdir's `hf/`, or the local copy of a hub id.
 
     Raises:
-      UsageError: There is no model; the message lists the files that were looked for.
+      NotFoundError: There is no model; the message lists the files that were looked for.
+      UsageError: The model is a run's that has not finished.
     """
     name = path
     path = hub.fetch(
         path, (CONFIG_NAME, next_sentence.FILE), WEIGHT_FILE_GROUPS, revision=revision, token=token
     )
     if not path.exists():
-        raise UsageError(
+        raise NotFoundError(
             f"no folder {str(path)!r} (looked for {path / CONFIG_NAME} with "
             f"{path / SAFE_WEIGHTS_NAME}, and for {path / 'hf' / CONFIG_NAME}, which a training "
             "run writes)"
@@ -322,7 +323,7 @@ def model_folder(
             ". To convert weights of another format to safetensors, load them with transformers "
             "and call save_pretrained"
         )
-    raise UsageError(message)
+    raise NotFoundError(message)
 
 
 def _config_path(folder: os.PathLike) -> os.PathLike:

@@ -77,9 +77,33 @@ def test_their_config_is_the_models_config():
     ours, theirs = initial_pair(CLASSIFIER, config)
     assert ours.config is config
     inputs = inputs_of(CLASSIFIER)
-    assert ours(**inputs).keys() == list(theirs(**inputs).keys())
+    assert list(ours(**inputs)) == list(theirs(**inputs))
     config.output_hidden_states, config.return_dict = False, False
     assert len(ours(**inputs)) == len(theirs(**inputs)) == 1
+
+
+@pytest.mark.parametrize(
+    "values",
+    [
+        {},
+        {"is_decoder": True, "num_labels": 3, "mine": 1, "dtype": "float16"},
+        {"pad_token_id": None, "eos_token_id": [2], "max_length": 50},
+        {"id2label": {0: "a", 1: "b"}, "label2id": {"a": 0, "b": 1}, "problem_type": "regression"},
+    ],
+)
+def test_configs(values, tmp_path):
+    ours, theirs = (home.RobertaConfig(**values) for home in (roberta_jax, transformers))
+    expected = theirs.to_diff_dict()
+    del expected["transformers_version"]
+    assert ours.to_diff_dict() == expected
+    missing = {"transformers_version", "_name_or_path", "tf_legacy_loss", "use_bfloat16"}
+    expected = {name: v for name, v in theirs.to_dict().items() if name not in missing}
+    assert ours.to_dict() == expected
+    assert ours.num_labels == theirs.num_labels
+    for saved, home in ((ours, transformers), (theirs, roberta_jax)):
+        saved.save_pretrained(tmp_path)
+        loaded = home.RobertaConfig.from_pretrained(tmp_path)
+        assert {name: loaded.to_dict()[name] for name in expected} == expected
 
 
 def test_fields_of_the_outputs():

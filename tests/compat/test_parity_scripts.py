@@ -83,6 +83,39 @@ drawn = model.generate(
 result = tokenizer.batch_decode(greedy.sequences, skip_special_tokens=True), drawn.sequences.shape
 """
 
+AUTO_CLASSES = """
+from transformers import (
+    CONFIG_MAPPING, FLAX_MODEL_FOR_MASKED_LM_MAPPING, AutoConfig, AutoTokenizer,
+    FlaxAutoModelForMaskedLM, FlaxAutoModelForSequenceClassification, RobertaConfig,
+)
+
+import numpy as np
+
+model_types = [config.model_type for config in FLAX_MODEL_FOR_MASKED_LM_MAPPING]
+assert "roberta" in model_types and "xlm-roberta" in model_types
+hub = {"cache_dir": None, "token": None, "trust_remote_code": False, "revision": "main"}
+config = AutoConfig.from_pretrained(FOLDER, num_labels=3, finetuning_task="mnli", **hub)
+tokenizer = AutoTokenizer.from_pretrained(FOLDER, use_fast=True, **hub)
+classifier = FlaxAutoModelForSequenceClassification.from_pretrained(
+    FOLDER, config=config, ignore_mismatched_sizes=False, **hub
+)
+assert classifier.config.label2id == RobertaConfig(num_labels=3).label2id
+config = AutoConfig.from_pretrained(FOLDER, vocab_size=len(tokenizer), **hub)
+model = FlaxAutoModelForMaskedLM.from_pretrained(FOLDER, config=config, seed=3, **hub)
+rows = [tokenizer(t, return_special_tokens_mask=True) for t in ("the cat", "and the other dog")]
+batch = tokenizer.pad(rows, pad_to_multiple_of=8, return_tensors="np")
+special_tokens_mask = batch.pop("special_tokens_mask")
+output = model(**batch)
+model.save_pretrained(OUTPUT, commit_message="done", token=None)
+tokenizer.save_pretrained(OUTPUT)
+new = CONFIG_MAPPING["roberta"]()
+new = FlaxAutoModelForMaskedLM.from_config(config, seed=1, trust_remote_code=False)
+result = (
+    dict(output), special_tokens_mask, np.asarray(classifier.params["roberta"]["embeddings"]
+    ["word_embeddings"]["embedding"]), type(new).__name__, config.architectures[0],
+)
+"""
+
 
 @pytest.fixture(scope="module")
 def folder(tmp_path_factory):
@@ -106,7 +139,12 @@ def folder(tmp_path_factory):
     return folder
 
 
-SCRIPTS = {"fine-tune": FINE_TUNE, "fill a mask": FILL_MASK, "generate": GENERATE}
+SCRIPTS = {
+    "fine-tune": FINE_TUNE,
+    "fill a mask": FILL_MASK,
+    "generate": GENERATE,
+    "auto classes": AUTO_CLASSES,
+}
 
 
 @pytest.mark.parametrize("name", SCRIPTS)

@@ -17,7 +17,7 @@ from flax.traverse_util import flatten_dict, unflatten_dict
 
 from roberta_jax import weights
 from roberta_jax.compat import loading, saving
-from roberta_jax.compat.config import FlaxRobertaConfig
+from roberta_jax.compat.config import RobertaConfig
 from roberta_jax.errors import UsageError
 from roberta_jax.modeling.execution import Execution
 from tests.support import heads
@@ -82,7 +82,7 @@ def test_saved_model_is_loaded(name, safe, tmp_path):
     config = json.loads((tmp_path / "new" / "config.json").read_text())
     assert config["architectures"] == [name.removeprefix("Flax")]
     loaded = class_of(name).from_pretrained(tmp_path / "new")
-    assert loaded.config == FlaxRobertaConfig.from_dict(model.config.to_dict() | config)
+    assert loaded.config == RobertaConfig.from_dict(model.config.to_dict() | config)
     assert loaded.module == model.module
     assert_equal(loaded.params, model.params)
     # The functions of this package read it as well.
@@ -213,10 +213,10 @@ def test_config_arguments(masked_lm_folder, tmp_path):
     cls.from_pretrained(folder, finetuning_task="sst2").save_pretrained(tmp_path)
     written = json.loads((tmp_path / "config.json").read_text())
     assert written["finetuning_task"] == "sst2"
-    config = FlaxRobertaConfig.from_pretrained(tmp_path, num_labels=4)
+    config = RobertaConfig.from_pretrained(tmp_path, num_labels=4)
     assert (config.finetuning_task, config.num_labels, len(config.label2id)) == ("sst2", 4, 4)
     config.save_pretrained(tmp_path / "config_only")
-    assert FlaxRobertaConfig.from_pretrained(tmp_path / "config_only") == config
+    assert RobertaConfig.from_pretrained(tmp_path / "config_only") == config
 
 
 def test_places_that_hold_a_model(masked_lm_folder, tmp_path, monkeypatch):
@@ -230,32 +230,32 @@ def test_places_that_hold_a_model(masked_lm_folder, tmp_path, monkeypatch):
     ]
     requests = []
 
-    def fetch(path, files, alternatives=(), *, revision=None, token=None):
-        requests.append((path, list(files), revision, token, alternatives[0]))
+    def fetch(path, files, alternatives=(), **options):
+        requests.append((path, list(files), alternatives[0], options))
         return epath.Path(tmp_path / "repo")
 
     monkeypatch.setattr(loading.hub, "fetch", fetch)
-    loaded.append(cls.from_pretrained("user/name", subfolder="inner", revision="v1", token="t"))
+    options = {"revision": "v1", "token": "t", "cache_dir": tmp_path, "force_download": True}
+    loaded.append(cls.from_pretrained("user/name", subfolder="inner", **options))
     json_files = ["inner/config.json", "inner/generation_config.json"]
-    assert requests == [("user/name", json_files, "v1", "t", ["inner/flax_model.msgpack"])]
+    expected = options | {"local_files_only": False}
+    assert requests == [("user/name", json_files, ["inner/flax_model.msgpack"], expected)]
     for other in loaded:
         assert_equal(other.params, model.params)
 
 
 def test_local_files_only(tmp_path, monkeypatch):
-    random_model(MASKED_LM).save_pretrained(tmp_path)
-
-    def download(name, revision, local_files_only):
-        assert local_files_only
-        if name != "user/cached":
-            raise huggingface_hub.errors.LocalEntryNotFoundError("not there")
-        return str(tmp_path)
-
-    monkeypatch.setattr(huggingface_hub, "snapshot_download", download)
-    model = class_of(MASKED_LM).from_pretrained("user/cached", local_files_only=True)
+    snapshot = tmp_path / "models--user--cached" / "snapshots" / "abc"
+    random_model(MASKED_LM).save_pretrained(snapshot)
+    (snapshot / ".." / ".." / "refs").mkdir()
+    (snapshot / ".." / ".." / "refs" / "main").write_text("abc")
+    monkeypatch.setattr(huggingface_hub.HfApi, "model_info", None)  # nothing is asked of the hub
+    options = {"local_files_only": True, "cache_dir": tmp_path}
+    model = class_of(MASKED_LM).from_pretrained("user/cached", **options)
     assert_equal(model.params, random_model(MASKED_LM).params)
-    with pytest.raises(UsageError, match="user/other is not in the cache"):
-        class_of(MASKED_LM).from_pretrained("user/other", local_files_only=True)
+    assert RobertaConfig.from_pretrained("user/cached", **options) == model.config
+    with pytest.raises(UsageError, match="user/other: local_files_only=True .* not in the cache"):
+        class_of(MASKED_LM).from_pretrained("user/other", **options)
 
 
 @pytest.mark.parametrize(
@@ -324,18 +324,19 @@ def test_folders_that_hold_no_such_model(masked_lm_folder, tmp_path):
         cls.from_pretrained(tmp_path / "missing")
     with pytest.raises(UsageError, match=r"holds no weights: looked for flax_model\.msgpack"):
         cls.from_pretrained(tmp_path)
-    with pytest.raises(UsageError, match="HF_HUB_CACHE"):
-        cls.from_pretrained(masked_lm_folder, cache_dir=tmp_path)
     (tmp_path / "flax_model.msgpack").write_bytes(flax.serialization.to_bytes({"a": np.zeros(2)}))
     with pytest.raises(UsageError, match="config.json; give the folder of a model"):
         cls.from_pretrained(tmp_path)
     with pytest.raises(UsageError, match=r"no tensor in .* is a parameter of .*the file holds a"):
         cls.from_pretrained(tmp_path, config=heads.SMALL)
     weight_bytes = (masked_lm_folder / "flax_model.msgpack").read_bytes()
+    (tmp_path / "config.json").write_text('{"hidden_size": 37}')
+    with pytest.raises(UsageError, match=rf"cannot use the config of {tmp_path}: hidden_size 37"):
+        cls.from_pretrained(tmp_path)
     (tmp_path / "flax_model.msgpack").write_bytes(weight_bytes[: len(weight_bytes) // 2])
     with pytest.raises(UsageError, match="cut short"):
         cls.from_pretrained(tmp_path, config=heads.SMALL)
-    with pytest.raises(TypeError, match="config must be a FlaxRobertaConfig, or a RobertaConfig"):
+    with pytest.raises(TypeError, match="config must be a RobertaConfig of roberta_jax"):
         cls(None)
 
 

@@ -172,3 +172,27 @@ def test_every_activation_computes(name):
 def test_invalid_execution_raises(field, value, message):
     with pytest.raises(ValueError, match=message):
         Execution(**{field: value})
+
+
+def test_special_tokens_of_a_file_may_be_none_or_lists():
+    values = {"pad_token_id": None, "bos_token_id": None, "eos_token_id": [7, 9]}
+    config = RobertaConfig.from_dict(values)
+    assert (config.pad_token_id, config.bos_token_id, config.eos_token_id) == (1, 0, 7)
+    for wrong in ([], ["a"], "2", -1):
+        with pytest.raises(ValueError, match="eos_token_id must be an id"):
+            RobertaConfig.from_dict({"eos_token_id": wrong})
+
+
+def test_models_store_the_frozen_config_of_any_other():
+    class OtherConfig:
+        def to_dict(self):
+            return RobertaConfig(num_hidden_layers=2).to_dict() | {"unknown": 1}
+
+    expected = RobertaConfig(num_hidden_layers=2)
+    for cls in (RobertaModel, RobertaForMaskedLM):
+        model = cls(OtherConfig())
+        assert model.config == expected
+        assert (model, hash(model)) == (cls(expected), hash(cls(expected)))
+        assert cls(expected).config is expected
+    with pytest.raises(TypeError, match="config must be a RobertaConfig"):
+        RobertaModel({"num_hidden_layers": 2})

@@ -7,6 +7,8 @@ from the end.
 """
 
 import collections
+import importlib
+import types
 from collections.abc import Callable, Mapping, Sequence
 from typing import Any, NamedTuple
 
@@ -173,11 +175,13 @@ class BatchEncoding(collections.UserDict):
         """Converts each column to an array, in place, and returns itself.
 
         Args:
-          tensor_type: "np" for int64 arrays, "jax" for int32 arrays; None changes nothing.
+          tensor_type: "np" for int64 arrays, "jax" for int32 arrays, "pt" for int64 tensors of
+            PyTorch, "tf" for int32 tensors of TensorFlow; None changes nothing.
           prepend_batch_axis: make the columns a batch of one row first.
 
         Raises:
           ValueError: an unknown `tensor_type`, or a column whose rows differ in length.
+          ImportError: the library of `tensor_type` is not installed.
         """
         if tensor_type is None:
             return self
@@ -187,40 +191,91 @@ class BatchEncoding(collections.UserDict):
                 self.data[name] = to_array([column] if prepend_batch_axis else column)
         return self
 
+    def to(self, device: Any, *, non_blocking: bool = False) -> "BatchEncoding":
+        """Moves PyTorch tensors to a device, in place, and returns itself; other columns stay."""
+        for name, column in self.data.items():
+            if array_library(column) == "pt":
+                self.data[name] = column.to(device=device, non_blocking=non_blocking)
+        return self
+
+
+def array_library(value: Any) -> str | None:
+    """Returns which `tensor_type` an array or tensor is of; None if it is neither."""
+    library = type(value).__module__.partition(".")[0]
+    if not hasattr(value, "dtype") or not hasattr(value, "shape"):
+        return None
+    return {"jax": "jax", "jaxlib": "jax", "torch": "pt", "tensorflow": "tf"}.get(library, "np")
+
 
 def array_converter(tensor_type: str) -> Callable[[Sequence], Any]:
-    """Returns the function that converts lists of integers to arrays: "np" or "jax".
+    """Returns the function that converts lists of numbers to the arrays of a library.
+
+    Numbers that are not integers become float64 with "np" and float32 otherwise. The library is
+    imported only here, since tokenization needs none of them.
+
+    Args:
+      tensor_type: "np", "jax", "pt" or "tf"; see `BatchEncoding.convert_to_tensors`.
 
     Raises:
       ValueError: an unknown `tensor_type`.
+      ImportError: the library is not installed.
     """
     tensor_type = getattr(tensor_type, "value", tensor_type)  # a member of transformers' enum
     if tensor_type == "np":
         return as_array
     if tensor_type == "jax":
-        import jax.numpy as jnp  # lazily, because tokenization does not need it
+        import jax.numpy as jnp
 
-        return lambda rows: jnp.asarray(as_array(rows).astype(np.int32))
-    hint = {"pt": "torch.tensor(...)", "tf": "tf.constant(...)"}.get(tensor_type)
-    raise ValueError(
-        f"return_tensors must be None, 'np' or 'jax', not {tensor_type!r}"
-        + (f": use 'np' and pass each array to {hint}" if hint else "")
-    )
+        return lambda rows: jnp.asarray(_as_32_bit(rows))
+    if tensor_type == "pt":
+        torch = _import("torch", tensor_type)
+        return lambda rows: torch.from_numpy(_as_torch_array(rows))
+    if tensor_type == "tf":
+        tensorflow = _import("tensorflow", tensor_type)
+        return lambda rows: tensorflow.constant(_as_32_bit(rows))
+    raise ValueError(f"return_tensors must be None, 'np', 'jax', 'pt' or 'tf', not {tensor_type!r}")
+
+
+def _import(library: str, tensor_type: str) -> types.ModuleType:
+    try:
+        return importlib.import_module(library)
+    except ImportError as error:
+        raise ImportError(
+            f"return_tensors={tensor_type!r} needs {library}, which cannot be imported ({error}): "
+            "install it, or pass return_tensors='np' or 'jax'"
+        ) from error
 
 
 def as_array(rows: Sequence) -> np.ndarray:
-    """Returns an int64 array [batch, length], or of as many dimensions as `rows` is nested.
+    """Returns an array [batch, length], or of as many dimensions as `rows` is nested.
+
+    Integers and bools become int64, other numbers float64.
 
     Raises:
-      ValueError: rows differ in length.
+      ValueError: rows differ in length, or hold anything but numbers.
     """
     try:
-        return np.array(rows, dtype=np.int64)
-    except (TypeError, ValueError) as error:
+        array = np.array(rows)
+    except ValueError as error:
         raise ValueError(
             "rows of different lengths cannot become one array: pass padding=True, and "
             "truncation=True if some rows are too long"
         ) from error
+    if array.dtype.kind not in "biuf":
+        raise ValueError(f"the values of an array must be numbers, not {array.dtype}: {rows!r:.80}")
+    return array.astype(np.float64 if array.dtype.kind == "f" and array.size else np.int64)
+
+
+def _as_32_bit(rows: Sequence) -> np.ndarray:
+    """Returns `as_array(rows)` in int32 or float32."""
+    array = as_array(rows)
+    return array.astype(np.float32 if array.dtype == np.float64 else np.int32)
+
+
+def _as_torch_array(rows: Sequence) -> np.ndarray:
+    """Returns `as_array(rows)` in the dtype of `torch.tensor(rows)`: int64 or float32."""
+    array = as_array(rows)
+    return array.astype(np.float32) if array.dtype == np.float64 else array
 
 
 def _span(kind: type, ends: tuple[int, int] | None):

@@ -119,8 +119,9 @@ class CallMixin:
             needs `add_prefix_space`. Offsets then count from the start of each word.
           pad_to_multiple_of: pad to the next multiple of this number.
           padding_side: "right" or "left"; None means the attribute.
-          return_tensors: "np" returns int64 arrays [batch, length] and "jax" int32 arrays, also
-            for a single text; None returns lists.
+          return_tensors: "np" returns int64 arrays [batch, length], "jax" int32 arrays, "pt" int64
+            tensors of PyTorch and "tf" int32 tensors of TensorFlow, also for a single text; None
+            returns lists.
           return_token_type_ids, return_attention_mask: return these columns; None returns those in
             `model_input_names`.
           return_overflowing_tokens: return the ids that truncation removes as further rows, and
@@ -145,6 +146,7 @@ class CallMixin:
 
         Raises:
           TypeError: a text is not a string.
+          ImportError: the library of `return_tensors` is not installed.
           ValueError: an argument has an unknown value, rows differ in length although arrays are
             requested, or a text cannot be truncated enough.
         """

@@ -12,7 +12,7 @@ from tokenizers import Tokenizer
 
 from roberta_jax.tokenizer import templates
 from roberta_jax.tokenizer.encoding import TruncationAndPadding
-from roberta_jax.tokenizer.hf_api.batch_encoding import BatchEncoding
+from roberta_jax.tokenizer.hf_api.batch_encoding import BatchEncoding, array_library
 from roberta_jax.tokenizer.hf_api.call_arguments import truncation_strategy as read_strategy
 
 _SPECIAL_TOKENS_MASK, _ATTENTION_MASK = "special_tokens_mask", "attention_mask"
@@ -275,8 +275,8 @@ class ModelInputsMixin:
         if columns[main] is None or len(columns[main]) == 0:
             return BatchEncoding(columns | ({_ATTENTION_MASK: []} if return_attention_mask else {}))
         sample = columns[main][0]
-        if return_tensors is None and (_is_array(sample) or _is_array(columns[main])):
-            return_tensors = "jax" if type(sample).__module__.startswith("jax") else "np"
+        if return_tensors is None:
+            return_tensors = array_library(sample) or array_library(columns[main])
         columns = {name: _to_lists(column) for name, column in columns.items()}
         with_attention_mask = self._returns(return_attention_mask, _ATTENTION_MASK)
         how = self._truncation_and_padding(
@@ -341,15 +341,11 @@ def _split_removal(first: int, second: int, count: int) -> tuple[int, int]:
     return rest // 2, from_longer + rest - rest // 2
 
 
-def _is_array(value) -> bool:
-    return hasattr(value, "dtype") and hasattr(value, "shape")
-
-
 def _to_lists(column):
     """Returns a column with its arrays converted to lists."""
-    if _is_array(column):
-        return np.asarray(column).tolist()
+    if array_library(column):
+        return column.tolist() if hasattr(column, "tolist") else np.asarray(column).tolist()
     is_nested = isinstance(column, list | tuple) and len(column) > 0
-    if is_nested and (isinstance(column[0], list | tuple) or _is_array(column[0])):
+    if is_nested and (isinstance(column[0], list | tuple) or array_library(column[0])):
         return [_to_lists(item) for item in column]
     return column

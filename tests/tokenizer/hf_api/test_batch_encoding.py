@@ -1,7 +1,10 @@
 """BatchEncoding: columns, and the mapping between characters, words and tokens."""
 
 import copy
+import importlib.machinery
 import pickle
+import sys
+import types
 
 import pytest
 from hypothesis import given, settings
@@ -9,7 +12,12 @@ from hypothesis import strategies as st
 from tokenizers import Encoding
 
 from roberta_jax.tokenizer import BatchEncoding
-from roberta_jax.tokenizer.hf_api.batch_encoding import CharSpan, TokenSpan
+from roberta_jax.tokenizer.hf_api.batch_encoding import (
+    CharSpan,
+    TokenSpan,
+    array_converter,
+    array_library,
+)
 
 TEXT = st.lists(
     st.one_of(
@@ -99,3 +107,83 @@ def test_words_characters_and_tokens(tokenizer):
     assert encoded.char_to_token(0, 1) is None  # offsets exclude the space
     assert encoded.word_to_tokens(0, 99) is None
     assert encoded.words(1) == encoded.word_ids(1)
+
+
+# Arrays
+
+
+class FakeTensor:
+    """A tensor of a library that may not be installed."""
+
+    def __init__(self, array, device="cpu"):
+        self.array, self.device = array, device
+        self.dtype, self.shape = array.dtype, array.shape
+
+    def to(self, device, non_blocking=False):
+        return FakeTensor(self.array, device)
+
+    def tolist(self):
+        return self.array.tolist()
+
+
+@pytest.fixture
+def fake_libraries(monkeypatch):
+    """torch and tensorflow with the functions that convert arrays."""
+    for library, function in (("torch", "from_numpy"), ("tensorflow", "constant")):
+        module = types.ModuleType(library)
+        module.__spec__ = importlib.machinery.ModuleSpec(library, None)
+        setattr(module, function, type("Tensor", (FakeTensor,), {"__module__": library}))
+        monkeypatch.setitem(sys.modules, library, module)
+
+
+@pytest.mark.parametrize(
+    ("kind", "integers", "floats"),
+    [
+        ("np", "int64", "float64"),
+        ("jax", "int32", "float32"),
+        ("pt", "int64", "float32"),
+        ("tf", "int32", "float32"),
+    ],
+)
+def test_arrays_of_every_library(kind, integers, floats, tokenizer, fake_libraries):
+    encoded = tokenizer(["one two", "three"], padding=True, return_tensors=kind)
+    expected = tokenizer(["one two", "three"], padding=True)
+    assert array_library(encoded["input_ids"]) == kind
+    for name, column in encoded.items():
+        assert str(column.dtype) == integers
+        assert column.tolist() == expected[name]
+    rows = [{"input_ids": ids, "label": 0.5 + i} for i, ids in enumerate(([5, 6], [7]))]
+    padded = tokenizer.pad(rows, return_tensors=kind)
+    assert str(padded["label"].dtype) == floats
+    assert padded["label"].tolist() == [0.5, 1.5]
+    # Rows of arrays are padded to an array of the same library.
+    rows = [tokenizer(text, return_tensors=kind) for text in ("one two", "three")]
+    rows = [{name: column.tolist()[0] for name, column in row.items()} for row in rows]
+    converter = array_converter(kind)
+    arrays = [{name: converter(value) for name, value in row.items()} for row in rows]
+    padded = tokenizer.pad(arrays)
+    assert array_library(padded["input_ids"]) == kind
+    assert padded["input_ids"].tolist() == expected["input_ids"]
+    with pytest.raises(ValueError, match="padding=True"):
+        tokenizer(["one two", "three"], return_tensors=kind)
+
+
+def test_to_moves_torch_tensors_alone(tokenizer, fake_libraries):
+    encoded = tokenizer("one", return_tensors="pt")
+    encoded["other"] = [1]
+    assert encoded.to("cuda:0") is encoded
+    assert (encoded["input_ids"].device, encoded["other"]) == ("cuda:0", [1])
+
+
+@pytest.mark.parametrize(("kind", "library"), [("pt", "torch"), ("tf", "tensorflow")])
+def test_missing_libraries(kind, library, tokenizer, monkeypatch):
+    monkeypatch.setitem(sys.modules, library, None)
+    with pytest.raises(ImportError, match=rf"return_tensors='{kind}' needs {library}.*install it"):
+        tokenizer("one", return_tensors=kind)
+
+
+def test_only_numbers_become_arrays(tokenizer):
+    with pytest.raises(ValueError, match="must be numbers"):
+        BatchEncoding({"text": ["a", "b"]}, tensor_type="np")
+    empty = BatchEncoding({"input_ids": [[]]}, tensor_type="np")["input_ids"]
+    assert (empty.shape, empty.dtype) == ((1, 0), "int64")
