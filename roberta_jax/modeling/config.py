@@ -5,8 +5,11 @@ It determines the model's outputs. How they are computed is in `execution.py`.
 
 import dataclasses
 import json
+import math
 import os
 import pathlib
+import types
+import typing
 from collections.abc import Mapping
 from typing import Any
 
@@ -14,6 +17,19 @@ from roberta_jax.modeling.activations import ACTIVATIONS
 
 POSITION_EMBEDDING_TYPES = ("absolute", "relative_key", "relative_key_query")
 PROBLEM_TYPES = ("regression", "single_label_classification", "multi_label_classification")
+
+# Larger than any model's, and small enough that a wrong number is an error before it is too much
+# work or memory to build the model. Ids and positions are int32.
+_LARGEST = {
+    "vocab_size": 2**31 - 1,
+    "hidden_size": 2**20,
+    "num_hidden_layers": 10_000,
+    "num_attention_heads": 2**20,
+    "intermediate_size": 2**24,
+    "max_position_embeddings": 2**31 - 1,
+    "type_vocab_size": 2**24,
+    "num_labels": 2**22,
+}
 
 # `model_type` of the architectures that are identical to RoBERTa.
 _MODEL_TYPES = ("roberta", "xlm-roberta", "camembert")
@@ -90,20 +106,11 @@ class RobertaConfig:
     problem_type: str | None = None
 
     def __post_init__(self):
+        self._check_types()
         self._name_labels()
-        for name in (
-            "vocab_size",
-            "hidden_size",
-            "num_hidden_layers",
-            "num_attention_heads",
-            "intermediate_size",
-            "max_position_embeddings",
-            "type_vocab_size",
-            "num_labels",
-        ):
-            value = getattr(self, name)
-            if not isinstance(value, int) or isinstance(value, bool) or value < 1:
-                raise ValueError(f"{name} must be a positive integer, not {value!r}")
+        for name, largest in _LARGEST.items():
+            if getattr(self, name) > largest:
+                raise ValueError(f"{name} must be at most {largest}, not {getattr(self, name)!r}")
         if self.hidden_size % self.num_attention_heads:
             raise ValueError(
                 f"hidden_size {self.hidden_size} does not divide into {self.num_attention_heads} "
@@ -119,9 +126,7 @@ class RobertaConfig:
                 raise ValueError(f"unknown {name} {getattr(self, name)!r}; known: {choices}")
         for name in ("hidden_dropout_prob", "attention_probs_dropout_prob", "classifier_dropout"):
             rate = getattr(self, name)
-            if rate is None and name == "classifier_dropout":
-                continue
-            if not 0 <= rate < 1:
+            if rate is not None and not 0 <= rate < 1:
                 raise ValueError(f"{name} must be at least 0 and below 1, not {rate!r}")
         if not self.layer_norm_eps > 0:
             raise ValueError(f"layer_norm_eps must be positive, not {self.layer_norm_eps!r}")
@@ -129,7 +134,7 @@ class RobertaConfig:
             raise ValueError(f"initializer_range must not be negative: {self.initializer_range!r}")
         for name in ("pad_token_id", "bos_token_id", "eos_token_id"):
             value = getattr(self, name)
-            if not isinstance(value, int) or not 0 <= value < self.vocab_size:
+            if not 0 <= value < self.vocab_size:
                 raise ValueError(
                     f"{name} must be an id below vocab_size {self.vocab_size}, not {value!r}"
                 )
@@ -142,6 +147,25 @@ class RobertaConfig:
         if self.add_cross_attention and not self.is_decoder:
             raise ValueError("add_cross_attention=True needs is_decoder=True")
 
+    def _check_types(self):
+        """Checks the type of every field, which a file may have wrong, and that sizes are positive.
+
+        A JSON file has integers and floats, so that 0 is allowed for 0.0, but no other conversion.
+        """
+        for name in _LARGEST:
+            value = getattr(self, name)
+            if name == "num_labels" and value is None:
+                continue
+            if not _is_integer(value) or value < 1:
+                raise ValueError(f"{name} must be a positive integer, not {_shortened(value)}")
+        for field in dataclasses.fields(self):
+            value = getattr(self, field.name)
+            kind, *others = typing.get_args(field.type) or (field.type,)
+            if kind in _TYPES and not (value is None and types.NoneType in others):
+                accepts, title = _TYPES[kind]
+                if not accepts(value):
+                    raise ValueError(f"{field.name} must be {title}, not {_shortened(value)}")
+
     def _name_labels(self):
         """Derives the fields of num_labels, id2label and label2id that are not given.
 
@@ -150,17 +174,25 @@ class RobertaConfig:
         id2label = self.id2label
         if id2label is None:
             count = 2 if self.num_labels is None else self.num_labels
-            # `__post_init__` reports a `num_labels` of the wrong type.
-            id2label = {i: f"LABEL_{i}" for i in range(count if isinstance(count, int) else 0)}
+            # `__post_init__` reports a `num_labels` that is too large.
+            id2label = {i: f"LABEL_{i}" for i in range(min(count, _LARGEST["num_labels"]))}
         else:
             count = len(id2label) if self.num_labels is None else self.num_labels
-            id2label = {int(i): name for i, name in id2label.items()}
-        if isinstance(count, int) and len(id2label) != count:
+            try:
+                id2label = {int(i): name for i, name in id2label.items()}
+                hash(tuple(id2label.values()))
+            except (ValueError, TypeError, AttributeError):
+                raise ValueError(
+                    f"id2label must map numbers to names, not be {_shortened(self.id2label)}"
+                ) from None
+        if len(id2label) != min(count, _LARGEST["num_labels"]):
             raise ValueError(
                 f"num_labels is {count}, but id2label names {len(id2label)} labels; give either "
                 "num_labels or id2label, or make them agree"
             )
         label2id = self.label2id
+        if not isinstance(label2id, Mapping | None):
+            raise ValueError(f"label2id must map names to numbers, not be {_shortened(label2id)}")
         if label2id is None or len(label2id) != len(id2label):
             label2id = {name: i for i, name in id2label.items()}
         object.__setattr__(self, "num_labels", count)
@@ -213,7 +245,7 @@ class RobertaConfig:
         model_type = values.get("model_type", "roberta")
         if model_type not in _MODEL_TYPES:
             raise ValueError(
-                f"this config describes a {model_type!r} model, not a RoBERTa "
+                f"this config describes a {_shortened(model_type)} model, not a RoBERTa "
                 f"(model_type one of {', '.join(_MODEL_TYPES)})"
             )
         names = {field.name for field in dataclasses.fields(cls)}
@@ -230,9 +262,14 @@ class RobertaConfig:
           FileNotFoundError: there is no such file.
           ValueError: the file is not a JSON object, or as `from_dict`.
         """
+        path = pathlib.Path(path)
+        if path.exists() and not path.is_file():
+            raise ValueError(f"{path} is not a file; give the path of a config.json")
         try:
-            values = json.loads(pathlib.Path(path).read_text(encoding="utf-8"))
-        except json.JSONDecodeError as error:
+            values = json.loads(path.read_text(encoding="utf-8"))
+        except RecursionError:
+            raise ValueError(f"{path} is not a model config: it is nested too deep") from None
+        except ValueError as error:
             raise ValueError(f"{path} is not valid JSON: {error}") from None
         if not isinstance(values, dict):
             raise ValueError(f"{path} contains no JSON object, so it is not a model config")
@@ -255,3 +292,26 @@ class RobertaConfig:
         if {"num_labels", "id2label"} & set(changes):
             changes = {"num_labels": None, "id2label": None, "label2id": None} | changes
         return dataclasses.replace(self, **changes)
+
+
+def _is_integer(value: Any) -> bool:
+    return isinstance(value, int) and not isinstance(value, bool)
+
+
+def _is_number(value: Any) -> bool:
+    return isinstance(value, int | float) and not isinstance(value, bool) and math.isfinite(value)
+
+
+# Type of a field -> (whether a value is of it, its name in messages).
+_TYPES = {
+    int: (_is_integer, "an integer"),
+    float: (_is_number, "a finite number"),
+    bool: (lambda value: isinstance(value, bool), "true or false"),
+    str: (lambda value: isinstance(value, str), "a string"),
+}
+
+
+def _shortened(value: Any) -> str:
+    """A value's representation in an error message."""
+    text = repr(value)
+    return text if len(text) <= 60 else f"{text[:59]}…"

@@ -19,7 +19,9 @@ from collections.abc import Mapping
 from etils import epath
 from tokenizers import AddedToken, Tokenizer
 
+from roberta_jax.errors import UsageError
 from roberta_jax.storage import atomic
+from roberta_jax.storage.reading import parse_json, read_text
 from roberta_jax.tokenizer import pipeline, vocabulary
 from roberta_jax.tokenizer.special_tokens import (
     ADDITIONAL,
@@ -137,7 +139,7 @@ def _with_added_tokens(value, path: epath.Path):
 
 def read_pipeline(path: epath.Path) -> Tokenizer:
     """Reads a `tokenizer.json`."""
-    text = _read_text(path)
+    text = read_text(path)
     try:
         return Tokenizer.from_str(text)
     except Exception as error:  # the library raises no narrower class
@@ -160,7 +162,7 @@ def read_vocab(path: epath.Path) -> dict[str, int]:
 def read_merges(path: epath.Path) -> list[tuple[str, str]]:
     """Reads `merges.txt` or `vocab.bpe`: two tokens per line, after an optional version line."""
     merges = []
-    for number, line in enumerate(_read_text(path).split("\n"), start=1):
+    for number, line in enumerate(read_text(path).split("\n"), start=1):
         line = line.rstrip("\r")
         if not line or (number == 1 and line.startswith("#version")):
             continue
@@ -187,7 +189,7 @@ def read_fairseq(folder: epath.Path) -> dict[str, int]:
     token_of = {str(i): token for token, i in read_vocab(folder / "encoder.json").items()}
     path = folder / "dict.txt"
     vocab = {BOS: 0, PAD: 1, EOS: 2, UNK: 3}
-    for number, line in enumerate(_read_text(path).splitlines(), start=1):
+    for number, line in enumerate(read_text(path).splitlines(), start=1):
         name = line.rpartition(" ")[0]
         token = name if name.startswith(FILLER_PREFIX) else token_of.get(name)
         if token is None:
@@ -214,17 +216,12 @@ def _not_found_message(folder: epath.Path) -> str:
     return message
 
 
-def _read_text(path: epath.Path) -> str:
-    try:
-        return path.read_bytes().decode("utf-8")
-    except UnicodeDecodeError as error:
-        raise ValueError(f"{path} is corrupt: it is not UTF-8 text ({error})") from error
-
-
 def _read_json(path: epath.Path) -> dict:
     try:
-        value = json.loads(_read_text(path))
-    except json.JSONDecodeError as error:
+        value = parse_json(read_text(path))
+    except UsageError:
+        raise
+    except ValueError as error:
         raise ValueError(f"{path} is corrupt: it is not JSON ({error})") from error
     if not isinstance(value, dict):
         raise ValueError(f"{path} is corrupt: it must be a JSON object")

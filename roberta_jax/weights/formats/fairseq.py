@@ -19,7 +19,7 @@ from roberta_jax.errors import UsageError, listed
 from roberta_jax.weights.files import FAIRSEQ_NAMES
 from roberta_jax.weights.formats import pytorch, unpickler
 from roberta_jax.weights.names import Leaf, canonical, split_leaves
-from roberta_jax.weights.tensors import LazyTensor
+from roberta_jax.weights.tensors import FileContents, LazyTensor
 
 # fairseq's name -> Hugging Face's, within a layer and outside the layers. If Hugging Face's name
 # occurs twice, checkpoints are written with the first one.
@@ -61,12 +61,10 @@ _LAYER_NORM_EPS = 1e-5  # PyTorch's default, which fairseq always uses
 _PAD = 1
 
 
-def read_weights(path: pathlib.Path) -> tuple[dict[str, LazyTensor], dict[str, Any]]:
+def read_weights(path: pathlib.Path) -> FileContents:
     """Finds the tensors and the config of a checkpoint.
 
-    Returns:
-      ({Hugging Face's PyTorch name: tensor}, the contents of a `config.json`). Unknown tensors keep
-      their names, so that loading reports them as left over.
+    Unknown tensors keep their names, so that loading reports them as left over.
 
     Raises:
       UsageError: The file is damaged, is not a RoBERTa checkpoint, or contains code.
@@ -87,7 +85,7 @@ def read_weights(path: pathlib.Path) -> tuple[dict[str, LazyTensor], dict[str, A
         raise UsageError(f"{path} is not a RoBERTa checkpoint of fairseq: it holds {names}")
     tensors = _name_head(tensors)
     tensors.setdefault(_TYPES, LazyTensor((1, tensors[_WORDS].shape[-1]), "float32"))
-    return tensors, _config(path, _arguments(state), tensors)
+    return FileContents(tensors, _config(path, _arguments(state), tensors))
 
 
 def _rename(name: str, tensor: LazyTensor, path: pathlib.Path) -> list[tuple[str, LazyTensor]]:
