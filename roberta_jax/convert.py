@@ -150,7 +150,13 @@ def _tokenizer(
     """Writes the tokenizer's files for a format to a folder; a note says why there are none."""
     from roberta_jax.storage import hub
     from roberta_jax.tokenizer import RobertaTokenizer
-    from roberta_jax.tokenizer.files import HF_FILES, TOKENIZER_FILE, read_merges, read_vocab
+    from roberta_jax.tokenizer.files import (
+        HF_FILES,
+        OPTION_FILES,
+        TOKENIZER_FILE,
+        read_merges,
+        read_vocab,
+    )
 
     folder = hub.tokenizer_folder(source, revision=revision)
     is_hf = (folder / TOKENIZER_FILE).exists() or all((folder / name).exists() for name in HF_FILES)
@@ -171,6 +177,10 @@ def _tokenizer(
         for name in HF_FILES:
             (staging / name).unlink()
         fairseq_files.write(staging, vocab, merges)
+        # fairseq has no place for model_max_length and the other options.
+        for name in OPTION_FILES:
+            if (folder / name).exists():
+                (folder / name).copy(staging / name)
     except FileNotFoundError:
         notes.append("no tokenizer: the source has none")
         return None

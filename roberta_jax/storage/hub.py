@@ -127,7 +127,8 @@ def tokenizer_folder(
     path = fetch(path, ("config.json", *TOKENIZER_FILES), revision=revision, token=token)
     if path.is_file():
         return path.parent
-    return path / "hf" if (path / "hf").exists() else path
+    of_workdir = path / "hf"
+    return of_workdir if any((of_workdir / name).exists() for name in TOKENIZER_FILES) else path
 
 
 def _matching(names: Sequence[str], patterns: Sequence[str]) -> list[str]:

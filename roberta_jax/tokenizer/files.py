@@ -8,6 +8,8 @@ this order is read:
 - `encoder.json`, `vocab.bpe` and `dict.txt`: fairseq's release format. The first two are GPT-2's
   vocabulary, and `dict.txt` renumbers it by frequency.
 
+Where the first two are both in a folder, they must hold the same vocabulary and merges.
+
 Tokenizers of related models are read from `tokenizer.json` only. `tokenizer_config.json` has the
 options, if it exists. Older versions of it do not list the added tokens; they are then read from
 `added_tokens.json`, and the special tokens from `special_tokens_map.json`.
@@ -22,7 +24,7 @@ from tokenizers import AddedToken, Tokenizer
 from roberta_jax.errors import UsageError
 from roberta_jax.storage import atomic
 from roberta_jax.storage.reading import parse_json, read_text
-from roberta_jax.tokenizer import pipeline, vocabulary
+from roberta_jax.tokenizer import consistency, pipeline, vocabulary
 from roberta_jax.tokenizer.special_tokens import (
     ADDITIONAL,
     ATTRIBUTES,
@@ -38,6 +40,7 @@ TOKENIZER_FILE = "tokenizer.json"
 CONFIG_FILE = "tokenizer_config.json"
 SPECIAL_TOKENS_FILE = "special_tokens_map.json"
 ADDED_TOKENS_FILE = "added_tokens.json"
+OPTION_FILES = (CONFIG_FILE, SPECIAL_TOKENS_FILE, ADDED_TOKENS_FILE)
 HF_FILES = ("vocab.json", "merges.txt")
 FAIRSEQ_FILES = ("encoder.json", "vocab.bpe", "dict.txt")
 MERGES_HEADER = "#version: 0.2"
@@ -74,17 +77,47 @@ def load(path) -> tuple[Tokenizer, dict, epath.Path]:
         return all((folder / name).exists() for name in names)
 
     if has([TOKENIZER_FILE]):
-        return read_pipeline(folder / TOKENIZER_FILE), options, folder / TOKENIZER_FILE
+        backend = read_pipeline(folder / TOKENIZER_FILE)
+        if has(HF_FILES):
+            _check_same_vocabulary(folder)
+        return backend, options, folder / TOKENIZER_FILE
     if has(HF_FILES):
-        vocab, merges = read_vocab(folder / "vocab.json"), read_merges(folder / "merges.txt")
+        names = HF_FILES
+        vocab = read_vocab(folder / "vocab.json")
     elif has(FAIRSEQ_FILES):
-        vocab, merges = read_fairseq(folder), read_merges(folder / "vocab.bpe")
+        names = ("dict.txt", "vocab.bpe")
+        vocab = read_fairseq(folder)
     else:
         raise FileNotFoundError(_not_found_message(folder))
+    merges = read_merges(folder / names[1])
     try:
-        return pipeline.bpe(vocab, merges), options, folder
+        backend = pipeline.bpe(vocab, merges)
+        added = _added_tokens(options)
+        paths = (folder / names[0], folder / names[1])
+        consistency.check_every_token_has_its_merge(vocab, merges, added, paths)
+        return backend, options, folder
     except pipeline.PipelineError as error:
         raise ValueError(f"the tokenizer files in {str(path)!r} cannot be used: {error}") from error
+
+
+def _check_same_vocabulary(folder: epath.Path) -> None:
+    """Compares `tokenizer.json` with the `vocab.json` and `merges.txt` beside it."""
+    paths = tuple(folder / name for name in (TOKENIZER_FILE, *HF_FILES))
+    try:
+        vocab, merges = read_vocab(paths[1]), read_merges(paths[2])
+    except ValueError as error:
+        raise UsageError(
+            f"{error}. Copy it again; {TOKENIZER_FILE} is enough, if {' and '.join(HF_FILES)} are "
+            "deleted"
+        ) from None
+    consistency.check_same_vocabulary(_read_json(paths[0]), vocab, merges, paths)
+
+
+def _added_tokens(options: Mapping) -> set[str]:
+    """The contents of the special and added tokens in options as `read_options` returns them."""
+    named = [options.get(attribute) for attribute in ATTRIBUTES]
+    listed = [*(options.get(ADDITIONAL) or ()), *options.get("added_tokens_decoder", {}).values()]
+    return {str(token) for token in (*named, *listed) if token}
 
 
 def read_options(folder: epath.Path) -> dict:

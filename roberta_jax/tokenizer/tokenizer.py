@@ -124,9 +124,10 @@ class RobertaTokenizer(CallMixin, ModelInputsMixin, TokensMixin):
         """Loads a tokenizer from a folder or from the hub.
 
         Args:
-          path: a hub id such as "roberta-base", or a folder with `tokenizer.json`, or with
-            `vocab.json` and `merges.txt`, or with fairseq's `encoder.json`, `vocab.bpe` and
-            `dict.txt`; the first of these that is complete is read.
+          path: a hub id such as "roberta-base"; the workdir of a finished training run, whose
+            `hf/` is read; or a folder with `tokenizer.json`, or with `vocab.json` and `merges.txt`,
+            or with fairseq's `encoder.json`, `vocab.bpe` and `dict.txt`. The first of these that is
+            complete is read.
           subfolder: a folder inside a local folder, to read instead of it.
           revision: a branch, tag or commit of the hub repository.
           token: a hub token. None uses `HF_TOKEN` or the stored token, False uses none.
@@ -150,8 +151,10 @@ class RobertaTokenizer(CallMixin, ModelInputsMixin, TokensMixin):
             not have the tokenizer.
         """
         if hub.is_hub_id(path):
-            path = hub.tokenizer_folder(path, revision=revision, token=token)
-        backend, file_options, source = files.load(epath.Path(path) / subfolder)
+            path = folder = hub.tokenizer_folder(path, revision=revision, token=token)
+        else:
+            folder = epath.Path(path) if subfolder else hub.tokenizer_folder(path)
+        backend, file_options, source = files.load(folder / subfolder)
         file_options["model_max_length"] = pop_model_max_length(file_options, str(path))
         file_options |= {name: value for name, value in options.items() if value is not None}
         tokenizer = cls.__new__(cls)
