@@ -101,9 +101,15 @@ def convert(
     if type(loaded.model) is RobertaForMaskedLM and head_file.exists():
         loaded = weights.load_pretrained(source, RobertaForPreTraining, **options)
     notes: list[str] = []
-    with tempfile.TemporaryDirectory() as staging:
-        tokenizer = _tokenizer(source, revision, to, pathlib.Path(staging), notes)
-        weights.save_pretrained(target, loaded.model, loaded.params, tokenizer, format=to)
+    try:
+        with tempfile.TemporaryDirectory() as staging:
+            tokenizer = _tokenizer(source, revision, to, pathlib.Path(staging), notes)
+            weights.save_pretrained(target, loaded.model, loaded.params, tokenizer, format=to)
+    except OSError as error:
+        raise UsageError(
+            f"cannot write the tokenizer's files to {tempfile.gettempdir()}: "
+            f"{error.strerror or error}. Free some space there, or set TMPDIR to another folder"
+        ) from error
     if to == "fairseq":
         notes += _fairseq_notes(loaded.params)
     converted = weights.load_pretrained(target, type(loaded.model), execution, param_dtype=None)
@@ -287,7 +293,7 @@ def main(argv: Sequence[str] | None = None) -> None:
             model_class=arguments.model_class,
             revision=arguments.revision,
         )
-    print(table(report))
+        print(table(report))
 
 
 if __name__ == "__main__":

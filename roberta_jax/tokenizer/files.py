@@ -21,7 +21,7 @@ from collections.abc import Mapping
 from etils import epath
 from tokenizers import AddedToken, Tokenizer
 
-from roberta_jax.errors import UsageError
+from roberta_jax.errors import UsageError, listed
 from roberta_jax.storage import atomic
 from roberta_jax.storage.reading import parse_json, read_text
 from roberta_jax.tokenizer import consistency, pipeline, vocabulary
@@ -232,6 +232,12 @@ def read_fairseq(folder: epath.Path) -> dict[str, int]:
         if token in vocab:
             raise ValueError(f"{path}: line {number} lists {token!r} a second time")
         vocab[token] = len(vocab)
+    lacking = [repr(token) for token in token_of.values() if token not in vocab]
+    if lacking:
+        raise ValueError(
+            f"{path} lacks {len(lacking)} tokens of encoder.json ({listed(lacking, 3)}): it is cut "
+            "short or belongs to another encoder.json"
+        )
     vocab[MASK] = len(vocab)
     return vocab
 
