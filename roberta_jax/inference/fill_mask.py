@@ -145,7 +145,8 @@ class FillMask:
 
     def _target_ids(self, targets: str | Sequence[str] | None) -> list[int]:
         if targets is None:
-            return list(range(self.model.config.vocab_size))
+            # A model may have more rows than the tokenizer has ids, for alignment.
+            return list(range(len(self.tokenizer)))
         vocabulary = self.tokenizer.get_vocab()
         target_ids = set()
         for target in [targets] if isinstance(targets, str) else targets:

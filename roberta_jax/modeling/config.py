@@ -5,9 +5,9 @@ It determines the model's outputs. How they are computed is in `execution.py`.
 
 import dataclasses
 import json
-import math
 import os
 import pathlib
+import sys
 import types
 import typing
 from collections.abc import Mapping
@@ -108,9 +108,6 @@ class RobertaConfig:
     def __post_init__(self):
         self._check_types()
         self._name_labels()
-        for name, largest in _LARGEST.items():
-            if getattr(self, name) > largest:
-                raise ValueError(f"{name} must be at most {largest}, not {getattr(self, name)!r}")
         if self.hidden_size % self.num_attention_heads:
             raise ValueError(
                 f"hidden_size {self.hidden_size} does not divide into {self.num_attention_heads} "
@@ -123,7 +120,9 @@ class RobertaConfig:
         ):
             if getattr(self, name) not in known:
                 choices = ", ".join(choice for choice in known if choice)
-                raise ValueError(f"unknown {name} {getattr(self, name)!r}; known: {choices}")
+                raise ValueError(
+                    f"unknown {name} {_shortened(getattr(self, name))}; known: {choices}"
+                )
         for name in ("hidden_dropout_prob", "attention_probs_dropout_prob", "classifier_dropout"):
             rate = getattr(self, name)
             if rate is not None and not 0 <= rate < 1:
@@ -152,12 +151,14 @@ class RobertaConfig:
 
         A JSON file has integers and floats, so that 0 is allowed for 0.0, but no other conversion.
         """
-        for name in _LARGEST:
+        for name, largest in _LARGEST.items():
             value = getattr(self, name)
             if name == "num_labels" and value is None:
                 continue
             if not _is_integer(value) or value < 1:
                 raise ValueError(f"{name} must be a positive integer, not {_shortened(value)}")
+            if value > largest:
+                raise ValueError(f"{name} must be at most {largest}, not {_shortened(value)}")
         for field in dataclasses.fields(self):
             value = getattr(self, field.name)
             kind, *others = typing.get_args(field.type) or (field.type,)
@@ -174,8 +175,7 @@ class RobertaConfig:
         id2label = self.id2label
         if id2label is None:
             count = 2 if self.num_labels is None else self.num_labels
-            # `__post_init__` reports a `num_labels` that is too large.
-            id2label = {i: f"LABEL_{i}" for i in range(min(count, _LARGEST["num_labels"]))}
+            id2label = {i: f"LABEL_{i}" for i in range(count)}
         else:
             count = len(id2label) if self.num_labels is None else self.num_labels
             try:
@@ -185,7 +185,7 @@ class RobertaConfig:
                 raise ValueError(
                     f"id2label must map numbers to names, not be {_shortened(self.id2label)}"
                 ) from None
-        if len(id2label) != min(count, _LARGEST["num_labels"]):
+        if len(id2label) != count:
             raise ValueError(
                 f"num_labels is {count}, but id2label names {len(id2label)} labels; give either "
                 "num_labels or id2label, or make them agree"
@@ -299,7 +299,9 @@ def _is_integer(value: Any) -> bool:
 
 
 def _is_number(value: Any) -> bool:
-    return isinstance(value, int | float) and not isinstance(value, bool) and math.isfinite(value)
+    if not isinstance(value, float) and not _is_integer(value):
+        return False
+    return -sys.float_info.max <= value <= sys.float_info.max
 
 
 # Type of a field -> (whether a value is of it, its name in messages).
@@ -313,5 +315,7 @@ _TYPES = {
 
 def _shortened(value: Any) -> str:
     """A value's representation in an error message."""
+    if _is_integer(value) and abs(value) > 10**40:
+        return "an integer of more than 40 digits"
     text = repr(value)
     return text if len(text) <= 60 else f"{text[:59]}…"

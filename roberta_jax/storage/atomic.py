@@ -154,8 +154,12 @@ def check_replaceable(target: epath.Path, is_ours: Callable[[str], bool]) -> Non
         raise UsageError(f"{os.fspath(target)!r} is not the name of a folder to write")
     if is_local(target):
         _check_writable(pathlib.Path(target).absolute())
-    if not target.exists():
-        return
+    try:
+        if not target.exists():
+            return
+    except Exception as error:  # each kind of object store raises errors of its own
+        reason = " ".join(str(error).split())
+        raise UsageError(f"cannot write {os.fspath(target)}: {reason[:200]}") from error
     if not target.is_dir():
         raise UsageError(f"{target} is a file; choose another name for the model's folder")
     foreign = sorted(child.name for child in target.iterdir() if not is_ours(child.name))
@@ -171,13 +175,19 @@ def _check_writable(target: pathlib.Path) -> None:
     try:
         if target.is_symlink() and not target.exists():
             raise UsageError(f"{target} is a link to nothing; delete it or choose another folder")
-        parent = next(path for path in target.parents if path.exists())
+        parent = next((path for path in target.parents if path.exists()), target)
+        if not parent.is_dir():
+            raise UsageError(f"cannot write {target}: {parent} is a file; choose another folder")
+        # Permissions do not tell everything: some file systems have a fixed set of files.
+        probe = parent / f".{target.name}.partial"
+        if not probe.exists():
+            probe.mkdir()
+            probe.rmdir()
     except OSError as error:
-        raise UsageError(f"cannot write {target}: {error.strerror or error}") from None
-    if not parent.is_dir():
-        raise UsageError(f"cannot write {target}: {parent} is a file; choose another folder")
-    if not os.access(parent, os.W_OK | os.X_OK):
-        raise UsageError(f"cannot write {target}: {parent} is read-only; choose another folder")
+        shown = str(target) if len(str(target)) <= 200 else f"{str(target)[:199]}…"
+        raise UsageError(
+            f"cannot write {shown}: {error.strerror or error}; choose another folder"
+        ) from None
 
 
 @contextlib.contextmanager

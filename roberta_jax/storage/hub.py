@@ -58,6 +58,7 @@ def fetch(
       UsageError: There is no such model, access is denied, or the hub cannot be reached and the
         model is not in the cache.
     """
+    _check_can_be_opened(path)
     if not is_hub_id(path):
         if revision is not None and epath.Path(path).exists():
             raise UsageError(f"{path} is a local folder, which has no revision {revision!r}")
@@ -129,6 +130,23 @@ def tokenizer_folder(
         return path.parent
     of_workdir = path / "hf"
     return of_workdir if any((of_workdir / name).exists() for name in TOKENIZER_FILES) else path
+
+
+def _check_can_be_opened(path: str | os.PathLike) -> None:
+    """Raises a UsageError for a path that cannot be looked up, whether it exists or not."""
+    text = os.fspath(path)
+    if not text:
+        raise UsageError("the path of the model is empty: give a folder or a hub id")
+    if text.startswith(("http://", "https://")):
+        raise UsageError(
+            f"{text} is a web page: give a folder or a hub id, such as roberta-base or user/name"
+        )
+    try:
+        epath.Path(path).exists()
+    except Exception as error:  # each kind of object store raises errors of its own
+        reason = getattr(error, "strerror", None) or " ".join(str(error).split())
+        shown = text if len(text) <= 100 else f"{text[:99]}…"
+        raise UsageError(f"cannot open {shown!r}: {reason[:200]}") from error
 
 
 def _matching(names: Sequence[str], patterns: Sequence[str]) -> list[str]:

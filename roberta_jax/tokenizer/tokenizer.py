@@ -162,6 +162,10 @@ class RobertaTokenizer(CallMixin, ModelInputsMixin, TokensMixin):
             tokenizer._initialize(backend, {"name_or_path": str(path), **file_options})
         except pipeline.PipelineError as error:
             raise ValueError(f"{str(source)!r} cannot be used: {error}") from error
+        except (TypeError, AttributeError) as error:
+            if options:
+                raise
+            raise ValueError(f"{folder / subfolder / files.CONFIG_FILE}: {error}") from error
         return tokenizer
 
     @classmethod

@@ -122,7 +122,11 @@ def open_weights(path: pathlib.Path) -> WeightFiles:
 def _shards(index: pathlib.Path) -> list[pathlib.Path]:
     try:
         names = sorted(set(parse_json(read_text(index))["weight_map"].values()))
-        outside = [name for name in names if name in ("", "..") or os.path.basename(name) != name]
+        outside = [
+            name[:100]
+            for name in names
+            if name in ("", ".", "..") or os.path.basename(name) != name or len(name) > 200
+        ]
     except UsageError:
         raise
     except (ValueError, KeyError, TypeError, AttributeError):

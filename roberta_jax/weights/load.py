@@ -323,7 +323,13 @@ def model_folder(
 
 
 def _default_class(config: Mapping[str, Any], tensors: Tensors, folder: pathlib.Path) -> type:
-    architecture = (config.get("architectures") or [_class_of(tensors)])[0]
+    architectures = config.get("architectures") or [_class_of(tensors)]
+    if not isinstance(architectures, list) or not isinstance(architectures[0], str):
+        raise UsageError(
+            f"{config_path(folder)} has architectures={architectures!r:.60}; it must be a list with "
+            f"the name of a class, such as {_class_of(tensors)}"
+        )
+    architecture = architectures[0][:100]
     # XLM-R and CamemBERT have RoBERTa's architecture and classes of their own.
     name = architecture.replace("XLMRoberta", "Roberta").replace("Camembert", "Roberta")
     if name not in MODEL_CLASSES:

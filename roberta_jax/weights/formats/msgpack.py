@@ -61,7 +61,14 @@ def read(path: pathlib.Path) -> dict[tuple[str, ...], LazyTensor]:
             return _flatten(tree)
     except UsageError:
         raise
-    except (ValueError, TypeError, struct.error, UnicodeDecodeError, RecursionError) as error:
+    except (
+        LookupError,
+        AttributeError,
+        ValueError,
+        TypeError,
+        struct.error,
+        RecursionError,
+    ) as error:
         raise UsageError(
             f"{path} ({path.stat().st_size:,} bytes) is cut short or not a Flax file ({error}); "
             "fetch or write it again"
