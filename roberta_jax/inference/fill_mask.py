@@ -129,7 +129,10 @@ class FillMask:
     def _encode(self, text: str) -> np.ndarray:
         if not isinstance(text, str):
             raise UsageError(f"texts must be strings, not {type(text).__name__}: {text!r:.60}")
-        ids = np.asarray(self.tokenizer.encode(text))
+        try:
+            ids = np.asarray(self.tokenizer.encode(text))
+        except Exception as error:  # `tokenizers` raises no narrower class
+            raise UsageError(f"the tokenizer cannot encode {_quoted(text)}: {error}") from error
         limit = self.model.config.max_length
         if len(ids) > limit:
             raise UsageError(

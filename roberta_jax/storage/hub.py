@@ -18,6 +18,8 @@ from roberta_jax.errors import UsageError
 # "name" or "user/name", with the characters that the hub allows.
 _ID = re.compile(r"(?!.*(--|\.\.))[A-Za-z0-9][\w.-]{0,95}(/[A-Za-z0-9_][\w.-]{0,95})?")
 
+_LONGEST_PATH = 1000
+
 TOKENIZER_FILES = (
     "added_tokens.json",
     "dict.txt",
@@ -141,12 +143,13 @@ def _check_can_be_opened(path: str | os.PathLike) -> None:
         raise UsageError(
             f"{text} is a web page: give a folder or a hub id, such as roberta-base or user/name"
         )
+    if len(text) > _LONGEST_PATH:
+        raise UsageError(f"the path {text[:60]!r}… has {len(text):,} characters, too many")
     try:
         epath.Path(path).exists()
     except Exception as error:  # each kind of object store raises errors of its own
         reason = getattr(error, "strerror", None) or " ".join(str(error).split())
-        shown = text if len(text) <= 100 else f"{text[:99]}…"
-        raise UsageError(f"cannot open {shown!r}: {reason[:200]}") from error
+        raise UsageError(f"cannot open {text!r}: {reason[:200]}") from error
 
 
 def _matching(names: Sequence[str], patterns: Sequence[str]) -> list[str]:

@@ -326,8 +326,8 @@ def _default_class(config: Mapping[str, Any], tensors: Tensors, folder: pathlib.
     architectures = config.get("architectures") or [_class_of(tensors)]
     if not isinstance(architectures, list) or not isinstance(architectures[0], str):
         raise UsageError(
-            f"{config_path(folder)} has architectures={architectures!r:.60}; it must be a list with "
-            f"the name of a class, such as {_class_of(tensors)}"
+            f"{config_path(folder)} has architectures={architectures!r:.60}; it must be a list "
+            f"with the name of a class, such as {_class_of(tensors)}"
         )
     architecture = architectures[0][:100]
     # XLM-R and CamemBERT have RoBERTa's architecture and classes of their own.
