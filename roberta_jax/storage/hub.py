@@ -137,8 +137,8 @@ def tokenizer_folder(
 def _check_can_be_opened(path: str | os.PathLike) -> None:
     """Raises a UsageError for a path that cannot be looked up, whether it exists or not."""
     text = os.fspath(path)
-    if not text:
-        raise UsageError("the path of the model is empty: give a folder or a hub id")
+    if not text.strip("/"):
+        raise UsageError(f"{text!r} is not the folder of a model: give one, or a hub id")
     if text.startswith(("http://", "https://")):
         raise UsageError(
             f"{text} is a web page: give a folder or a hub id, such as roberta-base or user/name"
