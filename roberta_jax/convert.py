@@ -101,9 +101,15 @@ def convert(
     if type(loaded.model) is RobertaForMaskedLM and head_file.exists():
         loaded = weights.load_pretrained(source, RobertaForPreTraining, **options)
     notes: list[str] = []
-    with tempfile.TemporaryDirectory() as staging:
-        tokenizer = _tokenizer(source, revision, to, pathlib.Path(staging), notes)
-        weights.save_pretrained(target, loaded.model, loaded.params, tokenizer, format=to)
+    try:
+        with tempfile.TemporaryDirectory() as staging:
+            tokenizer = _tokenizer(source, revision, to, pathlib.Path(staging), notes)
+            weights.save_pretrained(target, loaded.model, loaded.params, tokenizer, format=to)
+    except OSError as error:
+        raise UsageError(
+            f"cannot write the tokenizer's files to {tempfile.gettempdir()}: "
+            f"{error.strerror or error}. Free some space there, or set TMPDIR to another folder"
+        ) from error
     if to == "fairseq":
         notes += _fairseq_notes(loaded.params)
     converted = weights.load_pretrained(target, type(loaded.model), execution, param_dtype=None)
@@ -150,7 +156,13 @@ def _tokenizer(
     """Writes the tokenizer's files for a format to a folder; a note says why there are none."""
     from roberta_jax.storage import hub
     from roberta_jax.tokenizer import RobertaTokenizer
-    from roberta_jax.tokenizer.files import HF_FILES, TOKENIZER_FILE, read_merges, read_vocab
+    from roberta_jax.tokenizer.files import (
+        HF_FILES,
+        OPTION_FILES,
+        TOKENIZER_FILE,
+        read_merges,
+        read_vocab,
+    )
 
     folder = hub.tokenizer_folder(source, revision=revision)
     is_hf = (folder / TOKENIZER_FILE).exists() or all((folder / name).exists() for name in HF_FILES)
@@ -171,6 +183,10 @@ def _tokenizer(
         for name in HF_FILES:
             (staging / name).unlink()
         fairseq_files.write(staging, vocab, merges)
+        # fairseq has no place for model_max_length and the other options.
+        for name in OPTION_FILES:
+            if (folder / name).exists():
+                (folder / name).copy(staging / name)
     except FileNotFoundError:
         notes.append("no tokenizer: the source has none")
         return None

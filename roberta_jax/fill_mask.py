@@ -1,14 +1,14 @@
 """Predicts masked tokens: `python -m roberta_jax.fill_mask FOLDER "text with <mask>"`.
 
 FOLDER is the workdir of a finished training run, a folder in Hugging Face's format, or a hub id
-such as roberta-base. Without texts, each line of standard input is a text.
+such as roberta-base. Without texts, each line of standard input is a text, in UTF-8.
 """
 
 import argparse
 import os
 import sys
 from collections.abc import Sequence
-from typing import Any
+from typing import Any, BinaryIO, TextIO
 
 from roberta_jax import cli
 from roberta_jax.errors import UsageError
@@ -29,13 +29,64 @@ def fill_mask(
     from roberta_jax.inference.fill_mask import FillMask
     from roberta_jax.modeling.heads import RobertaForMaskedLM
     from roberta_jax.tokenizer import RobertaTokenizer
+    from roberta_jax.tokenizer.files import FAIRSEQ_FILES, HF_FILES, TOKENIZER_FILE
 
+    if top_k < 1:
+        raise UsageError(f"top_k must be at least 1, not {top_k}")
     model, params = weights.from_pretrained(folder, RobertaForMaskedLM)
+    tokenizer_folder = weights.tokenizer_folder(folder)
     try:
-        tokenizer = RobertaTokenizer.from_pretrained(weights.tokenizer_folder(folder))
-    except (FileNotFoundError, ValueError) as error:
+        tokenizer = RobertaTokenizer.from_pretrained(tokenizer_folder)
+    except (OSError, ValueError) as error:
         raise UsageError(f"cannot load the model's tokenizer: {error}") from error
+    # In fairseq's files <mask> comes after the last line of dict.txt. If lines are missing there,
+    # it has another id, and nothing else shows it.
+    is_fairseq = (tokenizer_folder / FAIRSEQ_FILES[2]).exists() and not any(
+        (tokenizer_folder / name).exists() for name in (TOKENIZER_FILE, *HF_FILES)
+    )
+    if is_fairseq and len(tokenizer) != model.config.vocab_size:
+        raise UsageError(
+            f"{tokenizer_folder / FAIRSEQ_FILES[2]} gives {len(tokenizer)} ids, and the model has "
+            f"{model.config.vocab_size}: it is cut short or belongs to another model"
+        )
     return FillMask(model, params, tokenizer).predictions(texts, top_k)
+
+
+def read_texts(stream: TextIO | BinaryIO) -> list[str]:
+    """Reads one text per line, without empty lines.
+
+    Raises:
+      UsageError: A line is not UTF-8, or the stream cannot be read.
+    """
+    texts, number = [], 0
+    try:
+        for number, line in enumerate(stream, start=1):
+            if isinstance(line, bytes):
+                line = line.decode("utf-8-sig" if number == 1 else "utf-8")
+            if line.strip():
+                texts.append(line.rstrip("\r\n"))
+    except UnicodeDecodeError as error:
+        raise UsageError(
+            f"line {number} of standard input is not UTF-8 ({error}). Convert it first, "
+            "such as with: iconv -f LATIN1 -t UTF-8"
+        ) from None
+    except OSError as error:
+        raise UsageError(f"cannot read standard input: {error.strerror or error}") from None
+    return texts
+
+
+def _given_texts(texts: Sequence[str]) -> Sequence[str]:
+    """The texts of the command line, or those on standard input."""
+    for number, text in enumerate(texts, start=1):
+        try:
+            text.encode("utf-8")
+        except UnicodeEncodeError:
+            raise UsageError(f"text {number} is not UTF-8: {os.fsencode(text)!r:.80}") from None
+    if texts or sys.stdin is None:
+        return texts
+    if sys.stdin.isatty():
+        print("Type one text with <mask> per line, then Ctrl-D:", file=sys.stderr)
+    return read_texts(getattr(sys.stdin, "buffer", sys.stdin))
 
 
 def table(text: str, masks: Sequence[Sequence[dict[str, Any]]]) -> str:
@@ -63,7 +114,9 @@ def main(argv: Sequence[str] | None = None) -> None:
     parser.add_argument("--top_k", type=int, default=5, help="predictions per mask (default: 5)")
     arguments = parser.parse_args(argv)
     with cli.usage_errors():
-        texts = arguments.texts or [line.rstrip("\n") for line in sys.stdin if line.strip()]
+        if hasattr(sys.stdout, "reconfigure"):  # a terminal may lack a token's characters
+            sys.stdout.reconfigure(errors="backslashreplace")
+        texts = _given_texts(arguments.texts)
         if not texts:
             raise UsageError("no text: give a text that contains <mask>")
         results = fill_mask(arguments.folder, texts, arguments.top_k)

@@ -15,6 +15,7 @@ from roberta_jax import RobertaTokenizer, convert, weights
 from roberta_jax.errors import UsageError
 from roberta_jax.modeling.config import RobertaConfig
 from roberta_jax.modeling.heads import MODEL_CLASSES, RobertaForPreTraining
+from roberta_jax.weights.formats import fairseq, pytorch
 from roberta_jax.weights.parameters import parameter_shapes
 from tests.support.checkpoints import assert_trees_equal
 
@@ -246,3 +247,58 @@ def test_wrong_arguments_are_status_2(source, tmp_path):
     assert done.returncode == 2
     assert "choose from" in done.stderr
     assert "--to" in run("--help").stdout
+
+
+CONFIG_CHANGES = {
+    "hidden_act": "gelu_new",
+    "hidden_dropout_prob": 0.3,
+    "attention_probs_dropout_prob": 0.0,
+    "classifier_dropout": 0.25,
+    "initializer_range": 0.05,
+    "use_cache": False,
+    "id2label": {0: "no", 1: "yes", 2: "maybe"},
+    "problem_type": "multi_label_classification",
+}
+TOKENIZER_OPTIONS = {
+    "model_max_length": 40,
+    "padding_side": "left",
+    "truncation_side": "left",
+    "add_prefix_space": True,
+    "trim_offsets": False,
+    "clean_up_tokenization_spaces": True,
+    "my_own": "entry",
+}
+
+
+@pytest.mark.parametrize("name", ["RobertaForMaskedLM", "RobertaForSequenceClassification"])
+@pytest.mark.parametrize("through", ["fairseq", "flax"])
+def test_every_field_survives_another_format(tokenizer, tmp_path, name, through):
+    tokenizer.save_pretrained(tmp_path / "tokenizer")
+    changed = RobertaTokenizer.from_pretrained(tmp_path / "tokenizer", **TOKENIZER_OPTIONS)
+    model, params = built(name, tokenizer, **CONFIG_CHANGES)
+    params["roberta"]["embeddings"]["token_type_embeddings"]["embedding"][...] = 0
+    weights.save_pretrained(tmp_path / "first", model, params, changed)
+    convert.convert(tmp_path / "first", tmp_path / "between", through)
+    convert.convert(tmp_path / "between", tmp_path / "last", "hf")
+    files = sorted(path.name for path in (tmp_path / "first").iterdir())
+    assert sorted(path.name for path in (tmp_path / "last").iterdir()) == files
+    for file in files:
+        first, last = ((tmp_path / folder / file).read_bytes() for folder in ("first", "last"))
+        if file.endswith(".json"):
+            assert json.loads(last) == json.loads(first), file
+        assert file.endswith(".safetensors") or last == first, file
+    config = json.loads((tmp_path / "last" / "config.json").read_text())
+    assert config["initializer_range"] == 0.05
+
+
+def test_arguments_that_fairseq_changed_win_over_the_stored_config(source, tmp_path):
+    convert.convert(source, tmp_path / "fairseq", "fairseq")
+    read = pytorch.read(tmp_path / "fairseq" / "model.pt", inert=True)
+    config = fairseq.read_weights(tmp_path / "fairseq" / "model.pt").config
+    assert config == read["hf_config"]
+    arguments = {**read["cfg"]["model"], "dropout": 0.5}
+    tensors = weights.load_pretrained(tmp_path / "fairseq").weights.tensors
+    derived = fairseq._config(tmp_path, arguments, tensors)
+    merged = fairseq._with_stored_fields(derived, read["hf_config"], arguments)
+    assert merged == derived
+    assert merged["hidden_dropout_prob"] == 0.5

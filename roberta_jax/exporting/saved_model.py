@@ -20,7 +20,7 @@ from roberta_jax.errors import UsageError
 from roberta_jax.exporting.lowering import input_axes, input_names, lower
 from roberta_jax.storage.atomic import check_replaceable, replace_folder
 
-_FILES = ("assets", "fingerprint.pb", "saved_model.pb", "variables")
+FILES = ("assets", "fingerprint.pb", "saved_model.pb", "variables")
 
 
 def export_saved_model(path: str | os.PathLike, model: nn.Module, params: Any) -> None:
@@ -32,10 +32,11 @@ def export_saved_model(path: str | os.PathLike, model: nn.Module, params: Any) -
       params: Its parameters.
 
     Raises:
-      UsageError: TensorFlow is not installed, or the folder holds other files.
+      UsageError: TensorFlow is not installed, the folder holds other files, or it cannot be
+        written.
     """
     target = epath.Path(path)
-    check_replaceable(target, _FILES.__contains__)
+    check_replaceable(target, FILES.__contains__)
     os.environ.setdefault("TF_CPP_MIN_LOG_LEVEL", "2")
     try:
         import tensorflow as tf
@@ -68,8 +69,15 @@ def export_saved_model(path: str | os.PathLike, model: nn.Module, params: Any) -
     specs = {name: tf.TensorSpec([None] * rank, tf.int32, name=name) for name in input_names(model)}
     module.serve = tf.function(serve, autograph=False)
     signature = module.serve.get_concrete_function(**specs)
-    with replace_folder(target, last="saved_model.pb") as folder:
-        tf.saved_model.save(module, str(folder), signatures={"serving_default": signature})
+    try:
+        with replace_folder(target, last="saved_model.pb") as folder:
+            tf.saved_model.save(module, str(folder), signatures={"serving_default": signature})
+    except (OSError, tf.errors.OpError) as error:
+        reason = getattr(error, "strerror", None) or str(error).splitlines()[0]
+        raise UsageError(
+            f"cannot write {target}: {reason}; what was there before is unchanged. Free some space "
+            "or choose another folder"
+        ) from error
 
 
 def load_saved_model(path: str | os.PathLike) -> Callable[..., dict[str, np.ndarray]]:

@@ -1,7 +1,8 @@
 """Exports models as StableHLO programs, which run in JAX without this package.
 
 A folder has three files: `model.stablehlo` is the program (`jax.export`), `params.safetensors` its
-parameters, and `signature.json` describes its inputs and outputs. To run it:
+parameters, and `signature.json` describes its inputs and outputs. Loading verifies the checksums of
+the first two. To run it:
 
     import flax, jax.export, safetensors.numpy
 
@@ -16,6 +17,7 @@ Inputs may have any batch size, and any length up to the model's `max_length`.
 import json
 import os
 import pathlib
+import zlib
 from collections.abc import Callable, Sequence
 from typing import Any
 
@@ -30,11 +32,14 @@ from jax import export
 from roberta_jax.errors import UsageError
 from roberta_jax.exporting.lowering import input_axes, input_names, lower
 from roberta_jax.storage.atomic import check_replaceable, replace_folder
-from roberta_jax.weights.formats.safetensors import TensorSpec, write_safetensors
+from roberta_jax.storage.reading import parse_json, read_bytes, read_text
+from roberta_jax.weights.formats.safetensors import TensorSpec, read_weights, write_safetensors
+from roberta_jax.weights.tensors import read_all
 
 PROGRAM = "model.stablehlo"
 PARAMS = "params.safetensors"
 SIGNATURE = "signature.json"
+FILES = (PROGRAM, PARAMS, SIGNATURE)
 PLATFORMS = ("cpu", "cuda", "rocm", "tpu")
 
 
@@ -56,7 +61,7 @@ def export_stablehlo(
       platforms: What the program is to run on, of `PLATFORMS`.
 
     Raises:
-      UsageError: A platform is unknown, or the folder holds other files.
+      UsageError: A platform is unknown, the folder holds other files, or it cannot be written.
     """
     unknown = [name for name in platforms if name not in PLATFORMS]
     if unknown or not platforms:
@@ -64,7 +69,7 @@ def export_stablehlo(
             f"unknown platform {', '.join(unknown) or 'list'}: use some of {', '.join(PLATFORMS)}"
         )
     target = epath.Path(path)
-    check_replaceable(target, (PROGRAM, PARAMS, SIGNATURE).__contains__)
+    check_replaceable(target, FILES.__contains__)
     program = lower(model, params, platforms)
     outputs = jax.tree.unflatten(program.out_tree, program.out_avals)
     axes = input_axes(model)
@@ -80,10 +85,20 @@ def export_stablehlo(
     flat = traverse_util.flatten_dict(params, sep="/")
     specs = [TensorSpec(name, value.shape, np.dtype(value.dtype)) for name, value in flat.items()]
     specs.sort(key=lambda spec: -spec.dtype.itemsize)
-    with replace_folder(target, last=SIGNATURE) as folder:
-        (folder / PROGRAM).write_bytes(program.serialize())
-        write_safetensors(folder / PARAMS, specs, (np.asarray(flat[spec.name]) for spec in specs))
-        (folder / SIGNATURE).write_text(json.dumps(signature, indent=2) + "\n", encoding="utf-8")
+    data = program.serialize()
+    signature["crc32"] = f"{zlib.crc32(data):08x}"
+    try:
+        with replace_folder(target, last=SIGNATURE) as folder:
+            (folder / PROGRAM).write_bytes(data)
+            arrays = (np.asarray(flat[spec.name]) for spec in specs)
+            write_safetensors(folder / PARAMS, specs, arrays)
+            text = json.dumps(signature, indent=2) + "\n"
+            (folder / SIGNATURE).write_text(text, encoding="utf-8")
+    except OSError as error:
+        raise UsageError(
+            f"cannot write {target}: {error.strerror or error}; what was there before is "
+            "unchanged. Free some space or choose another folder"
+        ) from error
 
 
 def load_stablehlo(path: str | os.PathLike) -> Callable[..., dict[str, jax.Array]]:
@@ -96,19 +111,22 @@ def load_stablehlo(path: str | os.PathLike) -> Callable[..., dict[str, jax.Array
     Raises:
       UsageError: There is no such folder, or it is damaged.
     """
-    from safetensors.numpy import load_file
-
     folder = pathlib.Path(path)
     try:
-        signature = json.loads((folder / SIGNATURE).read_text(encoding="utf-8"))
-        program = export.deserialize(bytearray((folder / PROGRAM).read_bytes()))
-        flat = load_file(folder / PARAMS)
+        signature = parse_json(read_text(folder / SIGNATURE))
+        names, max_length = set(signature["inputs"]), int(signature["max_length"])
+        data = read_bytes(folder / PROGRAM, max_bytes=1 << 40)
+        if f"{zlib.crc32(data):08x}" != signature.get("crc32", f"{zlib.crc32(data):08x}"):
+            raise ValueError(f"{PROGRAM} does not have the checksum in {SIGNATURE}")
+        tensors = read_weights(folder / PARAMS).tensors
+        flat = {name: np.empty(tensor.shape, tensor.dtype) for name, tensor in tensors.items()}
+        read_all((tensor, flat[name]) for name, tensor in tensors.items())
+        program = export.deserialize(bytearray(data))
     except FileNotFoundError as error:
         raise UsageError(f"{folder} holds no exported program: no {error.filename}") from None
     except Exception as error:  # flatbuffers, JSON and safetensors raise errors of their own
         raise UsageError(f"{folder} is damaged ({error}); export the model again") from error
     params = jax.device_put(traverse_util.unflatten_dict(flat, sep="/"))
-    names, max_length = set(signature["inputs"]), signature["max_length"]
     call = jax.jit(program.call)
 
     def run(**inputs: jax.Array) -> dict[str, jax.Array]:

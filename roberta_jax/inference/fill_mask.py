@@ -129,7 +129,10 @@ class FillMask:
     def _encode(self, text: str) -> np.ndarray:
         if not isinstance(text, str):
             raise UsageError(f"texts must be strings, not {type(text).__name__}: {text!r:.60}")
-        ids = np.asarray(self.tokenizer.encode(text))
+        try:
+            ids = np.asarray(self.tokenizer.encode(text))
+        except Exception as error:  # `tokenizers` raises no narrower class
+            raise UsageError(f"the tokenizer cannot encode {_quoted(text)}: {error}") from error
         limit = self.model.config.max_length
         if len(ids) > limit:
             raise UsageError(
@@ -145,7 +148,8 @@ class FillMask:
 
     def _target_ids(self, targets: str | Sequence[str] | None) -> list[int]:
         if targets is None:
-            return list(range(self.model.config.vocab_size))
+            # A model may have more rows than the tokenizer has ids, for alignment.
+            return list(range(len(self.tokenizer)))
         vocabulary = self.tokenizer.get_vocab()
         target_ids = set()
         for target in [targets] if isinstance(targets, str) else targets:

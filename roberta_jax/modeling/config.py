@@ -7,6 +7,9 @@ import dataclasses
 import json
 import os
 import pathlib
+import sys
+import types
+import typing
 from collections.abc import Mapping
 from typing import Any
 
@@ -14,6 +17,19 @@ from roberta_jax.modeling.activations import ACTIVATIONS
 
 POSITION_EMBEDDING_TYPES = ("absolute", "relative_key", "relative_key_query")
 PROBLEM_TYPES = ("regression", "single_label_classification", "multi_label_classification")
+
+# Larger than any model's, and small enough that a wrong number is an error before it is too much
+# work or memory to build the model. Ids and positions are int32.
+_LARGEST = {
+    "vocab_size": 2**31 - 1,
+    "hidden_size": 2**20,
+    "num_hidden_layers": 10_000,
+    "num_attention_heads": 2**20,
+    "intermediate_size": 2**24,
+    "max_position_embeddings": 2**31 - 1,
+    "type_vocab_size": 2**24,
+    "num_labels": 2**22,
+}
 
 # `model_type` of the architectures that are identical to RoBERTa.
 MODEL_TYPES = ("roberta", "xlm-roberta", "camembert")
@@ -23,7 +39,7 @@ def check_model_type(model_type: str) -> None:
     """Raises ValueError if the architecture of this name is not RoBERTa's."""
     if model_type not in MODEL_TYPES:
         raise ValueError(
-            f"this config describes a {model_type!r} model, not a RoBERTa "
+            f"this config describes a {_shortened(model_type)} model, not a RoBERTa "
             f"(model_type one of {', '.join(MODEL_TYPES)})"
         )
 
@@ -99,20 +115,8 @@ class RobertaConfig:
     problem_type: str | None = None
 
     def __post_init__(self):
+        self._check_types()
         self._name_labels()
-        for name in (
-            "vocab_size",
-            "hidden_size",
-            "num_hidden_layers",
-            "num_attention_heads",
-            "intermediate_size",
-            "max_position_embeddings",
-            "type_vocab_size",
-            "num_labels",
-        ):
-            value = getattr(self, name)
-            if not isinstance(value, int) or isinstance(value, bool) or value < 1:
-                raise ValueError(f"{name} must be a positive integer, not {value!r}")
         if self.hidden_size % self.num_attention_heads:
             raise ValueError(
                 f"hidden_size {self.hidden_size} does not divide into {self.num_attention_heads} "
@@ -125,12 +129,12 @@ class RobertaConfig:
         ):
             if getattr(self, name) not in known:
                 choices = ", ".join(choice for choice in known if choice)
-                raise ValueError(f"unknown {name} {getattr(self, name)!r}; known: {choices}")
+                raise ValueError(
+                    f"unknown {name} {_shortened(getattr(self, name))}; known: {choices}"
+                )
         for name in ("hidden_dropout_prob", "attention_probs_dropout_prob", "classifier_dropout"):
             rate = getattr(self, name)
-            if rate is None and name == "classifier_dropout":
-                continue
-            if not _is_number(rate) or not 0 <= rate < 1:
+            if rate is not None and not 0 <= rate < 1:
                 raise ValueError(f"{name} must be at least 0 and below 1, not {rate!r}")
         eps, deviation = self.layer_norm_eps, self.initializer_range
         if not _is_number(eps) or not 0 < eps <= 1:
@@ -141,7 +145,7 @@ class RobertaConfig:
             )
         for name in ("pad_token_id", "bos_token_id", "eos_token_id"):
             value = getattr(self, name)
-            if not isinstance(value, int) or not 0 <= value < self.vocab_size:
+            if not 0 <= value < self.vocab_size:
                 raise ValueError(
                     f"{name} must be an id below vocab_size {self.vocab_size}, not {value!r}"
                 )
@@ -154,6 +158,27 @@ class RobertaConfig:
         if self.add_cross_attention and not self.is_decoder:
             raise ValueError("add_cross_attention=True needs is_decoder=True")
 
+    def _check_types(self):
+        """Checks the type of every field, which a file may have wrong, and that sizes are positive.
+
+        A JSON file has integers and floats, so that 0 is allowed for 0.0, but no other conversion.
+        """
+        for name, largest in _LARGEST.items():
+            value = getattr(self, name)
+            if name == "num_labels" and value is None:
+                continue
+            if not _is_integer(value) or value < 1:
+                raise ValueError(f"{name} must be a positive integer, not {_shortened(value)}")
+            if value > largest:
+                raise ValueError(f"{name} must be at most {largest}, not {_shortened(value)}")
+        for field in dataclasses.fields(self):
+            value = getattr(self, field.name)
+            kind, *others = typing.get_args(field.type) or (field.type,)
+            if kind in _TYPES and not (value is None and types.NoneType in others):
+                accepts, title = _TYPES[kind]
+                if not accepts(value):
+                    raise ValueError(f"{field.name} must be {title}, not {_shortened(value)}")
+
     def _name_labels(self):
         """Derives the fields of num_labels, id2label and label2id that are not given.
 
@@ -162,17 +187,24 @@ class RobertaConfig:
         id2label = self.id2label
         if id2label is None:
             count = 2 if self.num_labels is None else self.num_labels
-            # `__post_init__` reports a `num_labels` of the wrong type.
-            id2label = {i: f"LABEL_{i}" for i in range(count if isinstance(count, int) else 0)}
+            id2label = {i: f"LABEL_{i}" for i in range(count)}
         else:
             count = len(id2label) if self.num_labels is None else self.num_labels
-            id2label = {int(i): name for i, name in id2label.items()}
-        if isinstance(count, int) and len(id2label) != count:
+            try:
+                id2label = {int(i): name for i, name in id2label.items()}
+                hash(tuple(id2label.values()))
+            except (ValueError, TypeError, AttributeError):
+                raise ValueError(
+                    f"id2label must map numbers to names, not be {_shortened(self.id2label)}"
+                ) from None
+        if len(id2label) != count:
             raise ValueError(
                 f"num_labels is {count}, but id2label names {len(id2label)} labels; give either "
                 "num_labels or id2label, or make them agree"
             )
         label2id = self.label2id
+        if not isinstance(label2id, Mapping | None):
+            raise ValueError(f"label2id must map names to numbers, not be {_shortened(label2id)}")
         if label2id is None or len(label2id) != len(id2label):
             label2id = {name: i for i, name in id2label.items()}
         object.__setattr__(self, "num_labels", count)
@@ -263,9 +295,14 @@ class RobertaConfig:
           FileNotFoundError: there is no such file.
           ValueError: the file is not a JSON object, or as `from_dict`.
         """
+        path = pathlib.Path(path)
+        if path.exists() and not path.is_file():
+            raise ValueError(f"{path} is not a file; give the path of a config.json")
         try:
-            values = json.loads(pathlib.Path(path).read_text(encoding="utf-8"))
-        except json.JSONDecodeError as error:
+            values = json.loads(path.read_text(encoding="utf-8"))
+        except RecursionError:
+            raise ValueError(f"{path} is not a model config: it is nested too deep") from None
+        except ValueError as error:
             raise ValueError(f"{path} is not valid JSON: {error}") from None
         if not isinstance(values, dict):
             raise ValueError(f"{path} contains no JSON object, so it is not a model config")
@@ -290,5 +327,28 @@ class RobertaConfig:
         return dataclasses.replace(self, **changes)
 
 
+def _is_integer(value: Any) -> bool:
+    return isinstance(value, int) and not isinstance(value, bool)
+
+
 def _is_number(value: Any) -> bool:
-    return isinstance(value, int | float) and not isinstance(value, bool)
+    if not isinstance(value, float) and not _is_integer(value):
+        return False
+    return -sys.float_info.max <= value <= sys.float_info.max
+
+
+# Type of a field -> (whether a value is of it, its name in messages).
+_TYPES = {
+    int: (_is_integer, "an integer"),
+    float: (_is_number, "a finite number"),
+    bool: (lambda value: isinstance(value, bool), "true or false"),
+    str: (lambda value: isinstance(value, str), "a string"),
+}
+
+
+def _shortened(value: Any) -> str:
+    """A value's representation in an error message."""
+    if _is_integer(value) and abs(value) > 10**40:
+        return "an integer of more than 40 digits"
+    text = repr(value)
+    return text if len(text) <= 60 else f"{text[:59]}…"

@@ -140,17 +140,26 @@ def _repair(path: pathlib.Path, partial: pathlib.Path, replaced: pathlib.Path) -
 
 
 def check_replaceable(target: epath.Path, is_ours: Callable[[str], bool]) -> None:
-    """Checks that replacing a folder as a whole would not lose a file of the user's.
+    """Checks that a folder can be written, and that replacing it would lose no file of the user's.
 
     Args:
       target: the folder to be written.
       is_ours: tells by a file's name whether it may be replaced.
 
     Raises:
-      UsageError: `target` is a file, or holds a file that may not be replaced.
+      UsageError: `target` is a file, or holds a file that may not be replaced; it is below a file,
+        or in a folder that is read-only.
     """
-    if not target.exists():
-        return
+    if not os.fspath(target).strip("."):
+        raise UsageError(f"{os.fspath(target)!r} is not the name of a folder to write")
+    if is_local(target):
+        _check_writable(pathlib.Path(target).absolute())
+    try:
+        if not target.exists():
+            return
+    except Exception as error:  # each kind of object store raises errors of its own
+        reason = " ".join(str(error).split())
+        raise UsageError(f"cannot write {os.fspath(target)}: {reason[:200]}") from error
     if not target.is_dir():
         raise UsageError(f"{target} is a file; choose another name for the model's folder")
     foreign = sorted(child.name for child in target.iterdir() if not is_ours(child.name))
@@ -159,6 +168,26 @@ def check_replaceable(target: epath.Path, is_ours: Callable[[str], bool]) -> Non
             f"{target} holds other files ({listed(foreign)}) and would be replaced whole; choose "
             "another folder or move them"
         )
+
+
+def _check_writable(target: pathlib.Path) -> None:
+    """Raises a UsageError if no folder can be created or replaced at a path."""
+    try:
+        if target.is_symlink() and not target.exists():
+            raise UsageError(f"{target} is a link to nothing; delete it or choose another folder")
+        parent = next((path for path in target.parents if path.exists()), target)
+        if not parent.is_dir():
+            raise UsageError(f"cannot write {target}: {parent} is a file; choose another folder")
+        # Permissions do not tell everything: some file systems have a fixed set of files.
+        probe = parent / f".{target.name}.partial"
+        if not probe.exists():
+            probe.mkdir()
+            probe.rmdir()
+    except OSError as error:
+        shown = str(target) if len(str(target)) <= 200 else f"{str(target)[:199]}…"
+        raise UsageError(
+            f"cannot write {shown}: {error.strerror or error}; choose another folder"
+        ) from None
 
 
 @contextlib.contextmanager

@@ -20,6 +20,8 @@ from roberta_jax.errors import NotFoundError, UsageError
 # "name" or "user/name", with the characters that the hub allows.
 _ID = re.compile(r"(?!.*(--|\.\.))[A-Za-z0-9][\w.-]{0,95}(/[A-Za-z0-9_][\w.-]{0,95})?")
 
+_LONGEST_PATH = 1000
+
 TOKENIZER_FILES = (
     "added_tokens.json",
     "dict.txt",
@@ -184,6 +186,7 @@ def fetch(
       NotFoundError: There is no such model, or it is not in the cache and the hub cannot be asked.
       UsageError: The model may not be read.
     """
+    _check_can_be_opened(path)
     if not is_hub_id(path):
         if revision is not None and epath.Path(path).exists():
             raise UsageError(f"{path} is a local folder, which has no revision {revision!r}")
@@ -262,7 +265,26 @@ def tokenizer_folder(
     if path.is_file():
         return path.parent
     path = path / subfolder
-    return path / "hf" if (path / "hf").exists() else path
+    of_workdir = path / "hf"
+    return of_workdir if any((of_workdir / name).exists() for name in TOKENIZER_FILES) else path
+
+
+def _check_can_be_opened(path: str | os.PathLike) -> None:
+    """Raises a UsageError for a path that cannot be looked up, whether it exists or not."""
+    text = os.fspath(path)
+    if not text.strip("/"):
+        raise UsageError(f"{text!r} is not the folder of a model: give one, or a hub id")
+    if text.startswith(("http://", "https://")):
+        raise UsageError(
+            f"{text} is a web page: give a folder or a hub id, such as roberta-base or user/name"
+        )
+    if len(text) > _LONGEST_PATH:
+        raise UsageError(f"the path {text[:60]!r}… has {len(text):,} characters, too many")
+    try:
+        epath.Path(path).exists()
+    except Exception as error:  # each kind of object store raises errors of its own
+        reason = getattr(error, "strerror", None) or " ".join(str(error).split())
+        raise UsageError(f"cannot open {text!r}: {reason[:200]}") from error
 
 
 def _matching(names: Sequence[str], patterns: Sequence[str]) -> list[str]:

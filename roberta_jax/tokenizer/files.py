@@ -8,6 +8,8 @@ this order is read:
 - `encoder.json`, `vocab.bpe` and `dict.txt`: fairseq's release format. The first two are GPT-2's
   vocabulary, and `dict.txt` renumbers it by frequency.
 
+Where the first two are both in a folder, they must hold the same vocabulary and merges.
+
 Tokenizers of related models are read from `tokenizer.json` only. `tokenizer_config.json` has the
 options, if it exists. Older versions of it do not list the added tokens; they are then read from
 `added_tokens.json`, and the special tokens from `special_tokens_map.json`.
@@ -19,8 +21,10 @@ from collections.abc import Mapping
 from etils import epath
 from tokenizers import AddedToken, Tokenizer
 
+from roberta_jax.errors import UsageError, listed
 from roberta_jax.storage import atomic
-from roberta_jax.tokenizer import pipeline, vocabulary
+from roberta_jax.storage.reading import parse_json, read_text
+from roberta_jax.tokenizer import consistency, pipeline, vocabulary
 from roberta_jax.tokenizer.special_tokens import (
     ADDITIONAL,
     ATTRIBUTES,
@@ -36,6 +40,7 @@ TOKENIZER_FILE = "tokenizer.json"
 CONFIG_FILE = "tokenizer_config.json"
 SPECIAL_TOKENS_FILE = "special_tokens_map.json"
 ADDED_TOKENS_FILE = "added_tokens.json"
+OPTION_FILES = (CONFIG_FILE, SPECIAL_TOKENS_FILE, ADDED_TOKENS_FILE)
 HF_FILES = ("vocab.json", "merges.txt")
 FAIRSEQ_FILES = ("encoder.json", "vocab.bpe", "dict.txt")
 MERGES_HEADER = "#version: 0.2"
@@ -72,17 +77,47 @@ def load(path) -> tuple[Tokenizer, dict, epath.Path]:
         return all((folder / name).exists() for name in names)
 
     if has([TOKENIZER_FILE]):
-        return read_pipeline(folder / TOKENIZER_FILE), options, folder / TOKENIZER_FILE
+        backend = read_pipeline(folder / TOKENIZER_FILE)
+        if has(HF_FILES):
+            _check_same_vocabulary(folder)
+        return backend, options, folder / TOKENIZER_FILE
     if has(HF_FILES):
-        vocab, merges = read_vocab(folder / "vocab.json"), read_merges(folder / "merges.txt")
+        names = HF_FILES
+        vocab = read_vocab(folder / "vocab.json")
     elif has(FAIRSEQ_FILES):
-        vocab, merges = read_fairseq(folder), read_merges(folder / "vocab.bpe")
+        names = ("dict.txt", "vocab.bpe")
+        vocab = read_fairseq(folder)
     else:
         raise FileNotFoundError(_not_found_message(folder))
+    merges = read_merges(folder / names[1])
     try:
-        return pipeline.bpe(vocab, merges), options, folder
+        backend = pipeline.bpe(vocab, merges)
+        added = _added_tokens(options)
+        paths = (folder / names[0], folder / names[1])
+        consistency.check_every_token_has_its_merge(vocab, merges, added, paths)
+        return backend, options, folder
     except pipeline.PipelineError as error:
         raise ValueError(f"the tokenizer files in {str(path)!r} cannot be used: {error}") from error
+
+
+def _check_same_vocabulary(folder: epath.Path) -> None:
+    """Compares `tokenizer.json` with the `vocab.json` and `merges.txt` beside it."""
+    paths = tuple(folder / name for name in (TOKENIZER_FILE, *HF_FILES))
+    try:
+        vocab, merges = read_vocab(paths[1]), read_merges(paths[2])
+    except ValueError as error:
+        raise UsageError(
+            f"{error}. Copy it again; {TOKENIZER_FILE} is enough, if {' and '.join(HF_FILES)} are "
+            "deleted"
+        ) from None
+    consistency.check_same_vocabulary(_read_json(paths[0]), vocab, merges, paths)
+
+
+def _added_tokens(options: Mapping) -> set[str]:
+    """The contents of the special and added tokens in options as `read_options` returns them."""
+    named = [options.get(attribute) for attribute in ATTRIBUTES]
+    listed = [*(options.get(ADDITIONAL) or ()), *options.get("added_tokens_decoder", {}).values()]
+    return {str(token) for token in (*named, *listed) if token}
 
 
 def read_options(folder: epath.Path) -> dict:
@@ -137,7 +172,7 @@ def _with_added_tokens(value, path: epath.Path):
 
 def read_pipeline(path: epath.Path) -> Tokenizer:
     """Reads a `tokenizer.json`."""
-    text = _read_text(path)
+    text = read_text(path)
     try:
         return Tokenizer.from_str(text)
     except Exception as error:  # the library raises no narrower class
@@ -160,7 +195,7 @@ def read_vocab(path: epath.Path) -> dict[str, int]:
 def read_merges(path: epath.Path) -> list[tuple[str, str]]:
     """Reads `merges.txt` or `vocab.bpe`: two tokens per line, after an optional version line."""
     merges = []
-    for number, line in enumerate(_read_text(path).split("\n"), start=1):
+    for number, line in enumerate(read_text(path).split("\n"), start=1):
         line = line.rstrip("\r")
         if not line or (number == 1 and line.startswith("#version")):
             continue
@@ -187,7 +222,7 @@ def read_fairseq(folder: epath.Path) -> dict[str, int]:
     token_of = {str(i): token for token, i in read_vocab(folder / "encoder.json").items()}
     path = folder / "dict.txt"
     vocab = {BOS: 0, PAD: 1, EOS: 2, UNK: 3}
-    for number, line in enumerate(_read_text(path).splitlines(), start=1):
+    for number, line in enumerate(read_text(path).splitlines(), start=1):
         name = line.rpartition(" ")[0]
         token = name if name.startswith(FILLER_PREFIX) else token_of.get(name)
         if token is None:
@@ -197,6 +232,12 @@ def read_fairseq(folder: epath.Path) -> dict[str, int]:
         if token in vocab:
             raise ValueError(f"{path}: line {number} lists {token!r} a second time")
         vocab[token] = len(vocab)
+    lacking = [repr(token) for token in token_of.values() if token not in vocab]
+    if lacking:
+        raise ValueError(
+            f"{path} lacks {len(lacking)} tokens of encoder.json ({listed(lacking, 3)}): it is cut "
+            "short or belongs to another encoder.json"
+        )
     vocab[MASK] = len(vocab)
     return vocab
 
@@ -214,17 +255,12 @@ def _not_found_message(folder: epath.Path) -> str:
     return message
 
 
-def _read_text(path: epath.Path) -> str:
-    try:
-        return path.read_bytes().decode("utf-8")
-    except UnicodeDecodeError as error:
-        raise ValueError(f"{path} is corrupt: it is not UTF-8 text ({error})") from error
-
-
 def _read_json(path: epath.Path) -> dict:
     try:
-        value = json.loads(_read_text(path))
-    except json.JSONDecodeError as error:
+        value = parse_json(read_text(path))
+    except UsageError:
+        raise
+    except ValueError as error:
         raise ValueError(f"{path} is corrupt: it is not JSON ({error})") from error
     if not isinstance(value, dict):
         raise ValueError(f"{path} is corrupt: it must be a JSON object")

@@ -104,11 +104,11 @@ def pop_model_max_length(options: dict[str, Any], path: str) -> int | None:
       The length in ids; None if the file does not say, or says that it is unknown.
 
     Raises:
-      ValueError: it is not a number.
+      ValueError: it is not a number, or negative.
     """
     length = options.pop("max_len", None)  # the older name
     length = options.pop("model_max_length", length)
-    if not isinstance(length, int | float | None):
+    if not isinstance(length, int | float | None) or (length is not None and not length >= 0):
         raise ValueError(f"{path!r}: model_max_length must be a number, not {length!r}")
     return None if not length or length > UNKNOWN_LENGTH else int(length)
 

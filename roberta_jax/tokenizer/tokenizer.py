@@ -116,9 +116,10 @@ class RobertaTokenizer(CallMixin, ModelInputsMixin, TokensMixin):
         """Loads a tokenizer from a folder or from the hub.
 
         Args:
-          path: a hub id such as "roberta-base", or a folder with `tokenizer.json`, or with
-            `vocab.json` and `merges.txt`, or with fairseq's `encoder.json`, `vocab.bpe` and
-            `dict.txt`; the first of these that is complete is read.
+          path: a hub id such as "roberta-base"; the workdir of a finished training run, whose
+            `hf/` is read; or a folder with `tokenizer.json`, or with `vocab.json` and `merges.txt`,
+            or with fairseq's `encoder.json`, `vocab.bpe` and `dict.txt`. The first of these that is
+            complete is read.
           subfolder: a folder inside the folder or the repository, to read instead of it.
           revision, token, cache_dir, local_files_only, force_download: how to fetch a hub id's
             files; see `storage.hub.HubOptions`, also for those of transformers' options that have
@@ -144,6 +145,8 @@ class RobertaTokenizer(CallMixin, ModelInputsMixin, TokensMixin):
         folder = epath.Path(path) / subfolder
         if hub.is_hub_id(path):
             folder = hub.tokenizer_folder(path, subfolder=subfolder, **fetch_arguments)
+        elif not subfolder:
+            folder = hub.tokenizer_folder(path)
         backend, file_options, source = files.load(folder)
         file_options["model_max_length"] = pop_model_max_length(file_options, str(folder))
         file_options |= {name: value for name, value in options.items() if value is not None}
@@ -152,6 +155,10 @@ class RobertaTokenizer(CallMixin, ModelInputsMixin, TokensMixin):
             tokenizer._initialize(backend, {"name_or_path": str(path), **file_options})
         except pipeline.PipelineError as error:
             raise ValueError(f"{str(source)!r} cannot be used: {error}") from error
+        except (TypeError, AttributeError) as error:
+            if options:
+                raise
+            raise ValueError(f"{folder / subfolder / files.CONFIG_FILE}: {error}") from error
         return tokenizer
 
     @classmethod

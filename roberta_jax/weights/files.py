@@ -8,22 +8,22 @@ headers alone; the tensors are read later, one at a time.
 
 import dataclasses
 import importlib
-import json
 import os
 import pathlib
 import types
 from collections.abc import Mapping
 from typing import Any
 
-from roberta_jax.errors import UsageError
-from roberta_jax.weights.tensors import LazyTensor
+from roberta_jax.errors import UsageError, listed
+from roberta_jax.storage.reading import parse_json, read_text
+from roberta_jax.weights.tensors import FileContents, LazyTensor
 
 SAFE_WEIGHTS_NAME = "model.safetensors"
 TORCH_WEIGHTS_NAME = "pytorch_model.bin"
 FLAX_WEIGHTS_NAME = "flax_model.msgpack"
 FAIRSEQ_NAMES = ("model.pt", "checkpoint_best.pt", "checkpoint_last.pt")
 
-# Each of these modules has a function `read_weights(path) -> (tensors, config or None)`.
+# Each of these modules has a function `read_weights(path) -> FileContents`.
 _MODULES = {
     "safetensors": "roberta_jax.weights.formats.safetensors",
     "bin": "roberta_jax.weights.formats.pytorch",
@@ -64,12 +64,15 @@ class WeightFiles:
       tensors: {PyTorch name: tensor}.
       config: The contents of a `config.json`, if the weight files themselves say them (fairseq);
         otherwise None.
+      written_for: Fields of the `config.json` that the weights were written with, if they are
+        stored with the weights.
     """
 
     format: str
     files: tuple[pathlib.Path, ...]
     tensors: dict[str, LazyTensor]
     config: Mapping[str, Any] | None = None
+    written_for: Mapping[str, Any] | None = None
 
 
 def format_of(name: str) -> str | None:
@@ -106,25 +109,36 @@ def open_weights(path: pathlib.Path) -> WeightFiles:
     reader = format_module(format)
     shards = _shards(folder / name) if name.endswith(_INDEX) else [folder / name]
     tensors: dict[str, LazyTensor] = {}
-    config = None
+    contents = FileContents({})
     for shard in shards:
-        shard_tensors, config = reader.read_weights(shard)
-        for key, tensor in shard_tensors.items():
+        contents = reader.read_weights(shard)
+        for key, tensor in contents.tensors.items():
             if key in tensors:
                 raise UsageError(f"{shard} repeats {key} of another shard; fetch the files again")
             tensors[key] = tensor
-    return WeightFiles(format, tuple(shards), tensors, config)
+    return WeightFiles(format, tuple(shards), tensors, contents.config, contents.written_for)
 
 
 def _shards(index: pathlib.Path) -> list[pathlib.Path]:
     try:
-        names = sorted(set(json.loads(index.read_text(encoding="utf-8"))["weight_map"].values()))
-        paths = [index.parent / os.path.basename(name) for name in names]
-    except (json.JSONDecodeError, UnicodeDecodeError, KeyError, TypeError, AttributeError):
+        names = sorted(set(parse_json(read_text(index))["weight_map"].values()))
+        outside = [
+            name[:100]
+            for name in names
+            if name in ("", ".", "..") or os.path.basename(name) != name or len(name) > 200
+        ]
+    except UsageError:
+        raise
+    except (ValueError, KeyError, TypeError, AttributeError):
         raise UsageError(f"{index} is not an index of weights; fetch the file again") from None
+    if outside:
+        raise UsageError(f"{index} names files outside its folder: {listed(outside)}")
+    paths = [index.parent / name for name in names]
     absent = [path.name for path in paths if not path.exists()]
     if absent:
         raise UsageError(
-            f"{index} names files that do not exist: {', '.join(absent)}; fetch them, too"
+            f"{index} names files that do not exist: {listed(absent)}; fetch them, too"
         )
+    if not paths:
+        raise UsageError(f"{index} names no files; fetch the file again")
     return paths

@@ -29,7 +29,12 @@ from roberta_jax.modeling.heads import MODEL_CLASSES
 from roberta_jax.storage import hub
 from roberta_jax.storage.atomic import is_local, local_copy
 from roberta_jax.weights import next_sentence
-from roberta_jax.weights.config_file import CONFIG_NAME, read_config_dict
+from roberta_jax.weights.config_file import (
+    CONFIG_NAME,
+    config_path,
+    parse_config,
+    read_config_dict,
+)
 from roberta_jax.weights.files import (
     FAIRSEQ_NAMES,
     FILE_ENDINGS,
@@ -234,15 +239,16 @@ def _match(
     weights = open_weights(folder)
     config_dict = weights.config
     if config_dict is None:
-        config_dict = read_config_dict(_config_path(folder))
-    source = _config_path(folder) if weights.config is None else folder
-    config = _parse_config(config_dict, source, **config_changes)
+        config_dict = read_config_dict(config_path(folder))
+    source = config_path(folder) if weights.config is None else folder
+    config = parse_config(config_dict, source, weights.written_for, **config_changes)
     tensors = Tensors(weights.tensors)
+    tensors.check_layers(config.num_hidden_layers, source)
     model_class = model_class or _default_class(config_dict, tensors, folder)
     model = _build(model_class, config, execution or Execution(), tensors)
     shapes = parameter_shapes(model)
     if next_sentence.PARAMS_KEY in shapes:
-        head = next_sentence.open_head(_config_path(folder).parent, config.hidden_size)
+        head = next_sentence.open_head(config_path(folder).parent, config.hidden_size)
         tensors = Tensors(weights.tensors | head)
     model_leaves = leaves(shapes)
     new = tensors.check(model_leaves, folder, model_class, new_head)
@@ -268,18 +274,9 @@ def read_config(
     folder = model_folder(path, revision=revision, token=token)
     if format_of(weights_in(folder)[0]) == "fairseq":
         with local_copy(folder, FILE_ENDINGS) as local:
-            return _parse_config(open_weights(local).config, local)
-    file = _config_path(folder)
-    return _parse_config(read_config_dict(file), file)
-
-
-def _parse_config(
-    config_dict: Mapping[str, Any], source: os.PathLike, **changes: Any
-) -> RobertaConfig:
-    try:
-        return RobertaConfig.from_dict(config_dict).replace(**changes)
-    except (ValueError, TypeError) as error:
-        raise UsageError(f"cannot use {source}: {error}") from None
+            return parse_config(open_weights(local).config, local)
+    file = config_path(folder)
+    return parse_config(read_config_dict(file), file)
 
 
 def model_folder(
@@ -303,7 +300,7 @@ def model_folder(
         )
     for folder in (path / "hf", path):
         files = weights_in(folder)
-        if files and (_config_path(folder).exists() or format_of(files[0]) == "fairseq"):
+        if files and (config_path(folder).exists() or format_of(files[0]) == "fairseq"):
             return folder
     if (path / "checkpoints").exists() or (path / "metrics.jsonl").exists():
         raise UsageError(
@@ -326,12 +323,14 @@ def model_folder(
     raise NotFoundError(message)
 
 
-def _config_path(folder: os.PathLike) -> os.PathLike:
-    return (folder.parent if folder.is_file() else folder) / CONFIG_NAME
-
-
 def _default_class(config: Mapping[str, Any], tensors: Tensors, folder: pathlib.Path) -> type:
-    architecture = (config.get("architectures") or [_class_of(tensors)])[0]
+    architectures = config.get("architectures") or [_class_of(tensors)]
+    if not isinstance(architectures, list) or not isinstance(architectures[0], str):
+        raise UsageError(
+            f"{config_path(folder)} has architectures={architectures!r:.60}; it must be a list "
+            f"with the name of a class, such as {_class_of(tensors)}"
+        )
+    architecture = architectures[0][:100]
     # XLM-R and CamemBERT have RoBERTa's architecture and classes of their own.
     name = architecture.replace("XLMRoberta", "Roberta").replace("Camembert", "Roberta")
     if name not in MODEL_CLASSES:

@@ -1,6 +1,8 @@
 """Matches the tensors of a file with the parameters of a model, and reports all differences."""
 
+import os
 import pathlib
+import re
 from collections.abc import Collection, Iterable, Mapping, Sequence
 
 import numpy as np
@@ -22,6 +24,7 @@ _PART_TITLES = {
     _CROSS_ATTENTION: "cross-attention",
 }
 
+_LAYER = re.compile(r"encoder\.layer\.(\d+)\.")
 # Tensors that repeat another one, and buffers that are not parameters.
 _WORDS = "embeddings.word_embeddings.weight"
 _ALIASES = {"lm_head.decoder.weight": _WORDS, "lm_head.decoder.bias": "lm_head.bias"}
@@ -60,6 +63,25 @@ class Tensors:
         used = {canonical(name) for leaf in leaves for name in leaf.names}
         used |= {alias for alias, name in _ALIASES.items() if name in used} | set(_BUFFERS)
         return [original for name, original in self.names.items() if name not in used]
+
+    def check_layers(self, num_layers: int, source: os.PathLike) -> None:
+        """Refuses a config with many more layers than the file, which would take long to build.
+
+        Any other difference is reported by `check`, tensor by tensor.
+
+        Args:
+          num_layers: The `num_hidden_layers` of the config.
+          source: The config's file, for the error message.
+
+        Raises:
+          UsageError: The model has 100 layers more than the file.
+        """
+        in_file = {match[1] for name in self.names if (match := _LAYER.match(name))}
+        if num_layers > len(in_file) + 100:
+            raise UsageError(
+                f"{source} has num_hidden_layers={num_layers}, but the weights are of a model with "
+                f"{len(in_file)} layers; take the config.json that belongs to the weights"
+            )
 
     def check(
         self,

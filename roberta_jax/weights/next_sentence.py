@@ -44,7 +44,7 @@ def open_head(folder: pathlib.Path, hidden_size: int) -> dict[str, LazyTensor]:
     if not path.exists():
         return {}
     try:
-        tensors, _ = safetensors.read_weights(path)
+        tensors = safetensors.read_weights(path).tensors
     except UsageError as error:
         raise UsageError(f"{error}. Delete {FILE} to start with a new head") from None
     shapes = {"pooler": (hidden_size, hidden_size), "classifier": (2, hidden_size)}

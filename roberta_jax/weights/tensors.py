@@ -1,15 +1,17 @@
 """Tensors in files: described when a file is opened, read when they are needed.
 
 Every supported format holds a tensor as plain numbers, so that one description serves all of them:
-which bytes of the file are the tensor's, and in which order its elements follow each other.
+which bytes of the file are the tensor's, and in which order its elements follow each other. Where
+the file has a checksum of these bytes, reading verifies it.
 """
 
 import concurrent.futures
 import dataclasses
 import math
 import pathlib
-from collections.abc import Iterable
-from typing import NamedTuple
+import zlib
+from collections.abc import Iterable, Mapping
+from typing import Any, BinaryIO, NamedTuple
 
 import ml_dtypes  # noqa: F401  (registers the dtypes "bfloat16" and "float8_…" with NumPy)
 import numpy as np
@@ -20,6 +22,8 @@ FLOATING = ("float64", "float32", "float16", "bfloat16")
 
 # Size of the buffer for elements that have to be converted or reordered.
 _CHUNK_BYTES = 1 << 24
+# Bytes read before their checksum is computed, so that they are still in the processor's cache.
+_CHECKED_BYTES = 1 << 20
 # Rows and columns of a tile of a transpose. Source and target of a tile fit in a core's cache.
 _TILE = 128
 # Tensors read at the same time. More gain nothing, and each needs some megabytes.
@@ -31,6 +35,20 @@ class ByteRange(NamedTuple):
 
     start: int
     size: int
+
+
+class Checksum(NamedTuple):
+    """What the file says about a range of its bytes.
+
+    Attributes:
+      name: What the range holds, for error messages.
+      range: The bytes.
+      crc32: Their CRC-32.
+    """
+
+    name: str
+    range: ByteRange
+    crc32: int
 
 
 @dataclasses.dataclass(frozen=True)
@@ -45,6 +63,7 @@ class LazyTensor:
         tensors.
       strides: Per axis, the number of elements from one index to the next. None means row-major
         and contiguous.
+      checksum: That of a range which contains the tensor, if the file has one.
     """
 
     shape: tuple[int, ...]
@@ -52,6 +71,7 @@ class LazyTensor:
     path: pathlib.Path | None = None
     byte_ranges: tuple[ByteRange, ...] = ()
     strides: tuple[int, ...] | None = None
+    checksum: Checksum | None = None
 
     def __post_init__(self):
         if self.strides is not None:
@@ -89,11 +109,17 @@ class LazyTensor:
         """Reads the tensor, in its own type.
 
         Raises:
-          UsageError: The file ends before the tensor does, or cannot be read.
+          UsageError: As `read_all`.
         """
         array = np.empty(self.shape, self.dtype)
-        self.read_into(array)
+        read_all([(self, array)])
         return array
+
+    @property
+    def verifies_itself(self) -> bool:
+        """Whether reading the tensor verifies its checksum, since it reads exactly these bytes."""
+        in_order = self.strides is None or self.T.strides is None
+        return self.checksum is None or (in_order and self.byte_ranges == (self.checksum.range,))
 
     def read_into(self, target: np.ndarray) -> None:
         """Reads the tensor into an array of its shape, which may be of another floating type.
@@ -102,7 +128,8 @@ class LazyTensor:
         file, and a few megabytes otherwise.
 
         Raises:
-          UsageError: The file ends before the tensor does, or cannot be read.
+          UsageError: The file ends before the tensor does, cannot be read, or is damaged; the last
+            only if the tensor `verifies_itself`.
         """
         if self.path is None:
             target[...] = 0
@@ -123,41 +150,111 @@ class LazyTensor:
         except OSError as error:
             raise UsageError(f"cannot read {self.path}: {error.strerror or error}") from error
 
-    def _read_rows(self, file, target: np.ndarray) -> None:
+    def _read_rows(self, file: BinaryIO, target: np.ndarray) -> None:
         dtype = np.dtype(self.dtype)
+        crc = 0 if self.checksum is not None and self.verifies_itself else None
         if target.dtype == dtype and target.flags.c_contiguous:
-            self._fill(file, memoryview(target.reshape(-1).view(np.uint8)), 0)
-            return
-        shape = self.shape or (1,)
-        target = target.reshape(shape) if not self.shape else target
-        row_bytes = math.prod(shape[1:]) * dtype.itemsize
-        rows = max(1, min(shape[0], _CHUNK_BYTES // max(row_bytes, 1)))
-        buffer = np.empty((rows, *shape[1:]), dtype)
-        for start in range(0, shape[0], rows):
-            chunk = buffer[: min(rows, shape[0] - start)]
-            self._fill(file, memoryview(chunk.reshape(-1).view(np.uint8)), start * row_bytes)
-            _copy(target[start : start + rows], chunk)
+            crc = self._fill(file, memoryview(target.reshape(-1).view(np.uint8)), 0, crc)
+        else:
+            shape = self.shape or (1,)
+            target = target.reshape(shape) if not self.shape else target
+            row_bytes = math.prod(shape[1:]) * dtype.itemsize
+            rows = max(1, min(shape[0], _CHUNK_BYTES // max(row_bytes, 1)))
+            buffer = np.empty((rows, *shape[1:]), dtype)
+            for start in range(0, shape[0], rows):
+                chunk = buffer[: min(rows, shape[0] - start)]
+                view = memoryview(chunk.reshape(-1).view(np.uint8))
+                crc = self._fill(file, view, start * row_bytes, crc)
+                _copy(target[start : start + rows], chunk)
+        if crc is not None and crc != self.checksum.crc32:
+            raise _damaged(self.path, self.checksum)
 
-    def _fill(self, file, view: memoryview, offset: int) -> None:
-        """Fills the view with the tensor's bytes from `offset` on."""
+    def _fill(self, file: BinaryIO, view: memoryview, offset: int, crc: int | None = None):
+        """Fills the view with the tensor's bytes from `offset` on.
+
+        Returns:
+          `crc`, continued with these bytes; None if it is None.
+        """
         for start, size in self.byte_ranges:
             skipped, offset = min(offset, size), max(0, offset - size)
             file.seek(start + skipped)
             remaining = min(size - skipped, len(view))
             while remaining:
-                count = file.readinto(view[:remaining])
+                most = remaining if crc is None else min(remaining, _CHECKED_BYTES)
+                count = file.readinto(view[:most])
                 if not count:
-                    raise UsageError(
-                        f"{self.path} is cut short: it ends before one of its tensors does; fetch "
-                        "or write it again"
-                    )
+                    raise _cut_short(self.path)
+                if crc is not None:
+                    crc = zlib.crc32(view[:count], crc)
                 view, remaining = view[count:], remaining - count
+        return crc
+
+
+class FileContents(NamedTuple):
+    """What a weight file holds.
+
+    Attributes:
+      tensors: {PyTorch name: tensor}.
+      config: The contents of a `config.json`, if the file has them (fairseq).
+      written_for: Fields of the `config.json` that the file was written with, if it names them.
+    """
+
+    tensors: dict[str, LazyTensor]
+    config: Mapping[str, Any] | None = None
+    written_for: Mapping[str, Any] | None = None
 
 
 def read_all(pairs: Iterable[tuple[LazyTensor, np.ndarray]]) -> None:
-    """Reads each tensor into the array that comes with it, several at a time."""
+    """Reads each tensor into the array that comes with it, several at a time.
+
+    Raises:
+      UsageError: A file ends before one of its tensors does, cannot be read, or has other bytes
+        than its checksums say.
+    """
+    pairs = list(pairs)
+    # A tensor that is a part of the checked bytes, or reads them in another order. The range is
+    # read on its own, once for all such tensors.
+    checks = {(tensor.path, tensor.checksum) for tensor, _ in pairs if not tensor.verifies_itself}
     with concurrent.futures.ThreadPoolExecutor(_THREADS) as pool:
-        list(pool.map(lambda pair: pair[0].read_into(pair[1]), pairs))
+        checked = pool.map(lambda check: verify(*check), checks)
+        read = pool.map(lambda pair: pair[0].read_into(pair[1]), pairs)
+        for _ in (*checked, *read):
+            pass
+
+
+def verify(path: pathlib.Path, checksum: Checksum) -> None:
+    """Reads a range of a file's bytes and compares its CRC-32.
+
+    Raises:
+      UsageError: It differs, or the file cannot be read.
+    """
+    crc, remaining = 0, checksum.range.size
+    try:
+        with path.open("rb", buffering=0) as file:
+            file.seek(checksum.range.start)
+            buffer = memoryview(bytearray(min(remaining, _CHECKED_BYTES)))
+            while remaining:
+                count = file.readinto(buffer[: min(remaining, len(buffer))])
+                if not count:
+                    raise _cut_short(path)
+                crc, remaining = zlib.crc32(buffer[:count], crc), remaining - count
+    except OSError as error:
+        raise UsageError(f"cannot read {path}: {error.strerror or error}") from error
+    if crc != checksum.crc32:
+        raise _damaged(path, checksum)
+
+
+def _cut_short(path: pathlib.Path) -> UsageError:
+    return UsageError(
+        f"{path} is cut short: it ends before one of its tensors does; fetch or write it again"
+    )
+
+
+def _damaged(path: pathlib.Path, checksum: Checksum) -> UsageError:
+    return UsageError(
+        f"{path} is damaged: the bytes of {checksum.name} do not have the CRC-32 that the file "
+        "says they have. Fetch or write it again"
+    )
 
 
 def row_major_strides(shape: tuple[int, ...]) -> tuple[int, ...]:

@@ -283,3 +283,22 @@ def test_results_are_those_of_the_pipeline(fill, folder, tokenizer):
     assert_same(fill(ONE_MASK, top_k=17), pipeline(ONE_MASK, top_k=17))
     targets = [tokenizer.convert_ids_to_tokens(i) for i in (300, 280, 290)]
     assert_same(fill(TEXTS, targets=targets), pipeline(TEXTS, targets=targets))
+
+
+@pytest.mark.parametrize(
+    ("data", "line"), [(f"{ONE_MASK}\ncafé\n".encode("latin1"), 2), ("a".encode("utf16"), 1)]
+)
+def test_standard_input_must_be_utf8(data, line):
+    with pytest.raises(UsageError, match=f"line {line} of standard input is not UTF-8.*iconv"):
+        job.read_texts(io.BytesIO(data))
+    assert job.read_texts(io.BytesIO(b"\xef\xbb\xbfa\r\n \n\nb")) == ["a", "b"]
+
+
+def test_a_text_that_is_not_utf8_and_a_bad_top_k_are_errors(folder):
+    status, out, err = run_command(folder, "\udcff <mask>")
+    assert (status, out) == (2, "")
+    assert err == "error: text 1 is not UTF-8: b'\\xff <mask>'\n"
+    for top_k in ("0", "-1"):
+        status, _, err = run_command("nowhere", ONE_MASK, f"--top_k={top_k}")
+        assert status == 2
+        assert "top_k must be at least 1" in err

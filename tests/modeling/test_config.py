@@ -196,3 +196,60 @@ def test_models_store_the_frozen_config_of_any_other():
         assert cls(expected).config is expected
     with pytest.raises(TypeError, match="config must be a RobertaConfig"):
         RobertaModel({"num_hidden_layers": 2})
+
+
+SIZES = (
+    "vocab_size",
+    "hidden_size",
+    "num_hidden_layers",
+    "num_attention_heads",
+    "intermediate_size",
+    "max_position_embeddings",
+    "type_vocab_size",
+)
+WRONG = {
+    **{name: (10**12, 0, -1, 2.0, "2", True, None, [2], float("nan")) for name in SIZES},
+    "num_labels": (10**9, 0, 2.0, "2", True, [2]),
+    **{
+        name: ("0.1", -1, float("nan"), float("inf"), True, [0.1])
+        for name in (
+            "hidden_dropout_prob",
+            "attention_probs_dropout_prob",
+            "classifier_dropout",
+            "layer_norm_eps",
+            "initializer_range",
+        )
+    },
+    **{
+        name: ("1", -1, 10**12, 1.0, True, {})
+        for name in ("pad_token_id", "bos_token_id", "eos_token_id")
+    },
+    **{
+        name: (1, "x" * 10**6, [], {})
+        for name in ("hidden_act", "position_embedding_type", "problem_type")
+    },
+    **{
+        name: (1, "true", None, [])
+        for name in ("use_cache", "is_decoder", "add_cross_attention", "tie_word_embeddings")
+    },
+    "id2label": ([], "x", {"a": "b"}, {"0": ["x"]}),
+    "label2id": ([], "x", 1),
+}
+
+
+@pytest.mark.parametrize("name", WRONG)
+def test_every_wrong_value_of_a_file_is_named_in_one_short_message(name):
+    values = RobertaConfig.base().to_dict()
+    for value in WRONG[name]:
+        with pytest.raises(ValueError, match=name) as error:
+            RobertaConfig.from_dict(values | {name: value})
+        assert len(str(error.value)) < 300
+
+
+def test_a_file_that_is_not_a_config_is_one_message(tmp_path):
+    for contents in (b"[" * 10**5, b"", b"\xff", b"9" * 5000, b"[1]", b"NaN"):
+        (tmp_path / "config.json").write_bytes(contents)
+        with pytest.raises(ValueError, match=r"config\.json"):
+            RobertaConfig.from_json_file(tmp_path / "config.json")
+    with pytest.raises(ValueError, match="is not a file"):
+        RobertaConfig.from_json_file(tmp_path)

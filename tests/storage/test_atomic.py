@@ -7,6 +7,7 @@ import subprocess
 import time
 
 import pytest
+from etils import epath
 
 from roberta_jax.errors import UsageError
 from roberta_jax.storage import atomic
@@ -300,3 +301,20 @@ def test_a_folder_of_objects_is_copied_to_be_read(bucket, tmp_path):
     assert not folder.exists()
     with atomic.local_copy(tmp_path, ()) as folder:
         assert folder == tmp_path
+
+
+def test_a_folder_that_cannot_be_written_is_refused_without_a_trace(tmp_path):
+    (tmp_path / "file").write_text("x")
+    (tmp_path / "loop").symlink_to("loop")
+    for name, message in (
+        ("file", "is a file"),
+        ("file/below", "file is a file"),
+        ("loop", "is a link to nothing"),
+        ("x" * 300, "too long"),
+    ):
+        with pytest.raises(UsageError, match=message):
+            atomic.check_replaceable(epath.Path(tmp_path / name), bool)
+    atomic.check_replaceable(epath.Path(tmp_path / "new" / "folder"), bool)
+    assert {path.name for path in tmp_path.iterdir()} == {"file", "loop"}
+    with pytest.raises(UsageError, match="cannot write /proc/"):
+        atomic.check_replaceable(epath.Path("/proc/x"), bool)

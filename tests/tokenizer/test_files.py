@@ -2,12 +2,14 @@
 
 import copy
 import json
+import os
 import pathlib
 import pickle
 
 import pytest
 from tokenizers import AddedToken, Tokenizer, models, pre_tokenizers
 
+from roberta_jax.errors import UsageError
 from roberta_jax.tokenizer import RobertaTokenizer
 from tests.support.tokenizer_examples import (
     HARD_STRINGS,
@@ -278,4 +280,91 @@ def test_corrupt_options(saved_folder, tmp_path, files, error):
     for name, content in files.items():
         (tmp_path / name).write_text(content)
     with pytest.raises(ValueError, match=error):
+        RobertaTokenizer.from_pretrained(tmp_path)
+
+
+# Files that do not belong together
+
+
+def with_new_token(text: str) -> str:
+    """The id of one token of a vocab.json is given to another token."""
+    return text.replace('"Ġthe"', '"Ġthf"')
+
+
+def with_swapped_ids(text: str) -> str:
+    return text.replace(": 500,", ": -").replace(": 501,", ": 500,").replace(": -", ": 501,")
+
+
+@pytest.mark.parametrize(
+    ("name", "edit"),
+    [
+        ("vocab.json", with_new_token),
+        ("tokenizer.json", with_swapped_ids),
+        ("merges.txt", lambda text: text[: text.rindex("\n", 0, -1) + 1]),
+        ("merges.txt", lambda text: text + "a b\n"),
+        ("merges.txt", lambda text: "\n".join([*text.split("\n")[:3], *text.split("\n")[4:]])),
+        ("vocab.json", lambda text: text[:100]),
+        ("vocab.json", lambda text: text.replace('"<mask>": 999', '"<mask>": 1000')),
+    ],
+)
+def test_vocabulary_files_that_are_not_tokenizer_jsons_are_refused(tokenizer, tmp_path, name, edit):
+    tokenizer.save_pretrained(tmp_path)
+    text = (tmp_path / name).read_text()
+    (tmp_path / name).write_text(edit(text))
+    assert (tmp_path / name).read_text() != text
+    other = "merges.txt" if name == "merges.txt" else "vocab.json"
+    with pytest.raises(UsageError, match=rf"{other}.*Copy|tokenizer.json.*{other}.*Copy both"):
+        RobertaTokenizer.from_pretrained(tmp_path)
+    (tmp_path / "vocab.json").unlink()
+    if name != "tokenizer.json":  # alone, tokenizer.json is enough
+        assert RobertaTokenizer.from_pretrained(tmp_path).fingerprint() == tokenizer.fingerprint()
+
+
+@pytest.mark.parametrize("lines", [1, 100])
+def test_truncated_merges_are_refused(tokenizer, tmp_path, lines):
+    tokenizer.save_pretrained(tmp_path, legacy_format=True)
+    merges = (tmp_path / "merges.txt").read_text().splitlines(keepends=True)
+    (tmp_path / "merges.txt").write_text("".join(merges[:-lines]))
+    with pytest.raises(
+        UsageError, match=rf"merges.txt has no merge for {lines} of the 1000 tokens"
+    ):
+        RobertaTokenizer.from_pretrained(tmp_path)
+
+
+def test_added_tokens_need_no_merge(tokenizer, tmp_path):
+    changed = pickle.loads(pickle.dumps(tokenizer))
+    changed.add_tokens(["@user"])
+    changed.save_pretrained(tmp_path)
+    for name in ("merges.txt", "tokenizer.json"):
+        loaded = RobertaTokenizer.from_pretrained(tmp_path)
+        assert loaded.encode("@user", add_special_tokens=False) == [1000]
+        (tmp_path / name).unlink()
+        if name == "merges.txt":
+            changed.save_pretrained(tmp_path, legacy_format=True)
+
+
+def test_a_workdir_stands_for_its_model_folder(tokenizer, tmp_path):
+    tokenizer.save_pretrained(tmp_path / "run" / "hf")
+    for path in (tmp_path / "run", str(tmp_path / "run"), tmp_path / "run" / "hf"):
+        assert RobertaTokenizer.from_pretrained(path).fingerprint() == tokenizer.fingerprint()
+    # A folder that has a tokenizer itself keeps it beside an unrelated folder of that name.
+    tokenizer.save_pretrained(tmp_path / "own")
+    (tmp_path / "own" / "hf").mkdir()
+    RobertaTokenizer.from_pretrained(tmp_path / "own")
+
+
+@pytest.mark.parametrize("name", ["tokenizer.json", "vocab.json", "tokenizer_config.json"])
+@pytest.mark.parametrize(
+    ("replace", "kind"),
+    [
+        (os.mkfifo, "a named pipe"),
+        (os.mkdir, "a folder"),
+        (lambda path: os.symlink("/dev/zero", path), "a device"),
+    ],
+)
+def test_only_regular_files_are_read(tokenizer, tmp_path, name, replace, kind):
+    tokenizer.save_pretrained(tmp_path)
+    (tmp_path / name).unlink()
+    replace(tmp_path / name)
+    with pytest.raises(UsageError, match=f"{name} is {kind}"):
         RobertaTokenizer.from_pretrained(tmp_path)

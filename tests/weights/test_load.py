@@ -278,3 +278,45 @@ def test_read_config_and_read_pretrained_raise_the_same_errors(folder, tmp_path)
     assert_same_message(folder, "holds no model")
     (folder / "model.pt").write_bytes(b"x")
     assert_same_message(folder, "is cut short")
+
+
+@pytest.mark.parametrize(
+    ("changes", "message"),
+    [
+        ({"num_hidden_layers": 10**9}, "num_hidden_layers must be at most"),
+        ({"num_hidden_layers": 9_999}, "num_hidden_layers=9999.*with 3 layers"),
+        ({"max_position_embeddings": 10**12}, "max_position_embeddings must be at most"),
+        ({"max_position_embeddings": 10**9}, "position_embeddings.*1000000000"),
+        ({"vocab_size": 10**9}, "vocab_size in config.json must be the rows"),
+        ({"hidden_size": 2**20}, "of another shape"),
+        ({"intermediate_size": 2**24}, "of another shape"),
+        ({"num_labels": 10**9}, "num_labels must be at most"),
+    ],
+)
+def test_a_config_of_a_far_larger_model_is_refused_before_the_model_is_built(
+    folder, changes, message
+):
+    config = json.loads((folder / "config.json").read_text())
+    for name in ("id2label", "label2id"):
+        config.pop(name, None)
+    (folder / "config.json").write_text(json.dumps(config | changes))
+    with pytest.raises(UsageError, match=message):
+        weights.read_pretrained(folder, execution=Execution(scan_layers=False))
+
+
+@pytest.mark.parametrize(
+    "contents", [b"[" * 10**5, b'{"a":' * 10**5, b"", b"\xff", b"NaN", b'"x"', b"9" * 5000]
+)
+def test_a_file_that_is_not_a_config_is_an_error(folder, contents):
+    (folder / "config.json").write_bytes(contents)
+    with pytest.raises(UsageError, match=r"config\.json"):
+        weights.read_pretrained(folder)
+
+
+@pytest.mark.parametrize(
+    "path", ["", "https://huggingface.co/roberta-base", "x" * 5000, "nope://x"]
+)
+def test_a_path_that_cannot_be_opened_is_one_short_message(path):
+    with pytest.raises(UsageError) as error:
+        weights.read_pretrained(path)
+    assert len(str(error.value)) < 500

@@ -3,6 +3,7 @@
 import json
 import pathlib
 import shutil
+import zlib
 
 import jax
 import numpy as np
@@ -27,7 +28,12 @@ def test_tensors_have_pytorchs_names_and_layouts(masked_lm, saved):
     _, params = masked_lm
     with safe_open(saved / "model.safetensors", "np") as file:
         tensors = {name: file.get_tensor(name) for name in file.keys()}  # noqa: SIM118
-        assert file.metadata() == {"format": "pt"}
+        metadata = file.metadata()
+    assert metadata["format"] == "pt"
+    assert json.loads(metadata["crc32"]) == {
+        name: f"{zlib.crc32(tensor.tobytes()):08x}" for name, tensor in tensors.items()
+    }
+    assert json.loads(metadata["config"]).items() < CONFIG.to_dict().items()
     # 5 for the embeddings, 16 a layer, 5 for the head without its tied decoder.
     assert len(tensors) == 5 + 16 * CONFIG.num_hidden_layers + 5
     layers = params["roberta"]["encoder"]["layer"]

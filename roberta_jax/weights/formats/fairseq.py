@@ -5,7 +5,9 @@ release 0.10, an `argparse.Namespace`) or `cfg` the arguments of the training ru
 as in `fairseq/models/roberta/model.py`. fairseq's releases differ in prefixes, in a few names and
 in whether the query, key and value projections are one tensor; all variants are read. Checkpoints
 are written with the names of the released models and separate projections. Their arguments are
-plain values in `cfg`, because `torch.load(weights_only=True)` refuses the object in `args`.
+plain values in `cfg`, because `torch.load(weights_only=True)` refuses the object in `args`. The
+whole `config.json` is under `hf_config`, which fairseq ignores: it has fields that fairseq has no
+argument for, such as `initializer_range` and the names of the labels.
 """
 
 import pathlib
@@ -19,7 +21,7 @@ from roberta_jax.errors import UsageError, listed
 from roberta_jax.weights.files import FAIRSEQ_NAMES
 from roberta_jax.weights.formats import pytorch, unpickler
 from roberta_jax.weights.names import Leaf, canonical, split_leaves
-from roberta_jax.weights.tensors import LazyTensor
+from roberta_jax.weights.tensors import FileContents, LazyTensor
 
 # fairseq's name -> Hugging Face's, within a layer and outside the layers. If Hugging Face's name
 # occurs twice, checkpoints are written with the first one.
@@ -57,16 +59,26 @@ _ACTIVATIONS = {
     "relu": "relu",
     "tanh": "tanh",
 }
+_HF_CONFIG = "hf_config"  # the key of a checkpoint that has the whole config.json
+# Fields of config.json that follow from the tensors.
+_FROM_TENSORS = (
+    "model_type",
+    "vocab_size",
+    "hidden_size",
+    "num_hidden_layers",
+    "intermediate_size",
+    "max_position_embeddings",
+    "type_vocab_size",
+    "tie_word_embeddings",
+)
 _LAYER_NORM_EPS = 1e-5  # PyTorch's default, which fairseq always uses
 _PAD = 1
 
 
-def read_weights(path: pathlib.Path) -> tuple[dict[str, LazyTensor], dict[str, Any]]:
+def read_weights(path: pathlib.Path) -> FileContents:
     """Finds the tensors and the config of a checkpoint.
 
-    Returns:
-      ({Hugging Face's PyTorch name: tensor}, the contents of a `config.json`). Unknown tensors keep
-      their names, so that loading reports them as left over.
+    Unknown tensors keep their names, so that loading reports them as left over.
 
     Raises:
       UsageError: The file is damaged, is not a RoBERTa checkpoint, or contains code.
@@ -87,7 +99,9 @@ def read_weights(path: pathlib.Path) -> tuple[dict[str, LazyTensor], dict[str, A
         raise UsageError(f"{path} is not a RoBERTa checkpoint of fairseq: it holds {names}")
     tensors = _name_head(tensors)
     tensors.setdefault(_TYPES, LazyTensor((1, tensors[_WORDS].shape[-1]), "float32"))
-    return tensors, _config(path, _arguments(state), tensors)
+    arguments = _arguments(state)
+    config = _config(path, arguments, tensors)
+    return FileContents(tensors, _with_stored_fields(config, state.get(_HF_CONFIG), arguments))
 
 
 def _rename(name: str, tensor: LazyTensor, path: pathlib.Path) -> list[tuple[str, LazyTensor]]:
@@ -200,6 +214,28 @@ def _config(
     return config
 
 
+def _with_stored_fields(
+    config: dict[str, Any], stored: Any, arguments: Mapping[str, Any]
+) -> dict[str, Any]:
+    """Adds the fields of the stored `config.json`, unless they contradict the checkpoint.
+
+    They do if someone changed the arguments or the tensors but not `hf_config`.
+    """
+    if not isinstance(stored, Mapping):
+        return config
+    merged = {**stored, **{name: config[name] for name in _FROM_TENSORS}}
+    try:
+        expected = _cfg(merged)["model"]
+        labels = len(merged.get("id2label") or (0, 1))
+    except (KeyError, TypeError):
+        return config
+    if any(arguments.get(name) != value for name, value in expected.items()):
+        return config
+    if "id2label" in config and labels != len(config["id2label"]):
+        return config
+    return merged
+
+
 def _architecture(tensors: Mapping[str, LazyTensor]) -> str:
     if "classifier.out_proj.weight" in tensors:
         return "RobertaForSequenceClassification"
@@ -308,6 +344,7 @@ def write_weights(
     state = {
         "args": None,
         "cfg": _cfg(config),
+        _HF_CONFIG: dict(config),
         "model": model,
         # fairseq reads the last entry when it opens a file.
         "optimizer_history": [

@@ -4,6 +4,9 @@ A file is a nested msgpack map with arrays as its leaves. An array is an extensi
 holds (shape, name of the type, bytes). An array of more than 1 GiB is a map that holds its shape
 and a list of flat chunks (`flax/serialization.py`). Opening a file finds the bytes of each array
 and reads none of them. Writing needs memory for one array at a time.
+
+The format has no checksums and no place for one: Flax restores every entry of the map as a
+parameter, and msgpack allows nothing after the map. A changed byte of an array is not noticed.
 """
 
 import math
@@ -15,9 +18,10 @@ from typing import Any, BinaryIO
 import numpy as np
 
 from roberta_jax.errors import UsageError
+from roberta_jax.storage.reading import check_regular_file
 from roberta_jax.weights.files import FLAX_WEIGHTS_NAME
 from roberta_jax.weights.names import Leaf, torch_name
-from roberta_jax.weights.tensors import ByteRange, LazyTensor
+from roberta_jax.weights.tensors import ByteRange, FileContents, LazyTensor
 
 _ARRAY = 1
 _CHUNKED = "__msgpack_chunked_array__"
@@ -25,11 +29,8 @@ _CHUNK_BYTES = 1 << 30  # Flax's own limit
 _MAX_DEPTH = 64
 
 
-def read_weights(path: pathlib.Path) -> tuple[dict[str, LazyTensor], None]:
+def read_weights(path: pathlib.Path) -> FileContents:
     """Finds the tensors of a file.
-
-    Returns:
-      ({PyTorch name: tensor}, None).
 
     Raises:
       UsageError: The file is truncated or does not hold a tree of arrays.
@@ -38,7 +39,7 @@ def read_weights(path: pathlib.Path) -> tuple[dict[str, LazyTensor], None]:
         torch_name(leaf_path): array.T if leaf_path[-1] == "kernel" else array
         for leaf_path, array in read(path).items()
     }
-    return tensors, None
+    return FileContents(tensors)
 
 
 def read(path: pathlib.Path) -> dict[tuple[str, ...], LazyTensor]:
@@ -51,13 +52,23 @@ def read(path: pathlib.Path) -> dict[tuple[str, ...], LazyTensor]:
       UsageError: The file is truncated or does not hold a tree of arrays.
     """
     try:
+        check_regular_file(path)
         with path.open("rb") as file:
             parser = _Parser(file, path)
             tree = parser.value()
             if parser.remaining():
                 raise ValueError("bytes after the end")
             return _flatten(tree)
-    except (ValueError, TypeError, struct.error, UnicodeDecodeError, RecursionError) as error:
+    except UsageError:
+        raise
+    except (
+        LookupError,
+        AttributeError,
+        ValueError,
+        TypeError,
+        struct.error,
+        RecursionError,
+    ) as error:
         raise UsageError(
             f"{path} ({path.stat().st_size:,} bytes) is cut short or not a Flax file ({error}); "
             "fetch or write it again"

@@ -1,9 +1,11 @@
 """Reads and writes the files of `torch.save`, without PyTorch.
 
 Both of PyTorch's formats are read. Since version 1.6 a file is an uncompressed zip archive:
-`NAME/data.pkl` is the pickled object, which refers to the tensors' data in `NAME/data/KEY`. Before,
-a file was four pickles in a row (a magic number, a version, information about the system, the
-object), the list of the keys, then for each key the number of elements and the data.
+`NAME/data.pkl` is the pickled object, which refers to the tensors' data in `NAME/data/KEY`. Each
+entry has a CRC-32, which is verified. A CRC-32 of 0 stands for none, which PyTorch can be told to
+write (`torch.serialization.set_crc32_options(False)`). Before, a file was four pickles in a row (a
+magic number, a version, information about the system, the object), the list of the keys, then for
+each key the number of elements and the data. That format has no checksums.
 """
 
 import json
@@ -17,9 +19,18 @@ from typing import Any, BinaryIO
 import numpy as np
 
 from roberta_jax.errors import UsageError
+from roberta_jax.storage.reading import check_regular_file
 from roberta_jax.weights.formats import unpickler
 from roberta_jax.weights.formats.unpickler import PickledTensor, Storage
-from roberta_jax.weights.tensors import ByteRange, LazyTensor, element_span, row_major_strides
+from roberta_jax.weights.tensors import (
+    ByteRange,
+    Checksum,
+    FileContents,
+    LazyTensor,
+    element_span,
+    row_major_strides,
+    verify,
+)
 
 _MAGIC = 0x1950A86A20F9469CFC6C
 _VERSION = 1001
@@ -43,6 +54,7 @@ def read(path: pathlib.Path, inert: bool = False) -> Any:
       UsageError: The file is truncated, compressed, of another format, or holds more than data.
     """
     try:
+        check_regular_file(path)
         with path.open("rb") as file:
             start = file.read(8)
             file.seek(0)
@@ -82,11 +94,11 @@ def _read_archive(file: BinaryIO, path: pathlib.Path, inert: bool) -> Any:
     if len(objects) != 1:
         raise UsageError(f"{path} is a zip archive, but not one of PyTorch's (it has no data.pkl)")
     folder = objects[0].removesuffix("data.pkl")
-    file.seek(_data_start(file, entries[objects[0]], path))
+    file.seek(_verified_start(file, entries[objects[0]], path))
     value = unpickler.load(file, str(path), inert)
     byte_order = entries.get(f"{folder}byteorder")
     if byte_order is not None:
-        file.seek(_data_start(file, byte_order, path))
+        file.seek(_verified_start(file, byte_order, path))
         if file.read(byte_order.file_size).strip() == b"big":
             raise UsageError(f"{path} was written on a big-endian machine; save it on another one")
     for storage in _storages(value):
@@ -94,8 +106,25 @@ def _read_archive(file: BinaryIO, path: pathlib.Path, inert: bool) -> Any:
         if entry is None:
             raise UsageError(f"{path} lacks the data of {storage.key!r}; write it again")
         storage.start = _data_start(file, entry, path)
+        storage.checksum = _checksum(entry, storage.start)
         _check_size(storage, entry.file_size, path)
     return value
+
+
+def _verified_start(file: BinaryIO, entry: zipfile.ZipInfo, path: pathlib.Path) -> int:
+    start = _data_start(file, entry, path)
+    if checksum := _checksum(entry, start):
+        verify(path, checksum)
+    return start
+
+
+def _checksum(entry: zipfile.ZipInfo, start: int) -> Checksum | None:
+    """The checksum of an entry's data, if it has one."""
+    return (
+        Checksum(entry.filename, ByteRange(start, entry.file_size), entry.CRC)
+        if entry.CRC
+        else None
+    )
 
 
 def _data_start(file: BinaryIO, entry: zipfile.ZipInfo, path: pathlib.Path) -> int:
@@ -172,7 +201,9 @@ def _with_lazy_tensors(value: Any, path: pathlib.Path, converted: dict[int, Any]
         data = ByteRange(
             storage.start + value.offset * width, element_span(value.shape, value.strides) * width
         )
-        return LazyTensor(value.shape, storage.dtype, path, (data,), value.strides)
+        return LazyTensor(
+            value.shape, storage.dtype, path, (data,), value.strides, storage.checksum
+        )
     if isinstance(value, dict):
         if id(value) not in converted:
             converted[id(value)] = {}
@@ -203,9 +234,9 @@ def state_dict(path: pathlib.Path) -> dict[str, LazyTensor]:
     return state
 
 
-def read_weights(path: pathlib.Path) -> tuple[dict[str, LazyTensor], None]:
-    """Finds the tensors of a state dict: ({name: tensor}, None); see `state_dict`."""
-    return state_dict(path), None
+def read_weights(path: pathlib.Path) -> FileContents:
+    """Finds the tensors of a state dict; see `state_dict`."""
+    return FileContents(state_dict(path))
 
 
 class Reference:

@@ -2,6 +2,13 @@
 
 A file is the length of a JSON header (8 bytes, little-endian), the header with each tensor's type,
 shape and place in the file, then the tensors' bytes.
+
+The format has no checksums. Files that are written here have two further entries in the header's
+`__metadata__`, which other programs ignore and leave out when they write the file themselves:
+`crc32` is a JSON object with the CRC-32 of each tensor's bytes, as 8 hexadecimal digits. `config`
+is one with those fields of `config.json` that the outputs depend on and the tensors do not show.
+Both are verified when a model is loaded. A program that changes tensors in place, or copies the
+metadata to another file, has to leave out `crc32`.
 """
 
 import json
@@ -9,6 +16,7 @@ import math
 import os
 import pathlib
 import struct
+import zlib
 from collections.abc import Iterable, Mapping, Sequence
 from typing import Any, NamedTuple
 
@@ -16,10 +24,11 @@ import numpy as np
 import safetensors
 
 from roberta_jax.errors import UsageError
+from roberta_jax.storage.reading import check_regular_file
 from roberta_jax.weights.config_file import to_json
 from roberta_jax.weights.files import SAFE_WEIGHTS_NAME
 from roberta_jax.weights.names import Leaf, split_leaves
-from roberta_jax.weights.tensors import ByteRange, LazyTensor
+from roberta_jax.weights.tensors import ByteRange, Checksum, FileContents, LazyTensor
 
 _NUMPY_DTYPES = {
     "F64": "float64",
@@ -41,36 +50,64 @@ _NUMPY_DTYPES = {
 _FILE_DTYPES = {dtype: name for name, dtype in _NUMPY_DTYPES.items()}
 
 
-def read_weights(path: pathlib.Path) -> tuple[dict[str, LazyTensor], None]:
-    """Finds the tensors of a file.
+# Fields of `config.json` in the entry `config` of the metadata.
+_CONFIG_FIELDS = (
+    "hidden_act",
+    "is_decoder",
+    "layer_norm_eps",
+    "num_attention_heads",
+    "pad_token_id",
+    "position_embedding_type",
+)
 
-    Returns:
-      ({name: tensor}, None).
+
+def read_weights(path: pathlib.Path) -> FileContents:
+    """Finds the tensors of a file.
 
     Raises:
       UsageError: The file is truncated, of another format, or cannot be read.
     """
     try:
+        check_regular_file(path)
         with safetensors.safe_open(path, framework="np"):  # checks the header against the file
             pass
         with path.open("rb") as file:
             length = struct.unpack("<Q", file.read(8))[0]
-            header = json.loads(file.read(length))
-    except (safetensors.SafetensorError, ValueError, struct.error) as error:
+            header = json.loads(file.read(length), object_pairs_hook=_without_duplicates)
+        metadata = header.pop("__metadata__", {})
+        checksums = json.loads(metadata.get("crc32", "{}"))
+        written_for = json.loads(metadata.get("config", "null"))
+        if not isinstance(checksums, dict) or not isinstance(written_for, dict | None):
+            raise ValueError("its metadata is not what this package writes")
+        tensors = {}
+        for name, entry in header.items():
+            start, end = entry["data_offsets"]
+            dtype = _NUMPY_DTYPES.get(entry["dtype"], entry["dtype"])
+            place, checksum = ByteRange(8 + length + start, end - start), None
+            if name in checksums:
+                checksum = Checksum(name, place, int(checksums[name], 16))
+            tensors[name] = LazyTensor(
+                tuple(entry["shape"]), dtype, path, (place,), checksum=checksum
+            )
+    except UsageError:
+        raise
+    except (
+        safetensors.SafetensorError, ValueError, TypeError, RecursionError, struct.error
+    ) as error:  # fmt: skip
         raise UsageError(
             f"{path} ({path.stat().st_size:,} bytes) is cut short or not a safetensors file "
             f"({error}); fetch or write it again"
         ) from None
     except OSError as error:
         raise UsageError(f"cannot read {path}: {error.strerror or error}") from error
-    tensors = {}
-    for name, entry in header.items():
-        if name != "__metadata__":
-            start, end = entry["data_offsets"]
-            dtype = _NUMPY_DTYPES.get(entry["dtype"], entry["dtype"])
-            place = ByteRange(8 + length + start, end - start)
-            tensors[name] = LazyTensor(tuple(entry["shape"]), dtype, path, (place,))
-    return tensors, None
+    return FileContents(tensors, written_for=written_for)
+
+
+def _without_duplicates(pairs: list[tuple[str, Any]]) -> dict[str, Any]:
+    items = dict(pairs)
+    if len(items) < len(pairs):
+        raise ValueError("its header has a name twice")
+    return items
 
 
 class TensorSpec(NamedTuple):
@@ -86,7 +123,10 @@ class TensorSpec(NamedTuple):
 
 
 def write_safetensors(
-    path: pathlib.Path, specs: Sequence[TensorSpec], tensors: Iterable[np.ndarray]
+    path: pathlib.Path,
+    specs: Sequence[TensorSpec],
+    tensors: Iterable[np.ndarray],
+    config: Mapping[str, Any] | None = None,
 ) -> None:
     """Writes one file, with the metadata that transformers' PyTorch loaders expect.
 
@@ -96,8 +136,34 @@ def write_safetensors(
         first, so that each tensor's bytes are aligned.
       tensors: The tensors. They are consumed one at a time, so that a generator needs memory for
         one of them.
+      config: The contents of the model's `config.json`; see the module's docstring.
     """
-    header: dict = {"__metadata__": {"format": "pt"}}
+    with path.open("wb") as file:
+        crcs = {spec.name: 0 for spec in specs}
+        file.write(_header(specs, crcs, config))
+        for spec, tensor in zip(specs, tensors, strict=True):
+            if tensor.shape != spec.shape or tensor.dtype != spec.dtype:
+                raise ValueError(f"expected {spec}, got {tensor.shape} {tensor.dtype}")
+            data = tensor.tobytes()
+            crcs[spec.name] = zlib.crc32(data)
+            file.write(data)
+        file.seek(0)
+        file.write(_header(specs, crcs, config))  # of the same length
+        file.flush()
+        os.fsync(file.fileno())
+
+
+def _header(
+    specs: Sequence[TensorSpec], crcs: Mapping[str, int], config: Mapping[str, Any] | None
+) -> bytes:
+    """The header's length and the header; its size does not depend on the checksums."""
+    metadata = {
+        "format": "pt",
+        "crc32": json.dumps({name: f"{crc:08x}" for name, crc in crcs.items()}),
+    }
+    if config is not None:
+        metadata["config"] = json.dumps({name: config[name] for name in _CONFIG_FIELDS})
+    header: dict = {"__metadata__": metadata}
     end = 0
     for spec in specs:
         start, end = end, end + spec.nbytes
@@ -108,14 +174,7 @@ def write_safetensors(
         }
     text = json.dumps(header).encode()
     text += b" " * (-len(text) % 8)
-    with path.open("wb") as file:
-        file.write(struct.pack("<Q", len(text)) + text)
-        for spec, tensor in zip(specs, tensors, strict=True):
-            if tensor.shape != spec.shape or tensor.dtype != spec.dtype:
-                raise ValueError(f"expected {spec}, got {tensor.shape} {tensor.dtype}")
-            file.write(tensor.tobytes())
-        file.flush()
-        os.fsync(file.fileno())
+    return struct.pack("<Q", len(text)) + text
 
 
 def write_weights(
@@ -131,7 +190,7 @@ def write_weights(
       folder: Gets `model.safetensors`, or shards and `model.safetensors.index.json`.
       leaves: The parameters, wider types first.
       arrays: The leaves' values on the host, in the same order; consumed one at a time.
-      config: The model's `config.json`; not used here.
+      config: The contents of the model's `config.json`; some fields are written, too.
       max_shard_size: Bytes above which a file becomes shards.
     """
     shards: list[list[TensorSpec]] = [[]]
@@ -143,12 +202,12 @@ def write_weights(
             shards[-1].append(spec)
     tensors = (tensor for _, tensor in split_leaves(leaves, arrays))
     if len(shards) == 1:
-        write_safetensors(folder / SAFE_WEIGHTS_NAME, shards[0], tensors)
+        write_safetensors(folder / SAFE_WEIGHTS_NAME, shards[0], tensors, config)
         return
     weight_map = {}
     for number, specs in enumerate(shards, start=1):
         name = f"model-{number:05}-of-{len(shards):05}.safetensors"
-        write_safetensors(folder / name, specs, (next(tensors) for _ in specs))
+        write_safetensors(folder / name, specs, (next(tensors) for _ in specs), config)
         weight_map |= dict.fromkeys((spec.name for spec in specs), name)
     total = sum(spec.nbytes for specs in shards for spec in specs)
     index = {"metadata": {"total_size": total}, "weight_map": weight_map}

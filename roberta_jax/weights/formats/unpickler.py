@@ -46,12 +46,14 @@ class Storage:
       key: The name of the storage in the file.
       count: The number of elements.
       start: The offset of the data in the file, in bytes. The reader of the file's format sets it.
+      checksum: The checksum of the data, if the file has one; set by the same.
     """
 
-    __slots__ = ("count", "dtype", "key", "start")
+    __slots__ = ("checksum", "count", "dtype", "key", "start")
 
     def __init__(self, dtype: str, key: str, count: int):
-        self.dtype, self.key, self.count, self.start = dtype, key, count, None
+        self.dtype, self.key, self.count = dtype, key, count
+        self.start = self.checksum = None
 
 
 class PickledTensor:

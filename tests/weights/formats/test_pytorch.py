@@ -212,3 +212,33 @@ def test_a_folder_with_pytorch_model_bin_loads(zipped, tmp_path):
     (tmp_path / "cut" / next(iter(files.values()))).unlink()
     with pytest.raises(UsageError, match="names files that do not exist"):
         weights.load_pretrained(tmp_path / "cut")
+
+
+# Checksums
+
+
+def test_every_changed_byte_of_an_archive_is_noticed(tmp_path):
+    numbers = np.arange(6, dtype=np.float32)
+    entries = [("data/0", numbers.tobytes())]
+    for number, (shape, strides) in enumerate([((2, 3), (3, 1)), ((3, 2), (1, 3)), ((2,), (2,))]):
+        path = archive(tmp_path / str(number), tensor_pickle(0, shape, strides), entries)
+        data = path.read_bytes()
+        start = data.index(numbers.tobytes())
+        pickled = data.index(b"\x80\x02}")
+        for position in (*range(start, start + 24), *range(pickled, pickled + 60)):
+            path.write_bytes(data[:position] + bytes([data[position] ^ 4]) + data[position + 1 :])
+            with pytest.raises(UsageError, match="damaged"):
+                pytorch.state_dict(path)["a"].read()
+
+
+def test_an_archive_without_checksums_is_read(tmp_path):
+    """PyTorch writes 0 for them after `torch.serialization.set_crc32_options(False)`."""
+    numbers = np.arange(6, dtype=np.float32)
+    entries = [("data/0", numbers.tobytes())]
+    path = archive(tmp_path / "x.bin", tensor_pickle(0, (6,), (1,)), entries)
+    data = path.read_bytes()
+    with zipfile.ZipFile(path) as file:
+        for entry in file.infolist():
+            data = data.replace(struct.pack("<I", entry.CRC), bytes(4))
+    path.write_bytes(data)
+    np.testing.assert_array_equal(pytorch.state_dict(path)["a"].read(), numbers)
