@@ -24,9 +24,10 @@ _MASKED_LOGIT = -1e30  # its probability is exactly 0
 
 def reference_cross_entropy(logits: jax.Array, labels: jax.Array) -> jax.Array:
     """`cross_entropy` by its definition, differentiated by JAX."""
-    log_probabilities = jax.nn.log_softmax(logits.astype(jnp.float32), axis=-1)
-    losses = -jnp.take_along_axis(log_probabilities, labels[..., None], axis=-1)[..., 0]
-    return nan_unless_in_range(losses, labels, logits.shape[-1])
+    labels = labels[..., None]
+    logits = nan_unless_in_range(logits.astype(jnp.float32), labels, logits.shape[-1])
+    log_probabilities = jax.nn.log_softmax(logits, axis=-1)
+    return -jnp.take_along_axis(log_probabilities, labels, axis=-1)[..., 0]
 
 
 def reference_projected_cross_entropy(x_ND, table_VD, bias_V, labels_N):
@@ -37,7 +38,7 @@ def reference_projected_cross_entropy(x_ND, table_VD, bias_V, labels_N):
 
 
 def nan_unless_in_range(x: jax.Array, labels: jax.Array, num_classes: int) -> jax.Array:
-    """Makes x, of the shape of the labels, NaN where the label is not in [0, num_classes).
+    """Makes x, to whose shape the labels broadcast, NaN where they are not in [0, num_classes).
 
     Indexing itself would take a negative label from the end, and some modes clip a larger one.
     """

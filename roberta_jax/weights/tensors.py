@@ -15,6 +15,7 @@ import ml_dtypes  # noqa: F401  (registers the dtypes "bfloat16" and "float8_…
 import numpy as np
 
 from roberta_jax.errors import UsageError
+from roberta_jax.weights.finite import count_not_finite
 
 FLOATING = ("float64", "float32", "float16", "bfloat16")
 
@@ -154,10 +155,44 @@ class LazyTensor:
                 view, remaining = view[count:], remaining - count
 
 
-def read_all(pairs: Iterable[tuple[LazyTensor, np.ndarray]]) -> None:
-    """Reads each tensor into the array that comes with it, several at a time."""
+def read_all(reads: Iterable[tuple[str, LazyTensor, np.ndarray]]) -> None:
+    """Reads each tensor into the array that comes with it, several at a time.
+
+    Args:
+      reads: (name in the file, tensor, array).
+
+    Raises:
+      UsageError: A file ends before a tensor does or cannot be read, or the numbers are not finite.
+    """
+
+    def read(name, tensor, array):
+        with np.errstate(
+            over="ignore"
+        ):  # a number too large for the array's type is an error below
+            tensor.read_into(array)
+        return count_not_finite(array)
+
+    reads = list(reads)
     with concurrent.futures.ThreadPoolExecutor(_THREADS) as pool:
-        list(pool.map(lambda pair: pair[0].read_into(pair[1]), pairs))
+        counts = list(pool.map(lambda each: read(*each), reads))
+    bad = [(*each, count) for each, count in zip(reads, counts, strict=True) if count]
+    if bad:
+        raise _not_finite_error(*bad[0], f" (one of {len(bad)} such tensors of {len(reads)})")
+
+
+def _not_finite_error(
+    name: str, tensor: LazyTensor, array: np.ndarray, count: int, others: str
+) -> UsageError:
+    if np.dtype(tensor.dtype) != array.dtype and not count_not_finite(tensor.read()):
+        return UsageError(
+            f"{count} of the {array.size} values of {name} in {tensor.path} are too large for "
+            f"{array.dtype.name}{others}: use float32 or bfloat16 parameters"
+        )
+    return UsageError(
+        f"the weights are not finite: {count} of the {array.size} values of {name} in "
+        f"{tensor.path} are NaN or infinite{others}. The training that wrote them has diverged, or "
+        "the file is damaged: use other weights, or an earlier checkpoint of that training"
+    )
 
 
 def row_major_strides(shape: tuple[int, ...]) -> tuple[int, ...]:

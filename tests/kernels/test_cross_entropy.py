@@ -118,10 +118,10 @@ def test_projected_cross_entropy_in_bfloat16(implementation):
 @pytest.mark.parametrize("implementation", kernels.IMPLEMENTATIONS)
 def test_labels_out_of_range_give_nan(implementation, dtype):
     """They neither count from the end, as NumPy's indices, nor are they clipped."""
-    labels = np.array([2, -1, -7, 7, -100, 6, 0], np.int32)
-    outside = (labels < 0) | (labels >= 7)
+    labels = jnp.array([2, -1, -7, 7, -100, 6, 0])
+    outside = np.asarray((labels < 0) | (labels >= 7))
     x = jnp.asarray(random_normal(0, 7, 4), dtype)
-    table, bias = random_normal(1, 7, 4), random_normal(2, 7)
+    table, bias = jnp.asarray(random_normal(1, 7, 4)), jnp.asarray(random_normal(2, 7))
 
     def projected(x):
         return kernels.projected_cross_entropy(x, table, bias, labels, implementation)
