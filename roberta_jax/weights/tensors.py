@@ -166,9 +166,8 @@ def read_all(reads: Iterable[tuple[str, LazyTensor, np.ndarray]]) -> None:
     """
 
     def read(name, tensor, array):
-        with np.errstate(
-            over="ignore"
-        ):  # a number too large for the array's type is an error below
+        # A number too large for the array becomes infinite, which is an error below.
+        with np.errstate(over="ignore"):
             tensor.read_into(array)
         return count_not_finite(array)
 
