@@ -176,7 +176,8 @@ def read_all(reads: Iterable[tuple[str, LazyTensor, np.ndarray]]) -> None:
         counts = list(pool.map(lambda each: read(*each), reads))
     bad = [(*each, count) for each, count in zip(reads, counts, strict=True) if count]
     if bad:
-        raise _not_finite_error(*bad[0], f" (one of {len(bad)} such tensors of {len(reads)})")
+        others = f" (one of {len(bad)} such tensors of {len(reads)})" if len(bad) > 1 else ""
+        raise _not_finite_error(*bad[0], others)
 
 
 def _not_finite_error(
