@@ -146,7 +146,8 @@ def read_parameters(path: pathlib.Path, shapes: Mapping[str, Any]) -> ParameterF
                 "dtype"
             )
         values[leaf.path] = array = np.empty(leaf.value.shape, tensor.dtype)
-        reads.append((tensor, array.T if leaf.transposed else array))
+        in_file = tensors.names[canonical(name)]
+        reads.append((in_file, tensor, array.T if leaf.transposed else array))
     if not any(is_encoder(leaf.path) and leaf.path not in missing for leaf in model_leaves):
         raise UsageError(
             f"no tensor in {path} is a parameter of this model's encoder: the file holds "

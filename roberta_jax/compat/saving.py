@@ -22,6 +22,7 @@ from roberta_jax.errors import UsageError, listed
 from roberta_jax.storage import atomic
 from roberta_jax.weights.config_file import to_json
 from roberta_jax.weights.files import FLAX_WEIGHTS_NAME, SAFE_WEIGHTS_NAME, weights_in
+from roberta_jax.weights.finite import check_before_saving
 from roberta_jax.weights.formats import msgpack
 from roberta_jax.weights.formats.safetensors import TensorSpec, write_safetensors
 from roberta_jax.weights.names import leaves
@@ -129,6 +130,9 @@ def _check_params(shapes: Mapping[str, Any], params: Mapping[str, Any]) -> None:
     ]
     if problems:
         raise UsageError(f"params does not match this model: {listed(problems)}")
+    for name, value in given.items():
+        if jax.numpy.issubdtype(value.dtype, jax.numpy.floating):
+            check_before_saving(name, np.asarray(value))
     missing = [name for name in expected if name not in given]
     if missing:
         logger.warning("saved without %s, which params lacks", listed(missing))

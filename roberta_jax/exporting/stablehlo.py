@@ -120,7 +120,7 @@ def load_stablehlo(path: str | os.PathLike) -> Callable[..., dict[str, jax.Array
             raise ValueError(f"{PROGRAM} does not have the checksum in {SIGNATURE}")
         tensors = read_weights(folder / PARAMS).tensors
         flat = {name: np.empty(tensor.shape, tensor.dtype) for name, tensor in tensors.items()}
-        read_all((tensor, flat[name]) for name, tensor in tensors.items())
+        read_all((name, tensor, flat[name]) for name, tensor in tensors.items())
         program = export.deserialize(bytearray(data))
     except FileNotFoundError as error:
         raise UsageError(f"{folder} holds no exported program: no {error.filename}") from None

@@ -11,6 +11,7 @@ Array names carry their shape: B batch, Q queries, S keys, H heads, K head width
 """
 
 import functools
+import math
 from collections.abc import Callable
 
 import jax
@@ -80,10 +81,10 @@ def relative_bias(q_BQHK: jax.Array, k_BSHK: jax.Array | None, vectors_QSK: jax.
     equation 5), plus, if `k_BSHK` is given, the product of each key with that vector (Huang et al.
     2020, method 4).
     """
-    scale = q_BQHK.shape[-1] ** -0.5
 
     def product(spec, x):
-        return jnp.einsum(spec, x * scale, vectors_QSK, preferred_element_type=jnp.float32)
+        x, factor = _scaled(x)
+        return factor * jnp.einsum(spec, x, vectors_QSK, preferred_element_type=jnp.float32)
 
     bias = product("bqhk,qsk->bhqs", q_BQHK)
     return bias if k_BSHK is None else bias + product("bshk,qsk->bhqs", k_BSHK)
@@ -106,9 +107,21 @@ def xla_attention(q_BQHK, k_BSHK, v_BSHK, bias, dropout_seed, dropout_rate):
 
 
 def _scores(q_BQHK, k_BSHK, bias):
-    q_BQHK = q_BQHK * q_BQHK.shape[-1] ** -0.5
+    q_BQHK, factor = _scaled(q_BQHK)
     scores = jnp.einsum("bqhk,bshk->bhqs", q_BQHK, k_BSHK, preferred_element_type=jnp.float32)
+    scores = factor * scores
     return scores if bias is None else scores + bias
+
+
+def _scaled(x):
+    """Two factors of x / sqrt(K), an array and a number, where K is the size of x's last axis.
+
+    The number is 1 if the array can be scaled without loss: in float32, or where sqrt(K) is a power
+    of two, as for heads of 64. Otherwise the float32 product with the array is to be scaled.
+    """
+    scale = x.shape[-1] ** -0.5
+    is_exact = math.frexp(scale)[0] == 0.5 or jnp.finfo(x.dtype).bits >= 32
+    return (x * scale, 1.0) if is_exact else (x, scale)
 
 
 def _dropout(x, seed, rate):
@@ -151,7 +164,8 @@ def _backward(dropout_rate, residuals, grad_BQHK):
 
     scale = q_BQHK.shape[-1] ** -0.5
     grad_q = product("bhqs,bshk->bqhk", grad_scores, k_BSHK) * scale
-    grad_k = product("bhqs,bqhk->bshk", grad_scores, q_BQHK * scale)
+    q_BQHK, factor = _scaled(q_BQHK)
+    grad_k = factor * product("bhqs,bqhk->bshk", grad_scores, q_BQHK)
     return grad_q.astype(dtype), grad_k.astype(dtype), grad_v.astype(dtype), None, None
 
 

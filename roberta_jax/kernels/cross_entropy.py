@@ -24,8 +24,10 @@ _MASKED_LOGIT = -1e30  # its probability is exactly 0
 
 def reference_cross_entropy(logits: jax.Array, labels: jax.Array) -> jax.Array:
     """`cross_entropy` by its definition, differentiated by JAX."""
-    log_probabilities = jax.nn.log_softmax(logits.astype(jnp.float32), axis=-1)
-    return -jnp.take_along_axis(log_probabilities, labels[..., None], axis=-1)[..., 0]
+    labels = labels[..., None]
+    logits = nan_unless_in_range(logits.astype(jnp.float32), labels, logits.shape[-1])
+    log_probabilities = jax.nn.log_softmax(logits, axis=-1)
+    return -jnp.take_along_axis(log_probabilities, labels, axis=-1)[..., 0]
 
 
 def reference_projected_cross_entropy(x_ND, table_VD, bias_V, labels_N):
@@ -33,6 +35,15 @@ def reference_projected_cross_entropy(x_ND, table_VD, bias_V, labels_N):
     table_VD = table_VD.astype(x_ND.dtype)
     logits_NV = jnp.einsum("nd,vd->nv", x_ND, table_VD, preferred_element_type=jnp.float32)
     return reference_cross_entropy(logits_NV + bias_V, labels_N)
+
+
+def nan_unless_in_range(x: jax.Array, labels: jax.Array, num_classes: int) -> jax.Array:
+    """Makes x, to whose shape the labels broadcast, NaN where they are not in [0, num_classes).
+
+    Indexing itself would take a negative label from the end, and some modes clip a larger one.
+    """
+    # A factor, so that the gradient is NaN too.
+    return x * jnp.where((labels >= 0) & (labels < num_classes), 1.0, jnp.nan)
 
 
 @jax.custom_vjp
@@ -44,13 +55,14 @@ def cross_entropy(logits: jax.Array, labels: jax.Array) -> jax.Array:
       labels: int [...], in [0, V).
 
     Returns:
-      float32 [...].
+      float32 [...]; NaN, with NaN as gradient, where a label is out of range.
     """
     return _cross_entropy_forward(logits, labels)[0]
 
 
 def _cross_entropy_forward(logits, labels):
     log_sum = jax.nn.logsumexp(logits.astype(jnp.float32), axis=-1)
+    log_sum = nan_unless_in_range(log_sum, labels, logits.shape[-1])
     label_logits = jnp.take_along_axis(logits, labels[..., None], axis=-1)[..., 0]
     return log_sum - label_logits.astype(jnp.float32), (logits, labels, log_sum)
 
@@ -85,7 +97,7 @@ def projected_cross_entropy(
       implementation: a key of `IMPLEMENTATIONS`.
 
     Returns:
-      float32 [N], in nats.
+      float32 [N], in nats; NaN, with NaN as gradient, where a label is out of range.
     """
     return IMPLEMENTATIONS[implementation](x_ND, table_VD, bias_V, labels_N)
 
@@ -148,7 +160,7 @@ def _chunked_forward(x_ND, table_VD, bias_V, labels_N):
     )
     num_chunks, _ = _num_chunks_and_size(table_VD.shape[0])
     (logits_max, total), _ = jax.lax.scan(add_chunk, initial, jnp.arange(num_chunks))
-    log_sum = logits_max + jnp.log(total)
+    log_sum = nan_unless_in_range(logits_max + jnp.log(total), labels_N, table_VD.shape[0])
     label_logits = bias_V[labels_N] + jnp.einsum(
         "nd,nd->n", x_ND, rows_VD[labels_N], preferred_element_type=jnp.float32
     )

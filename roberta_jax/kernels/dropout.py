@@ -103,8 +103,12 @@ def dropout(x: jax.Array, seed: jax.Array, rate: float) -> jax.Array:
     Returns:
       An array of x's shape and dtype.
     """
+    # In float32, because 1 / (1 - rate) has few digits in bfloat16: with rate 0.1 the mean of the
+    # result would be 0.9984 times that of x. The conversions are fused with the multiplication.
+    dtype = jnp.promote_types(x.dtype, jnp.float32)
     # Multiplied rather than selected with `where`: XLA would store an array of zeros for that.
-    return x * (keep_mask(seed, x.shape, rate).astype(x.dtype) * (1 / (1 - rate)))
+    scale = keep_mask(seed, x.shape, rate).astype(dtype) * (1 / (1 - rate))
+    return (x.astype(dtype) * scale).astype(x.dtype)
 
 
 def _dropout_forward(x, seed, rate):

@@ -17,7 +17,7 @@ from roberta_jax.kernels.dropout import seed_from_key
 from roberta_jax.modeling.activations import ACTIVATIONS
 from roberta_jax.modeling.config import RobertaConfig
 from roberta_jax.modeling.execution import Execution
-from roberta_jax.modeling.layers import Dense, Dropout, Embedding, LayerNorm
+from roberta_jax.modeling.layers import Dense, Dropout, Embedding, LayerNorm, add
 
 
 class SelfAttention(nn.Module):
@@ -90,7 +90,10 @@ class SelfAttention(nn.Module):
             )
         if head_mask is not None:
             # Scaling a head's output is the same as scaling its probabilities.
-            context_BLHK = context_BLHK * head_mask[:, None].astype(execution.dtype)
+            # In float32, in which the gradient of the mask is then summed.
+            context_BLHK = (context_BLHK * head_mask[:, None].astype(jnp.float32)).astype(
+                execution.dtype
+            )
             if output_attentions:
                 probabilities = probabilities * head_mask[:, None, None]
         context_BLD = context_BLHK.reshape(x_BLD.shape)
@@ -150,7 +153,7 @@ class Output(nn.Module):
         axes = (self.input_axis, "embed")
         x = Dense(config.hidden_size, axes, config.initializer_range, dtype, name="dense")(x)
         x = nn.with_logical_constraint(x, ("batch", "length", None))
-        x = residual + Dropout(config.hidden_dropout_prob)(x, deterministic)
+        x = add(residual, Dropout(config.hidden_dropout_prob)(x, deterministic))
         x = LayerNorm(config.layer_norm_eps, dtype, name="LayerNorm")(x)
         return nn.with_logical_constraint(x, ("batch", "length", None))
 

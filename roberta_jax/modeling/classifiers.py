@@ -13,6 +13,7 @@ import jax
 import jax.numpy as jnp
 
 from roberta_jax.modeling import losses
+from roberta_jax.modeling.activations import tanh
 from roberta_jax.modeling.config import RobertaConfig
 from roberta_jax.modeling.execution import Execution
 from roberta_jax.modeling.inputs import shape_error
@@ -34,7 +35,7 @@ class ClassificationHead(nn.Module):
         dense = Dense(
             config.hidden_size, ("embed", "heads"), spread, self.execution.dtype, name="dense"
         )
-        x_BD = drop(jnp.tanh(dense(drop(x_BLD[:, 0], deterministic))), deterministic)
+        x_BD = drop(tanh(dense(drop(x_BLD[:, 0], deterministic))), deterministic)
         out_proj = Dense(config.num_labels, ("embed", None), spread, jnp.float32, name="out_proj")
         return out_proj(x_BD)
 
@@ -234,8 +235,9 @@ class RobertaForQuestionAnswering(ConfigModule):
     ) -> dict[str, jax.Array]:
         """{"start": ..., "end": ...}: half of each summed cross-entropy, in nats.
 
-        Halves, because the loss is the mean of the two quotients. A position outside the input is
-        no target; that is how windows without the answer are marked.
+        Halves, because the loss is the mean of the two quotients. A position past the input is no
+        target; that is how windows without the answer are marked. A negative position counts as 0,
+        as in Hugging Face's classes.
 
         Args:
           start_positions, end_positions: int [B].

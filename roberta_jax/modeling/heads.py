@@ -25,7 +25,7 @@ import jax
 import jax.numpy as jnp
 
 from roberta_jax.kernels.cross_entropy import cross_entropy, projected_cross_entropy
-from roberta_jax.modeling.activations import gelu
+from roberta_jax.modeling.activations import gelu, tanh
 from roberta_jax.modeling.classifiers import (
     RobertaForMultipleChoice,
     RobertaForQuestionAnswering,
@@ -34,7 +34,7 @@ from roberta_jax.modeling.classifiers import (
 )
 from roberta_jax.modeling.config import RobertaConfig
 from roberta_jax.modeling.execution import Execution
-from roberta_jax.modeling.inputs import shape_error
+from roberta_jax.modeling.inputs import check_range, shape_error
 from roberta_jax.modeling.layers import Dense, LayerNorm, replicated
 from roberta_jax.modeling.losses import IGNORE_INDEX, label_count
 from roberta_jax.modeling.model import ConfigModule, RobertaModel
@@ -135,11 +135,12 @@ class RobertaForMaskedLM(ConfigModule):
 
         Args:
           masked_positions: int [B, K], in [0, L): where to predict, as fairseq projects only the
-            masked tokens. Position 0 may fill empty slots.
+            masked tokens. Position 0 may fill empty slots. Under `jit`, where positions cannot be
+            checked, one out of range gives NaN.
           others: see `RobertaModel.__call__`.
 
         Raises:
-          ValueError: as `RobertaModel.__call__`.
+          ValueError: a masked position is out of range, or as `RobertaModel.__call__`.
         """
         output = self.roberta(
             input_ids, attention_mask, token_type_ids, position_ids, segment_ids, **inputs
@@ -250,7 +251,7 @@ class NextSentenceHead(nn.Module):
 
     def __call__(self, x_BMD: jax.Array) -> jax.Array:
         """The inputs' first vectors [B, M, D] to float32 logits [B, M, 2]."""
-        return self.classifier(jnp.tanh(self.pooler(x_BMD)).astype(jnp.float32))
+        return self.classifier(tanh(self.pooler(x_BMD)).astype(jnp.float32))
 
 
 class RobertaForPreTraining(ConfigModule):
@@ -282,17 +283,17 @@ class RobertaForPreTraining(ConfigModule):
 
         Args:
           masked_positions: as for `RobertaForMaskedLM`.
-          next_sentence_positions: int [B, M], the first token of each input of a row; None takes
-            each row as one input.
+          next_sentence_positions: int [B, M], in [0, L), the first token of each input of a row;
+            None takes each row as one input.
           others: see `RobertaModel.__call__`.
         """
         x_BLD = self.roberta(*args, **inputs).last_hidden_state
         if next_sentence_positions is None:
             next_sentence_positions = jnp.zeros((x_BLD.shape[0], 1), jnp.int32)
         table = self.roberta.embeddings.word_embeddings.embedding
+        x_BMD = at_positions(x_BLD, next_sentence_positions, "next_sentence_positions")
         return PreTrainingOutput(
-            self.lm_head(at_positions(x_BLD, masked_positions), table),
-            self.next_sentence(at_positions(x_BLD, next_sentence_positions)),
+            self.lm_head(at_positions(x_BLD, masked_positions), table), self.next_sentence(x_BMD)
         )
 
     def loss(self, **batch: Any) -> dict[str, jax.Array]:
@@ -335,7 +336,8 @@ class RobertaForPreTraining(ConfigModule):
             losses_BK = self.lm_head.loss(x_BKD, table, masked_labels)
             scores["masked_lm"] = jnp.sum(losses_BK * masked_weights)
         if next_sentence_positions is not None:
-            logits_BM2 = self.next_sentence(at_positions(x_BLD, next_sentence_positions))
+            x_BMD = at_positions(x_BLD, next_sentence_positions, "next_sentence_positions")
+            logits_BM2 = self.next_sentence(x_BMD)
             losses_BM = cross_entropy(logits_BM2, next_sentence_labels)
             correct_BM = jnp.argmax(logits_BM2, axis=-1) == next_sentence_labels
             scores["next_sentence"] = jnp.sum(losses_BM * next_sentence_weights)
@@ -347,20 +349,31 @@ class RobertaForPreTraining(ConfigModule):
         """The divisors of what `loss` and `evaluate` give for this batch."""
         counts = {}
         if "masked_weights" in batch:
-            counts["masked_lm"] = jnp.sum(batch["masked_weights"])
+            counts["masked_lm"] = jnp.sum(batch["masked_weights"].astype(jnp.float32))
         if "next_sentence_weights" in batch:
-            pairs = jnp.sum(batch["next_sentence_weights"])
+            pairs = jnp.sum(batch["next_sentence_weights"].astype(jnp.float32))
             counts |= {"next_sentence": pairs, "next_sentence_accuracy": pairs}
         return counts
 
 
-def at_positions(x_BLD, positions_BK):
-    """The vectors [B, K, D] at these positions, or all of them for None."""
+def at_positions(
+    x_BLD: jax.Array, positions_BK: jax.Array | None, name: str = "masked_positions"
+) -> jax.Array:
+    """The vectors [B, K, D] at these positions, or all of them for None.
+
+    Raises:
+      ValueError: the positions, which the message calls by `name`, have a wrong shape or are
+        outside of the input. Under `jit` their values cannot be checked; such a one gives NaN.
+    """
     if positions_BK is None:
         return x_BLD
-    if positions_BK.ndim != 2 or positions_BK.shape[0] != x_BLD.shape[0]:
-        raise shape_error("masked_positions", positions_BK.shape, f"({x_BLD.shape[0]}, K)")
-    x_BKD = jnp.take_along_axis(x_BLD, positions_BK[..., None], axis=1)
+    batch, length, _ = x_BLD.shape
+    if positions_BK.ndim != 2 or positions_BK.shape[0] != batch:
+        raise shape_error(name, positions_BK.shape, f"({batch}, K)")
+    check_range(name, positions_BK, length)
+    # Indexing would take a negative position from the end.
+    positions_BK = jnp.where(positions_BK < 0, length, positions_BK)
+    x_BKD = jnp.take_along_axis(x_BLD, positions_BK[..., None], axis=1, mode="fill")
     return nn.with_logical_constraint(x_BKD, ("batch", None, None))
 
 

@@ -132,13 +132,19 @@ def check_inputs(
         ("token_type_ids", token_type_ids, config.type_vocab_size),
         ("position_ids", position_ids, config.max_position_embeddings),
     ):
-        if ids is None or isinstance(ids, jax.core.Tracer):
-            continue
-        ids = np.asarray(ids)
-        if ids.size and (ids.min() < 0 or ids.max() >= rows):
-            raise ValueError(
-                f"{name} must lie in [0, {rows}), but they span [{ids.min()}, {ids.max()}]"
-            )
+        if ids is not None:
+            check_range(name, ids, rows)
+
+
+def check_range(name: str, ids: jax.Array, rows: int) -> None:
+    """Raises a ValueError for ids outside [0, rows). Under `jit` they cannot be checked."""
+    if isinstance(ids, jax.core.Tracer):
+        return
+    ids = np.asarray(ids)
+    if ids.size and (ids.min() < 0 or ids.max() >= rows):
+        raise ValueError(
+            f"{name} must lie in [0, {rows}), but they span [{ids.min()}, {ids.max()}]"
+        )
 
 
 def check_encoder_states(

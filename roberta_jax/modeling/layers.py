@@ -33,8 +33,42 @@ class Dropout(nn.Module):
         return dropout(x, seed_from_key(self.make_rng("dropout")), self.rate)
 
 
+def add(*arrays: jax.Array) -> jax.Array:
+    """Adds arrays in float32, or in a wider type if one has that.
+
+    The gradient of an array that is broadcast is summed in this type too.
+    """
+    dtype = jnp.promote_types(jnp.result_type(*arrays), jnp.float32)
+    total, *others = (x.astype(dtype) for x in arrays)
+    for x in others:
+        total = total + x
+    return total
+
+
+@jax.custom_vjp
+def _add_bias(x: jax.Array, bias: jax.Array) -> jax.Array:
+    """x [..., D] + bias [D] in x's dtype, whose gradient of the bias is summed in float32.
+
+    Over thousands of tokens, a sum in bfloat16 would lose most of its digits. The addition itself
+    is left in x's dtype: of float32 additions, XLA writes the queries, keys and values of the
+    backward pass to memory in float32.
+    """
+    return x + bias.astype(x.dtype)
+
+
+def _add_bias_backward(bias, grad):
+    tokens = tuple(range(grad.ndim - 1))
+    dtype = jnp.promote_types(grad.dtype, jnp.float32)
+    return grad, jnp.sum(grad, tokens, dtype=dtype).astype(bias.dtype)
+
+
+_add_bias.defvjp(lambda x, bias: (_add_bias(x, bias), bias), _add_bias_backward)
+
+
 class Dense(nn.Module):
     """x @ kernel + bias, computed in `dtype` from float32 parameters.
+
+    The gradient of the bias is summed in float32; see `_add_bias`.
 
     Attributes:
       features: output width.
@@ -63,7 +97,7 @@ class Dense(nn.Module):
             jnp.float32,
         )
         product = jnp.einsum("...i,io->...o", x.astype(self.dtype), kernel.astype(self.dtype))
-        return product + bias.astype(self.dtype)
+        return _add_bias(product, bias)
 
 
 class LayerNorm(nn.Module):
@@ -146,8 +180,11 @@ def replicated(table: jax.Array, dtype: jnp.dtype) -> jax.Array:
 
 
 def lookup(table: jax.Array, ids: jax.Array, padding_row: int | None) -> jax.Array:
-    """table[ids]. Ids past the end of the table give NaN; `padding_row` gets no gradient."""
-    return _lookup(table, ids, padding_row)
+    """table[ids]. Ids outside the table give NaN; they and `padding_row` get no gradient.
+
+    Negative ids are outside the table as well: they do not count from its end.
+    """
+    return _lookup(table, jnp.where(ids < 0, table.shape[0], ids), padding_row)
 
 
 def _take(table, ids, padding_row):
@@ -213,10 +250,10 @@ class Embeddings(nn.Module):
             x_BLD = inputs_embeds.astype(self.execution.dtype)
         if token_type_ids is None:
             token_type_ids = jnp.zeros((1, 1), jnp.int32)
-        x_BLD = x_BLD + self.token_type_embeddings(token_type_ids)
+        parts = [x_BLD, self.token_type_embeddings(token_type_ids)]
         if self.config.position_embedding_type == "absolute":
-            x_BLD = x_BLD + self.position_embeddings(position_ids)
+            parts.append(self.position_embeddings(position_ids))
         else:  # creates the unused table, which Hugging Face's files contain as well
             self.position_embeddings(position_ids[:, :1])
-        x_BLD = self.dropout(self.LayerNorm(x_BLD), deterministic)
+        x_BLD = self.dropout(self.LayerNorm(add(*parts)), deterministic)
         return nn.with_logical_constraint(x_BLD, ("batch", "length", None))

@@ -24,7 +24,8 @@ def masked_lm_loss(
 
     Args:
       logits: [B, K, V], or [B, L, V] with a label and a weight for every position.
-      labels: int [B, K], in [0, V). Labels of weight 0 have no effect but must be in range.
+      labels: int [B, K], in [0, V). Labels of weight 0 have no effect but must be in range; a
+        label out of range gives NaN.
       weights: float [B, K], 1 for a target and 0 for an empty slot.
 
     Returns:
@@ -50,7 +51,8 @@ def label_loss(logits: jax.Array, labels: jax.Array) -> tuple[jax.Array, jax.Arr
 
     Args:
       logits: [..., C].
-      labels: int [...], in [0, C), or `IGNORE_INDEX` (-100) where there is no target.
+      labels: int [...], in [0, C), or `IGNORE_INDEX` (-100) where there is no target. Any other
+        label gives NaN.
 
     Returns:
       (sum of negative log-likelihoods in nats, number of targets), float32 scalars.
@@ -64,7 +66,7 @@ def span_loss(logits_BL: jax.Array, positions_B: jax.Array) -> tuple[jax.Array, 
     """The summed cross-entropy of positions in the inputs, and the number of targets.
 
     As in Hugging Face's question answering, positions are clipped to [0, L], and position L is not
-    a target.
+    a target: a position past the input does not count, and a negative one counts as 0.
 
     Args:
       logits_BL: one logit per position.
@@ -84,7 +86,10 @@ def label_count(labels: jax.Array) -> jax.Array:
 
 
 def span_count(positions_B: jax.Array, length: int) -> jax.Array:
-    """The number of positions inside inputs of this length; float32 scalar. See `span_loss`."""
+    """The number of positions that are targets in inputs of this length; see `span_loss`.
+
+    Returns a float32 scalar.
+    """
     return jnp.sum((positions_B.reshape(-1) < length).astype(jnp.float32))
 
 

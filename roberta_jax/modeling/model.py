@@ -11,6 +11,7 @@ import flax.linen as nn
 import jax
 import jax.numpy as jnp
 
+from roberta_jax.modeling.activations import tanh
 from roberta_jax.modeling.config import RobertaConfig
 from roberta_jax.modeling.encoder import Encoder
 from roberta_jax.modeling.execution import Execution
@@ -41,7 +42,7 @@ class Pooler(nn.Module):
             self.execution.dtype,
             name="dense",
         )
-        return jnp.tanh(dense(x_BLD[:, 0]))
+        return tanh(dense(x_BLD[:, 0]))
 
 
 class ConfigModule(nn.Module):

@@ -58,7 +58,7 @@ class Evaluation:
             else:
                 prefix = {"full": "eval", "short": "eval_short"}[name]
                 scores[f"{prefix}_loss"] = means["masked_lm"]
-                scores[f"{prefix}_perplexity"] = math.exp(means["masked_lm"])
+                scores[f"{prefix}_perplexity"] = _exp(means["masked_lm"])
         return scores
 
     def ngram_perplexities(self, train_dataset: Dataset) -> dict[str, float]:
@@ -82,6 +82,14 @@ class Evaluation:
             if name == "pairs":
                 batch = {key: x for key, x in batch.items() if key not in _MASKED_TARGETS}
             yield batch
+
+
+def _exp(nats: float) -> float:
+    """e**nats; infinity where that is too large for a float (`math.exp` raises an error)."""
+    try:
+        return math.exp(nats)
+    except OverflowError:
+        return math.inf
 
 
 def summary(metrics: Mapping[str, float]) -> str:

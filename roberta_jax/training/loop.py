@@ -25,12 +25,12 @@ import jax.numpy as jnp
 import optax
 from jax.sharding import Mesh
 
-from roberta_jax.errors import UsageError
+from roberta_jax.errors import UsageError, listed
 from roberta_jax.training.checkpoints import Checkpoints
 from roberta_jax.training.flops import peak_flops
 from roberta_jax.training.metrics import Meter, MetricsWriter
 from roberta_jax.training.partitioning import RULES, Rules, on_mesh
-from roberta_jax.training.state import TrainState
+from roberta_jax.training.state import LARGEST_PARAMETER, TrainState, unsound_arrays
 
 Batch = Mapping[str, jax.Array]
 Sums = dict[str, jax.Array]
@@ -44,7 +44,7 @@ RECORDS = "records"
 
 
 class Diverged(UsageError):
-    """The loss or the gradient norm is no longer finite."""
+    """A loss, the gradient, the state or an evaluation is not finite, or a parameter is huge."""
 
 
 def stream_key(seed: int, stream: str, step: jax.Array) -> jax.Array:
@@ -253,7 +253,8 @@ def fit(
 
     Step s is the s-th update. The host runs one step ahead of the device: the metrics of a step are
     read after the next step was dispatched. Before a checkpoint the host waits, so that a step is
-    saved only after its own loss and gradient norm were found finite.
+    saved only after its own loss and gradient norm were found finite. The state to be saved is
+    checked as well (see `state.unsound_arrays`), since the update itself could be what is wrong.
 
     Args:
       state: where to start; it is consumed.
@@ -278,7 +279,8 @@ def fit(
       (the state, whether the run was stopped before its end). The state is saved in either case.
 
     Raises:
-      Diverged: a loss or gradient norm is not finite.
+      Diverged: a loss, a gradient norm, the result of an evaluation or the state to be saved is not
+        finite.
       UsageError: a checkpoint could not be written.
     """
     step = start = int(state.step)
@@ -308,6 +310,7 @@ def fit(
         read()
         values = evaluation(state.params)
         if values is not None:
+            check_evaluation(step, values, checkpoints)
             writer.write(step, values)
         meter.pause()
         return values is not None
@@ -329,6 +332,7 @@ def fit(
                 due = stopping = not evaluate()
             if stopping or step == steps or _due(step, cadence.checkpoint):
                 read()
+                _check_state(step, state, checkpoints)
                 resume = {EVALUATION_DUE: due, LOSSES: meter.losses, RECORDS: writer.records}
                 checkpoints.save(step, state, {**(extra or {}), **resume})
                 meter.pause()
@@ -357,18 +361,43 @@ def _due(step: int, every: int) -> bool:
 
 def _check_finite(step: int, values: Mapping[str, float], checkpoints: Checkpoints) -> None:
     bad = [name for name in ("loss", "gradient_norm") if not math.isfinite(values[name])]
-    if not bad:
-        return
+    if bad:
+        what = f"the {' and the '.join(bad).replace('_', ' ')} is not finite"
+        raise _diverged(step, what, checkpoints)
+
+
+def _check_state(step: int, state: TrainState, checkpoints: Checkpoints) -> None:
+    bad = unsound_arrays(state)
+    if bad:
+        total = len(jax.tree.leaves(state))
+        what = (
+            f"the update left {len(bad)} of {total} arrays with values that are not finite, or "
+            f"parameters above {LARGEST_PARAMETER:.2g}: {listed(bad)}"
+        )
+        raise _diverged(step, what, checkpoints)
+
+
+def check_evaluation(step: int, values: Mapping[str, float], checkpoints: Checkpoints) -> None:
+    """Raises `Diverged` if a result of the evaluation after `step` updates is not finite."""
+    bad = [name for name, value in values.items() if not math.isfinite(value)]
+    if bad:
+        what = (
+            f"the evaluation is not finite ({', '.join(f'{name} {values[name]}' for name in bad)})"
+        )
+        raise _diverged(step, what, checkpoints)
+
+
+def _diverged(step: int, what: str, checkpoints: Checkpoints) -> Diverged:
     checkpoints.wait()
-    last = checkpoints.latest_step()
+    # The one of this step is what the evaluation after the last update has found to be bad.
+    before = [saved for saved in checkpoints.steps() if saved < step]
     saved = (
-        "No checkpoint was written before it."
-        if last is None
-        else f"The checkpoint of step {last} was written before and is intact."
+        f"The checkpoint of step {before[-1]} was written before and is intact."
+        if before
+        else "No checkpoint was written before it."
     )
-    raise Diverged(
-        f"training diverged: at step {step} the {' and the '.join(bad).replace('_', ' ')} "
-        f"is not finite. {saved}\nStart in a new --workdir with a lower "
+    return Diverged(
+        f"training diverged: at step {step} {what}. {saved}\nStart in a new --workdir with a lower "
         "--config.optimizer.learning_rate, a longer --config.schedule.warmup_steps, or "
         "--config.optimizer.clip_norm=1."
     )

@@ -237,14 +237,18 @@ def _train(folder: epath.Path, spec: TrainingSpec, job: Job, checkpoints: Checkp
         )
         step, metrics = int(state.step), None
         if not stopped:
-            with notices.doing("the model is exported first"):
-                job.export(state.params)
-                if primary:
-                    record_export(folder)
             metrics = _final_record(folder, spec.steps)  # of a run whose export was deleted
-            if metrics is None:
+            recorded = metrics is not None
+            if not recorded:
                 metrics = evaluate(state.params) if job.evaluate else {}
-                if metrics is not None:
+            # A model whose evaluation is not finite is not exported.
+            if metrics is not None:
+                loop.check_evaluation(step, metrics, checkpoints)
+                with notices.doing("the model is exported first"):
+                    job.export(state.params)
+                    if primary:
+                        record_export(folder)
+                if not recorded:
                     metrics |= job.final_metrics()
                     writer.write(spec.steps, {**metrics, "finished": 1.0})
     if metrics is None:

@@ -34,6 +34,13 @@ _CONTAINER_LIMIT = pathlib.Path("/sys/fs/cgroup/memory.max")
 # Returns the parameters as linen's `init` does: boxed with their logical axes.
 InitParams = Callable[[], Any]
 
+# From here on float32 numbers are more than 1 apart, so that no update below 1/2 changes a
+# parameter: it can no longer learn. No recipe comes near. Parameters of the released models stay
+# below 100, an update of Adam is a small multiple of the learning rate, and LAMB's changes a tensor
+# by the learning rate times its norm. Losses can be finite far beyond, because LayerNorm takes away
+# the size of its input.
+LARGEST_PARAMETER = 2.0**24
+
 
 @flax.struct.dataclass
 class TrainState:
@@ -120,6 +127,38 @@ def create_state(
         opt_state = jax.jit(optimizer.init, out_shardings=shardings.opt_state)(sharded)
     step = jax.device_put(jnp.zeros([], jnp.int32), shardings.step)
     return TrainState(step, sharded, opt_state)
+
+
+def unsound_arrays(state: TrainState) -> list[str]:
+    """Lists the arrays with which training cannot go on: not finite, or of huge parameters.
+
+    Parameters are huge beyond `LARGEST_PARAMETER`. Computed in one pass on the devices; with
+    several processes, each gets the same list.
+
+    Returns:
+      Paths in the state, such as "params/lm_head/bias".
+    """
+    leaves = [
+        (jax.tree_util.keystr(path, simple=True, separator="/"), leaf)
+        for path, leaf in jax.tree_util.tree_leaves_with_path(state)
+        if jnp.issubdtype(leaf.dtype, jnp.floating)
+    ]
+    limits = [LARGEST_PARAMETER if name.startswith("params") else math.inf for name, _ in leaves]
+    sound = np.asarray(_are_sound([leaf for _, leaf in leaves], limits))
+    return [
+        name for (name, _), is_sound in zip(leaves, sound.tolist(), strict=True) if not is_sound
+    ]
+
+
+@jax.jit
+def _are_sound(leaves: list[jax.Array], limits: list[float]) -> jax.Array:
+    """Whether each array is finite and at most as large as its limit, bool [arrays]."""
+    return jnp.stack(
+        [
+            jnp.all(jnp.isfinite(leaf) & (jnp.abs(leaf) <= limit))
+            for leaf, limit in zip(leaves, limits, strict=True)
+        ]
+    )
 
 
 def count_parameters(params: Any) -> int:

@@ -119,7 +119,8 @@ def from_pretrained(
       is a nested dictionary of JAX arrays.
 
     Raises:
-      UsageError: There is no such model, a file is damaged, or the tensors are not the model's.
+      UsageError: There is no such model, a file is damaged, or the tensors are not the model's or
+        not finite.
     """
     model, params = read_pretrained(
         path,
@@ -364,8 +365,12 @@ def _build(model_class, config, execution, tensors: Tensors) -> nn.Module:
 def _read_leaves(
     model_leaves: list[Leaf], tensors: Tensors, new: set[str], dtype: Any
 ) -> dict[tuple[str, ...], np.ndarray]:
-    """Reads all tensors, several at a time, each directly into its place in its leaf's array."""
-    flat, pairs = {}, []
+    """Reads all tensors, several at a time, each directly into its place in its leaf's array.
+
+    Raises:
+      UsageError: A file is cut short, or a tensor is not finite.
+    """
+    flat, reads = {}, []
     for leaf in model_leaves:
         parts = [None if canonical(name) in new else tensors.find(name) for name in leaf.names]
         dtypes = [np.dtype(tensor.dtype) for tensor in parts if tensor is not None]
@@ -377,8 +382,9 @@ def _read_leaves(
         for i, tensor in enumerate(parts):
             if tensor is not None:
                 place = array[i] if leaf.stacked else array
-                pairs.append((tensor, place.T if leaf.transposed else place))
-    read_all(pairs)
+                name = tensors.names[canonical(leaf.names[i])]
+                reads.append((name, tensor, place.T if leaf.transposed else place))
+    read_all(reads)
     return flat
 
 

@@ -29,6 +29,7 @@ from roberta_jax.weights.files import (
     SAFE_WEIGHTS_NAME,
     format_module,
 )
+from roberta_jax.weights.finite import check_before_saving
 from roberta_jax.weights.names import Leaf, Params, leaves
 from roberta_jax.weights.parameters import parameter_shapes
 
@@ -82,8 +83,9 @@ def save_pretrained(
       max_shard_size: Bytes above which `model.safetensors` becomes shards with an index.
 
     Raises:
-      UsageError: The parameters are not the model's, the folder holds other files, fairseq does not
-        support the model, or the folder cannot be written. An existing folder is then unchanged.
+      UsageError: The parameters are not the model's or not finite, the folder holds other files,
+        fairseq does not support the model, or the folder cannot be written. An existing folder is
+        then unchanged.
     """
     if format not in FORMATS:
         raise UsageError(f"unknown format {format!r}: use one of {', '.join(FORMATS)}")
@@ -94,7 +96,12 @@ def save_pretrained(
         architecture = "RobertaForMaskedLM"
         params = dict(params)
         head = nn.meta.unbox(params.pop(next_sentence.PARAMS_KEY))
-        head = jax.tree.map(_on_host, head)
+        head = {
+            module: {name: _on_host(value) for name, value in values.items()}
+            for module, values in head.items()
+        }
+        for leaf in leaves({next_sentence.PARAMS_KEY: head}):
+            _finite(leaf, leaf.value)
     # The wider types come first, so that each tensor of a safetensors file is aligned.
     ordered = sorted(leaves(params), key=lambda leaf: -np.dtype(leaf.value.dtype).itemsize)
     config = model.config.to_dict(architecture)
@@ -102,7 +109,7 @@ def save_pretrained(
     writer = format_module(_FILE_FORMATS[format])
     if format == "fairseq":
         ordered = writer.prepare_leaves(ordered, config)
-    arrays = (_on_host(leaf.value) for leaf in ordered)
+    arrays = (_finite(leaf, _on_host(leaf.value)) for leaf in ordered)
     if jax.process_index() == 0:
         check_replaceable(target)
         try:
@@ -135,6 +142,13 @@ def _on_host(value: Any) -> np.ndarray:
     ):
         value = multihost_utils.process_allgather(value, tiled=True)
     return np.asarray(value)
+
+
+def _finite(leaf: Leaf, array: np.ndarray) -> np.ndarray:
+    """Returns the array of a leaf, if all of it is finite."""
+    names = leaf.names[0] if len(leaf.names) == 1 else f"{leaf.names[0]} to {leaf.names[-1]}"
+    check_before_saving(names, array)
+    return array
 
 
 def _check_params(given_leaves: Sequence[Leaf], model: nn.Module) -> None:

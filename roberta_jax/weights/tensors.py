@@ -10,13 +10,14 @@ import dataclasses
 import math
 import pathlib
 import zlib
-from collections.abc import Iterable, Mapping
+from collections.abc import Iterable, Mapping, Sequence
 from typing import Any, BinaryIO, NamedTuple
 
 import ml_dtypes  # noqa: F401  (registers the dtypes "bfloat16" and "float8_…" with NumPy)
 import numpy as np
 
 from roberta_jax.errors import UsageError
+from roberta_jax.weights.finite import count_not_finite
 
 FLOATING = ("float64", "float32", "float16", "bfloat16")
 
@@ -109,10 +110,10 @@ class LazyTensor:
         """Reads the tensor, in its own type.
 
         Raises:
-          UsageError: As `read_all`.
+          UsageError: As `read_all`, but the numbers need not be finite.
         """
         array = np.empty(self.shape, self.dtype)
-        read_all([(self, array)])
+        _read_arrays([(self, array)])
         return array
 
     @property
@@ -204,22 +205,43 @@ class FileContents(NamedTuple):
     written_for: Mapping[str, Any] | None = None
 
 
-def read_all(pairs: Iterable[tuple[LazyTensor, np.ndarray]]) -> None:
+def read_all(reads: Iterable[tuple[str, LazyTensor, np.ndarray]]) -> None:
     """Reads each tensor into the array that comes with it, several at a time.
+
+    Args:
+      reads: (name in the file, tensor, array).
 
     Raises:
       UsageError: A file ends before one of its tensors does, cannot be read, or has other bytes
-        than its checksums say.
+        than its checksums say; or the numbers are not finite.
     """
-    pairs = list(pairs)
+    reads = list(reads)
+    counts = _read_arrays([(tensor, array) for _, tensor, array in reads])
+    bad = [(*each, count) for each, count in zip(reads, counts, strict=True) if count]
+    if bad:
+        others = f" (one of {len(bad)} such tensors of {len(reads)})" if len(bad) > 1 else ""
+        raise _not_finite_error(*bad[0], others)
+
+
+def _read_arrays(pairs: Sequence[tuple[LazyTensor, np.ndarray]]) -> list[int]:
+    """Reads each tensor into its array; returns how many numbers of each are not finite."""
+
+    def read(pair: tuple[LazyTensor, np.ndarray]) -> int:
+        tensor, array = pair
+        # A number too large for the array becomes infinite, which the caller reports.
+        with np.errstate(over="ignore"):
+            tensor.read_into(array)
+        return count_not_finite(array)
+
     # A tensor that is a part of the checked bytes, or reads them in another order. The range is
     # read on its own, once for all such tensors.
     checks = {(tensor.path, tensor.checksum) for tensor, _ in pairs if not tensor.verifies_itself}
     with concurrent.futures.ThreadPoolExecutor(_THREADS) as pool:
         checked = pool.map(lambda check: verify(*check), checks)
-        read = pool.map(lambda pair: pair[0].read_into(pair[1]), pairs)
-        for _ in (*checked, *read):
+        counts = pool.map(read, pairs)
+        for _ in checked:
             pass
+        return list(counts)
 
 
 def verify(path: pathlib.Path, checksum: Checksum) -> None:
@@ -254,6 +276,21 @@ def _damaged(path: pathlib.Path, checksum: Checksum) -> UsageError:
     return UsageError(
         f"{path} is damaged: the bytes of {checksum.name} do not have the CRC-32 that the file "
         "says they have. Fetch or write it again"
+    )
+
+
+def _not_finite_error(
+    name: str, tensor: LazyTensor, array: np.ndarray, count: int, others: str
+) -> UsageError:
+    if np.dtype(tensor.dtype) != array.dtype and not count_not_finite(tensor.read()):
+        return UsageError(
+            f"{count} of the {array.size} values of {name} in {tensor.path} are too large for "
+            f"{array.dtype.name}{others}: use float32 or bfloat16 parameters"
+        )
+    return UsageError(
+        f"the weights are not finite: {count} of the {array.size} values of {name} in "
+        f"{tensor.path} are NaN or infinite{others}. The training that wrote them has diverged, or "
+        "the file is damaged: use other weights, or an earlier checkpoint of that training"
     )
 
 

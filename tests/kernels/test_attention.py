@@ -77,6 +77,16 @@ def test_bfloat16_matches_the_float32_reference(implementation):
         assert error < 0.02 * np.abs(reference).max()
 
 
+@pytest.mark.parametrize("width", [8, 16, 32, 64, 80])
+def test_bfloat16_queries_are_scaled_without_rounding(width):
+    """1 / sqrt(K) is a number of bfloat16 for some widths only."""
+    q, k = np.random.default_rng(0).standard_normal((2, 1, 8, 1, width)).astype(jnp.bfloat16)
+    scores = q[0, :, 0].astype(np.float64) @ k[0, :, 0].astype(np.float64).T / width**0.5
+    weights = np.exp(scores)
+    probabilities = attention.attention_probabilities(q, k)[0, 0]
+    np.testing.assert_allclose(probabilities, weights / weights.sum(-1, keepdims=True), rtol=2e-5)
+
+
 def test_reference_has_a_gradient_of_the_bias():
     (q, k, v, _), bias = random_inputs()
 

@@ -114,6 +114,31 @@ def test_projected_cross_entropy_in_bfloat16(implementation):
         assert error < 0.02 * np.linalg.norm(theirs)
 
 
+@pytest.mark.parametrize("dtype", [jnp.float32, jnp.bfloat16])
+@pytest.mark.parametrize("implementation", kernels.IMPLEMENTATIONS)
+def test_labels_out_of_range_give_nan(implementation, dtype):
+    """They neither count from the end, as NumPy's indices, nor are they clipped."""
+    labels = jnp.array([2, -1, -7, 7, -100, 6, 0])
+    outside = np.asarray((labels < 0) | (labels >= 7))
+    x = jnp.asarray(random_normal(0, 7, 4), dtype)
+    table, bias = jnp.asarray(random_normal(1, 7, 4)), jnp.asarray(random_normal(2, 7))
+
+    def projected(x):
+        return kernels.projected_cross_entropy(x, table, bias, labels, implementation)
+
+    logits = jnp.asarray(random_normal(3, 7, 7), dtype)
+    entropy = (
+        kernels.reference_cross_entropy if implementation == "reference" else kernels.cross_entropy
+    )
+    for function, argument in ((projected, x), (lambda logits: entropy(logits, labels), logits)):
+        for call in (function, jax.jit(function)):
+            losses, pull = jax.vjp(call, argument)
+            np.testing.assert_array_equal(np.isnan(losses), outside)
+            (grad,) = pull(jnp.ones_like(losses))
+            np.testing.assert_array_equal(np.isnan(grad).all(-1), outside)
+            np.testing.assert_array_equal(np.isnan(grad).any(-1), outside)
+
+
 def test_chunked_never_holds_the_whole_logits():
     """With RoBERTa's vocabulary, temporary memory is a fraction of the [N, V] logits."""
     targets, width, vocab_size = 256, 32, 50265

@@ -140,6 +140,16 @@ def test_kept_elements_are_scaled():
     np.testing.assert_allclose(y, np.where(mask, x / 0.75, 0), rtol=1e-6)
 
 
+def test_the_mean_is_kept_in_bfloat16():
+    """1 / 0.9 rounded to bfloat16 would make every mean 0.9984 times as large."""
+    x = jax.random.uniform(jax.random.key(0), (256, 4096), minval=1, maxval=2).astype(jnp.bfloat16)
+    y = np.asarray(dropout(x, make_seed(1), RATE), np.float64)
+    mask = make_mask(1, x.shape)
+    exact = np.where(mask, np.asarray(x, np.float64) / (1 - RATE), 0)
+    assert np.mean(y) / np.mean(exact) == pytest.approx(1, abs=1e-4)
+    np.testing.assert_array_equal(y, exact.astype(jnp.bfloat16).astype(np.float64))
+
+
 @pytest.mark.parametrize("dtype", [jnp.float32, jnp.bfloat16])
 def test_gradient_drops_the_same_elements(dtype):
     x = jnp.ones((32, 200), dtype)

@@ -1,10 +1,14 @@
-"""The layers: dropout as a module, and embedding look-ups."""
+"""The layers: dropout as a module, embedding look-ups, and what bfloat16 adds in float32."""
 
 import jax
 import jax.numpy as jnp
+import ml_dtypes
 import numpy as np
+import pytest
 
-from roberta_jax.modeling.layers import Dropout, lookup
+from roberta_jax.modeling.execution import Execution
+from roberta_jax.modeling.layers import Dense, Dropout, Embeddings, LayerNorm, lookup
+from tests.support.small_config import small_config
 
 
 def test_dropout_depends_on_its_key_alone():
@@ -32,3 +36,102 @@ def test_lookup_gives_no_gradient_to_the_padding_row():
     np.testing.assert_array_equal(vectors[0], table[ids[0]])
     assert np.isnan(vectors[1, 2]).all()  # past the end of the table
     np.testing.assert_array_equal(grad[:, 0], [1, 0, 2, 0])
+
+
+@pytest.mark.parametrize("dtype", [jnp.float32, jnp.bfloat16])
+def test_ids_outside_the_table_give_nan_and_no_gradient(dtype):
+    table = jnp.arange(12.0).reshape(4, 3).astype(dtype)
+    ids = np.array([0, -1, -4, -5, 3, 4, 2**31 - 1, -(2**31)], np.int32)
+    inside = (ids >= 0) & (ids < 4)
+    for look_up in (lookup, jax.jit(lookup, static_argnums=2)):
+        vectors, pull = jax.vjp(lambda table, f=look_up: f(table, ids, None), table)
+        np.testing.assert_array_equal(np.isnan(vectors).all(-1), ~inside)
+        np.testing.assert_array_equal(vectors[inside], table[ids[inside]])
+        (grad,) = pull(jnp.ones_like(vectors))
+        np.testing.assert_array_equal(np.asarray(grad, np.float32)[:, 0], [1, 0, 0, 1])
+
+
+# bfloat16 keeps 8 bits. Sums over many tokens, and the numbers that layers add, are float32's.
+
+
+def bfloat16(*shape, seed=0):
+    return np.random.default_rng(seed).normal(1, 1, shape).astype(ml_dtypes.bfloat16)
+
+
+def test_the_gradient_of_a_bias_is_summed_in_float32():
+    tokens = 5000  # a sum in bfloat16 stops growing at 256 times its terms
+    dense = Dense(8, ("embed", "mlp"), 0.02, jnp.bfloat16)
+    params = {"kernel": jnp.zeros((2, 8)), "bias": jnp.zeros(8)}
+    grad = bfloat16(tokens, 8)
+    _, pull = jax.vjp(
+        lambda params: dense.apply({"params": params}, jnp.zeros((tokens, 2), jnp.bfloat16)), params
+    )
+    (grads,) = jax.jit(pull)(jnp.asarray(grad))
+    assert grads["bias"].dtype == jnp.float32
+    np.testing.assert_allclose(grads["bias"], grad.astype(np.float64).sum(0), rtol=1e-6)
+
+
+def test_the_gradients_of_layer_norm_are_summed_in_float32():
+    tokens = 5000
+    norm = LayerNorm(1e-5, jnp.bfloat16)
+    params = {"scale": jnp.ones(8), "bias": jnp.zeros(8)}
+    x, grad = bfloat16(tokens, 8), bfloat16(tokens, 8, seed=1)
+    _, pull = jax.vjp(lambda params: norm.apply({"params": params}, x), params)
+    (grads,) = jax.jit(pull)(jnp.asarray(grad))
+    exact = x.astype(np.float64)
+    exact -= exact.mean(-1, keepdims=True)
+    exact /= np.sqrt(exact.var(-1, keepdims=True) + 1e-5)
+    grad = grad.astype(np.float64)
+    np.testing.assert_allclose(grads["bias"], grad.sum(0), rtol=1e-6)
+    np.testing.assert_allclose(grads["scale"], (grad * exact).sum(0), rtol=1e-5, atol=1e-3)
+
+
+@pytest.mark.parametrize("given", ["input_ids", "inputs_embeds"])
+def test_the_gradients_of_the_embedding_tables_are_summed_in_float32(given):
+    """Every token has the same type and, with `inputs_embeds`, a row of positions serves all."""
+    config = small_config(max_position_embeddings=12, layer_norm_eps=1.0)
+    batch, length = 500, 10
+    tables = {
+        name: {"embedding": jnp.zeros((rows, config.hidden_size))}
+        for name, rows in (
+            ("word_embeddings", config.vocab_size),
+            ("position_embeddings", 12),
+            ("token_type_embeddings", config.type_vocab_size),
+        )
+    }
+    norm = {"scale": jnp.ones(config.hidden_size), "bias": jnp.zeros(config.hidden_size)}
+    x = {
+        "input_ids": jnp.full((batch, length), 7),
+        "inputs_embeds": jnp.zeros((batch, length, config.hidden_size)),
+    }
+
+    def pulled(dtype):
+        module = Embeddings(config, Execution(dtype=dtype))
+        arguments = {name: x[name] if name == given else None for name in x}
+        positions = jnp.arange(2, 2 + length)[None]
+        if given == "input_ids":
+            positions = jnp.broadcast_to(positions, (batch, length))
+        grad = jnp.asarray(bfloat16(batch, length, config.hidden_size), dtype)
+
+        @jax.jit
+        def gradients(tables):
+            def embed(tables):
+                params = {**tables, "LayerNorm": norm}
+                return module.apply(
+                    {"params": params},
+                    token_type_ids=None,
+                    position_ids=positions,
+                    deterministic=True,
+                    **arguments,
+                )
+
+            return jax.vjp(embed, tables)[1](grad)[0]
+
+        return jax.tree.map(np.asarray, gradients(tables))
+
+    exact = pulled(jnp.float32)
+    for name, grad in pulled(jnp.bfloat16).items():
+        # Rounded once to bfloat16 at the end.
+        np.testing.assert_allclose(
+            grad["embedding"], exact[name]["embedding"], rtol=2**-8, atol=0.3, err_msg=name
+        )

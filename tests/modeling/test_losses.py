@@ -22,3 +22,19 @@ def test_masked_lm_sums_and_counts():
     hits = losses.masked_lm_hits(logits, jnp.argmax(logits, -1), weights)
     assert hits == 3
     assert losses.masked_lm_hits(logits, jnp.argmin(logits, -1), weights) == 0
+
+
+def test_labels_are_in_range_or_minus_100():
+    logits = jax.random.normal(jax.random.key(0), (3, 5))
+    total, count = losses.label_loss(logits, jnp.array([4, -100, 0]))
+    assert count == 2
+    assert np.isfinite(total)
+    for wrong in (-1, -5, 5):
+        assert np.isnan(losses.label_loss(logits, jnp.array([4, wrong, 0]))[0])
+
+
+def test_answer_positions_are_clipped():
+    logits = jax.random.normal(jax.random.key(0), (3, 5))
+    expected, _ = losses.label_loss(logits, jnp.array([0, 4, -100]))
+    total, count = losses.span_loss(logits, jnp.array([-3, 4, 5]))
+    assert (total, count, losses.span_count(jnp.array([-3, 4, 5]), 5)) == (expected, 2, 2)

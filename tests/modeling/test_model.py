@@ -345,9 +345,27 @@ def test_too_long_an_input_raises_under_jit():
 
 def test_ids_out_of_range_give_nan_under_jit():
     """Under `jit` ids cannot be checked. They give NaN, not the vector of another word."""
-    ids = IDS.copy()
-    ids[0, 3] = 97
-    assert np.isnan(encode(ids)[0]).any()
+    for wrong in (97, -1, -97):
+        ids = IDS.copy()
+        ids[0, 3] = wrong
+        assert np.isnan(encode(ids)[0]).any(), wrong
+    for name in ("token_type_ids", "position_ids"):
+        ids = np.zeros_like(IDS)
+        ids[0, 3] = -1
+        assert np.isnan(encode(IDS, **{name: ids})[0]).any(), name
+
+
+@pytest.mark.parametrize("wrong", [-1, -14, 14])
+def test_masked_positions_out_of_range(wrong):
+    positions = POSITIONS.copy()
+    positions[0, 1] = wrong
+    model, params = RobertaForMaskedLM(TINY), make_params(TINY)
+    logits = apply(model, params, input_ids=IDS, masked_positions=positions).logits
+    is_nan = np.isnan(logits).all(-1)
+    assert is_nan[0, 1]
+    assert is_nan.sum() == 1
+    with pytest.raises(ValueError, match=r"masked_positions must lie in \[0, "):
+        model.apply({"params": params}, IDS, masked_positions=positions)
 
 
 # --- Initial weights

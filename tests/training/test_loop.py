@@ -3,6 +3,7 @@
 import itertools
 
 import jax
+import jax.numpy as jnp
 import numpy as np
 import pytest
 
@@ -12,7 +13,7 @@ from roberta_jax.training.checkpoints import Checkpoints
 from roberta_jax.training.loop import Cadence, Diverged, evaluate, fit, make_eval_step, stream_key
 from roberta_jax.training.metrics import MetricsWriter, read_metrics
 from roberta_jax.training.partitioning import create_mesh
-from roberta_jax.training.state import abstract_state
+from roberta_jax.training.state import abstract_state, create_state
 from tests.support import toy
 
 BATCH = 8
@@ -247,6 +248,43 @@ def test_a_loss_that_is_not_finite_stops_the_run_and_is_not_saved(tmp_path, at, 
     assert all(np.isfinite(record["loss"]) for record in read_metrics(tmp_path))
     state, _ = train(tmp_path)  # continues from the checkpoint, with the right data
     assert all(np.isfinite(leaf).all() for leaf in jax.tree.leaves(values(state.params)))
+
+
+def wrong_rate(at, rate):
+    """The toy's setting with another learning rate for the update after `at` updates."""
+    mesh = create_mesh()
+    schedule = lambda step: jnp.where(step == at, rate, 1e-3)  # noqa: E731
+    tx = toy.adamw(schedule)
+    state = create_state(toy.init_params, tx, mesh)
+    return mesh, state, toy.make_train_step(toy.Toy(), tx, schedule, mesh, seed=0)
+
+
+@pytest.mark.parametrize("rate", [np.nan, np.inf, 1e37, 1e9])
+@pytest.mark.parametrize("at", [2, 3])
+def test_a_state_that_is_not_finite_is_not_saved(tmp_path, monkeypatch, at, rate):
+    """The loss and the gradient of a step are those before its update, which is what is wrong."""
+    monkeypatch.setattr(toy, "setting", lambda: wrong_rate(at, rate))
+    with pytest.raises(Diverged, match=rf"step {at + 1} the update left .* params/bias") as error:
+        train(tmp_path, at + 1, cadence=Cadence(log=1, checkpoint=at))
+    assert f"The checkpoint of step {at} was written before and is intact" in str(error.value)
+    with Checkpoints(tmp_path / "checkpoints") as checkpoints:
+        assert checkpoints.steps() == [at]
+
+
+def test_a_large_learning_rate_alone_is_no_error(tmp_path, monkeypatch):
+    monkeypatch.setattr(toy, "setting", lambda: wrong_rate(3, 1e3))
+    train(tmp_path, 4)
+
+
+@pytest.mark.parametrize("result", [np.nan, np.inf])
+def test_an_evaluation_that_is_not_finite_is_an_error_and_not_recorded(tmp_path, result):
+    cadence = Cadence(log=1, evaluate=4, checkpoint=3)
+    with pytest.raises(
+        Diverged, match=r"step 4 the evaluation is not finite \(eval_loss "
+    ) as error:
+        train(tmp_path, cadence=cadence, evaluation=lambda _: {"eval_loss": result, "share": 0.5})
+    assert "The checkpoint of step 3 was written before" in str(error.value)
+    assert not any("eval_loss" in record for record in read_metrics(tmp_path))
 
 
 def test_a_stop_during_an_evaluation_saves_the_step(tmp_path):

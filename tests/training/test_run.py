@@ -5,6 +5,7 @@ import dataclasses
 import functools
 import itertools
 import json
+import math
 import shutil
 
 import jax
@@ -104,7 +105,7 @@ def exported(workdir):
 def test_a_new_run_trains_evaluates_and_exports(tmp_path, spec, job_factory, capsys):
     calls = []
     result = start(tmp_path / "run", spec, job_factory(calls))
-    assert calls == ["make_job", "evaluate", "export", "evaluate"]
+    assert calls == ["make_job", "evaluate", "evaluate", "export"]
     assert (result.start, result.step, result.finished) == (0, STEPS, True)
     assert result.metrics.keys() == {"eval_loss", "epochs"}
     assert read_metrics(tmp_path / "run")[-1].items() >= result.metrics.items()
@@ -122,6 +123,16 @@ def test_a_finished_run_does_not_call_make_job(tmp_path, spec, job_factory):
     again = start(tmp_path / "run", spec, job_factory(calls))
     assert not calls
     assert (again.start, again.step, again.metrics) == (STEPS, STEPS, first.metrics)
+
+
+def test_a_final_evaluation_that_is_not_finite_is_an_error(tmp_path, spec, job_factory):
+    """The model is not exported, and the run has not finished."""
+    results = iter([1.0, math.nan])
+    make_job = job_factory(evaluate=lambda *_: {"eval_loss": next(results)})
+    with pytest.raises(loop.Diverged, match=rf"step {STEPS} the evaluation is not finite"):
+        start(tmp_path / "run", spec, make_job)
+    assert not (tmp_path / "run" / run.EXPORT).exists()
+    assert run.finished_metrics(tmp_path / "run", STEPS) is None
 
 
 def test_a_deleted_export_is_written_again_without_an_evaluation(tmp_path, spec, job_factory):

@@ -7,7 +7,12 @@ from jax.sharding import PartitionSpec
 from roberta_jax.errors import UsageError
 from roberta_jax.training.optimizer import adamw
 from roberta_jax.training.partitioning import create_mesh
-from roberta_jax.training.state import abstract_state, count_parameters, create_state
+from roberta_jax.training.state import (
+    abstract_state,
+    count_parameters,
+    create_state,
+    unsound_arrays,
+)
 from tests.support import toy
 
 TX = adamw(lambda _: 1e-2)
@@ -57,6 +62,22 @@ def test_initial_weights_are_used_and_not_changed_by_training(setting, as_array)
     for _ in range(3):
         state, _ = step(state, next(data))
     jax.tree.map(np.testing.assert_array_equal, to_numpy(weights), expected)
+
+
+@pytest.mark.parametrize("value", [np.nan, np.inf, -(2.0**25)])
+def test_unsound_arrays_are_named(setting, value):
+    mesh, _, _ = setting
+    state = create_state(toy.init_params, TX, mesh)
+    assert unsound_arrays(state) == []
+    params = dict(state.params)
+    params["bias"] = params["bias"].at[3].set(value)
+    assert unsound_arrays(state.replace(params=params)) == ["params/bias"]
+    # Moments are squares and may be large, but not infinite.
+    adam = state.opt_state[0]
+    nu = dict(adam.nu, scale=adam.nu["scale"].at[0].set(value))
+    bad = unsound_arrays(state.replace(opt_state=(adam._replace(nu=nu), *state.opt_state[1:])))
+    assert len(bad) == (0 if np.isfinite(value) else 1)
+    assert all(name.endswith("nu/scale") for name in bad)
 
 
 def test_weights_of_another_model_are_named():
