@@ -42,7 +42,7 @@ def pretrain(config: ConfigDict, workdir: epath.PathLike) -> RunResult:
 
     Args:
       config: as `configs/pretrain.py` returns it.
-      workdir: folder of the run, local or on an object store (`gs://...`); created if needed.
+      workdir: folder of the run, on a file system that all hosts share; created if needed.
 
     Returns:
       The result. Its metrics are eval_loss (nats per masked token) and eval_perplexity, and with

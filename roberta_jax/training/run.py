@@ -145,7 +145,7 @@ def run(
     """Starts or continues a training run.
 
     Args:
-      workdir: folder of the run, local or on an object store (`gs://...`); created if needed.
+      workdir: folder of the run, on a file system that all hosts share; created if needed.
       spec: how to train.
       make_job: (folder) -> what to train. It may take long (preparing data), so it is called after
         the checks of the workdir, and not at all for a finished run.
