@@ -12,6 +12,7 @@ from experiments.study.config_changes import excerpt
 from roberta_jax import cli
 from roberta_jax.errors import UsageError
 from roberta_jax.storage.atomic import is_local
+from roberta_jax.training import preemption
 from roberta_jax.training.workdir import CONFIG
 
 INTERRUPTED = 130  # the exit status after Ctrl-C: 128 + SIGINT
@@ -22,20 +23,16 @@ def command() -> Iterator[None]:
     """Ends the command with a message in place of a traceback, where the user can act on it.
 
     A `UsageError` and an error of the file system exit with status 2, Ctrl-C with 130. If the
-    reader of the output has gone (`... | head`), the command exits silently with status 1.
+    reader of the output has gone (`... | head`), the command exits silently with status 141.
+    Unlike `cli.usage_errors`, this leaves a second Ctrl-C to the command, which has processes to
+    end.
     """
     for stream in (sys.stdout, sys.stderr):
         with contextlib.suppress(AttributeError, ValueError):  # not a text file
             stream.reconfigure(errors="backslashreplace")  # names of files that are not UTF-8
     try:
-        with cli.usage_errors(), _file_errors():
+        with preemption.checked_output(), cli.usage_messages(), _file_errors():
             yield
-            sys.stdout.flush()
-    except BrokenPipeError:
-        # Python flushes the stream once more when it exits.
-        with contextlib.suppress(OSError, ValueError):
-            os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
-        sys.exit(1)
     except KeyboardInterrupt:
         print("Interrupted.", file=sys.stderr)
         sys.exit(INTERRUPTED)

@@ -62,13 +62,19 @@ def usage_errors(interrupted: str = "Stopping.") -> Iterator[None]:
     because its reader has ended (`... | head`), the status is 141.
     """
     notice = f"{interrupted} Ctrl-C again quits at once."
-    with preemption.interruptible_command(notice), preemption.checked_output():
-        try:
-            yield
-        except UsageError as error:
-            with contextlib.suppress(OSError):
-                print(f"error: {error}", file=sys.stderr, flush=True)
-            sys.exit(2)
+    with preemption.interruptible_command(notice), preemption.checked_output(), usage_messages():
+        yield
+
+
+@contextlib.contextmanager
+def usage_messages() -> Iterator[None]:
+    """Prints the message of a `UsageError` on stderr, without a traceback, and exits with 2."""
+    try:
+        yield
+    except UsageError as error:
+        with contextlib.suppress(OSError):
+            print(f"error: {error}", file=sys.stderr, flush=True)
+        sys.exit(2)
 
 
 def parse(

@@ -92,6 +92,6 @@ def _refuse(error: BaseException, config: str, file: str) -> NoReturn:
     if type(error) is ValueError and frames[-1].filename == file:
         raise UsageError(str(error)) from error  # the file's own message about its size
     raise UsageError(
-        f"--config={shortened(config)} cannot be loaded: {failure(error, file)}. Correct the file, "
-        f"or use another one, such as --config={EXAMPLE_CONFIG}"
+        f"--config={shortened(config, 300)} cannot be loaded: {failure(error, file)}. Correct the "
+        f"file, or use another one, such as --config={EXAMPLE_CONFIG}"
     ) from error

@@ -66,6 +66,7 @@ def config_of(root: pathlib.Path, cache: pathlib.Path, format: str = FORMATS[0])
         "train.checkpoint_every": 2,
         "train.keep_checkpoints": 2,
         "eval.batch_size": 8,
+        "eval.short_inputs": False,
     }
     for key, value in values.items():
         group, _, name = key.rpartition(".")

@@ -80,6 +80,7 @@ def tiny() -> ConfigDict:
             "train.keep_checkpoints": 1,
             "schedule.warmup_steps": steps // 20,
             "data.engine": "numpy",
+            "data.format": "full_sentences",
             "eval.short_inputs": True,
             "eval.ngram_baselines": False,
         },

@@ -118,8 +118,9 @@ def _explained(path: pathlib.Path) -> Iterator[None]:
     except UsageError:
         raise
     except (Exception, SystemExit) as error:
+        reason = failure(error, str(path.absolute()))
         raise UsageError(
-            f"the study {path} cannot be loaded: {failure(error, str(path))}. Correct the file."
+            f"the study {path} cannot be loaded: {reason}. Correct the file."
         ) from error
 
 

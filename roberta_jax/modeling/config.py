@@ -137,9 +137,9 @@ class RobertaConfig:
             if rate is not None and not 0 <= rate < 1:
                 raise ValueError(f"{name} must be at least 0 and below 1, not {rate!r}")
         eps, deviation = self.layer_norm_eps, self.initializer_range
-        if not _is_number(eps) or not 0 < eps <= 1:
+        if not 0 < eps <= 1:
             raise ValueError(f"layer_norm_eps must be positive and at most 1, not {eps!r}")
-        if not _is_number(deviation) or not 0 <= deviation <= 1e6:
+        if not 0 <= deviation <= 1e6:
             raise ValueError(
                 f"initializer_range must not be negative, and at most 1e6, not {deviation!r}"
             )

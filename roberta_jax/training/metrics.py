@@ -40,7 +40,7 @@ def read_metrics(folder: epath.PathLike) -> list[dict[str, Any]]:
     path = epath.Path(folder) / FILE
     try:
         lines = path.read_bytes().split(b"\n")
-    except FileNotFoundError:
+    except (FileNotFoundError, NotADirectoryError):
         return []
     except OSError as error:
         raise UsageError(

@@ -54,7 +54,7 @@ def test_a_reader_that_has_gone_is_no_error(action, tmp_path):
     process = start(TOY, f"--out={tmp_path}", action, stdout=subprocess.PIPE)
     process.stdout.close()
     assert process.stderr.read() == ""
-    assert process.wait() == 1
+    assert process.wait() == 141
 
 
 def test_a_path_that_is_not_utf8_can_be_printed(tmp_path):

@@ -42,7 +42,7 @@ EDITS = {
     "name_path": (('name="toy"', 'name="../toy"'), "but it is '../toy'"),
     "name_number": (('name="toy"', "name=3"), "but it is 3"),
     "question": (('question="Does a larger batch help?"', "question=3"), "question is 3"),
-    "base": (('base=texts.small_config("", "")', "base={}"), "toy: base is {}"),
+    "base": (('base=texts.small_config("text.jsonl", "")', "base={}"), "toy: base is {}"),
     "settings_list": (("settings=settings", "settings=['a']"), "toy: settings is ['a']"),
     "settings_value": (("settings=settings", "settings={'a': 3}"), "settings is {'a': 3}"),
     "settings_name": (("settings=settings", "settings={3: {}}"), "settings is {3: {}}"),
@@ -153,7 +153,10 @@ REPORT = {
     "runs: a file": ([TOY, "--runs=file"], "--runs=file is a file"),
     "runs: a workdir": ([TOY, "--runs=workdir"], "is the workdir of a run"),
     "runs: below a file": ([TOY, "--runs=file/below"], "is a file, and no folder"),
-    "runs: damaged": ([TOY, "--runs=damaged"], "metrics.jsonl is damaged: record 1 is no object"),
+    "runs: damaged": (
+        [TOY, "--runs=damaged"],
+        "metrics.jsonl is damaged: none of its lines is a record",
+    ),
     "runs: damaged evaluation": ([TOY, "--runs=evaluated"], "mnli.json: .*Delete it"),
     "out: a file": ([TOY, RUNS, "--out=file"], "cannot write file"),
     "out: below a file": ([TOY, RUNS, "--out=file/below"], "cannot write file/below"),
@@ -177,10 +180,10 @@ PLOT = {
     "empty": ([""], "no training loss in"),
     "the sweep's folder": (["runs"], "no training loss in runs/metrics.jsonl"),
     "no loss": (["no_loss"], "no training loss in"),
-    "not UTF-8": (["not_utf8"], "metrics.jsonl is damaged: not UTF-8"),
-    "a list": (["damaged/list"], "record 1 is no object with a whole number"),
-    "no step": (["damaged/no_step"], "record 1 is no object with a whole number"),
-    "text as loss": (["damaged/text"], 'record 1 has a "loss" that is not a number'),
+    "not UTF-8": (["not_utf8"], "metrics.jsonl is damaged: none of its lines is a record"),
+    "a list": (["damaged/list"], "none of its lines is a record"),
+    "no step": (["damaged/no_step"], "none of its lines is a record"),
+    "text as loss": (["damaged/text"], "none of its lines is a record"),
     "metrics.jsonl is a folder": (["damaged/folder"], "cannot read damaged/folder/metrics.jsonl"),
     "out: a folder": (["run", "--out=folder.py"], "cannot write folder.py"),
     "out: nowhere": (["run", "--out=nowhere/loss.png"], "cannot write nowhere/loss.png"),
@@ -215,7 +218,7 @@ def folder(tmp_path_factory):
     (workdir / "evaluations" / "mnli.json").write_text("[" * 100_000)
     fake_runs.write_records(points[0].workdir(folder / "damaged"), [5])
     (folder / "not_utf8").mkdir()
-    (folder / "not_utf8" / "metrics.jsonl").write_bytes(b'{"step": 1, "loss": 2}\n\xff')
+    (folder / "not_utf8" / "metrics.jsonl").write_bytes(b'{"step": 1, "loss": 2\xff}\n')
     for name, record in (
         ("list", []),
         ("no_step", {"loss": 2.0}),

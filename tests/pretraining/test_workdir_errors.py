@@ -167,7 +167,10 @@ def test_sources_are_checked_before_anything_is_written(four_steps, tmp_path):
     for changes, message in (
         ({"data.files": str(tmp_path / "none*.txt")}, "no file matches"),
         ({"data.files": str(tmp_path / "folder.jsonl")}, "only a folder does"),
-        ({"data.source": "tfds"}, r"tfds_name=... and \S+tfds_split=... and \S+tfds_field="),
+        (
+            {"data.source": "tfds", "data.files": None},
+            r"tfds_name=... and \S+tfds_split=... and \S+tfds_field=",
+        ),
         ({"data.text_field": "body"}, "no field 'body'"),
         ({"data.mixture": more}, "no file matches"),
     ):

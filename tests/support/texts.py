@@ -45,6 +45,7 @@ def small_config(corpus: pathlib.Path, cache: pathlib.Path, **changes) -> Config
         "seq_len": 16,
         "new_tokenizer.vocab_size": 320,
         "data.source": "files",
+        "data.format": "full_sentences",
         "data.files": str(corpus),
         "data.validation_fraction": 0.1,
         "data.cache_dir": str(cache),
@@ -62,6 +63,7 @@ def small_config(corpus: pathlib.Path, cache: pathlib.Path, **changes) -> Config
         "train.checkpoint_every": 4,
         "train.keep_checkpoints": 2,
         "eval.batch_size": 8,
+        "eval.short_inputs": False,
     }
     for key, value in {**small, **changes}.items():
         group, _, name = key.rpartition(".")

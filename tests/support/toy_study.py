@@ -33,7 +33,7 @@ def get_study(form: str) -> Study:
     return Study(
         name="toy",
         question="Does a larger batch help?",
-        base=texts.small_config("", ""),
+        base=texts.small_config("text.jsonl", ""),
         settings=settings,
         seeds=(0, 1),
         columns={

@@ -199,7 +199,7 @@ def test_a_damaged_workdir_is_a_failure_of_its_point(sweep, capsys):
 
     damaged.runner._fill_slots = damage_then_fill
     assert damaged.run() == (1, {"finished": ["b"], "failed": ["a"]})
-    assert "metrics.jsonl is damaged: record 1 is no object" in capsys.readouterr().out
+    assert "metrics.jsonl is damaged: none of its lines is a record" in capsys.readouterr().out
 
 
 @pytest.mark.parametrize("action", ["die", "stop"])

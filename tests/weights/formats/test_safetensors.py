@@ -36,7 +36,7 @@ def read(file, transposed=False):
     if transposed:  # as kernels are read
         tensors = {name: tensor.T for name, tensor in tensors.items()}
     arrays = {name: np.empty(tensor.shape, tensor.dtype) for name, tensor in tensors.items()}
-    read_all((tensors[name], array) for name, array in arrays.items())
+    read_all((name, tensors[name], array) for name, array in arrays.items())
     return arrays
 
 
