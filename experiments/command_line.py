@@ -27,9 +27,7 @@ def command() -> Iterator[None]:
     Unlike `cli.usage_errors`, this leaves a second Ctrl-C to the command, which has processes to
     end.
     """
-    for stream in (sys.stdout, sys.stderr):
-        with contextlib.suppress(AttributeError, ValueError):  # not a text file
-            stream.reconfigure(errors="backslashreplace")  # names of files that are not UTF-8
+    cli.escape_unprintable()
     try:
         with preemption.checked_output(), cli.usage_messages(), _file_errors():
             yield

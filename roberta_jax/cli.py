@@ -59,11 +59,23 @@ def usage_errors(interrupted: str = "Stopping.") -> Iterator[None]:
 
     A `UsageError` prints its message on stderr and exits with status 2. Ctrl-C prints `interrupted`
     and exits with 130; a second one ends the process at once. If the output cannot be written,
-    because its reader has ended (`... | head`), the status is 141.
+    because its reader has ended (`... | head`), the status is 141. Characters that the output
+    cannot encode are printed as escape sequences.
     """
+    escape_unprintable()
     notice = f"{interrupted} Ctrl-C again quits at once."
     with preemption.interruptible_command(notice), preemption.checked_output(), usage_messages():
         yield
+
+
+def escape_unprintable() -> None:
+    """Makes stdout and stderr print what they cannot encode as escape sequences.
+
+    A terminal may lack a token's characters, and the name of a file need not be UTF-8.
+    """
+    for stream in (sys.stdout, sys.stderr):
+        with contextlib.suppress(AttributeError, ValueError):  # not a text file
+            stream.reconfigure(errors="backslashreplace")
 
 
 @contextlib.contextmanager

@@ -114,8 +114,6 @@ def main(argv: Sequence[str] | None = None) -> None:
     parser.add_argument("--top_k", type=int, default=5, help="predictions per mask (default: 5)")
     arguments = parser.parse_args(argv)
     with cli.usage_errors():
-        if hasattr(sys.stdout, "reconfigure"):  # a terminal may lack a token's characters
-            sys.stdout.reconfigure(errors="backslashreplace")
         texts = _given_texts(arguments.texts)
         if not texts:
             raise UsageError("no text: give a text that contains <mask>")

@@ -5,7 +5,8 @@
 Each key of the config gets each bad value of its type. The other calls name wrong files, models,
 studies, workdirs and outputs, and have wrong flags. A call must end in one of two ways:
 
-    refused    status 2 and one message that begins with "error:"
+    refused    status 2 and one message that begins with "error:", or status 141 if the output
+               cannot be written
     accepted   status 0: the value is valid
 
 Everything else is a failure:
@@ -13,7 +14,8 @@ Everything else is a failure:
     traceback  a traceback, or another status
     hang       no end within the time limit
     abort      ended by a signal
-    late       refused only after much work, or after the output was written
+    late       refused only after much work, or after something was written besides the lock of a
+               workdir
     unclear    status 2 without exactly one message
 
 The commands run in forks of one process (see `forked_runs`) with limits of time and memory, in a
@@ -38,6 +40,8 @@ from experiments.robustness.wrong_call import MODULES, Call
 from experiments.robustness.wrong_calls_of_configs import config_calls, config_values, small_run
 from experiments.robustness.wrong_calls_of_tools import benchmark_calls, study_calls, tool_calls
 from experiments.study.loading import ROOT
+from roberta_jax.training.preemption import OUTPUT_CLOSED
+from roberta_jax.training.workdir import LOCK
 
 VERDICTS = ("refused", "accepted", "traceback", "hang", "abort", "late", "unclear")
 GOOD = VERDICTS[:2]
@@ -135,7 +139,8 @@ class Caller:
 
     def _answer(self, call: Call, folder: pathlib.Path, run: forked_runs.Run) -> Answer:
         out = folder / "out"
-        verdict = judge(run, wrote=out.is_dir() and any(out.iterdir()))
+        written = {path.name for path in out.iterdir()} - {LOCK} if out.is_dir() else set()
+        verdict = judge(run, wrote=bool(written))
         lines = (run.stdout + run.stderr).splitlines()
         printed = [line for line in lines if line.strip() and not line.startswith(_REMARKS)]
         last = printed[-1].strip() if printed else ""
@@ -155,6 +160,8 @@ def judge(run: forked_runs.Run, *, wrote: bool) -> str:
         return "traceback"
     if run.status == 0:
         return "accepted"
+    if run.status == OUTPUT_CLOSED:
+        return "refused"
     if run.status != 2:
         return "traceback"
     if len(_MESSAGE.findall(run.stderr)) != 1:
