@@ -40,7 +40,7 @@ def command() -> Iterator[None]:
 def _file_errors() -> Iterator[None]:
     try:
         yield
-    except BrokenPipeError:
+    except (BrokenPipeError, UsageError):
         raise
     except OSError as error:
         where = f"{excerpt(str(error.filename))}: " if error.filename else ""

@@ -105,6 +105,8 @@ def convert(
         with tempfile.TemporaryDirectory() as staging:
             tokenizer = _tokenizer(source, revision, to, pathlib.Path(staging), notes)
             weights.save_pretrained(target, loaded.model, loaded.params, tokenizer, format=to)
+    except UsageError:
+        raise  # a tokenizer that does not exist is an OSError as well
     except OSError as error:
         raise UsageError(
             f"cannot write the tokenizer's files to {tempfile.gettempdir()}: "

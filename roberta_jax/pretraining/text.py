@@ -318,6 +318,8 @@ def _explaining_write_errors(cache: pathlib.Path) -> Iterator[None]:
     """Turns a failed write into a UsageError; the finished part of the cache stays usable."""
     try:
         yield
+    except UsageError:
+        raise  # a model that does not exist is an OSError as well
     except OSError as error:
         raise UsageError(
             f"Cannot write in {cache}: {error}. Free some space or give write permission there, or "

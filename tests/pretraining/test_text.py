@@ -15,7 +15,7 @@ from roberta_jax.data.packing.index import load_or_pack
 from roberta_jax.data.store.build import Recipe
 from roberta_jax.data.text.corpus import FilesCorpus, is_heldout
 from roberta_jax.data.text.sentences import split_sentences
-from roberta_jax.errors import UsageError
+from roberta_jax.errors import NotFoundError, UsageError
 from roberta_jax.pretraining import text as text_module
 from roberta_jax.pretraining.text import check_sources, prepare, summary, training_sentences
 from roberta_jax.pretraining.text_spec import read_text_spec
@@ -287,6 +287,19 @@ def test_missing_tokenizer(make_config, tmp_path, key):
     config = make_config()
     config[key] = str(tmp_path / "missing")
     with pytest.raises(UsageError, match=rf"config\.{key} \(.*missing\) cannot be loaded"):
+        prepare_text(config)
+
+
+def test_a_missing_hub_id_is_not_reported_as_a_failed_write(make_config, monkeypatch):
+    """Though the error is an OSError."""
+
+    def not_found(path):
+        raise NotFoundError(f"no model {path}")
+
+    monkeypatch.setattr("roberta_jax.pretraining.text.tokenizer_folder", not_found)
+    config = make_config()
+    config.tokenizer = "user/name"
+    with pytest.raises(UsageError, match="^no model user/name"):
         prepare_text(config)
 
 
