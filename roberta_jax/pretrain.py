@@ -61,9 +61,9 @@ def pretrain(config: ConfigDict, workdir: epath.PathLike) -> RunResult:
     from roberta_jax.pretraining.memory import check_memory
     from roberta_jax.pretraining.text import check_sources
 
-    check_memory(spec)
     check_schedule_is_stated(config, trained_config(workdir))
     if finished_metrics(workdir, spec.training.steps) is None:
+        check_memory(spec)
         check_sources(spec.text)  # before anything is written to the workdir
     result = run(
         workdir,

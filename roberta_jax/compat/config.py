@@ -92,7 +92,8 @@ class RobertaConfig(ConfigFilesMixin):
         self._name_or_path = str(values.pop("name_or_path", values.pop("_name_or_path", "")))
         for name, value in (attributes | values).items():
             if name in _RESERVED:
-                raise ValueError(f"{name} is not a field of a config but a method of its class")
+                logger.warning("%s is ignored: it is a method of the config, not a field", name)
+                continue
             setattr(self, name, value)
         self._set_labels(num_labels, **labels)
 

@@ -9,7 +9,7 @@ import contextlib
 import dataclasses
 import os
 import pathlib
-from collections.abc import Iterator, Mapping
+from collections.abc import Callable, Iterator, Mapping
 from typing import Any
 
 import numpy as np
@@ -113,12 +113,16 @@ def read_config(path: pathlib.Path) -> Mapping[str, Any]:
     return read_config_dict(file)
 
 
-def read_parameters(path: pathlib.Path, shapes: Mapping[str, Any]) -> ParameterFiles:
+def read_parameters(
+    path: pathlib.Path, shapes: Mapping[str, Any], check_config: Callable[[Mapping[str, Any]], None]
+) -> ParameterFiles:
     """Reads a model's parameters from its weight files.
 
     Args:
       path: The folder, or a weight file.
       shapes: The tree of the model's parameters, layers not stacked; leaves need only a shape.
+      check_config: Called with the fields of the config that the weights were written with, if they
+        name them; raises UsageError if they are not those of the model.
 
     Raises:
       UsageError: A file is damaged, or none of its tensors is a parameter of the model's encoder.
@@ -127,7 +131,9 @@ def read_parameters(path: pathlib.Path, shapes: Mapping[str, Any]) -> ParameterF
         if (path / names[0]).exists():
             path = path / names[0]
             break
-    tensors = Tensors(_with_torch_names(open_weights(path).tensors))
+    files = open_weights(path)
+    check_config(files.written_for or {})
+    tensors = Tensors(_with_torch_names(files.tensors))
     model_leaves = leaves(shapes)
     values, reads, missing, mismatched = {}, [], [], {}
     for leaf in model_leaves:

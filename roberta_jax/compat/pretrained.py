@@ -17,7 +17,7 @@ from roberta_jax.compat.generation_config import FlaxGenerationConfig
 from roberta_jax.compat.loading import GENERATION_CONFIG
 from roberta_jax.errors import UsageError, listed
 from roberta_jax.storage import hub
-from roberta_jax.weights.config_file import CONFIG_NAME, read_config_dict
+from roberta_jax.weights.config_file import CONFIG_NAME, check_written_for, read_config_dict
 
 logger = logging.getLogger(__name__)
 
@@ -69,6 +69,13 @@ class FlaxPretrainedMixin:
         hub_arguments = {key: kwargs[key] for key in hub.LOADING_KEYWORDS.intersection(kwargs)}
         options = hub.HubOptions.pop_from(kwargs, name)
         kwargs.pop("attn_implementation", None)
+        changes = set(kwargs)
+
+        def check_config(written_for: Mapping[str, Any]) -> None:
+            if config_dict is not None:  # a config that is passed may be another on purpose
+                check_written_for(to_roberta_config(config), written_for, path, changes)
+
+        config_dict = None
         with loading.local_model_files(name, options) as path:
             if config is None:
                 config_dict = dict(loading.read_config(path)) | {"_name_or_path": name}
@@ -78,7 +85,7 @@ class FlaxPretrainedMixin:
                     config, **{**hub_arguments, **kwargs, "return_unused_kwargs": True}
                 )
             model = cls(config, *model_args, dtype=dtype, _do_init=False, **kwargs)
-            weights = loading.read_parameters(path, model.params_shape_tree)
+            weights = loading.read_parameters(path, model.params_shape_tree, check_config)
             generation_file = (path.parent if path.is_file() else path) / GENERATION_CONFIG
             if cls.can_generate() and generation_file.exists():
                 model.generation_config = FlaxGenerationConfig.from_dict(

@@ -19,8 +19,9 @@ from etils import epath
 from flax import traverse_util
 
 from roberta_jax.errors import UsageError, listed
+from roberta_jax.modeling.config import RobertaConfig
 from roberta_jax.storage import atomic
-from roberta_jax.weights.config_file import to_json
+from roberta_jax.weights.config_file import CONFIG_NAME, to_json
 from roberta_jax.weights.files import FLAX_WEIGHTS_NAME, SAFE_WEIGHTS_NAME, weights_in
 from roberta_jax.weights.finite import check_before_saving
 from roberta_jax.weights.formats import msgpack
@@ -72,7 +73,8 @@ def write_model_folder(
     shard_bytes = _parse_bytes(max_shard_size)
     target.mkdir(parents=True, exist_ok=True)
     if safe_serialization:
-        writers = {SAFE_WEIGHTS_NAME: lambda file: _write_safetensors(file, params)}
+        config = RobertaConfig.from_dict(json_files[CONFIG_NAME]).to_dict()
+        writers = {SAFE_WEIGHTS_NAME: lambda file: _write_safetensors(file, params, config)}
     else:
         writers = _msgpack_writers(params, shard_bytes)
     weight_files = list(writers)
@@ -154,7 +156,9 @@ def _json_writer(values: Mapping[str, Any]) -> Writer:
     return write
 
 
-def _write_safetensors(file: pathlib.Path, params: Mapping[str, Any]) -> None:
+def _write_safetensors(
+    file: pathlib.Path, params: Mapping[str, Any], config: Mapping[str, Any]
+) -> None:
     # Tensors of wider dtypes come first, so that every tensor is aligned.
     sorted_leaves = sorted(leaves(params), key=lambda leaf: -np.dtype(leaf.value.dtype).itemsize)
     specs = [
@@ -163,7 +167,7 @@ def _write_safetensors(file: pathlib.Path, params: Mapping[str, Any]) -> None:
     ]
     arrays = ((leaf, np.asarray(leaf.value)) for leaf in sorted_leaves)
     tensors = (array.T if leaf.transposed else array for leaf, array in arrays)
-    write_safetensors(file, specs, tensors)
+    write_safetensors(file, specs, tensors, config)
 
 
 def _msgpack_writers(params: Mapping[str, Any], shard_bytes: int) -> dict[str, Writer]:

@@ -197,6 +197,8 @@ class RobertaConfig:
                 raise ValueError(
                     f"id2label must map numbers to names, not be {_shortened(self.id2label)}"
                 ) from None
+        if not id2label:
+            raise ValueError("id2label must name at least one label")
         if len(id2label) != count:
             raise ValueError(
                 f"num_labels is {count}, but id2label names {len(id2label)} labels; give either "

@@ -97,6 +97,8 @@ class Dense(nn.Module):
             jnp.float32,
         )
         product = jnp.einsum("...i,io->...o", x.astype(self.dtype), kernel.astype(self.dtype))
+        if jnp.finfo(self.dtype).bits >= 32:
+            return product + bias.astype(self.dtype)  # also in forward-mode differentiation
         return _add_bias(product, bias)
 
 

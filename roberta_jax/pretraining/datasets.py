@@ -89,7 +89,7 @@ def validation_datasets(
     store = prepared.heldout
     if not store.num_tokens:
         fraction = spec.text.validation_fraction
-        overlapping = prepared.train.index["counts"]["overlapping"]
+        overlapping = prepared.train.index["counts"].get("overlapping", 0)
         if overlapping:
             raise UsageError(
                 f"All {overlapping} validation documents occur in the training text (each by more "

@@ -34,6 +34,8 @@ def check_memory(spec: PretrainingSpec) -> None:
 def least_memory(spec: PretrainingSpec) -> dict[str, dict[str, int]]:
     """Returns a lower bound of the bytes on each device: {task: {part of the memory: bytes}}."""
     model, training = spec.model, spec.training
+    if spec.text.tokenizer:  # which may have a smaller vocabulary
+        model = model.replace(vocab_size=model.pad_token_id + 2)
     sizes = training.mesh.shape
     parameters = num_parameters(model) / (sizes["fsdp"] * sizes["tensor"])
     item = jnp.dtype(spec.execution.dtype).itemsize

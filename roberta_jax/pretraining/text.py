@@ -182,14 +182,15 @@ def _recipe(spec: TextSpec, corpus: CorpusSpec) -> Recipe:
 
 def _identity(recipe: Recipe) -> dict[str, Any]:
     splitter = importlib.metadata.version("sentencex") if recipe.sentences == "split" else None
-    return {**dataclasses.asdict(recipe), "splitter": splitter}
+    identity = {**dataclasses.asdict(recipe), "splitter": splitter}
+    if recipe.max_overlap == 1:
+        del identity["max_overlap"]  # so that stores of versions without it are found
+    return identity
 
 
 def _training_identity(recipe: Recipe) -> dict[str, Any]:
     """What decides the training sentences; `max_overlap` does not."""
-    identity = _identity(recipe)
-    del identity["max_overlap"]
-    return identity
+    return _identity(dataclasses.replace(recipe, max_overlap=1))
 
 
 def _tokenizer(
@@ -349,8 +350,8 @@ def summary(prepared: Prepared) -> str:
     lines += [
         f"{counts['characters'] / counts['tokens']:.2f} characters per token, vocabulary of "
         f"{len(prepared.tokenizer)}; left out: {counts.get('empty', 0)} empty documents, "
-        f"{counts['overlapping']} held-out documents that occur in the training text; invalid "
-        f"UTF-8 replaced in {counts.get('invalid_utf8', 0)}",
+        f"{counts.get('overlapping', 0)} held-out documents that occur in the training text; "
+        f"invalid UTF-8 replaced in {counts.get('invalid_utf8', 0)}",
         f"In {train.folder.parent}",
     ]
     return "\n".join(lines)

@@ -158,7 +158,7 @@ class RobertaTokenizer(CallMixin, ModelInputsMixin, TokensMixin):
         except (TypeError, AttributeError) as error:
             if options:
                 raise
-            raise ValueError(f"{folder / subfolder / files.CONFIG_FILE}: {error}") from error
+            raise ValueError(f"{folder / files.CONFIG_FILE}: {error}") from error
         return tokenizer
 
     @classmethod

@@ -255,7 +255,7 @@ def _is_of_the_user(record: logging.LogRecord) -> bool:
     error = record.exc_info[1] if record.exc_info else None
     return not (
         "orbax" in record.pathname
-        or "exception was never retrieved" in record.msg
+        or "exception was never retrieved" in str(record.msg)
         or (isinstance(error, RuntimeError) and "Event loop is closed" in str(error))
     )
 

@@ -7,6 +7,7 @@ Ctrl-C does to a command, is therefore done in a thread of its own.
 
 import _thread
 import contextlib
+import errno
 import os
 import signal
 import sys
@@ -20,7 +21,17 @@ INTERRUPTED = 128 + signal.SIGINT
 TERMINATED = 128 + signal.SIGTERM
 OUTPUT_CLOSED = 128 + SIGPIPE
 
+# Of a write to a pipe whose reader has ended, to a full disk, or to a terminal that is gone.
+_OF_OUTPUT = (errno.EPIPE, errno.ENOSPC, errno.EIO)
+
+_END = 0  # ends the thread that watches signals; no signal has this number
+
 _commands = 0  # how many `interruptible_command` contexts are active
+
+
+if hasattr(os, "register_at_fork"):
+    # A signal that a forked process receives is not one of this process.
+    os.register_at_fork(after_in_child=lambda: signal.set_wakeup_fd(-1))
 
 
 class StopRequests:
@@ -196,7 +207,7 @@ def discard_failed_output(error: OSError) -> bool:
     Returns:
       Whether it is stdout that cannot be written.
     """
-    if error.filename is not None or sys.stdout is None:
+    if error.errno not in _OF_OUTPUT or error.filename is not None or sys.stdout is None:
         return False  # errors of open files, as stdout is, name no file
     try:
         stdout = sys.stdout.fileno()
@@ -219,8 +230,10 @@ def _watch_signals(received: Callable[[int], None]) -> Iterator[None]:
     former = signal.set_wakeup_fd(writing, warn_on_full_buffer=False)
 
     def watch() -> None:
-        while numbers := os.read(reading, 64):
-            for number in numbers:
+        while True:
+            for number in os.read(reading, 64):
+                if number == _END:
+                    return
                 received(number)
 
     thread = threading.Thread(target=watch, name="signals", daemon=True)
@@ -229,8 +242,9 @@ def _watch_signals(received: Callable[[int], None]) -> Iterator[None]:
         yield
     finally:
         signal.set_wakeup_fd(former)
-        os.close(writing)
+        os.write(writing, bytes([_END]))  # a forked process may keep the pipe open
         thread.join()
+        os.close(writing)
         os.close(reading)
 
 

@@ -59,7 +59,7 @@ def parse_config(
     """
     try:
         config = RobertaConfig.from_dict(config_dict)
-        _check_written_for(config, written_for or {}, source, changes)
+        check_written_for(config, written_for or {}, source, changes)
         return config.replace(**changes)
     except UsageError:
         raise
@@ -67,10 +67,20 @@ def parse_config(
         raise UsageError(f"cannot use {source}: {error}") from None
 
 
-def _check_written_for(
+def check_written_for(
     config: RobertaConfig, written_for: Mapping[str, Any], source: os.PathLike, changes: Any
 ) -> None:
-    """Compares the fields that the tensors do not show, so that no damaged value is used."""
+    """Compares the fields that the tensors do not show, so that no damaged value is used.
+
+    Args:
+      config: The config that was read.
+      written_for: Fields of the `config.json` that the weights were written with.
+      source: The config's file, for error messages.
+      changes: The names of fields that are changed on purpose.
+
+    Raises:
+      UsageError: A field differs.
+    """
     for name, expected in written_for.items():
         value = getattr(config, name, expected)
         if value != expected and name not in changes:

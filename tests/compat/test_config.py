@@ -72,8 +72,6 @@ def test_fields_are_checked_when_a_model_is_created():
         ({"label2id": "a"}, "label2id must be a dictionary"),
         ({"num_labels": 10**12}, "num_labels must be a number of at most"),
         ({"num_labels": "3"}, "num_labels must be a number of at most"),
-        ({"save_pretrained": 1}, "save_pretrained is not a field"),
-        ({"use_return_dict": 1}, "use_return_dict is not a field"),
     ],
 )
 def test_values_that_no_config_can_hold(values, message, tmp_path):
@@ -82,6 +80,15 @@ def test_values_that_no_config_can_hold(values, message, tmp_path):
     (tmp_path / "config.json").write_text(json.dumps(values))
     with pytest.raises(UsageError, match=rf"cannot use .*{tmp_path.name}: .*{message}"):
         roberta_jax.RobertaConfig.from_pretrained(tmp_path)
+
+
+@pytest.mark.parametrize("name", ["save_pretrained", "use_return_dict", "head_size", "replace"])
+def test_fields_of_files_do_not_replace_methods(name, tmp_path, caplog):
+    (tmp_path / "config.json").write_text(json.dumps({name: "text"}))
+    config = roberta_jax.RobertaConfig.from_pretrained(tmp_path)
+    assert f"{name} is ignored" in caplog.text
+    assert getattr(config, name) != "text"
+    assert name not in config.to_dict()
 
 
 def test_labels():

@@ -219,6 +219,20 @@ def test_config_arguments(masked_lm_folder, tmp_path):
     assert RobertaConfig.from_pretrained(tmp_path / "config_only") == config
 
 
+def test_a_changed_config_of_safetensors_is_noticed(tmp_path):
+    """The tensors do not show the number of heads, so a wrong one would load."""
+    model = random_model(MASKED_LM)
+    model.save_pretrained(tmp_path, safe_serialization=True)
+    file = tmp_path / "config.json"
+    config = json.loads(file.read_text())
+    heads = 2 * model.config.num_attention_heads
+    file.write_text(json.dumps(config | {"num_attention_heads": heads}))
+    with pytest.raises(UsageError, match=f"num_attention_heads={heads}, but the weights beside it"):
+        type(model).from_pretrained(tmp_path)
+    changed = type(model).from_pretrained(tmp_path, num_attention_heads=heads)
+    assert changed.config.num_attention_heads == heads
+
+
 def test_places_that_hold_a_model(masked_lm_folder, tmp_path, monkeypatch):
     cls, model = class_of(MASKED_LM), random_model(MASKED_LM)
     model.save_pretrained(tmp_path / "repo" / "inner")

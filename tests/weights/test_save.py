@@ -30,10 +30,10 @@ def test_tensors_have_pytorchs_names_and_layouts(masked_lm, saved):
         tensors = {name: file.get_tensor(name) for name in file.keys()}  # noqa: SIM118
         metadata = file.metadata()
     assert metadata["format"] == "pt"
-    assert json.loads(metadata["crc32"]) == {
+    assert json.loads(metadata["roberta_jax.crc32"]) == {
         name: f"{zlib.crc32(tensor.tobytes()):08x}" for name, tensor in tensors.items()
     }
-    assert json.loads(metadata["config"]).items() < CONFIG.to_dict().items()
+    assert json.loads(metadata["roberta_jax.config"]).items() < CONFIG.to_dict().items()
     # 5 for the embeddings, 16 a layer, 5 for the head without its tied decoder.
     assert len(tensors) == 5 + 16 * CONFIG.num_hidden_layers + 5
     layers = params["roberta"]["encoder"]["layer"]

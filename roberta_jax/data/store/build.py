@@ -111,8 +111,8 @@ def _check_origin(train: TokenStore, heldout: TokenStore, tokenizer: RobertaToke
         if made_with != (tokenizer.fingerprint(), len(tokenizer), tokenizer.eos_token_id):
             raise UsageError(f"{store.folder} was made with another tokenizer. {advice}")
     counts = train.index["counts"]
-    num_documents = train.num_documents + heldout.num_documents + counts["overlapping"]
-    num_tokens = train.num_tokens + heldout.num_tokens + counts["overlapping_tokens"]
+    num_documents = train.num_documents + heldout.num_documents + counts.get("overlapping", 0)
+    num_tokens = train.num_tokens + heldout.num_tokens + counts.get("overlapping_tokens", 0)
     if (
         heldout.index["counts"] != counts
         or num_documents != counts["documents"]

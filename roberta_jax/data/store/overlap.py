@@ -6,14 +6,14 @@ document is the fraction of its shingles (runs of 13 tokens, sentence ends left 
 anywhere in the training text. Brown et al. (2020, arXiv 2005.14165, appendix C) find test text in
 training text by runs of 13 words.
 
-The hashes of the held-out shingles are in memory (8 bytes per held-out token, and about as much for
-a table that rules out most of the training text); the training text is streamed.
+The held-out shingles are in memory (some 50 bytes per held-out token while they are sorted); the
+training text is streamed.
 
 Letters in array names: T tokens, D documents, S shingles.
 """
 
 import concurrent.futures
-from collections.abc import Iterator, Sequence
+from collections.abc import Callable, Iterator, Sequence
 
 import numpy as np
 
@@ -25,7 +25,7 @@ _BASE = 0xD6E8FEB86659FD93  # odd, so that multiplying loses no bit
 
 
 def overlap_with_training(
-    training_shards: Sequence[np.ndarray],
+    training_shards: Sequence[Callable[[], np.ndarray]],
     heldout_documents: Sequence[np.ndarray],
     eos_id: int,
     workers: int = 1,
@@ -33,8 +33,8 @@ def overlap_with_training(
     """Returns the overlap of each held-out document with the training text.
 
     Args:
-      training_shards: the tokens of each shard, integers [T]; read in chunks, so they may be
-        memory-mapped.
+      training_shards: functions that return the tokens of a shard, integers [T]. Only as many are
+        open at a time as there are workers. They are read in chunks, so they may be memory-mapped.
       heldout_documents: the tokens of each document, integers [T].
       eos_id: the id of `</s>`, which is left out, because the same text can be split into sentences
         in different ways.
@@ -51,8 +51,8 @@ def overlap_with_training(
     if len(heldout_S):
         search = _Search(heldout_S)
 
-        def mark(tokens: np.ndarray) -> None:
-            for ids in _chunks(tokens, eos_id):
+        def mark(open_shard: Callable[[], np.ndarray]) -> None:
+            for ids in _chunks(open_shard(), eos_id):
                 occurs_S[search(ids)] = True  # never back to False, so threads need no lock
 
         with concurrent.futures.ThreadPoolExecutor(workers) as threads:

@@ -13,6 +13,7 @@ written.
 """
 
 import collections
+import functools
 import json
 import logging
 import pathlib
@@ -195,7 +196,7 @@ class ShardWriter:
           Their entries in the index. A shard that has no document left has none.
         """
         shards = {
-            shard[HELDOUT]["name"]: self._load_shard(HELDOUT, shard[HELDOUT]["name"])
+            shard[HELDOUT]["name"]: self._read_heldout(shard[HELDOUT]["name"])
             for shard in self._shards
             if shard[HELDOUT]
         }
@@ -203,7 +204,7 @@ class ShardWriter:
         is_unique = np.ones(len(documents), bool)
         if max_overlap < 1:
             overlap_D = overlap_with_training(
-                [self._load_shard(TRAIN, entry["name"])[0] for entry in train],
+                [functools.partial(self._map_tokens, entry["name"]) for entry in train],
                 [tokens for tokens, _, _ in documents],
                 eos_id,
                 workers,
@@ -225,10 +226,13 @@ class ShardWriter:
     def _shard_folder(self, side: str) -> pathlib.Path:
         return self.building / HELDOUT if side == HELDOUT else self._folder / side
 
-    def _load_shard(self, side: str, name: str) -> Arrays:
-        folder = self._shard_folder(side)
-        paths = (layout.array_path(folder, name, array) for array in ARRAYS)
-        return tuple(np.load(path, mmap_mode="r") for path in paths)
+    def _read_heldout(self, name: str) -> Arrays:
+        # Into memory, because a map of each array would keep a file open for each shard.
+        folder = self._shard_folder(HELDOUT)
+        return tuple(np.load(layout.array_path(folder, name, array)) for array in ARRAYS)
+
+    def _map_tokens(self, name: str) -> np.ndarray:
+        return np.load(layout.array_path(self._folder / TRAIN, name, ARRAYS[0]), mmap_mode="r")
 
     def _read_part(self, number: int, side: str) -> Arrays:
         path = _part_path(self.building, number)

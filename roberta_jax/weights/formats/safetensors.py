@@ -51,6 +51,8 @@ _FILE_DTYPES = {dtype: name for name, dtype in _NUMPY_DTYPES.items()}
 
 
 # Fields of `config.json` in the entry `config` of the metadata.
+CHECKSUMS, CONFIG = "roberta_jax.crc32", "roberta_jax.config"  # keys of `__metadata__`
+
 _CONFIG_FIELDS = (
     "hidden_act",
     "is_decoder",
@@ -75,8 +77,8 @@ def read_weights(path: pathlib.Path) -> FileContents:
             length = struct.unpack("<Q", file.read(8))[0]
             header = json.loads(file.read(length), object_pairs_hook=_without_duplicates)
         metadata = header.pop("__metadata__", {})
-        checksums = json.loads(metadata.get("crc32", "{}"))
-        written_for = json.loads(metadata.get("config", "null"))
+        checksums = json.loads(metadata.get(CHECKSUMS, "{}"))
+        written_for = json.loads(metadata.get(CONFIG, "null"))
         if not isinstance(checksums, dict) or not isinstance(written_for, dict | None):
             raise ValueError("its metadata is not what this package writes")
         tensors = {}
@@ -159,10 +161,10 @@ def _header(
     """The header's length and the header; its size does not depend on the checksums."""
     metadata = {
         "format": "pt",
-        "crc32": json.dumps({name: f"{crc:08x}" for name, crc in crcs.items()}),
+        CHECKSUMS: json.dumps({name: f"{crc:08x}" for name, crc in crcs.items()}),
     }
     if config is not None:
-        metadata["config"] = json.dumps({name: config[name] for name in _CONFIG_FIELDS})
+        metadata[CONFIG] = json.dumps({name: config[name] for name in _CONFIG_FIELDS})
     header: dict = {"__metadata__": metadata}
     end = 0
     for spec in specs:

@@ -9,6 +9,10 @@ from roberta_jax.data.store.overlap import SHINGLE_LENGTH, overlap_with_training
 EOS = 2
 
 
+def openers(shards):
+    return [lambda shard=shard: shard for shard in shards]
+
+
 def reference(shards, documents):
     def shingles(ids):
         ids = [int(i) for i in ids if i != EOS]
@@ -42,11 +46,11 @@ def test_overlap_equals_the_reference(monkeypatch, dtype, chunk, workers):
     assert 0.1 < expected[1] < 0.5
     assert expected[2] == 1
     assert expected[3:6] == [0, 0, 0]
-    assert overlap_with_training(shards, documents, EOS, workers).tolist() == expected
+    assert overlap_with_training(openers(shards), documents, EOS, workers).tolist() == expected
 
 
 def test_overlap_without_text_is_0():
     document = np.arange(3, 40, dtype=np.uint16)
     assert overlap_with_training([], [document], EOS).tolist() == [0]
-    assert overlap_with_training([document], [], EOS).tolist() == []
-    assert overlap_with_training([document], [document[:3]], EOS).tolist() == [0]
+    assert overlap_with_training(openers([document]), [], EOS).tolist() == []
+    assert overlap_with_training(openers([document]), [document[:3]], EOS).tolist() == [0]

@@ -131,10 +131,10 @@ def with_header(header, data=bytes(16)) -> bytes:
             b'"a":{"dtype":"F32","shape":[2],"data_offsets":[8,16]}}'
         ),
         with_header({"__metadata__": {"a": 1}, "a": ENTRY | {"shape": [4]}}),
-        with_header({"__metadata__": {"crc32": "x"}, "a": ENTRY}, bytes(8)),
-        with_header({"__metadata__": {"crc32": '{"a": 1}'}, "a": ENTRY}, bytes(8)),
-        with_header({"__metadata__": {"crc32": "[" * 10**5}, "a": ENTRY}, bytes(8)),
-        with_header({"__metadata__": {"config": "1"}, "a": ENTRY}, bytes(8)),
+        with_header({"__metadata__": {"roberta_jax.crc32": "x"}, "a": ENTRY}, bytes(8)),
+        with_header({"__metadata__": {"roberta_jax.crc32": '{"a": 1}'}, "a": ENTRY}, bytes(8)),
+        with_header({"__metadata__": {"roberta_jax.crc32": "[" * 10**5}, "a": ENTRY}, bytes(8)),
+        with_header({"__metadata__": {"roberta_jax.config": "1"}, "a": ENTRY}, bytes(8)),
     ],
 )
 def test_a_damaged_header_is_an_error(tmp_path, contents):
