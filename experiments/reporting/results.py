@@ -16,6 +16,7 @@ import itertools
 import json
 import math
 import pathlib
+import zlib
 from collections.abc import Mapping, Sequence
 from typing import TYPE_CHECKING, Any
 
@@ -31,6 +32,7 @@ if TYPE_CHECKING:
     from matplotlib.figure import Figure
 
 DESCRIPTION, POINTS, CURVES = "study.json", "points.csv", "curves.csv"
+CHECKSUMS = "crc32"  # of the tables, in the description
 
 POINT_FIELDS = ("setting", "seed", "workdir", "state", "step", "steps")
 CURVE_FIELDS = (
@@ -214,11 +216,13 @@ class Results:
     def files(self) -> dict[str, str]:
         """Returns the contents of the files that `from_folder` reads, by file name."""
         metrics = sorted({key for point in self.points for key in point} - set(POINT_FIELDS))
-        return {
-            DESCRIPTION: json.dumps(self.study, indent=2, ensure_ascii=False) + "\n",
+        tables = {
             POINTS: _to_csv((*POINT_FIELDS, *metrics), self.points),
             CURVES: _to_csv(CURVE_FIELDS, self.curves),
         }
+        crc32 = {name: _crc32(text.encode()) for name, text in tables.items()}
+        study = {**self.study, CHECKSUMS: crc32}
+        return {DESCRIPTION: json.dumps(study, indent=2, ensure_ascii=False) + "\n", **tables}
 
     @classmethod
     def from_folder(cls, folder: epath.PathLike) -> "Results":
@@ -230,12 +234,23 @@ class Results:
         folder = pathlib.Path(folder)
         try:
             study = json.loads((folder / DESCRIPTION).read_text(encoding="utf-8"))
+            checksums = study.pop(CHECKSUMS, {}) if isinstance(study, dict) else {}
+            for name, expected in checksums.items():
+                if _crc32((folder / name).read_bytes()) != expected:
+                    raise UsageError(
+                        f"{folder / name} is damaged: its checksum is not the one in "
+                        f"{DESCRIPTION}. Write the report again with experiments.report."
+                    )
             points, curves = (_read_csv(folder / name) for name in (POINTS, CURVES))
+        except UsageError:
+            raise
         except FileNotFoundError as error:
             raise UsageError(
                 f"no report of a study in {folder}: no file {error.filename}"
             ) from None
-        except (OSError, ValueError, TypeError, csv.Error, RecursionError) as error:
+        except (
+            OSError, ValueError, TypeError, AttributeError, csv.Error, RecursionError
+        ) as error:  # fmt: skip
             raise UsageError(f"the report of a study in {folder} cannot be read: {error}") from None
         _check_report(folder, study, points, curves)
         points = [{key: value for key, value in row.items() if value is not None} for row in points]
@@ -259,6 +274,10 @@ def _check_report(folder: pathlib.Path, study: Any, points: Sequence[Row], curve
             f"{folder / POINTS} is damaged: it has {len(points)} runs, and {DESCRIPTION} names "
             f"{expected}."
         )
+
+
+def _crc32(data: bytes) -> str:
+    return f"{zlib.crc32(data):08x}"
 
 
 def _to_csv(fields: Sequence[str], rows: Sequence[Row]) -> str:

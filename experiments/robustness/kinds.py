@@ -25,6 +25,7 @@ class Kind:
       is_valid: Whether contents have the form of such a file, so that only the values in them can
         be wrong, which no reader can notice: of files that people write or edit, and of formats of
         other programs that have no checksum. None where any change can be noticed.
+      optional: Names of files that a folder need not have, so that nobody can miss them.
     """
 
     name: str
@@ -32,6 +33,7 @@ class Kind:
     files: tuple[str, ...]
     read: Callable[[pathlib.Path, pathlib.Path], Any]
     is_valid: Callable[[pathlib.Path], bool] | None = None
+    optional: tuple[str, ...] = ()
 
 
 def _is_json(path: pathlib.Path) -> bool:
@@ -141,13 +143,21 @@ KINDS = (
     ),
     Kind("fairseq's model.pt", "models/fairseq", ("model.pt",), readers.read_model, _is_archive),
     Kind("fairseq's dict.txt and BPE", "models/gpt2", ("*",), readers.read_tokenizer, _is_text),
-    Kind("tokenizer of a model", "models/hf", _TOKENIZER, readers.read_tokenizer, _is_text),
+    Kind(
+        "tokenizer of a model",
+        "models/hf",
+        _TOKENIZER,
+        readers.read_tokenizer,
+        _is_text,
+        optional=("tokenizer_config.json",),
+    ),
     Kind(
         "generation_config.json",
         "models/generation",
         ("gen*.json",),
         readers.read_generation_config,
         _is_json,
+        optional=("generation_config.json",),
     ),
     Kind("exported program", "program", ("*",), readers.run_program),
     Kind("checkpoint", "run", ("checkpoints/4/**/*",), readers.resume),

@@ -239,6 +239,8 @@ def test_where_nothing_can_be_written_is_an_error(root, capsys):
         ("points.csv", "setting,seed\nSmall batch,0\n"),
         ("points.csv", "\x00"),
         ("curves.csv", "setting,seed,step,tokens,seconds,loss,eval_loss,eval_perplexity\na,b,c\n"),
+        ("curves.csv", ""),
+        ("curves.csv", "setting,seed,step,tokens,seconds,loss,eval_loss,eval_perplexity\n"),
     ],
 )
 def test_a_damaged_report_is_an_error(name, text, root, tmp_path):
