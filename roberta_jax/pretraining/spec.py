@@ -8,7 +8,7 @@ decides (the vocabulary size and the special ids) is filled in later by
 
 import dataclasses
 import math
-from collections.abc import Collection, Mapping
+from collections.abc import Collection, Mapping, Sequence
 from typing import TYPE_CHECKING, Any
 
 import flax.linen as nn
@@ -120,11 +120,13 @@ class PretrainingSpec:
         )
 
 
-def read_spec(config: ConfigDict) -> PretrainingSpec:
+def read_spec(config: ConfigDict, devices: Sequence[jax.Device] | None = None) -> PretrainingSpec:
     """Reads and checks the config.
 
     Args:
       config: as `configs/pretrain.py` returns it.
+      devices: the devices of the mesh, by default every device of every process. A run can be
+        planned with those of `jax.experimental.topologies`, which need not exist.
 
     Raises:
       UsageError: a value is out of its range, values do not fit each other or the devices, or the
@@ -147,11 +149,12 @@ def read_spec(config: ConfigDict) -> PretrainingSpec:
         )
     model_class = RobertaForPreTraining if next_sentence else RobertaForMaskedLM
     _check_one_of("data.engine", config.data.engine, ENGINES)
-    training = _training(config)
+    devices = jax.devices() if devices is None else devices
+    training = _training(config, devices)
     evaluation = EvaluationSpec(**config.eval)
     rows_and_accumulation(training.mesh, evaluation.batch_size, key="eval.batch_size")
     masking = Masking(**config.masking)
-    execution = _execution(config.execution)
+    execution = _execution(config.execution, devices)
     model = _model(config, model_class)  # last, since it may fetch a model from the hub
     _check_sharding(model_class(model, execution), training, bool(config.init_from))
     return PretrainingSpec(
@@ -208,11 +211,11 @@ def decay_steps(config: Mapping[str, Any]) -> int:
     return config["train"]["steps"] if stated is None else stated
 
 
-def _training(config: ConfigDict) -> TrainingSpec:
+def _training(config: ConfigDict, devices: Sequence[jax.Device]) -> TrainingSpec:
     train = config.train
     schedule = _schedule(config, decay_steps(config))
     sizes = {name: size for name, size in config.mesh.items() if name != "rules"}
-    mesh = create_mesh(**sizes)
+    mesh = create_mesh(**sizes, devices=devices)
     rows, accumulation = rows_and_accumulation(mesh, train.batch_size, train.per_device_batch_size)
     options = {
         key: value
@@ -319,14 +322,15 @@ def _check_sharding(model: nn.Module, training: TrainingSpec, is_pretrained: boo
     )
 
 
-def _execution(options: ConfigDict) -> Execution:
+def _execution(options: ConfigDict, devices: Sequence[jax.Device]) -> Execution:
+    platform = devices[0].platform
     dtypes = {
-        "auto": jnp.float32 if jax.default_backend() == "cpu" else jnp.bfloat16,
+        "auto": jnp.float32 if platform == "cpu" else jnp.bfloat16,
         "float32": jnp.float32,
         "bfloat16": jnp.bfloat16,
     }
     _check_one_of("execution.dtype", options.dtype, dtypes)
-    if options.dtype == "bfloat16" and jax.default_backend() == "cpu":
+    if options.dtype == "bfloat16" and platform == "cpu":
         _check_bfloat16()
     try:
         return Execution(**{**options, "dtype": dtypes[options.dtype]})

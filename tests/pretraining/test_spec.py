@@ -1,6 +1,7 @@
 """`read_spec`: what it reads from a config, and which configs it refuses."""
 
 import dataclasses
+import types
 
 import jax
 import jax.numpy as jnp
@@ -128,6 +129,20 @@ def test_wrong_values_are_refused_before_any_text_is_read(small_config, mistake)
 def test_bfloat16_is_refused_where_the_cpu_cannot_multiply_it(small_config):
     with pytest.raises(UsageError, match="cannot multiply bfloat16 matrices on this machine's CPU"):
         read_spec(small_config(**{"execution.dtype": "bfloat16"}))
+
+
+def test_the_devices_of_a_plan_decide_the_mesh_and_the_dtype(small_config, monkeypatch):
+    tpus = [types.SimpleNamespace(id=number, platform="tpu") for number in range(8)]
+    with pytest.raises(UsageError, match=r"mesh\.data=3.* 8 tpu device"):
+        read_spec(small_config(**{"mesh.data": 3}), tpus)
+    monkeypatch.setattr(
+        "roberta_jax.pretraining.spec.create_mesh",
+        lambda devices, **sizes: AbstractMesh((len(devices), 1, 1), MESH_AXES),
+    )
+    options = {"execution.dtype": "auto", "train.batch_size": 8, "eval.batch_size": 8}
+    planned, here = (read_spec(small_config(**options), devices) for devices in (tpus, None))
+    assert planned.training.mesh.size == 8
+    assert (planned.execution.dtype, here.execution.dtype) == (jnp.bfloat16, jnp.float32)
 
 
 def test_the_text_is_not_needed(small_config):
