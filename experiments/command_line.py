@@ -8,14 +8,11 @@ from collections.abc import Iterator
 
 from etils import epath
 
-from experiments.study.config_changes import excerpt
 from roberta_jax import cli
-from roberta_jax.errors import UsageError
+from roberta_jax.errors import UsageError, shortened
 from roberta_jax.storage.atomic import is_local
 from roberta_jax.training import preemption
 from roberta_jax.training.workdir import CONFIG
-
-INTERRUPTED = 130  # the exit status after Ctrl-C: 128 + SIGINT
 
 
 @contextlib.contextmanager
@@ -33,7 +30,7 @@ def command() -> Iterator[None]:
             yield
     except KeyboardInterrupt:
         print("Interrupted.", file=sys.stderr)
-        sys.exit(INTERRUPTED)
+        sys.exit(preemption.INTERRUPTED)
 
 
 @contextlib.contextmanager
@@ -43,7 +40,7 @@ def _file_errors() -> Iterator[None]:
     except (BrokenPipeError, UsageError):
         raise
     except OSError as error:
-        where = f"{excerpt(str(error.filename))}: " if error.filename else ""
+        where = f"{shortened(str(error.filename))}: " if error.filename else ""
         raise UsageError(f"{where}{error.strerror or error}.") from error
 
 
@@ -80,7 +77,7 @@ def check_runs_folder(folder: str, flag: str, *, writable: bool = True) -> None:
         if writable and not os.access(existing, os.W_OK | os.X_OK):
             raise UsageError(f"{flag}={folder}: no permission to write in {existing}.")
     except OSError as error:
-        raise UsageError(f"{flag}={excerpt(folder)}: {error.strerror or error}.") from None
+        raise UsageError(f"{flag}={shortened(folder)}: {error.strerror or error}.") from None
 
 
 def create_folder(folder: str, flag: str) -> None:
@@ -92,4 +89,4 @@ def create_folder(folder: str, flag: str) -> None:
     try:
         epath.Path(folder).mkdir(parents=True, exist_ok=True)
     except OSError as error:
-        raise UsageError(f"{flag}={excerpt(folder)}: {error.strerror or error}.") from None
+        raise UsageError(f"{flag}={shortened(folder)}: {error.strerror or error}.") from None

@@ -12,9 +12,8 @@ from experiments.reporting.paired_test import LEVEL
 from experiments.reporting.results import CURVES, DESCRIPTION, POINTS, Results
 from experiments.reporting.study_figure import AXES
 from experiments.study.arguments import ELSEWHERE, sweep_command
-from experiments.study.config_changes import excerpt
 from experiments.study.loading import ROOT
-from roberta_jax.errors import UsageError
+from roberta_jax.errors import UsageError, shortened
 from roberta_jax.storage import atomic
 
 README = "README.md"
@@ -49,7 +48,7 @@ def write_report(results: Results, folder: epath.PathLike) -> None:
 
 
 def _short(folder: epath.Path, error: OSError) -> str:
-    return f"{excerpt(str(error.filename or folder))}: {error.strerror or error}"
+    return f"{shortened(str(error.filename or folder))}: {error.strerror or error}"
 
 
 def _check_folder(results: Results, folder: epath.Path) -> None:

@@ -6,9 +6,9 @@ import shlex
 from collections.abc import Iterable, Mapping, Sequence
 from typing import Any
 
-from experiments.study.config_changes import excerpt
 from experiments.study.definition import Study
 from experiments.study.loading import ROOT, load_study
+from roberta_jax.errors import shortened
 
 # Stands for a folder of the machine that ran a study, in commands that are published.
 ELSEWHERE = "/path/to"
@@ -88,5 +88,5 @@ def _seeds(text: str) -> tuple[int, ...]:
         return tuple(int(seed) for seed in text.split(","))
     except ValueError:
         raise argparse.ArgumentTypeError(
-            f"invalid value {excerpt(text)!r}: give whole numbers, such as 0,1,2"
+            f"invalid value {shortened(text)!r}: give whole numbers, such as 0,1,2"
         ) from None

@@ -7,10 +7,10 @@ from typing import Any
 
 from ml_collections import ConfigDict
 
-from experiments.study.config_changes import excerpt, values_that_affect_results
+from experiments.study.config_changes import values_that_affect_results
 from experiments.study.definition import Point, Study
 from roberta_jax.data.packing.index import PAIR_FORMATS
-from roberta_jax.errors import UsageError
+from roberta_jax.errors import UsageError, shortened
 from roberta_jax.pretraining.spec import decay_steps
 
 STATIC_MASKS = "masking.dupe_factor"
@@ -83,7 +83,7 @@ def check_changes(study: Study) -> None:
     for key, value in study.changes.items():
         if all(key in each for each in off):
             raise UsageError(
-                f"--set={key}={excerpt(str(value))} has no effect in any setting: it needs "
+                f"--set={key}={shortened(str(value))} has no effect in any setting: it needs "
                 f"{off[0][key]}."
             )
 

@@ -9,7 +9,7 @@ from typing import Any
 from ml_collections import ConfigDict
 
 from roberta_jax.dotted_keys import flatten, key_matches, nearest
-from roberta_jax.errors import UsageError
+from roberta_jax.errors import UsageError, shortened
 from roberta_jax.pretraining.config_keys import MAY_CHANGE, RENAMED
 
 Changes = Mapping[str, Any]  # dotted config key -> value
@@ -52,13 +52,13 @@ def changed_config(base: ConfigDict, changes: Changes, where: str) -> ConfigDict
         except TypeError:
             raise UsageError(
                 f"{where}: {key} takes a value like {values[key]!r} ({kind.__name__}), "
-                f"not {excerpt(repr(value))}."
+                f"not {shortened(repr(value))}."
             ) from None
         try:
             json.dumps(value)
         except (TypeError, ValueError, RecursionError):
             raise UsageError(
-                f"{where}: {key} is {excerpt(repr(value))}, which config.json cannot hold: use "
+                f"{where}: {key} is {shortened(repr(value))}, which config.json cannot hold: use "
                 "numbers, strings, tuples, lists and dicts with strings as keys."
             ) from None
     config.lock()
@@ -78,10 +78,10 @@ def parse_change(base: ConfigDict, change: str) -> tuple[str, Any]:
     values = flatten(base)
     if not equals:
         raise UsageError(
-            f"--set={excerpt(change)}: write --set=KEY=VALUE, as in --set=train.steps=100."
+            f"--set={shortened(change)}: write --set=KEY=VALUE, as in --set=train.steps=100."
         )
     if key not in values:
-        raise UsageError(f"--set={excerpt(change)}: {_unknown_key(key, list(values))}")
+        raise UsageError(f"--set={shortened(change)}: {_unknown_key(key, list(values))}")
     _, _, kind = _resolve(base, key)
     if kind is str:
         return key, text
@@ -93,7 +93,8 @@ def parse_change(base: ConfigDict, change: str) -> tuple[str, Any]:
         return key, kind(text) if kind in (int, float) else ast.literal_eval(text)
     except (ValueError, SyntaxError, TypeError, MemoryError, RecursionError):
         raise UsageError(
-            f"--set={excerpt(change)}: {key} takes a value like {values[key]!r} ({kind.__name__})."
+            f"--set={shortened(change)}: {key} takes a value like {values[key]!r} "
+            f"({kind.__name__})."
         ) from None
 
 
@@ -118,11 +119,6 @@ def _unknown_key(key: str, known: Sequence[str]) -> str:
         return f"unknown config key {key!r}: the keys are {', '.join(group_keys)}."
     groups = dict.fromkeys(each.partition(".")[0] for each in known)
     return (
-        f"unknown config key {excerpt(repr(key))}: configs/pretrain.py has the keys and groups "
+        f"unknown config key {shortened(repr(key))}: configs/pretrain.py has the keys and groups "
         f"{', '.join(groups)}."
     )
-
-
-def excerpt(text: str, most: int = 100) -> str:
-    """Returns the beginning of a text that a message quotes."""
-    return text if len(text) <= most else f"{text[:most]}..."

@@ -35,11 +35,10 @@ from ml_collections import ConfigDict
 from experiments.study.config_changes import (
     Changes,
     changed_config,
-    excerpt,
     values_that_affect_results,
 )
 from experiments.study.progress import Progress, read_progress
-from roberta_jax.errors import UsageError
+from roberta_jax.errors import UsageError, shortened
 
 LARGEST_SEED = 2**32 - 1
 
@@ -92,8 +91,8 @@ class Study:
             raise UsageError(f"{self.name}: seeds={tuple(self.seeds)}: at least one, each once.")
         if not all(0 <= seed <= LARGEST_SEED for seed in self.seeds):
             raise UsageError(
-                f"{self.name}: seeds={excerpt(str(tuple(self.seeds)))}: give whole numbers from 0 "
-                f"to {LARGEST_SEED}."
+                f"{self.name}: seeds={shortened(str(tuple(self.seeds)))}: give whole numbers "
+                f"from 0 to {LARGEST_SEED}."
             )
         for setting, changes in self.settings.items():
             if "seed" in changes:
@@ -136,7 +135,7 @@ class Study:
             wrong.append("evaluations")
         if wrong:
             raise UsageError(
-                f"{self.name}: {wrong[0]} is {excerpt(repr(getattr(self, wrong[0])))}, which has "
+                f"{self.name}: {wrong[0]} is {shortened(repr(getattr(self, wrong[0])))}, which has "
                 "the wrong type; see the docstring of Study in experiments/study/definition.py."
             )
 

@@ -2,9 +2,8 @@
 
 from collections.abc import Sequence
 
-from experiments.study.config_changes import excerpt
 from experiments.study.definition import Point
-from roberta_jax.errors import UsageError, listed
+from roberta_jax.errors import UsageError, listed, shortened
 
 
 def select_points(
@@ -25,7 +24,7 @@ def select_points(
         if not matches:
             names = "\n  ".join(point.name for point in points)
             raise UsageError(
-                f"--point={excerpt(name)}: no such point. With these --seeds and --set the study "
+                f"--point={shortened(name)}: no such point. With these --seeds and --set the study "
                 f"has\n  {names}\nThe last part of a name is a hash of the point's config."
             )
         return matches
