@@ -19,7 +19,7 @@ import numpy as np
 from jax.sharding import Mesh, NamedSharding, PartitionSpec
 
 from roberta_jax.errors import UsageError
-from roberta_jax.training.mesh import MESH_AXES
+from roberta_jax.training.mesh import MESH_AXES as MESH_AXES
 from roberta_jax.training.mesh import create_mesh as create_mesh
 
 # The mesh axes of a logical axis: one, several, or None for an axis that is not split.
