@@ -207,6 +207,11 @@ def _defaults() -> ConfigDict:
     config.mesh.data = -1  # Data parallelism.
     config.mesh.fsdp = 1  # Data parallelism with sharded parameters and optimizer state.
     config.mesh.tensor = 1  # Tensor parallelism.
+    # Number of slices, groups of devices that only the axis `data` connects. None is the number of
+    # TPU slices, and 1 on other devices.
+    config.mesh.slices = placeholder(int)
+    # Split the optimizer state over `data` as well (ZeRO stage 1).
+    config.mesh.shard_optimizer_state = False
     # Changes to the sharding rules: a tuple of (logical axis, mesh axis or None) pairs, such as
     # (("embed", None),). The rules are in roberta_jax/training/partitioning.py.
     config.mesh.rules = ()

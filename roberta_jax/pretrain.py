@@ -237,6 +237,11 @@ def main(config: ConfigDict, values: flags.FlagValues) -> None:
     is then 130 after Ctrl-C, 143 after SIGTERM, and 141 if its output cannot be written. So
     `pretrain ... && ...` goes on only with a finished model.
     """
+    if values.print:
+        from roberta_jax.pretraining.sharding_table import describe_sharding
+
+        print(describe_sharding(read_spec(config)))
+        return
     if not values.workdir:
         raise UsageError("no folder for the run: give one, such as --workdir=runs/tiny")
     if values.distributed:
@@ -251,6 +256,14 @@ def main(config: ConfigDict, values: flags.FlagValues) -> None:
 
 def _flags(values: flags.FlagValues) -> None:
     flags.DEFINE_string("workdir", None, "The folder of the run.", flag_values=values)
+    flags.DEFINE_enum(
+        "print",
+        None,
+        ["sharding"],
+        "Train nothing, and print instead how the parameters and the optimizer state are split "
+        "over the devices: `sharding`.",
+        flag_values=values,
+    )
     flags.DEFINE_bool(
         "distributed",
         False,

@@ -48,7 +48,7 @@ def check(points: Sequence["Point"], *, this_machine: bool = True) -> None:
             config = point.config()
             if not this_machine:
                 with config.unlocked():
-                    config.mesh.update({"data": -1, "fsdp": 1, "tensor": 1})
+                    config.mesh.update({"data": -1, "fsdp": 1, "tensor": 1, "slices": None})
                     config.init_from = None
             read_spec(config)
         except UsageError as error:

@@ -9,6 +9,7 @@ Array names carry their shape: N targets, D hidden width, V vocabulary, C words 
 vocabulary.
 """
 
+import math
 from collections.abc import Callable
 
 import flax.linen as nn
@@ -110,6 +111,11 @@ def chunked_cross_entropy(x_ND, table_VD, bias_V, labels_N):
     softmax's denominator and again in the backward pass. This costs one more matrix product than
     storing the logits. It is still faster on a CPU, where a chunk stays in the cache, while the
     whole logits would be written and read about ten times.
+
+    Where the rule of the logical axis "logits" splits the vocabulary over devices, each computes
+    the chunks of its own part. The parts are equally long: the table is padded with words of
+    probability 0. One number per target and part is exchanged in the forward pass, and the gradient
+    of x is added up once in the backward pass.
     """
     return _chunked_forward(x_ND, table_VD, bias_V, labels_N)[0]
 
@@ -138,11 +144,11 @@ def _chunk(i, x_ND, table_VD, bias_V):
     bias_C = jax.lax.dynamic_slice_in_dim(bias_V, start, size)
     bias_C = jnp.where(words_C >= 0, bias_C, _MASKED_LOGIT)
     logits_NC = jnp.einsum("nd,cd->nc", x_ND, rows_CD, preferred_element_type=jnp.float32) + bias_C
-    return start, rows_CD, words_C, nn.with_logical_constraint(logits_NC, ("batch", "logits"))
+    return start, rows_CD, words_C, nn.with_logical_constraint(logits_NC, ("batch", None))
 
 
-def _chunked_forward(x_ND, table_VD, bias_V, labels_N):
-    rows_VD = table_VD.astype(x_ND.dtype)
+def _softmax_sums(x_ND, rows_VD, bias_V):
+    """(the largest logit, the sum of the exponentials of the logits minus it), float32 [N]."""
     num_targets = x_ND.shape[0]
 
     def add_chunk(carry, i):
@@ -158,25 +164,77 @@ def _chunked_forward(x_ND, table_VD, bias_V, labels_N):
         jnp.full(num_targets, _MASKED_LOGIT, jnp.float32),
         jnp.zeros(num_targets, jnp.float32),
     )
-    num_chunks, _ = _num_chunks_and_size(table_VD.shape[0])
-    (logits_max, total), _ = jax.lax.scan(add_chunk, initial, jnp.arange(num_chunks))
-    log_sum = nan_unless_in_range(logits_max + jnp.log(total), labels_N, table_VD.shape[0])
-    label_logits = bias_V[labels_N] + jnp.einsum(
+    num_chunks, _ = _num_chunks_and_size(rows_VD.shape[0])
+    return jax.lax.scan(add_chunk, initial, jnp.arange(num_chunks))[0]
+
+
+def _label_logits(x_ND, rows_VD, bias_V, labels_N):
+    return bias_V[labels_N] + jnp.einsum(
         "nd,nd->n", x_ND, rows_VD[labels_N], preferred_element_type=jnp.float32
     )
+
+
+def _chunked_forward(x_ND, table_VD, bias_V, labels_N):
+    rows_PVD, bias_PV, first_P = _parts(table_VD.astype(x_ND.dtype), bias_V)
+    if first_P is None:
+        logits_max, total = _softmax_sums(x_ND, rows_PVD, bias_PV)
+        label_logits = _label_logits(x_ND, rows_PVD, bias_PV, labels_N)
+    else:
+
+        def of_part(rows_VD, bias_V, first):
+            words_N = labels_N - first
+            is_here = (words_N >= 0) & (words_N < rows_VD.shape[0])
+            label_logits = _label_logits(x_ND, rows_VD, bias_V, jnp.where(is_here, words_N, 0))
+            sums = _softmax_sums(x_ND, rows_VD, bias_V)
+            return *sums, jnp.where(is_here, label_logits, 0)
+
+        max_PN, total_PN, label_logits_PN = _on_each_part(of_part)(rows_PVD, bias_PV, first_P)
+        logits_max, label_logits = jnp.max(max_PN, axis=0), jnp.sum(label_logits_PN, axis=0)
+        total = jnp.sum(total_PN * jnp.exp(max_PN - logits_max), axis=0)
+    log_sum = nan_unless_in_range(logits_max + jnp.log(total), labels_N, table_VD.shape[0])
     return log_sum - label_logits, (x_ND, table_VD, bias_V, labels_N, log_sum)
 
 
 def _chunked_backward(residuals, grad_N):
     x_ND, table_VD, bias_V, labels_N, log_sum = residuals
-    rows_VD = table_VD.astype(x_ND.dtype)
+    rows_PVD, bias_PV, first_P = _parts(table_VD.astype(x_ND.dtype), bias_V)
+    if first_P is None:
+        grads = _gradients(x_ND, rows_PVD, bias_PV, labels_N, log_sum, grad_N)
+    else:
+
+        def of_part(rows_VD, bias_V, first):
+            return _gradients(x_ND, rows_VD, bias_V, labels_N - first, log_sum, grad_N)
+
+        grad_x_PND, grad_table_PVD, grad_bias_PV = _on_each_part(of_part)(
+            rows_PVD, bias_PV, first_P
+        )
+        grads = (
+            jnp.sum(grad_x_PND, axis=0),
+            grad_table_PVD.reshape(-1, x_ND.shape[1]),
+            grad_bias_PV.reshape(-1),
+        )
+    grad_x, grad_table, grad_bias = grads
+    # Split as the table is, before the padding is cut off: no device then lacks a part of an axis.
+    grad_table = nn.with_logical_constraint(grad_table, (None, "embedding"))
+    vocab_size = bias_V.shape[0]
+    return (
+        grad_x.astype(x_ND.dtype),
+        grad_table[:vocab_size].astype(table_VD.dtype),
+        grad_bias[:vocab_size],
+        None,
+    )
+
+
+def _gradients(x_ND, rows_VD, bias_V, labels_N, log_sum, grad_N):
+    """The gradients of x, of the table and of the bias, float32."""
     ones_N = jnp.ones(grad_N.shape, x_ND.dtype)
 
     def add_chunk(carry, i):
         grad_x, grad_table, grad_bias = carry
         start, rows_CD, words_C, logits_NC = _chunk(i, x_ND, rows_VD, bias_V)
         softmax = jnp.exp(logits_NC - log_sum[:, None])
-        grad_NC = (softmax - (words_C == labels_N[:, None])) * grad_N[:, None]
+        is_label = (words_C >= 0) & (words_C == labels_N[:, None])
+        grad_NC = (softmax - is_label) * grad_N[:, None]
         grad_NC = grad_NC.astype(x_ND.dtype)
 
         def add_at_start(total, part):
@@ -192,12 +250,45 @@ def _chunked_backward(residuals, grad_N):
         grad_bias = add_at_start(grad_bias, product("n,nc->c", ones_N, grad_NC))
         return (grad_x, grad_table, grad_bias), None
 
-    zeros = [jnp.zeros(array.shape, jnp.float32) for array in (x_ND, table_VD, bias_V)]
-    num_chunks, _ = _num_chunks_and_size(table_VD.shape[0])
-    (grad_x, grad_table, grad_bias), _ = jax.lax.scan(
-        add_chunk, tuple(zeros), jnp.arange(num_chunks)
+    zeros = [jnp.zeros(array.shape, jnp.float32) for array in (x_ND, rows_VD, bias_V)]
+    num_chunks, _ = _num_chunks_and_size(rows_VD.shape[0])
+    return jax.lax.scan(add_chunk, tuple(zeros), jnp.arange(num_chunks))[0]
+
+
+def _vocabulary_axes() -> tuple[str, ...]:
+    """The mesh axes of several devices that split the vocabulary, by the sharding rules."""
+    axes = dict(nn.get_logical_axis_rules()).get("logits") or ()
+    sizes = jax.sharding.get_abstract_mesh().shape
+    return tuple(
+        axis for axis in ((axes,) if isinstance(axes, str) else axes) if sizes.get(axis, 1) > 1
     )
-    return grad_x.astype(x_ND.dtype), grad_table.astype(table_VD.dtype), grad_bias, None
+
+
+def _parts(rows_VD, bias_V):
+    """The parts of the vocabulary that different devices compute, P of them.
+
+    Returns:
+      (rows [P, V, D], bias [P, V], first words [P]) of parts of equal length, or (rows [V, D],
+      bias [V], None) if the vocabulary is not split.
+    """
+    parts = math.prod(jax.sharding.get_abstract_mesh().shape[axis] for axis in _vocabulary_axes())
+    if parts == 1:
+        return nn.with_logical_constraint(rows_VD, (None, None)), bias_V, None
+    vocab_size, width = rows_VD.shape
+    # A multiple of 128, so that the products of the last chunk are as fast as those of the others.
+    length = -(-vocab_size // (128 * parts)) * 128
+    missing = parts * length - vocab_size
+    rows_VD = jnp.pad(rows_VD, ((0, missing), (0, 0)))
+    bias_V = jnp.pad(bias_V, (0, missing), constant_values=_MASKED_LOGIT)
+    rows_PVD = nn.with_logical_constraint(
+        rows_VD.reshape(parts, length, width), ("logits", None, None)
+    )
+    return rows_PVD, bias_V.reshape(parts, length), jnp.arange(parts) * length
+
+
+def _on_each_part(function):
+    axes = _vocabulary_axes()
+    return jax.vmap(function, spmd_axis_name=axes if len(axes) > 1 else axes[0])
 
 
 chunked_cross_entropy.defvjp(_chunked_forward, _chunked_backward)

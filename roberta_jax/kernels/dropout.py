@@ -10,12 +10,17 @@ decides whether the element is kept. This has four consequences.
 * The dropout rate is exact to 2**-32.
 * Every element has its own random bits. None are shared along the batch, the heads or the length.
 
+Under `jax.vmap` with one seed, the parts of a batch drop the elements that the whole batch drops:
+the rows of a part are numbered after those of the parts before it. So a training step can compute
+each data shard by itself, and its dropout is the same for any number of shards.
+
 The hash works on pairs of 32-bit words. Each row (all coordinates but the last) mixes its
 coordinates and the seed into two words; each element mixes its column into them. The mixing
 constants are those of well-tested 32-bit finalisers (bijections with good avalanche).
 """
 
 import functools
+from collections.abc import Callable
 
 import jax
 import jax.numpy as jnp
@@ -103,12 +108,7 @@ def dropout(x: jax.Array, seed: jax.Array, rate: float) -> jax.Array:
     Returns:
       An array of x's shape and dtype.
     """
-    # In float32, because 1 / (1 - rate) has few digits in bfloat16: with rate 0.1 the mean of the
-    # result would be 0.9984 times that of x. The conversions are fused with the multiplication.
-    dtype = jnp.promote_types(x.dtype, jnp.float32)
-    # Multiplied rather than selected with `where`: XLA would store an array of zeros for that.
-    scale = keep_mask(seed, x.shape, rate).astype(dtype) * (1 / (1 - rate))
-    return (x.astype(dtype) * scale).astype(x.dtype)
+    return _numbered(rate)(x, seed)
 
 
 def _dropout_forward(x, seed, rate):
@@ -120,3 +120,41 @@ def _dropout_backward(rate, seed, grad):
 
 
 dropout.defvjp(_dropout_forward, _dropout_backward)
+
+
+@functools.cache
+def _numbered(rate: float) -> Callable[[jax.Array, jax.Array], jax.Array]:
+    """`_apply` with this rate, whose rows are numbered through all parts of a vmapped array."""
+
+    @jax.custom_batching.custom_vmap
+    def apply(x, seed):
+        return _apply(x, seed, rate)
+
+    @apply.def_vmap
+    def apply_to_parts(parts, is_batched, x, seed):
+        x_is_batched, seed_is_batched = is_batched
+        if x_is_batched and not seed_is_batched and x.ndim > 2:
+            first_rows = jnp.arange(parts, dtype=jnp.uint32) * np.uint32(x.shape[1])
+            seed, seed_is_batched = jax.vmap(_from_row, (None, 0))(seed, first_rows), True
+        axes = tuple(0 if each else None for each in (x_is_batched, seed_is_batched))
+        # `_apply` itself: a second vmap around this one would number the rows again.
+        return jax.vmap(lambda x, seed: _apply(x, seed, rate), axes)(x, seed), True
+
+    return apply
+
+
+def _apply(x: jax.Array, seed: jax.Array, rate: float) -> jax.Array:
+    # In float32, because 1 / (1 - rate) has few digits in bfloat16: with rate 0.1 the mean of the
+    # result would be 0.9984 times that of x. The conversions are fused with the multiplication.
+    dtype = jnp.promote_types(x.dtype, jnp.float32)
+    # Multiplied rather than selected with `where`: XLA would store an array of zeros for that.
+    scale = keep_mask(seed, x.shape, rate).astype(dtype) * (1 / (1 - rate))
+    return (x.astype(dtype) * scale).astype(x.dtype)
+
+
+def _from_row(seed: jax.Array, row: jax.Array) -> jax.Array:
+    """The seed with which `keep_mask` gives the rows of its first axis from this row on.
+
+    The hash adds the seed's first word to a multiple of the row's number.
+    """
+    return seed.at[0].add(row * _GOLDEN_RATIO)

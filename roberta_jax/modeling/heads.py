@@ -51,7 +51,7 @@ class Decoder(nn.Module):
         self.kernel = self.param(
             "kernel",
             nn.with_logical_partitioning(
-                nn.initializers.normal(config.initializer_range), ("embed", "vocab")
+                nn.initializers.normal(config.initializer_range), ("embedding", "vocab")
             ),
             (config.hidden_size, config.vocab_size),
             jnp.float32,
@@ -82,14 +82,13 @@ class LMHead(nn.Module):
         """All but the last product: [..., D] to [..., D]."""
         return self.layer_norm(gelu(self.dense(x)))
 
-    def _table(self, words_VD, dtype):
-        table = words_VD if self.config.tie_word_embeddings else self.decoder.kernel.T
-        return replicated(table, dtype)
+    def _table(self, words_VD):
+        return words_VD if self.config.tie_word_embeddings else self.decoder.kernel.T
 
     def __call__(self, x: jax.Array, words_VD: jax.Array) -> jax.Array:
         """[..., D] and the word table to float32 logits [..., V]."""
         x = self.transform(x)
-        table_VD = self._table(words_VD, x.dtype)
+        table_VD = replicated(self._table(words_VD), x.dtype)
         return (
             jnp.einsum("...d,vd->...v", x, table_VD, preferred_element_type=jnp.float32) + self.bias
         )
@@ -101,8 +100,8 @@ class LMHead(nn.Module):
         logits are never materialised as a whole (see `projected_cross_entropy`).
         """
         x_ND = self.transform(x).reshape(-1, x.shape[-1])
-        table_VD = self._table(words_VD, x_ND.dtype)
-        loss_N = projected_cross_entropy(x_ND, table_VD, self.bias, labels.reshape(-1))
+        x_ND = nn.with_logical_constraint(x_ND, ("batch", None))  # gathered once for both products
+        loss_N = projected_cross_entropy(x_ND, self._table(words_VD), self.bias, labels.reshape(-1))
         return loss_N.reshape(labels.shape)
 
 

@@ -56,6 +56,25 @@ def _add_bias(x: jax.Array, bias: jax.Array) -> jax.Array:
     return x + bias.astype(x.dtype)
 
 
+@jax.custom_vjp
+def _product(x: jax.Array, kernel: jax.Array) -> jax.Array:
+    """x [..., I] @ kernel [I, O] in x's dtype, whose gradient of the kernel is float32.
+
+    A gradient in bfloat16 would be rounded before it is added up over devices and microbatches.
+    """
+    return jnp.einsum("...i,io->...o", x, kernel.astype(x.dtype))
+
+
+def _product_backward(residuals, grad):
+    x, kernel = residuals
+    grad_x = jnp.einsum("...o,io->...i", grad, kernel.astype(x.dtype))
+    grad_kernel = jnp.einsum("...i,...o->io", x, grad, preferred_element_type=jnp.float32)
+    return grad_x, grad_kernel.astype(kernel.dtype)
+
+
+_product.defvjp(lambda x, kernel: (_product(x, kernel), (x, kernel)), _product_backward)
+
+
 def _add_bias_backward(bias, grad):
     tokens = tuple(range(grad.ndim - 1))
     dtype = jnp.promote_types(grad.dtype, jnp.float32)
@@ -68,7 +87,7 @@ _add_bias.defvjp(lambda x, bias: (_add_bias(x, bias), bias), _add_bias_backward)
 class Dense(nn.Module):
     """x @ kernel + bias, computed in `dtype` from float32 parameters.
 
-    The gradient of the bias is summed in float32; see `_add_bias`.
+    The gradients of both are float32; see `_product` and `_add_bias`.
 
     Attributes:
       features: output width.
@@ -96,10 +115,11 @@ class Dense(nn.Module):
             (self.features,),
             jnp.float32,
         )
-        product = jnp.einsum("...i,io->...o", x.astype(self.dtype), kernel.astype(self.dtype))
-        if jnp.finfo(self.dtype).bits >= 32:
-            return product + bias.astype(self.dtype)  # also in forward-mode differentiation
-        return _add_bias(product, bias)
+        x = x.astype(self.dtype)
+        if jnp.finfo(self.dtype).bits >= 32:  # also in forward-mode differentiation
+            product = jnp.einsum("...i,io->...o", x, kernel.astype(self.dtype))
+            return product + bias.astype(self.dtype)
+        return _add_bias(_product(x, kernel), bias)
 
 
 class LayerNorm(nn.Module):
@@ -163,13 +183,13 @@ class Embedding(nn.Module):
 
         self.embedding = self.param(
             "embedding",
-            nn.with_logical_partitioning(initialize, (self.rows_axis, "embed")),
+            nn.with_logical_partitioning(initialize, (self.rows_axis, "embedding")),
             (self.num_embeddings, self.features),
             jnp.float32,
         )
 
     def __call__(self, ids: jax.Array) -> jax.Array:
-        return lookup(replicated(self.embedding, self.dtype), ids, self.padding_row)
+        return lookup(self.embedding, ids, self.padding_row, self.dtype)
 
 
 def replicated(table: jax.Array, dtype: jnp.dtype) -> jax.Array:
@@ -181,35 +201,40 @@ def replicated(table: jax.Array, dtype: jnp.dtype) -> jax.Array:
     return nn.with_logical_constraint(jnp.asarray(table, dtype), (None, None))
 
 
-def lookup(table: jax.Array, ids: jax.Array, padding_row: int | None) -> jax.Array:
-    """table[ids]. Ids outside the table give NaN; they and `padding_row` get no gradient.
+def lookup(
+    table: jax.Array, ids: jax.Array, padding_row: int | None, dtype: jnp.dtype
+) -> jax.Array:
+    """table[ids] in `dtype`. Ids outside the table give NaN; they and `padding_row` no gradient.
 
-    Negative ids are outside the table as well: they do not count from its end.
+    Negative ids are outside the table as well: they do not count from its end. The gradient has the
+    table's dtype, whatever `dtype` is.
     """
-    return _lookup(table, jnp.where(ids < 0, table.shape[0], ids), padding_row)
+    return _lookup(table, jnp.where(ids < 0, table.shape[0], ids), padding_row, dtype)
 
 
-def _take(table, ids, padding_row):
+def _take(table, ids, padding_row, dtype):
     del padding_row
-    return table.at[ids].get(mode="fill", fill_value=jnp.nan)
+    return replicated(table, dtype).at[ids].get(mode="fill", fill_value=jnp.nan)
 
 
-def _take_forward(table, ids, padding_row):
-    return _take(table, ids, padding_row), (table, ids)
+def _take_forward(table, ids, padding_row, dtype):
+    return _take(table, ids, padding_row, dtype), (table, ids)
 
 
-def _take_backward(padding_row, residuals, grad):
+def _take_backward(padding_row, dtype, residuals, grad):
     # Summed in float32, because the many small gradients of a frequent id vanish in bfloat16.
+    del dtype
     table, ids = residuals
     if padding_row is not None:
         out_of_range = table.shape[0]  # dropped below
         ids = jnp.where(ids == padding_row, out_of_range, ids)
     grad_table = jnp.zeros(table.shape, jnp.float32)
     grad_table = grad_table.at[ids].add(grad.astype(jnp.float32), mode="drop")
-    return grad_table.astype(table.dtype), None
+    # Added up as a whole, like the table that was looked up in: split, `grad` would be gathered.
+    return replicated(grad_table, table.dtype), None
 
 
-_lookup = jax.custom_vjp(_take, nondiff_argnums=(2,))
+_lookup = jax.custom_vjp(_take, nondiff_argnums=(2, 3))
 _lookup.defvjp(_take_forward, _take_backward)
 
 

@@ -40,6 +40,8 @@ RENAMED = {
 ADDED = {
     "data.validation_max_overlap": 1.0,
     "execution.attention": "xla",
+    "mesh.shard_optimizer_state": False,
+    "mesh.slices": None,
     "schedule.name": "polynomial",
 }
 

@@ -207,6 +207,8 @@ VALUES: dict[str, Number | Text | Flag | Entries] = {
     "mesh.data": _AXIS,
     "mesh.fsdp": _count(-1, 10**6, 1),
     "mesh.tensor": _count(-1, 10**6, 1),
+    "mesh.slices": _count(1, 10**6, 2, optional=True),
+    "mesh.shard_optimizer_state": Flag(),
     "mesh.rules": Entries(),
 }
 """Dotted key -> what its value must be. It has every key of the config."""

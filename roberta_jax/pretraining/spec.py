@@ -29,6 +29,7 @@ from roberta_jax.pretraining.text_spec import TextSpec, read_text_spec
 from roberta_jax.training.loop import Cadence
 from roberta_jax.training.optimizer import make_optimizer
 from roberta_jax.training.partitioning import (
+    MESH_AXES,
     RULES,
     create_mesh,
     mesh_size,
@@ -214,7 +215,7 @@ def decay_steps(config: Mapping[str, Any]) -> int:
 def _training(config: ConfigDict, devices: Sequence[jax.Device]) -> TrainingSpec:
     train = config.train
     schedule = _schedule(config, decay_steps(config))
-    sizes = {name: size for name, size in config.mesh.items() if name != "rules"}
+    sizes = {name: config.mesh[name] for name in (*MESH_AXES, "slices")}
     mesh = create_mesh(**sizes, devices=devices)
     rows, accumulation = rows_and_accumulation(mesh, train.batch_size, train.per_device_batch_size)
     options = {
@@ -235,7 +236,9 @@ def _training(config: ConfigDict, devices: Sequence[jax.Device]) -> TrainingSpec
         schedule=schedule,
         warmup_steps=config.schedule.warmup_steps,
         mesh=mesh,
-        rules=rules_with(config.mesh.rules),
+        rules=rules_with(
+            config.mesh.rules, shard_optimizer_state=config.mesh.shard_optimizer_state
+        ),
     )
 
 
@@ -281,6 +284,12 @@ def _model(config: ConfigDict, model_class: type[nn.Module]) -> RobertaConfig:
     return model
 
 
+_LESS_SPLIT_TABLES = (
+    " Or split the embedding tables over fewer devices: --config.mesh.rules="
+    '\'(("embedding", "fsdp"),)\'.'
+)
+
+
 def _check_sharding(model: nn.Module, training: TrainingSpec, is_pretrained: bool) -> None:
     """Checks that the parameters can be split as the mesh and its rules say.
 
@@ -296,12 +305,14 @@ def _check_sharding(model: nn.Module, training: TrainingSpec, is_pretrained: boo
         ("heads", "num_attention_heads"),
         ("mlp", "intermediate_size"),
         ("embed", "hidden_size"),
+        ("embedding", "hidden_size"),
     ):
         size, parts = getattr(model.config, key), mesh_size(training.mesh, axes_of[name])
         if size % parts:
             axes = axes_of[name] if isinstance(axes_of[name], tuple) else (axes_of[name],)
+            sizes = {axis: training.mesh.shape[axis] for axis in axes}
             split = " times ".join(
-                f"--config.mesh.{axis}={training.mesh.shape[axis]}" for axis in axes
+                f"--config.mesh.{axis}={size}" for axis, size in sizes.items() if size > 1
             )
             where = (
                 f"the {key} {size} of the model in init_from"
@@ -312,6 +323,7 @@ def _check_sharding(model: nn.Module, training: TrainingSpec, is_pretrained: boo
             raise UsageError(
                 f"{where} is not divisible by the {parts} devices that split it ({split}). Use a "
                 f"mesh that splits it over {best}, or another --config.model.{key}."
+                + (_LESS_SPLIT_TABLES if name == "embedding" else "")
             )
     rules = tuple((name, None if name == "vocab" else axes) for name, axes in training.rules)
     abstract_state(

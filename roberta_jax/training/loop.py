@@ -1,41 +1,27 @@
-"""The training loop: the compiled update, the compiled evaluation, and `fit`, which runs them.
+"""The training loop: `fit` runs the compiled update, and `evaluate` the compiled evaluation.
 
-The same loop pretrains and fine-tunes. A model is anything with these two methods (the heads in
-`modeling` describe them), which take the arrays of a batch as keyword arguments:
-
-    loss(**batch, deterministic=...) -> {objective: summed loss}
-    count(**batch)                   -> {objective: what to divide that sum by}
-
-The loss is the sum over the objectives of sum / count, with both taken over the whole global batch:
-all devices, hosts and microbatches. A mean of means would be another loss wherever the counts of
-the parts differ.
+The same loop pretrains and fine-tunes. `steps` compiles both for anything that has a loss.
 """
 
 import contextlib
 import dataclasses
 import math
 import time
-import zlib
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from typing import Any
 
-import flax.linen as nn
 import jax
-import jax.numpy as jnp
-import optax
-from jax.sharding import Mesh
 
 from roberta_jax.errors import UsageError, listed
 from roberta_jax.training.checkpoints import Checkpoints
 from roberta_jax.training.flops import peak_flops
 from roberta_jax.training.metrics import Meter, MetricsWriter
-from roberta_jax.training.partitioning import RULES, Rules, on_mesh
 from roberta_jax.training.state import LARGEST_PARAMETER, TrainState, unsound_arrays
-
-Batch = Mapping[str, jax.Array]
-Sums = dict[str, jax.Array]
-TrainStep = Callable[[TrainState, Batch], tuple[TrainState, dict[str, jax.Array]]]
-EvalStep = Callable[[Any, Batch], tuple[Sums, Sums]]
+from roberta_jax.training.steps import Batch, EvalStep, TrainStep
+from roberta_jax.training.steps import apply as apply
+from roberta_jax.training.steps import make_eval_step as make_eval_step
+from roberta_jax.training.steps import make_train_step as make_train_step
+from roberta_jax.training.steps import stream_key as stream_key
 
 # Keys in a checkpoint, beside those of `fit`'s `extra`.
 EVALUATION_DUE = "evaluation_due"
@@ -45,139 +31,6 @@ RECORDS = "records"
 
 class Diverged(UsageError):
     """A loss, the gradient, the state or an evaluation is not finite, or a parameter is huge."""
-
-
-def stream_key(seed: int, stream: str, step: jax.Array) -> jax.Array:
-    """The random key of a stream ("dropout", ...) at a step; a function of nothing else."""
-    key = jax.random.fold_in(jax.random.key(seed), zlib.crc32(stream.encode()))
-    return jax.random.fold_in(key, step)
-
-
-def make_train_step(
-    model: nn.Module,
-    optimizer: optax.GradientTransformation,
-    schedule: optax.Schedule,
-    mesh: Mesh,
-    *,
-    seed: int,
-    accumulation: int = 1,
-    deterministic: bool = False,
-    rules: Rules = RULES,
-) -> TrainStep:
-    """Compiles one update: `step(state, batch) -> (state, metrics)`; the old state is consumed.
-
-    Args:
-      model: has `loss` and `count`, see the module's docstring.
-      optimizer: turns gradients into updates.
-      schedule: updates made -> learning rate, for the metrics alone.
-      mesh: the mesh of the state and of the batch [B, ...].
-      seed: seed of the dropout.
-      accumulation: number of microbatches, which are computed one after the other. Each has
-        B / accumulation rows, the same share of every device's rows.
-      deterministic: on a GPU, use only operations whose result does not vary from run to run, and
-        do not select kernels by timing them. (CPUs and TPUs are deterministic as they are.)
-      rules: the sharding of activations by logical axis, see `partitioning.RULES`.
-
-    Returns:
-      The step. Its metrics are float32 scalars: `loss`, `gradient_norm` (before clipping),
-      `learning_rate` and, where there are several objectives, each one's part of the loss, such as
-      `masked_lm_loss`.
-    """
-
-    def gradients(params, batch, key, counts):
-        def loss_of(params):
-            sums = apply(model, "loss", params, batch, key)
-            means = {name: sums[name] / counts[name] for name in sums}
-            return sum(means.values()), means
-
-        return jax.value_and_grad(loss_of, has_aux=True)(params)
-
-    def accumulated(params, batch, key, counts):
-        # Row r of a device goes to microbatch r % accumulation: no row changes its device.
-        parts = {
-            name: x.reshape(x.shape[0] // accumulation, accumulation, *x.shape[1:]).swapaxes(0, 1)
-            for name, x in batch.items()
-        }
-
-        def add(total, microbatch):
-            index, rows = microbatch
-            part = gradients(params, rows, jax.random.fold_in(key, index), counts)
-            return jax.tree.map(jnp.add, total, part), None
-
-        first = {name: x[0] for name, x in parts.items()}
-        sums = jax.eval_shape(lambda: apply(model, "loss", params, first, key))
-        zero = jnp.zeros([], jnp.float32)
-        zeros = ((zero, dict.fromkeys(sums, zero)), jax.tree.map(jnp.zeros_like, params))
-        return jax.lax.scan(add, zeros, (jnp.arange(accumulation), parts))[0]
-
-    def step(state: TrainState, batch: Batch):
-        # A count of 0 (no target of an objective in the batch) comes with a sum of 0.
-        counts = {name: jnp.maximum(n, 1) for name, n in model.count(**batch).items()}
-        key = stream_key(seed, "dropout", state.step)
-        compute = gradients if accumulation == 1 else accumulated
-        (loss, means), grads = compute(state.params, batch, key, counts)
-        updates, opt_state = optimizer.update(grads, state.opt_state, state.params)
-        metrics = {
-            "loss": loss,
-            "gradient_norm": optax.tree.norm(grads),
-            "learning_rate": schedule(state.step),
-        }
-        if len(means) > 1:
-            metrics |= {f"{name}_loss": mean for name, mean in means.items()}
-        params = optax.apply_updates(state.params, updates)
-        return TrainState(state.step + 1, params, opt_state), metrics
-
-    options = {"xla_gpu_deterministic_ops": True, "xla_gpu_autotune_level": 0}
-    return _compiled(
-        step, mesh, rules, donate_argnums=0, compiler_options=options if deterministic else None
-    )
-
-
-def make_eval_step(
-    model: nn.Module, mesh: Mesh, method: str = "loss", rules: Rules = RULES
-) -> EvalStep:
-    """Compiles `step(params, batch) -> (sums, counts)`, without dropout.
-
-    Args:
-      model: has `count` and the method.
-      mesh: the mesh of the parameters and of the batch.
-      method: the method of the model that gives the sums, "loss" or another with its contract.
-      rules: as for `make_train_step`.
-    """
-
-    def step(params: Any, batch: Batch) -> tuple[Sums, Sums]:
-        return apply(model, method, params, batch, None), model.count(**batch)
-
-    return _compiled(step, mesh, rules)
-
-
-def apply(
-    model: nn.Module, method: str, params: Any, batch: Batch, dropout_key: jax.Array | None
-) -> Sums:
-    """Calls a method of the model on a batch; without a key there is no dropout."""
-    return model.apply(
-        {"params": params},
-        **batch,
-        deterministic=dropout_key is None,
-        rngs=None if dropout_key is None else {"dropout": dropout_key},
-        method=method,
-    )
-
-
-def _compiled(function: Callable, mesh: Mesh, rules: Rules, **options: Any) -> Callable:
-    """`jax.jit` under the mesh and the sharding rules; `.lower` is that of jit's functions."""
-    jitted = jax.jit(function, **options)
-
-    def call(*args):
-        with on_mesh(mesh, rules):
-            return jitted(*args)
-
-    def lower(*args):
-        with on_mesh(mesh, rules):
-            return jitted.lower(*args)
-
-    call.lower = lower
-    return call
 
 
 def evaluate(

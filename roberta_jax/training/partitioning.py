@@ -1,9 +1,9 @@
-"""Places parameters and batches on devices: the mesh and the sharding rules.
+"""Places parameters and batches on devices: the sharding rules.
 
 A mesh has three axes. Devices along `data` hold copies of the parameters and different rows of the
-batch; `fsdp` splits both the parameters and the batch; `tensor` splits the width of the layers.
-Modules give the axes of their parameters and activations logical names ("embed", "heads", ...), and
-`RULES` maps each logical name to mesh axes.
+batch; `fsdp` splits both the parameters and the batch; `tensor` splits the width of the layers and
+the logits. Modules give the axes of their parameters and activations logical names ("embed",
+"heads", ...), and `RULES` maps each logical name to mesh axes.
 
 Embedding tables are split along their hidden axis, because 50265 vocabulary entries and 514
 positions are not divisible by common mesh sizes.
@@ -16,17 +16,20 @@ from collections.abc import Iterator, Mapping, Sequence
 import flax.linen as nn
 import jax
 import numpy as np
-from jax.sharding import AxisType, Mesh, NamedSharding, PartitionSpec
+from jax.sharding import Mesh, NamedSharding, PartitionSpec
 
 from roberta_jax.errors import UsageError
+from roberta_jax.training.mesh import MESH_AXES as MESH_AXES
+from roberta_jax.training.mesh import create_mesh as create_mesh
 
 # The mesh axes of a logical axis: one, several, or None for an axis that is not split.
 MeshAxes = str | tuple[str, ...] | None
 Rules = tuple[tuple[str, MeshAxes], ...]
 
-MESH_AXES = ("data", "fsdp", "tensor")
 # The mesh axes that split the batch.
 BATCH_AXES = ("data", "fsdp")
+
+_OPTIMIZER_STATE = "optimizer_state"
 
 # Logical axis -> mesh axes, in order of priority. Within one array each mesh axis is used once:
 # "embed" is split over fsdp in a parameter, but not in an activation, where "batch" uses fsdp.
@@ -34,22 +37,38 @@ RULES: Rules = (
     ("batch", BATCH_AXES),
     ("heads", "tensor"),
     ("mlp", "tensor"),
+    ("logits", "tensor"),
     ("embed", "fsdp"),
+    ("embedding", ("fsdp", "tensor")),
     ("layers", None),
     ("vocab", None),
     ("positions", None),
     ("token_types", None),
     ("norm", None),
     ("length", None),
+    # No axis of an array: the mesh axis over which the optimizer's state is split besides those of
+    # its parameters, "data" or None. See `optimizer_sharding`.
+    (_OPTIMIZER_STATE, None),
 )
 
+# What `mesh.rules` cannot change.
+_FIXED = ("batch", _OPTIMIZER_STATE)
 
-def rules_with(overrides: Sequence[tuple[str, str | Sequence[str] | None]]) -> Rules:
+# Logical axes of activations that `batch` splits as well, and what they can be split over.
+_TENSOR_ONLY = ("logits",)
+
+
+def rules_with(
+    overrides: Sequence[tuple[str, str | Sequence[str] | None]],
+    *,
+    shard_optimizer_state: bool = False,
+) -> Rules:
     """Returns `RULES` with other mesh axes for some logical axes.
 
     Args:
       overrides: pairs (logical axis, mesh axes). The mesh axes are a name, a sequence of names, or
         None for an axis that is not split. The batch is always split over `data` and `fsdp`.
+      shard_optimizer_state: whether to split the optimizer's state over `data` too.
 
     Raises:
       UsageError: an entry is not such a pair, a name is unknown, or a logical or mesh axis is named
@@ -64,10 +83,10 @@ def rules_with(overrides: Sequence[tuple[str, str | Sequence[str] | None]]) -> R
                 'axes, such as ("embed", "fsdp").'
             )
         name, axes = override
-        if not isinstance(name, str) or name == "batch" or name not in rules:
+        if not isinstance(name, str) or name in _FIXED or name not in rules:
             raise UsageError(
                 f"--config.mesh.rules: {name!r} is not a logical axis that can be changed: use one "
-                f"of {', '.join(rule for rule in rules if rule != 'batch')}."
+                f"of {', '.join(rule for rule in rules if rule not in _FIXED)}."
             )
         if name in overridden:
             raise UsageError(f"--config.mesh.rules: the logical axis {name!r} has two rules.")
@@ -86,46 +105,25 @@ def rules_with(overrides: Sequence[tuple[str, str | Sequence[str] | None]]) -> R
                     f"--config.mesh.rules: the logical axis {name!r} has the mesh axis {axis!r} "
                     "twice."
                 )
+            if name in _TENSOR_ONLY and axis != "tensor":
+                raise UsageError(
+                    f"--config.mesh.rules: the logical axis {name!r} cannot be split over "
+                    f"{axis!r}, which splits the batch: use 'tensor', or None."
+                )
         rules[name] = axes if axes is None or isinstance(axes, str) else (names or None)
+    if shard_optimizer_state:
+        rules[_OPTIMIZER_STATE] = "data"
     return tuple(rules.items())
 
 
-def create_mesh(
-    data: int = -1, fsdp: int = 1, tensor: int = 1, devices: Sequence[jax.Device] | None = None
-) -> Mesh:
-    """Arranges the devices as a mesh with the axes `data`, `fsdp` and `tensor`.
+def of_one_data_shard(rules: Rules) -> Rules | None:
+    """The rules for arrays of one data shard: their batch is split over `fsdp` alone.
 
-    Args:
-      data, fsdp, tensor: the size of each axis. At most one is -1: all remaining devices.
-      devices: by default every device of every process.
-
-    Raises:
-      UsageError: the product of the sizes is not the number of devices.
+    None if other arrays than those of the batch are split over `data`: there is no such shard.
     """
-    devices = jax.devices() if devices is None else devices
-    sizes = dict(zip(MESH_AXES, (data, fsdp, tensor), strict=True))
-    requested = ", ".join(f"--config.mesh.{name}={size}" for name, size in sizes.items())
-    if any(not isinstance(size, int) or size == 0 or size < -1 for size in sizes.values()):
-        raise UsageError(
-            f"{requested}: each size must be a positive whole number, or -1 for all other devices."
-        )
-    free = [name for name, size in sizes.items() if size == -1]
-    if len(free) > 1:
-        raise UsageError(f"{requested}: only one size can be -1 (all other devices).")
-    fixed = math.prod(size for size in sizes.values() if size != -1)
-    if free and len(devices) % fixed == 0:
-        sizes[free[0]] = len(devices) // fixed
-    if math.prod(sizes.values()) != len(devices):
-        raise UsageError(
-            f"{requested} does not fit the {len(devices)} {devices[0].platform} device(s) of this "
-            f"run: the product of the sizes must be {len(devices)}. Set one of them to -1 (all "
-            f"other devices) and the others to numbers that divide {len(devices)}."
-        )
-    # Auto axes: the compiler chooses what the rules leave open. With jax's default, Explicit axes,
-    # linen's logical constraints raise an error.
-    return jax.make_mesh(
-        tuple(sizes.values()), MESH_AXES, axis_types=(AxisType.Auto,) * 3, devices=devices
-    )
+    if any("data" in _axis_names(axes) for name, axes in rules if name not in _FIXED):
+        return None
+    return tuple((name, "fsdp" if name == "batch" else axes) for name, axes in rules)
 
 
 @contextlib.contextmanager
@@ -162,6 +160,30 @@ def parameter_spec(names: Sequence[str | None], rules: Rules = RULES) -> Partiti
             used.add(axis)
         spec.append(axes)
     return PartitionSpec(*spec)
+
+
+def optimizer_sharding(
+    sharding: NamedSharding, shape: Sequence[int], rules: Rules = RULES
+) -> NamedSharding:
+    """The sharding of the optimizer's state of a parameter, which has the parameter's shape.
+
+    It is the parameter's own, unless the rules split the state over `data` as well (ZeRO stage 1,
+    Rajbhandari et al. 2020). Then the longest of the parts along an axis that `data` divides is
+    split once more; a parameter without such an axis keeps its sharding.
+    """
+    extra, mesh = dict(rules).get(_OPTIMIZER_STATE), sharding.mesh
+    parts = mesh_size(mesh, extra)
+    spec = [*sharding.spec, *[None] * (len(shape) - len(sharding.spec))]
+    if parts == 1 or any(extra in _axis_names(axes) for axes in spec):
+        return sharding
+    lengths = [size // mesh_size(mesh, axes) for size, axes in zip(shape, spec, strict=True)]
+    divisible = [axis for axis, length in enumerate(lengths) if length and length % parts == 0]
+    if not divisible:
+        return sharding
+    # The last of equally long axes: the first axis of stacked layers is the loop's.
+    axis = max(divisible, key=lambda axis: (lengths[axis], axis))
+    spec[axis] = (*_axis_names(spec[axis]), extra) if spec[axis] else extra
+    return NamedSharding(mesh, PartitionSpec(*spec))
 
 
 def mesh_size(mesh: Mesh, axes: MeshAxes) -> int:

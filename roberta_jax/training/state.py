@@ -26,10 +26,13 @@ from roberta_jax.training.partitioning import (
     Rules,
     mesh_size,
     on_mesh,
+    optimizer_sharding,
     parameter_spec,
 )
 
 _CONTAINER_LIMIT = pathlib.Path("/sys/fs/cgroup/memory.max")
+
+_OPT_STATE = jax.tree_util.GetAttrKey("opt_state")
 
 # Returns the parameters as linen's `init` does: boxed with their logical axes.
 InitParams = Callable[[], Any]
@@ -86,6 +89,8 @@ def abstract_state(
         else:
             spec, array = PartitionSpec(), leaf
         sharding = NamedSharding(mesh, spec)
+        if path[0] == _OPT_STATE and isinstance(leaf, nn.Partitioned):
+            sharding = optimizer_sharding(sharding, array.shape, rules)
         return jax.ShapeDtypeStruct(array.shape, array.dtype, sharding=sharding)
 
     return jax.tree_util.tree_map_with_path(with_sharding, boxed, is_leaf=_is_box)

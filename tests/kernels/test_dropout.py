@@ -169,3 +169,27 @@ def test_backward_pass_stores_only_the_seed():
 def test_any_kind_of_key():
     for kind in ("threefry2x32", "rbg"):
         assert seed_from_key(jax.random.key(0, impl=kind)).shape == (4,)
+
+
+@pytest.mark.parametrize("parts", [1, 2, 6])
+def test_the_parts_of_a_batch_drop_what_the_whole_batch_drops(parts):
+    """Also in the gradient."""
+    x, grad = np.random.default_rng(0).standard_normal((2, 12, 3, 50)).astype(np.float32)
+    seed = make_seed(7)
+
+    def value_and_grad(x, grad):
+        value, pull = jax.vjp(lambda x: dropout(x, seed, 0.3), x)
+        return value, *pull(grad)
+
+    expected = value_and_grad(x, grad)
+    split = [a.reshape(parts, -1, *a.shape[1:]) for a in (x, grad)]
+    for ours, whole in zip(jax.jit(jax.vmap(value_and_grad))(*split), expected, strict=True):
+        np.testing.assert_array_equal(ours.reshape(whole.shape), whole)
+
+
+def test_seeds_of_its_own_give_each_part_its_own_bits():
+    x = jnp.ones((2, 4, 3, 50))
+    seeds = jnp.stack([make_seed(0), make_seed(1)])
+    both = jax.vmap(lambda x, seed: dropout(x, seed, 0.3))(x, seeds)
+    for part, seed in zip(both, seeds, strict=True):
+        np.testing.assert_array_equal(part, dropout(x[0], seed, 0.3))

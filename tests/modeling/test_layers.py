@@ -29,7 +29,7 @@ def test_lookup_gives_no_gradient_to_the_padding_row():
 
     @jax.jit
     def look_up_and_pull(table):
-        vectors, pull = jax.vjp(lambda table: lookup(table, ids, 1), table)
+        vectors, pull = jax.vjp(lambda table: lookup(table, ids, 1, jnp.float32), table)
         return vectors, *pull(jnp.ones_like(vectors))
 
     vectors, grad = (np.asarray(x) for x in look_up_and_pull(table))
@@ -43,8 +43,8 @@ def test_ids_outside_the_table_give_nan_and_no_gradient(dtype):
     table = jnp.arange(12.0).reshape(4, 3).astype(dtype)
     ids = np.array([0, -1, -4, -5, 3, 4, 2**31 - 1, -(2**31)], np.int32)
     inside = (ids >= 0) & (ids < 4)
-    for look_up in (lookup, jax.jit(lookup, static_argnums=2)):
-        vectors, pull = jax.vjp(lambda table, f=look_up: f(table, ids, None), table)
+    for look_up in (lookup, jax.jit(lookup, static_argnums=(2, 3))):
+        vectors, pull = jax.vjp(lambda table, f=look_up: f(table, ids, None, dtype), table)
         np.testing.assert_array_equal(np.isnan(vectors).all(-1), ~inside)
         np.testing.assert_array_equal(vectors[inside], table[ids[inside]])
         (grad,) = pull(jnp.ones_like(vectors))

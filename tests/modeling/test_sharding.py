@@ -161,7 +161,8 @@ def test_the_program_has_the_sharding_constraints(results, stack):
         rf'<@mesh, \[{rows}, \{{\}}, \{{"tensor"\}}\]>.*tensor<8x16x32xf32>',  # heads
         rf'<@mesh, \[{rows}, \{{\}}, \{{"tensor"\}}\]>.*tensor<8x16x64xf32>',  # feed-forward
         rf"<@mesh, \[{rows}, \{{\}}, \{{\}}\]>.*tensor<8x4x32xf32>",  # masked positions
-        rf'<@mesh, \[{rows}, \{{"tensor"\}}\]>.*tensor<32x256xf32>',  # logits of a chunk
+        # The logits of a chunk of each of the two parts of the vocabulary.
+        rf'<@mesh, \[\{{"tensor"\}}, {rows}, \{{\}}\]>.*tensor<2x32x256xf32>',
         r"<@mesh, \[\{\}, \{\}\]>.*tensor<1000x32xf32>",  # the word table, gathered
     ):
         assert any(re.search(constraint, line) for line in lines), (constraint, sorted(set(lines)))

@@ -3,7 +3,7 @@ import json
 import jax
 import numpy as np
 import pytest
-from jax.sharding import AbstractMesh, PartitionSpec
+from jax.sharding import AbstractMesh, NamedSharding, PartitionSpec
 
 from roberta_jax.errors import UsageError
 from roberta_jax.training.partitioning import (
@@ -11,6 +11,8 @@ from roberta_jax.training.partitioning import (
     RULES,
     create_mesh,
     local_batch_rows,
+    of_one_data_shard,
+    optimizer_sharding,
     parameter_spec,
     rows_and_accumulation,
     rules_with,
@@ -45,7 +47,7 @@ def test_sizes_that_do_not_fit(sizes, message):
 
 
 def test_the_rules_give_the_specs_of_parameters():
-    assert parameter_spec(("vocab", "embed")) == PartitionSpec(None, "fsdp")
+    assert parameter_spec(("vocab", "embedding")) == PartitionSpec(None, ("fsdp", "tensor"))
     assert parameter_spec(("layers", "embed", "heads")) == PartitionSpec(None, "fsdp", "tensor")
     assert parameter_spec(("layers", "mlp", "embed")) == PartitionSpec(None, "tensor", "fsdp")
     assert parameter_spec(("norm",)) == PartitionSpec(None)
@@ -160,11 +162,40 @@ def test_rules_with_overrides():
         parameter_spec(("vocab", "mlp"), rules)
 
 
+def sharding_of_state(spec, shape, **options):
+    mesh = AbstractMesh((4, 2, 2), MESH_AXES)
+    rules = rules_with((), **{"shard_optimizer_state": True, **options})
+    return optimizer_sharding(NamedSharding(mesh, PartitionSpec(*spec)), shape, rules).spec
+
+
+def test_the_optimizer_state_is_split_over_data_too():
+    assert sharding_of_state((None, "fsdp", "tensor"), (12, 64, 256)) == PartitionSpec(
+        None, "fsdp", ("tensor", "data")
+    )
+    assert sharding_of_state((None, ("fsdp", "tensor")), (301, 64)) == PartitionSpec(
+        None, ("fsdp", "tensor", "data")
+    )
+    assert sharding_of_state((None,), (64,)) == PartitionSpec("data")
+    # Nothing that 4 divides, a scalar, an axis that is on data already, and the option turned off.
+    assert sharding_of_state((None,), (301,)) == PartitionSpec(None)
+    assert sharding_of_state((), ()) == PartitionSpec()
+    assert sharding_of_state(("data", None), (8, 8)) == PartitionSpec("data", None)
+    off = sharding_of_state((None,), (64,), shard_optimizer_state=False)
+    assert off == PartitionSpec(None)
+
+
+def test_rules_of_a_data_shard():
+    assert dict(of_one_data_shard(RULES)) == {**dict(RULES), "batch": "fsdp"}
+    assert of_one_data_shard(rules_with([("mlp", ("data", "tensor"))])) is None
+
+
 @pytest.mark.parametrize(
     ("overrides", "message"),
     [
         ([("emebd", "fsdp")], "'emebd' is not a logical axis that can be changed: .* embed"),
         ([("batch", "data")], "'batch' is not a logical axis that can be changed"),
+        ([("optimizer_state", "data")], "'optimizer_state' is not a logical axis that can be ch"),
+        ([("logits", "fsdp")], "'logits' cannot be split over 'fsdp', which splits the batch"),
         ([("mlp", "model")], "'model' .* is not a mesh axis: use data, fsdp, tensor"),
         ([("mlp", ["fsdp", "fsdp"])], "'mlp' has the mesh axis 'fsdp' twice"),
         ([("mlp", "fsdp"), ("mlp", None)], "'mlp' has two rules"),
