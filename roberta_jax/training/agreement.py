@@ -10,8 +10,9 @@ import contextlib
 import hashlib
 import json
 import socket
+import sys
 import time
-from collections.abc import Callable, Iterator, Mapping
+from collections.abc import Iterator, Mapping
 from typing import Any
 
 import jax
@@ -24,12 +25,13 @@ KEYS = "roberta_jax"  # the prefix of all our keys in the coordination service
 PATIENCE = 300.0
 
 _SEEN_TIMEOUT = 20.0  # seconds to wait until all processes have read an error
+_FIRST_NOTICE = 30.0  # seconds until a process says that it waits for another one
 _LONGEST_SHOWN = 60  # characters of a value in a message
 
 _rounds = 0  # how many exchanges this process has made: the same number on all processes
 
-# Raises `PartnerLost` if a process has ended. Set by whoever watches the processes.
-check_partners: Callable[[], None] | None = None
+# Whether someone watches the processes and ends this one if another is lost (see `partners`).
+watched = False
 
 
 class PartnerLost(UsageError):
@@ -100,7 +102,7 @@ def require_equal(values: Mapping[str, Any], advice: str = "", *, what: str = "s
         more = [f"  ... and {len(lines) - 12} more"] if len(lines) > 12 else []
         text = "\n".join([f"the hosts of this run differ in their {what}:", *lines[:12], *more])
         advice = advice or "Start all processes with the same command, code and files."
-        raise _agreed(UsageError(f"{text}\n{advice}"))
+        raise agreed(UsageError(f"{text}\n{advice}"))
 
 
 @contextlib.contextmanager
@@ -123,13 +125,13 @@ def together(what: str) -> Iterator[None]:
         if not getattr(error, "on_all_processes", False):
             with contextlib.suppress(UsageError):  # what happened here says more
                 _exchange(what, {"error": str(error)}, None)
-            _agreed(error)
+            agreed(error)
         raise
     exchange(what, None)
 
 
-def _agreed(error: UsageError) -> UsageError:
-    """Marks an error that all processes raise, so that nobody reports it to the others again."""
+def agreed(error: UsageError) -> UsageError:
+    """Marks an error that all processes raise, so that `together` does not report it again."""
     error.on_all_processes = True
     return error
 
@@ -144,7 +146,6 @@ def _exchange(what: str, answer: dict[str, Any], timeout: float | None) -> list[
         service.key_value_set(f"{folder}/{index}", json.dumps(answer))
         answers = _collect(service, folder, count, what, timeout)
     except jax.errors.JaxRuntimeError as error:
-        _check_partners()
         raise PartnerLost(
             f"the process that coordinates the run does not answer ({_reason(error)}); its host "
             "or the network failed. Start all processes again."
@@ -159,8 +160,8 @@ def _exchange(what: str, answer: dict[str, Any], timeout: float | None) -> list[
             first = answers[failed[0]]
             more = f" (and {len(failed) - 1} more)" if len(failed) > 1 else ""
             name = f"{first['host']} (process {failed[0]}){more}"
-            raise _agreed(UsageError(f"on host {name}: {first['error']}"))
-        raise _agreed(
+            raise agreed(UsageError(f"on host {name}: {first['error']}"))
+        raise agreed(
             UsageError(
                 f"the processes of the run do different things: {'; '.join(points)}. Start all of "
                 "them with the same command and code."
@@ -176,8 +177,8 @@ def _collect(
     service: Any, folder: str, count: int, what: str, timeout: float | None
 ) -> list[dict[str, Any]]:
     """Waits for the answers of all processes, in their order."""
-    started, pause = time.monotonic(), 0.002
-    if timeout is None and check_partners is None:
+    started, pause, notice = time.monotonic(), 0.002, _FIRST_NOTICE
+    if timeout is None and not watched:
         timeout = PATIENCE
     while True:
         # The keys that are there: {folder}/{process}.
@@ -185,21 +186,26 @@ def _collect(
         answers = {int(key.rsplit("/", 1)[1]): text for key, text in present.items()}
         if len(answers) == count:
             return [json.loads(answers[number]) for number in range(count)]
-        _check_partners()
         waited = time.monotonic() - started
         if timeout is not None and waited > timeout:
-            missing = [f"process {number}" for number in range(count) if number not in answers]
             raise PartnerLost(
-                f"waited {waited:.0f} s for {what} of {listed(missing)} of {count}. See the output "
+                f"waited {waited:.0f} s for {what} of {_missing(answers, count)}. See the output "
                 "of those processes, and start all again."
             )
+        if waited > notice:
+            print(
+                f"Waiting for {what} of {_missing(answers, count)} for {waited:.0f} s...",
+                file=sys.stderr,
+                flush=True,
+            )
+            notice *= 4
         time.sleep(pause)
         pause = min(1.5 * pause, 0.5)
 
 
-def _check_partners() -> None:
-    if check_partners is not None:
-        check_partners()
+def _missing(answers: Mapping[int, str], count: int) -> str:
+    missing = [f"process {number}" for number in range(count) if number not in answers]
+    return f"{listed(missing)} of {count}"
 
 
 def _shown_with_digest(value: Any) -> tuple[str, str]:
