@@ -76,13 +76,29 @@ class Partners:
       on_stop: called with the number of the signal and the host's name when a stop was requested.
     """
 
-    def __init__(self, timeouts: Timeouts):
-        """Prepares to watch; `start` starts it. Call it after `jax.distributed.initialize`."""
+    def __init__(
+        self,
+        timeouts: Timeouts,
+        *,
+        client: Any = None,
+        index: int | None = None,
+        count: int | None = None,
+        interval: float | None = None,
+    ):
+        """Prepares to watch; `start` starts it. Call it after `jax.distributed.initialize`.
+
+        Args:
+          timeouts: how long to wait for the others.
+          client: of the coordination service; by default this process's.
+          index, count: the number of this process, and how many there are; by default JAX's.
+          interval: seconds between heartbeats; by default 1, more with more than 64 processes.
+        """
         self._timeouts = timeouts
-        self._client = agreement.client()
-        self._index, self._count = jax.process_index(), jax.process_count()
+        self._client = client or agreement.client()
+        self._index = jax.process_index() if index is None else index
+        self._count = jax.process_count() if count is None else count
         # All processes read what all processes write: less often where there are many.
-        self._interval = max(1.0, self._count / 64)
+        self._interval = interval or max(1.0, self._count / 64)
         now = time.monotonic()
         self._others = {
             number: _Other(now, now) for number in range(self._count) if number != self._index
@@ -295,7 +311,8 @@ class Partners:
             return  # another thread is ending this process
         advice = "\nStart all processes again; the run continues from its last checkpoint."
         report(f"error: {message}{advice if restart else ''}", restart=restart)
-        self._tell_the_end(2, message)
+        if time.monotonic() - self._answered < self._timeouts.heartbeat / 2:
+            self._tell_the_end(2, message)
         flush()
         os._exit(2)
 

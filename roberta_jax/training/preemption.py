@@ -141,7 +141,8 @@ def stop_requests(
         if threading.current_thread() is threading.main_thread():
             for number in (signal.SIGTERM, signal.SIGINT):
                 former = signal.signal(number, handle)
-                stack.callback(signal.signal, number, former)
+                # None: it was not set by Python.
+                stack.callback(signal.signal, number, former or signal.SIG_DFL)
             stack.enter_context(_watch_signals(announce))
         yield requests
 

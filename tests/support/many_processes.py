@@ -12,10 +12,42 @@ from roberta_jax.training.metrics import read_metrics
 from tests.support import processes, texts
 
 _CONFIG = """
+import os
+import time
+
 from tests.support import texts
+
 
 def get_config():
     return texts.small_config({corpus!r}, {cache!r})
+
+
+def change_step(number, change):
+    from roberta_jax.pretraining import datasets
+
+    batches = datasets.device_train_batches
+
+    def changed(spec, dataset, step):
+        for at, batch in enumerate(batches(spec, dataset, step), step + 1):
+            if at == int(number):
+                change()
+            yield batch
+
+    datasets.device_train_batches = changed
+
+
+def fail():
+    raise RuntimeError("a mistake in the program")
+
+
+if "TEST_WAIT_AT" in os.environ:
+    change_step(os.environ["TEST_WAIT_AT"], lambda: time.sleep(1000))
+if "TEST_FAIL_AT" in os.environ:
+    change_step(os.environ["TEST_FAIL_AT"], fail)
+if "TEST_OTHER_CODE" in os.environ:
+    from roberta_jax.training import same_start
+
+    same_start.code_digest = lambda: "0123456789abcdef"
 """
 
 
@@ -77,7 +109,9 @@ class Launcher:
         devices: int = 1,
         only=None,
         each=None,
+        cwd=None,
         variables=None,
+        mode=None,
         port: int | None = None,
         **changes,
     ) -> Run:
@@ -89,7 +123,9 @@ class Launcher:
           devices: CPU devices of each.
           only: the indices of the processes that are started; by default all.
           each: process index -> changes of the config of that process.
-          variables: more environment variables.
+          cwd: process index -> its working directory.
+          variables: process index -> more environment variables.
+          mode: of `--distributed`.
           port: of the coordinator.
           **changes: dotted config keys with their values, and "workdir".
         """
@@ -99,8 +135,11 @@ class Launcher:
         for index in range(count) if only is None else only:
             values = {"workdir": workdir, **changes, **((each or {}).get(index) or {})}
             flags = [f"--workdir={values.pop('workdir')}"]
+            flags += [f"--distributed={mode}"] if mode else []
             flags += [f"--config.{key}={value}" for key, value in values.items()]
-            env = processes.environment(devices, PYTHONUNBUFFERED="1", **(variables or {}))
+            env = processes.environment(
+                devices, PYTHONUNBUFFERED="1", **(variables or {}).get(index, {})
+            )
             if count > 1:
                 env |= {
                     "JAX_COORDINATOR_ADDRESS": address,
@@ -121,7 +160,7 @@ class Launcher:
                     env=env,
                     stdout=out,
                     stderr=err,
-                    cwd=processes.ROOT,
+                    cwd=(cwd or {}).get(index, processes.ROOT),
                 )
             run.logs[index] = logs
         return run
