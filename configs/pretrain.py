@@ -33,7 +33,8 @@ from the tokenizer, and the number of positions from `seq_len`.
   training steps, as long as it divides the batch size: each device computes microbatches of at most
   `train.per_device_batch_size` rows and accumulates their gradients. If the parameters do not fit
   on one device, shard them with `--config.mesh.data=1 --config.mesh.fsdp=-1`. To train on several
-  hosts, start the same command on each of them with `--distributed`.
+  hosts, start the same command on each of them. They must share the workdir, and each must have the
+  same text files and tokenizer; `data.cache_dir` may be shared or not.
 """
 
 from ml_collections import ConfigDict
@@ -215,6 +216,13 @@ def _defaults() -> ConfigDict:
     # Changes to the sharding rules: a tuple of (logical axis, mesh axis or None) pairs, such as
     # (("embed", None),). The rules are in roberta_jax/training/partitioning.py.
     config.mesh.rules = ()
+
+    config.distributed = ConfigDict()  # Runs of several processes; all times are in seconds.
+    config.distributed.start_timeout = 300.0  # Time for all processes to start.
+    # Time without a sign of life after which a process counts as lost and the others end.
+    config.distributed.heartbeat_timeout = 40.0
+    # Time that a live process may stay behind the others before they end.
+    config.distributed.late_timeout = 600.0
 
     # These keys accept None although their default is a number.
     for group, key in (("train", "per_device_batch_size"), ("eval", "max_rows")):

@@ -24,7 +24,14 @@ from ml_collections import ConfigDict
 from roberta_jax import cli
 from roberta_jax.errors import UsageError, listed
 from roberta_jax.modeling.flops import training_flops
-from roberta_jax.pretraining.config_keys import ADDED, MAY_CHANGE, RENAMED, REVALUED
+from roberta_jax.pretraining.config_keys import (
+    ADDED,
+    MAY_CHANGE,
+    MAY_DIFFER,
+    RENAMED,
+    REVALUED,
+)
+from roberta_jax.pretraining.config_values import check_values
 from roberta_jax.pretraining.spec import (
     NEW_HEADS,
     PretrainingSpec,
@@ -32,13 +39,23 @@ from roberta_jax.pretraining.spec import (
     read_spec,
 )
 from roberta_jax.training import loop
+from roberta_jax.training.agreement import together
+from roberta_jax.training.distributed import join_processes, watched
+from roberta_jax.training.partners import Timeouts
 from roberta_jax.training.run import EXPORT, Job, RunResult, finished_metrics, run, say
+from roberta_jax.training.same_start import require_same_program
 from roberta_jax.training.state import TrainState, count_parameters
 from roberta_jax.training.workdir import trained_config
 
 
 def pretrain(config: ConfigDict, workdir: epath.PathLike) -> RunResult:
     """Runs, or continues, the pretraining that `config` describes.
+
+    With several processes (see `distributed.join_processes`), all of them call this with the same
+    config. They must share the workdir, and hold the same text files and tokenizer; the folder
+    `data.cache_dir` may be shared or each host's own. What differs is reported on every host before
+    the first step. If one process fails or is lost, the others end as well, with a message and
+    status 2.
 
     Args:
       config: as `configs/pretrain.py` returns it.
@@ -56,27 +73,43 @@ def pretrain(config: ConfigDict, workdir: epath.PathLike) -> RunResult:
     # Before the input pipeline imports TensorFlow, which logs at length.
     os.environ.setdefault("TF_CPP_MIN_LOG_LEVEL", "2")
     os.environ.setdefault("TF_ENABLE_ONEDNN_OPTS", "0")
-    spec = read_spec(config)
-    # Imported here, so that a mistake in the config is reported without waiting for them.
-    from roberta_jax.pretraining.memory import check_memory
-    from roberta_jax.pretraining.text import check_sources
+    with watched(timeouts(config)):
+        require_same_program(config.to_dict(), MAY_DIFFER)
+        with together("reading the config"):
+            spec = read_spec(config)
+            # Imported here, so that a mistake in the config is reported without waiting for them.
+            from roberta_jax.pretraining.memory import check_memory
+            from roberta_jax.pretraining.text import check_sources
 
-    check_schedule_is_stated(config, trained_config(workdir))
-    if finished_metrics(workdir, spec.training.steps) is None:
-        check_memory(spec)
-        check_sources(spec.text)  # before anything is written to the workdir
-    result = run(
-        workdir,
-        spec.training,
-        lambda folder: make_job(spec, folder),
-        config=spec.config,
-        may_change=MAY_CHANGE,
-        renamed=RENAMED,
-        added=ADDED,
-        revalued=REVALUED,
-    )
-    say(_describe_result(spec, result))
-    return result
+            check_schedule_is_stated(config, trained_config(workdir))
+            if finished_metrics(workdir, spec.training.steps) is None:
+                check_memory(spec)
+                check_sources(spec.text)  # before anything is written to the workdir
+        result = run(
+            workdir,
+            spec.training,
+            lambda folder: make_job(spec, folder),
+            config=spec.config,
+            may_change=MAY_CHANGE,
+            renamed=RENAMED,
+            added=ADDED,
+            revalued=REVALUED,
+        )
+        say(_describe_result(spec, result))
+        return result
+
+
+def timeouts(config: ConfigDict) -> Timeouts:
+    """How long to wait for the other processes of the run, as the config says.
+
+    Raises:
+      UsageError: a value is out of its range, or the config has no such key.
+    """
+    keys = ("start_timeout", "heartbeat_timeout", "late_timeout")
+    values = {f"distributed.{key}": config.get("distributed", {}).get(key) for key in keys}
+    check_values(values, values)
+    start, heartbeat, late = values.values()
+    return Timeouts(start=start, heartbeat=heartbeat, late=late)
 
 
 def make_job(spec: PretrainingSpec, folder: epath.Path) -> Job:
@@ -91,6 +124,7 @@ def make_job(spec: PretrainingSpec, folder: epath.Path) -> Job:
     """
     # Imported here, as in `pretrain`.
     from roberta_jax.pretraining import datasets
+    from roberta_jax.pretraining.batch_digest import batch_digest
     from roberta_jax.pretraining.evaluation import Evaluation, summary
     from roberta_jax.pretraining.text import prepare
     from roberta_jax.weights.load import load_pretrained
@@ -168,6 +202,7 @@ def make_job(spec: PretrainingSpec, folder: epath.Path) -> Job:
         flops_per_step=training_flops(
             model.config, training.batch_size, spec.seq_len, train_set.num_slots
         ),
+        sample=lambda step: batch_digest(spec, train_set, step),
     )
 
 
@@ -236,6 +271,12 @@ def main(config: ConfigDict, values: flags.FlagValues) -> None:
     run that was told to stop has saved a checkpoint, and the same command continues it. The status
     is then 130 after Ctrl-C, 143 after SIGTERM, and 141 if its output cannot be written. So
     `pretrain ... && ...` goes on only with a finished model.
+
+    On several hosts, start the same command on each. TPU pods (VMs and GKE), Slurm with one task
+    per node or per GPU, and Open MPI are detected; elsewhere set JAX_COORDINATOR_ADDRESS=HOST:PORT,
+    JAX_NUM_PROCESSES and JAX_PROCESS_ID. The hosts must share the workdir and hold the same text
+    files. SIGTERM or Ctrl-C to one process stops all of them at the same step. If one is lost, the
+    others say which, and end with status 2; start all again to continue.
     """
     if values.print:
         from roberta_jax.pretraining.sharding_table import describe_sharding
@@ -244,14 +285,29 @@ def main(config: ConfigDict, values: flags.FlagValues) -> None:
         return
     if not values.workdir:
         raise UsageError("no folder for the run: give one, such as --workdir=runs/tiny")
-    if values.distributed:
-        from roberta_jax.training.distributed import join_processes
-
-        join_processes()
-    result = pretrain(config, values.workdir)
+    limits = timeouts(config)
+    join_processes(values.distributed, limits)
+    with watched(limits):
+        result = pretrain(config, values.workdir)
     if not result.finished:
-        # With several processes, SIGTERM to one of them stops all.
         sys.exit(128 + (result.signal or signal.SIGTERM))
+
+
+class _ModeParser(flags.ArgumentParser):
+    """Parses --distributed=MODE; a bare --distributed is "on", and --nodistributed "off"."""
+
+    syntactic_help = "auto, on or off"
+
+    def parse(self, argument: str | bool) -> str:
+        text = {"true": "on", "1": "on", "false": "off", "0": "off"}.get(
+            str(argument).lower(), str(argument).lower()
+        )
+        if text not in ("auto", "on", "off"):
+            raise ValueError(f"must be auto, on or off, not {argument!r}")
+        return text
+
+    def flag_type(self) -> str:
+        return "auto, on or off"
 
 
 def _flags(values: flags.FlagValues) -> None:
@@ -264,12 +320,16 @@ def _flags(values: flags.FlagValues) -> None:
         "over the devices: `sharding`.",
         flag_values=values,
     )
-    flags.DEFINE_bool(
+    flag = flags.Flag(
+        _ModeParser(),
+        None,
         "distributed",
-        False,
-        "Whether this is one of several processes of the run.",
-        flag_values=values,
+        "auto",
+        'Whether this is one of several processes of the run: "on", "off", or "auto" to detect it '
+        "from the environment.",
+        boolean=True,
     )
+    flags.DEFINE_flag(flag, flag_values=values)
 
 
 if __name__ == "__main__":

@@ -16,7 +16,11 @@ MAY_CHANGE = (
     "data.cache_dir",
     "data.num_workers",
     "data.engine",
+    "distributed.",
 )
+
+# The hosts of one run may differ in these keys: each may prepare the text in a folder of its own.
+MAY_DIFFER = ("data.cache_dir", "data.num_workers", "data.engine")
 
 # Former name -> present name, for error messages.
 RENAMED = {
@@ -39,6 +43,9 @@ RENAMED = {
 # Keys that were added, with the values that runs of earlier versions behaved by.
 ADDED = {
     "data.validation_max_overlap": 1.0,
+    "distributed.heartbeat_timeout": 40.0,
+    "distributed.late_timeout": 600.0,
+    "distributed.start_timeout": 300.0,
     "execution.attention": "xla",
     "mesh.shard_optimizer_state": False,
     "mesh.slices": None,

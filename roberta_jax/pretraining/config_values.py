@@ -6,7 +6,7 @@ formats, sizes that divide each other) is checked by the modules that use it.
 """
 
 import dataclasses
-from collections.abc import Mapping
+from collections.abc import Collection, Mapping
 from typing import Any
 
 from roberta_jax.dotted_keys import nearest
@@ -122,6 +122,8 @@ _DROPOUT = _fraction(0.1, below=True)
 _EPSILON = _fraction(1e-6, low=1e-20)
 _STEPS = _count(1, _LARGEST_INT32, 10_000)
 _INTERVAL = _count(0, _LARGEST_INT32, 1000)
+# Not much less than the second in which heartbeats are sent, and not more than a week.
+_SECONDS = Number(low=3, high=604_800, example=60.0)
 _AXIS = _count(-1, 10**6, -1)
 
 VALUES: dict[str, Number | Text | Flag | Entries] = {
@@ -210,15 +212,19 @@ VALUES: dict[str, Number | Text | Flag | Entries] = {
     "mesh.slices": _count(1, 10**6, 2, optional=True),
     "mesh.shard_optimizer_state": Flag(),
     "mesh.rules": Entries(),
+    "distributed.start_timeout": _SECONDS,
+    "distributed.heartbeat_timeout": _SECONDS,
+    "distributed.late_timeout": _SECONDS,
 }
 """Dotted key -> what its value must be. It has every key of the config."""
 
 
-def check_values(values: Mapping[str, Any]) -> None:
+def check_values(values: Mapping[str, Any], keys: Collection[str] = VALUES) -> None:
     """Checks the keys of a config, and the type and range of each value.
 
     Args:
       values: the values by dotted key.
+      keys: the keys that there must be.
 
     Raises:
       UsageError: a key is missing or unknown, or a value is not what `VALUES` says.
@@ -231,7 +237,7 @@ def check_values(values: Mapping[str, Any]) -> None:
                 f"the config has the unknown key --config.{shortened(key)}. {advice}Remove it; "
                 "configs/pretrain.py has all keys."
             )
-    missing = [key for key in VALUES if key not in values]
+    missing = [key for key in keys if key not in values]
     if missing:
         raise UsageError(
             f"the config has no key --config.{missing[0]}. Add it, such as "

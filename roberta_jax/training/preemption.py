@@ -13,6 +13,10 @@ import signal
 import sys
 import threading
 from collections.abc import Callable, Iterator
+from typing import TYPE_CHECKING
+
+if TYPE_CHECKING:
+    from roberta_jax.training.partners import Partners
 
 SIGPIPE = 13  # not every system defines it
 
@@ -26,6 +30,7 @@ _OF_OUTPUT = (errno.EPIPE, errno.ENOSPC, errno.EIO)
 
 _END = 0  # ends the thread that watches signals; no signal has this number
 
+_receiver: Callable[[int], None] | None = None  # of the innermost `_watch_signals`
 _commands = 0  # how many `interruptible_command` contexts are active
 
 
@@ -38,24 +43,40 @@ class StopRequests:
     """Whether a run was asked to stop. Call it after every training step and evaluation batch.
 
     Attributes:
-      signal: the number of the first signal that asked for it, None before.
+      signal: the number of the first signal that asked for it, None before. With several processes
+        all have the same number once the call has returned True.
     """
 
-    def __init__(self, poll: Callable[[], bool] | None = None):
-        """Args: poll: how to ask; by default whether `request` was called."""
+    def __init__(
+        self,
+        poll: Callable[[], int | bool | None] | None = None,
+        ask_all: Callable[[int], None] = lambda number: None,
+    ):
+        """Creates the requests of one run.
+
+        Args:
+          poll: whether to stop: the number of the signal, or True without one. By default that of
+            `request`.
+          ask_all: asks all processes to stop, by the number of the signal.
+        """
         self.signal: int | None = None
         self._poll = poll
+        self._ask_all = ask_all
 
     def __call__(self) -> bool:
-        return self.signal is not None if self._poll is None else self._poll()
+        if self._poll is None:
+            return self.signal is not None
+        stop = self._poll()
+        if stop and stop is not True:
+            self.signal = int(stop)
+        return bool(stop)
 
     def request(self, number: int) -> bool:
         """Asks for a stop as if the signal had been received; False if one was asked for before."""
         first = self.signal is None
         if first:
             self.signal = number
-            if self._poll is not None:
-                os.kill(os.getpid(), signal.SIGTERM)  # reaches all processes of the run
+            self._ask_all(number)
         return first
 
 
@@ -63,6 +84,7 @@ class StopRequests:
 def stop_requests(
     notice: Callable[[int], str] = lambda number: "",
     quit_notice: Callable[[], str] = lambda: "",
+    partners: "Partners | None" = None,
 ) -> Iterator[StopRequests]:
     """Yields a function that returns whether the run was asked to stop.
 
@@ -71,56 +93,88 @@ def stop_requests(
     Ctrl-C ends a command (see `interruptible_command`) at once with status 130; elsewhere it raises
     KeyboardInterrupt. The former signal handlers are restored at the end.
 
-    With several processes, JAX's preemption service makes all of them stop at the same call, so all
-    processes must call the function equally often. Outside the main thread, which alone receives
-    signals, the function returns True only after `StopRequests.request`.
+    With several processes, a signal to one of them stops all, at the same call: all processes must
+    call the function equally often. Outside the main thread, which alone receives signals, the
+    function returns True only after `StopRequests.request`, or a signal to another process.
 
     Args:
       notice: number of the first signal -> what is printed on stderr at once.
       quit_notice: () -> what is printed when a second Ctrl-C ends the command.
+      partners: the other processes of the run, None if there is only this one.
     """
-    import jax
-
-    if jax.process_count() > 1:
-        from jax.experimental import multihost_utils
-
-        calls, stopped = 0, False
-
-        def all_processes_stop() -> bool:
-            nonlocal calls, stopped
-            calls += 1
-            stopped = stopped or multihost_utils.reached_preemption_sync_point(calls)
-            return stopped
-
-        yield StopRequests(all_processes_stop)
-        return
-    requests = StopRequests()
-    if threading.current_thread() is not threading.main_thread():
-        yield requests
-        return
-
-    def handle(number, frame):
-        if not requests.request(number) and number == signal.SIGINT:
-            raise KeyboardInterrupt
-
-    received: list[int] = []
+    if partners is None:
+        requests = StopRequests()
+    else:
+        partners.enter_run()
+        requests = StopRequests(partners.poll, partners.request_stop)
+    received: list[int] = []  # by the thread that prints, at once
+    handled: list[int] = []  # by the main thread, between two of its instructions
+    others: list[int] = []  # by other processes
 
     def announce(number: int) -> None:
         if number not in (signal.SIGTERM, signal.SIGINT):
             return
         received.append(number)
         if len(received) == 1:
-            _print(notice(number))
+            if not others:
+                _print(notice(number))
+            if partners is not None:  # the main thread may wait for a device
+                partners.request_stop(number)
         elif number == signal.SIGINT and _commands:
             _quit(quit_notice())
 
-    handlers = {number: signal.signal(number, handle) for number in (signal.SIGTERM, signal.SIGINT)}
+    def announce_of_others(number: int, host: str) -> None:
+        if not received:
+            others.append(number)
+            _print(f"On host {host}: {notice(number)}")
+
+    def handle(number, frame):
+        handled.append(number)
+        # Ctrl-C in a terminal reaches all its processes, some of them after the request of another.
+        repeated = not requests.request(number) and (partners is None or len(handled) > 1)
+        if repeated and number == signal.SIGINT:
+            raise KeyboardInterrupt
+
+    with contextlib.ExitStack() as stack:
+        if partners is not None:
+            stack.enter_context(partners.telling_of_stops(announce_of_others))
+        if threading.current_thread() is threading.main_thread():
+            for number in (signal.SIGTERM, signal.SIGINT):
+                former = signal.signal(number, handle)
+                # None: it was not set by Python.
+                stack.callback(signal.signal, number, former or signal.SIG_DFL)
+            stack.enter_context(_watch_signals(announce))
+        yield requests
+
+
+@contextlib.contextmanager
+def terminated_by(end: Callable[[], None]) -> Iterator[None]:
+    """Calls a function at SIGTERM, also while the main thread is busy outside of Python.
+
+    It is called in another thread and ends the process. Inside `stop_requests` SIGTERM means
+    something else. The context does nothing outside the main thread, or where SIGTERM has a handler
+    or is ignored.
+    """
+    if (
+        threading.current_thread() is not threading.main_thread()
+        or signal.getsignal(signal.SIGTERM) is not signal.SIG_DFL
+    ):
+        yield
+        return
+    others = _receiver
+
+    def received(number: int) -> None:
+        if number == signal.SIGTERM:
+            end()
+        elif others is not None:
+            others(number)
+
+    signal.signal(signal.SIGTERM, lambda number, frame: None)
     try:
-        with _watch_signals(announce):
-            yield requests
+        with _watch_signals(received):
+            yield
     finally:
-        for number, handler in handlers.items():
-            signal.signal(number, handler)
+        signal.signal(signal.SIGTERM, signal.SIG_DFL)
 
 
 @contextlib.contextmanager
@@ -225,6 +279,7 @@ def discard_failed_output(error: OSError) -> bool:
 @contextlib.contextmanager
 def _watch_signals(received: Callable[[int], None]) -> Iterator[None]:
     """Calls a function with the number of each signal that has a handler, from a thread."""
+    global _receiver
     reading, writing = os.pipe()
     os.set_blocking(writing, False)  # the C-level handler must never wait
     former = signal.set_wakeup_fd(writing, warn_on_full_buffer=False)
@@ -238,9 +293,11 @@ def _watch_signals(received: Callable[[int], None]) -> Iterator[None]:
 
     thread = threading.Thread(target=watch, name="signals", daemon=True)
     thread.start()
+    outer, _receiver = _receiver, received
     try:
         yield
     finally:
+        _receiver = outer
         signal.set_wakeup_fd(former)
         os.write(writing, bytes([_END]))  # a forked process may keep the pipe open
         thread.join()

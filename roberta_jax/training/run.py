@@ -18,9 +18,13 @@ from jax.sharding import Mesh
 
 from roberta_jax.errors import UsageError
 from roberta_jax.training import loop, preemption
+from roberta_jax.training.agreement import together
 from roberta_jax.training.checkpoints import Checkpoints, checkpoint_steps
+from roberta_jax.training.distributed import watched
 from roberta_jax.training.metrics import MetricsWriter, read_metrics
 from roberta_jax.training.partitioning import Rules
+from roberta_jax.training.partners import current
+from roberta_jax.training.same_start import check_shared, require_same_data
 from roberta_jax.training.state import (
     InitParams,
     TrainState,
@@ -86,7 +90,8 @@ class Job:
         starts from new ones. It is called only where there is no checkpoint.
       batches: step s -> iterator over the global batches of the updates s + 1, s + 2, ...
       identity: what the run is made from, as values that JSON can hold. It is saved in each
-        checkpoint, and a checkpoint with another one is refused.
+        checkpoint, and a checkpoint with another one is refused. It must be the same on all hosts.
+      sample: step s -> a digest of the data of the update s + 1, which all hosts compute alike.
       evaluate: (params, should_stop) -> metrics, or None if it was told to stop; None where there
         is nothing to evaluate on.
       final_metrics: () -> more metrics to record with the final evaluation.
@@ -109,6 +114,7 @@ class Job:
     summarize: Callable[[Metrics], str]
     tokens_per_step: int
     flops_per_step: float
+    sample: Callable[[int], Any] = lambda step: None
 
 
 @dataclasses.dataclass(frozen=True)
@@ -144,6 +150,9 @@ def run(
 ) -> RunResult:
     """Starts or continues a training run.
 
+    With several processes, all of them call this alike. Before the state is made they agree on the
+    workdir, its newest checkpoint and the data; an error of one is raised on all.
+
     Args:
       workdir: folder of the run, on a file system that all hosts share; created if needed.
       spec: how to train.
@@ -157,19 +166,31 @@ def run(
 
     Raises:
       UsageError: the workdir is of another run, is in use, is damaged, or cannot be written; or
-        `make_job`'s, before which only the folder itself is created.
+        `make_job`'s, before which only the folder itself is created; or the hosts do not share the
+        workdir, or differ in their data.
     """
     primary = jax.process_index() == 0
-    with open_workdir(workdir, config, may_change, primary, **changed) as folder:
-        latest_step = max(checkpoint_steps(folder / CHECKPOINTS), default=None)
-        _check_not_beyond(latest_step, spec.steps)
-        metrics = finished_metrics(folder, spec.steps)
+    with watched(), contextlib.ExitStack() as stack:
+        with together("opening the workdir"):
+            folder = stack.enter_context(
+                open_workdir(workdir, config, may_change, primary, **changed)
+            )
+        check_shared(folder)
+        with together("reading the workdir"):
+            latest_step = max(checkpoint_steps(folder / CHECKPOINTS), default=None)
+            _check_not_beyond(latest_step, spec.steps)
+            metrics = finished_metrics(folder, spec.steps)
+            if metrics is not None:
+                check_export(folder)
         if metrics is not None:
-            check_export(folder)
             return RunResult(folder, spec.steps, spec.steps, True, metrics)
-        job = make_job(folder)
-        if primary:
-            write_config(folder, config)
+        with together("preparing the data"):
+            job = make_job(folder)
+            sample = job.sample(latest_step or 0)
+        require_same_data({**job.identity, "batch": sample, "newest checkpoint": latest_step})
+        with together("writing the config"):
+            if primary:
+                write_config(folder, config)
         with Checkpoints(folder / CHECKPOINTS, spec.keep_checkpoints) as checkpoints:
             return _train(folder, spec, job, checkpoints)
 
@@ -208,8 +229,10 @@ def _train(folder: epath.Path, spec: TrainingSpec, job: Job, checkpoints: Checkp
         )
         notices = _StopNotices(writer, checkpoints)
         should_stop = stack.enter_context(
-            preemption.stop_requests(notices.stopping, notices.quitting)
+            preemption.stop_requests(notices.stopping, notices.quitting, current())
         )
+        if current() is not None:
+            current().doing = lambda: f"step {writer.step}"
         writer.on_closed_output = lambda: should_stop.request(preemption.SIGPIPE)
 
         def evaluate(params: Any) -> Metrics | None:
@@ -302,7 +325,8 @@ def _restore_or_create(
     abstract = abstract_state(job.init_params, spec.optimizer, spec.mesh, rules=spec.rules)
     restored = checkpoints.restore(abstract)
     if restored is None:
-        params = None if job.pretrained_params is None else job.pretrained_params()
+        with together("reading the pretrained weights"):
+            params = None if job.pretrained_params is None else job.pretrained_params()
         state = create_state(job.init_params, spec.optimizer, spec.mesh, params, rules=spec.rules)
         return state, {}
     state, saved = restored

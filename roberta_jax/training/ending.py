@@ -1,0 +1,56 @@
+"""How a process ends that can no longer work with the other processes of the run."""
+
+import contextlib
+import ctypes
+import os
+import signal
+import sys
+from collections.abc import Callable, Iterator
+from typing import Any
+
+from roberta_jax.errors import RESTART_FILE
+
+_on_abort: Any = None  # keeps the handler from being garbage collected
+
+
+@contextlib.contextmanager
+def handled_aborts(aborted: Callable[[], None]) -> Iterator[None]:
+    """Calls a function when the runtime aborts this process (SIGABRT), before the process ends.
+
+    JAX's distributed runtime aborts a process that loses the coordination service, in a thread of
+    C++ where Python's own signal handlers do not run.
+    """
+    global _on_abort
+    handler = ctypes.CFUNCTYPE(None, ctypes.c_int)(lambda number: aborted())
+    set_handler = ctypes.CDLL(None).signal
+    set_handler.restype = ctypes.c_void_p
+    set_handler.argtypes = [ctypes.c_int, ctypes.c_void_p]
+    former, _on_abort = _on_abort, handler
+    previous = set_handler(signal.SIGABRT, ctypes.cast(handler, ctypes.c_void_p))
+    try:
+        yield
+    finally:
+        set_handler(signal.SIGABRT, previous)
+        _on_abort = former
+
+
+def report(message: str, *, restart: bool) -> None:
+    """Prints a message on stderr, also while other threads print.
+
+    If a restart of all processes may help, and the environment variable `RESTART_FILE` names a
+    file, it writes the message there: a supervisor then starts this process again, which otherwise
+    ends with the same status as after a mistake of the user.
+    """
+    with contextlib.suppress(OSError):
+        os.write(2, f"{message}\n".encode("utf-8", "backslashreplace"))
+    path = os.environ.get(RESTART_FILE)
+    if restart and path:
+        with contextlib.suppress(OSError), open(path, "w", encoding="utf-8") as file:
+            file.write(message)
+
+
+def flush() -> None:
+    """Writes out what was printed, before an exit without cleaning up."""
+    for stream in (sys.stdout, sys.stderr):
+        with contextlib.suppress(Exception):
+            stream.flush()

@@ -1,0 +1,263 @@
+"""The threads that watch other processes, with several of them in this process."""
+
+import json
+import os
+import random
+import signal
+import subprocess
+import threading
+import time
+import types
+
+import jax
+import pytest
+
+from roberta_jax.errors import RESTART_FILE
+from roberta_jax.training import ending, partners
+from roberta_jax.training.partners import Partners, Timeouts
+from tests.support import processes
+
+
+class Store:
+    """The key-value store of the coordination service."""
+
+    def __init__(self):
+        self.values = {}
+        self.lock = threading.Lock()
+
+    def key_value_set(self, key, value, allow_overwrite=False):
+        with self.lock:
+            if key in self.values and not allow_overwrite:
+                raise jax.errors.JaxRuntimeError(f"ALREADY_EXISTS: {key}")
+            self.values[key] = value
+
+    def key_value_dir_get(self, folder):
+        with self.lock:
+            return [(k, v) for k, v in self.values.items() if k.startswith(f"{folder}/")]
+
+
+@pytest.fixture
+def clock(monkeypatch):
+    """A clock that tests move by hand: `clock.now`."""
+    clock = types.SimpleNamespace(now=100.0)
+    fake = types.SimpleNamespace(monotonic=lambda: clock.now, sleep=time.sleep)
+    monkeypatch.setattr(partners, "time", fake)
+    return clock
+
+
+def several(count, **timeouts):
+    store = Store()
+    return [
+        Partners(Timeouts(**timeouts), client=store, index=index, count=count, interval=0.003)
+        for index in range(count)
+    ]
+
+
+def listen(*watchers):
+    for each in watchers:
+        each._listen()
+
+
+def test_nobody_is_lost_while_all_send_heartbeats(clock):
+    everyone = several(3, heartbeat=10)
+    for _ in range(5):
+        clock.now += 9
+        listen(*everyone)
+        listen(*everyone)
+        assert [each._loss(clock.now) for each in everyone] == [None] * 3
+
+
+def test_a_silent_process_is_named_with_what_it_did_last(clock):
+    first, second, third = several(3, heartbeat=10)
+    third.doing = lambda: "step 7"
+    listen(first, second, third, first, second)
+    clock.now += 9
+    listen(first, second)
+    assert first._loss(clock.now) is None
+    clock.now += 2
+    listen(first, second)
+    for each in (first, second):
+        message, restart = each._loss(clock.now)
+        assert message.startswith("lost host ")
+        assert "(process 2)" in message
+        assert "its last one was at step 7" in message
+        assert restart
+
+
+def test_a_process_that_never_sent_a_heartbeat_is_lost(clock):
+    first, _ = several(2, heartbeat=10)
+    clock.now += 11
+    listen(first)
+    assert "(process 1): no sign of life" in first._loss(clock.now)[0]
+
+
+def test_a_coordinator_that_does_not_answer_is_lost(clock):
+    first, second = several(2, heartbeat=10)
+    listen(first, second, first, second)
+    clock.now += 11
+    message, restart = second._loss(clock.now)
+    assert "(process 0), which coordinates the run: it has not answered for 11 s" in message
+    assert restart
+
+
+def test_a_process_that_stays_behind_is_late(clock):
+    first, second = several(2, heartbeat=10, late=60)
+    second.doing = lambda: "step 1"
+    first.poll()
+    for _ in range(7):
+        listen(first, second, first)
+        clock.now += 9
+    listen(second, first)
+    message, restart = first._loss(clock.now)
+    assert "(process 1) is late: for 63 s it has been at step 1" in message
+    assert restart
+    assert second._loss(clock.now) is None  # it is the others that wait
+    second.poll()
+    listen(second, first)
+    assert first._loss(clock.now) is None
+
+
+def test_long_waits_of_all_are_nobodys_delay(clock):
+    first, second = several(2, heartbeat=10, late=60)
+    for _ in range(20):  # compiling
+        listen(first, second)
+        clock.now += 9
+        listen(first, second)
+        assert first._loss(clock.now) is None
+
+
+@pytest.mark.parametrize(("status", "restart"), [(2, False), (1, True), (143, True)])
+def test_a_process_that_ended_with_an_error(clock, status, restart):
+    first, _ = several(2, heartbeat=10)
+    ended = {"status": status, "cause": "no such file", "host": "there"}
+    first._client.key_value_set(f"{partners._FOLDER}/ended/1", json.dumps(ended))
+    listen(first)
+    assert first._loss(clock.now) is None  # it may be about to end itself
+    clock.now += partners._GRACE + 1
+    listen(first)
+    message, may_restart = first._loss(clock.now)
+    assert message.endswith("ended: no such file")
+    assert may_restart is restart
+
+
+def test_a_process_that_ended_well_is_not_missed(clock):
+    first, _ = several(2, heartbeat=10)
+    ended = {"status": 0, "cause": "", "host": "there"}
+    first._client.key_value_set(f"{partners._FOLDER}/ended/1", json.dumps(ended))
+    listen(first)
+    clock.now += 100
+    listen(first)
+    assert first._loss(clock.now) is None
+
+
+def stops(everyone, requests, rng, polls=10_000):
+    """Lets threads poll; returns at which poll each stopped, and for which signal."""
+    stopped = [None] * len(everyone)
+
+    def work(index):
+        everyone[index].enter_run()
+        for poll in range(1, polls + 1):
+            number = everyone[index].poll()
+            if number is not None:
+                stopped[index] = (poll, number)
+                return
+            time.sleep(rng.uniform(0, 0.002))
+
+    threads = [threading.Thread(target=work, args=[index]) for index in range(len(everyone))]
+    for each in threads:
+        each.start()
+    for delay, index, number in requests:
+        time.sleep(delay)
+        everyone[index].request_stop(number)
+    for each in threads:
+        each.join(30)
+        assert not each.is_alive()
+    return stopped
+
+
+def test_all_stop_at_the_same_poll_whenever_and_wherever_a_signal_arrives():
+    rng = random.Random(0)
+    everyone = several(3)
+    for each in everyone:
+        each.start()
+    try:
+        for _ in range(40):
+            requests = [
+                (rng.uniform(0, 0.05), rng.randrange(3), signal.SIGTERM)
+                for _ in range(rng.choice([1, 1, 3]))
+            ]
+            stopped = stops(everyone, requests, rng)
+            assert stopped[0] is not None
+            assert stopped == [stopped[0]] * 3
+            assert stopped[0][1] == signal.SIGTERM
+            time.sleep(0.02)
+    finally:
+        for each in everyone:
+            each.close()
+
+
+def test_a_request_after_the_last_poll_stops_nobody():
+    everyone = several(2)
+    for each in everyone:
+        each.start()
+    try:
+        rng = random.Random(0)
+        assert stops(everyone, [(0.2, 0, signal.SIGINT)], rng, polls=3) == [None, None]
+        assert stops(everyone, [], rng, polls=3) == [None, None]  # the next run
+    finally:
+        for each in everyone:
+            each.close()
+
+
+def test_other_processes_are_told_of_the_signal():
+    everyone = several(2)
+    told = threading.Event()
+    for each in everyone:
+        each.start()
+    try:
+        for each in everyone:
+            each.enter_run()
+        with everyone[1].telling_of_stops(lambda number, host: number == 15 and told.set()):
+            everyone[0].request_stop(signal.SIGTERM)
+            assert told.wait(10)
+    finally:
+        for each in everyone:
+            each.close()
+
+
+# Runs in processes of their own.
+
+
+def lose_the_coordinator():
+    watcher = Partners(Timeouts(), client=Store(), index=1, count=2, interval=0.1)
+    with ending.handled_aborts(watcher.aborted):
+        os.abort()
+
+
+def fail_otherwise():
+    watcher = Partners(Timeouts(), client=Store(), index=1, count=2, interval=0.1)
+    with ending.handled_aborts(watcher.aborted):
+        watcher.start()  # the service answers
+        time.sleep(0.5)
+        os.abort()
+
+
+def run_alone(function, **variables):
+    return subprocess.run(
+        processes.command(__name__, function),
+        env=processes.environment(**variables),
+        capture_output=True,
+        text=True,
+        timeout=120,
+    )
+
+
+def test_an_abort_without_a_coordinator_ends_with_a_message(tmp_path):
+    result = run_alone("lose_the_coordinator", **{RESTART_FILE: str(tmp_path / "restart")})
+    assert result.returncode == 2
+    assert "(process 0), which coordinates the run: it has ended" in result.stderr
+    assert "which coordinates the run" in (tmp_path / "restart").read_text()
+
+
+def test_other_aborts_stay_aborts():
+    assert run_alone("fail_otherwise").returncode == -signal.SIGABRT
