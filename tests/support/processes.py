@@ -2,6 +2,7 @@
 
 import os
 import pathlib
+import socket
 import subprocess
 import sys
 
@@ -39,3 +40,53 @@ def run(module: str, function: str, *arguments: str, devices: int = 1, **variabl
     )
     assert result.returncode == 0, result.stderr[-4000:]
     return result.stdout
+
+
+def free_port() -> int:
+    """Returns a port of this machine that nobody listens on."""
+    with socket.socket() as free:
+        free.bind(("localhost", 0))
+        return free.getsockname()[1]
+
+
+def start_together(
+    module: str, function: str, *arguments: str, count: int, devices: int = 1, **variables: str
+) -> list[subprocess.Popen]:
+    """Calls the function in `count` processes that find each other by JAX's variables."""
+    address = f"localhost:{free_port()}"
+    return [
+        subprocess.Popen(
+            command(module, function, *arguments),
+            env=environment(
+                devices,
+                JAX_COORDINATOR_ADDRESS=address,
+                JAX_NUM_PROCESSES=str(count),
+                JAX_PROCESS_ID=str(index),
+                **variables,
+            ),
+            stdout=subprocess.PIPE,
+            stderr=subprocess.PIPE,
+            text=True,
+        )
+        for index in range(count)
+    ]
+
+
+def run_together(
+    module: str, function: str, *arguments: str, count: int, devices: int = 1, **variables: str
+) -> list[str]:
+    """Calls the function in `count` processes and returns their standard outputs.
+
+    Raises an AssertionError with the end of the standard error of one that fails.
+    """
+    started = start_together(
+        module, function, *arguments, count=count, devices=devices, **variables
+    )
+    try:
+        outputs = [each.communicate(timeout=300) for each in started]
+    finally:
+        for each in started:
+            each.kill()
+    for each, (_, errors) in zip(started, outputs, strict=True):
+        assert each.returncode == 0, errors[-4000:]
+    return [output for output, _ in outputs]
