@@ -11,7 +11,8 @@ import pytest
 from jax.sharding import NamedSharding, PartitionSpec
 
 from roberta_jax.errors import UsageError
-from roberta_jax.training.checkpoints import Checkpoints, digest
+from roberta_jax.training.array_digests import digest
+from roberta_jax.training.checkpoints import Checkpoints
 from roberta_jax.training.optimizer import adamw
 from roberta_jax.training.partitioning import create_mesh
 from roberta_jax.training.state import abstract_state, create_state
