@@ -294,9 +294,7 @@ class Checkpoints:
                             f"to {name}.",
                             flush=True,
                         )
-                print(
-                    f"Going back to the checkpoint of step {intact}, which is intact.", flush=True
-                )
+                print(f"Going back to the checkpoint of step {intact}.", flush=True)
         self._manager.reload()
 
     # Retention.
