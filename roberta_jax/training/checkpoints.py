@@ -207,6 +207,25 @@ class Checkpoints:
             raise UsageError(self._damage_message(damaged, None))
         return None
 
+    def go_back(self, step: int, like: Any) -> tuple[Any, dict[str, Any]]:
+        """Restores the checkpoint of a step, as `restore` does, and deletes the later ones.
+
+        Raises:
+          UsageError: it is damaged; nothing was deleted.
+        """
+        try:
+            restored = self._restore(step, like)
+        except _DamagedError as error:
+            raise UsageError(
+                f"cannot go back to the checkpoint {self.folder / str(step)}, which is damaged "
+                f"({error}).\nTo go back further, run the same command with --on_damage=older."
+            ) from error
+        with self._file_system_errors("delete"):
+            for later in [saved for saved in self.steps() if saved > step]:
+                self._manager.delete(later)
+        self.last_saved = self._being_saved = step
+        return restored
+
     def _restore(self, step: int, like: Any) -> tuple[Any, dict[str, Any]]:
         # Each process reads its part on its own, and all agree that they could read it before they
         # compute the digests together. Orbax's `restore` would wait for all of them at its end.

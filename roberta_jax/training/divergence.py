@@ -66,9 +66,19 @@ def diverged(step: int, what: str, checkpoints: Checkpoints, advice: str = _ADVI
 
 
 def restore_before(
-    spike: LossSpike, watch: SpikeWatch, checkpoints: Checkpoints, like: Any
+    spike: LossSpike, watch: SpikeWatch, checkpoints: Checkpoints, every: int, like: Any
 ) -> tuple[TrainState, Mapping[str, Any]]:
     """Restores the last checkpoint before a spike, if the policy is to go back to it.
+
+    A checkpoint of a run that was told to stop counts only if there is no other: so the run goes
+    back to the same step wherever it was interrupted.
+
+    Args:
+      spike: the spike.
+      watch: has the policy.
+      checkpoints: those of the run; the ones after the restored one are deleted.
+      every: steps between those that are due; 0 has none.
+      like: as for `Checkpoints.restore`.
 
     Returns:
       (state, what was saved with it).
@@ -92,11 +102,12 @@ def restore_before(
         )
         raise diverged(spike.step, spike.what, checkpoints, advice)
     checkpoints.wait()
-    restored = checkpoints.restore(like)
-    if restored is None:
+    saved = [step for step in checkpoints.steps() if step < spike.step]
+    if not saved:
         advice = (
             "So there is nothing to go back to. Save more often with a smaller "
             f"--config.train.checkpoint_every, or: {_ADVICE_FOR_THE_RUN}."
         )
         raise diverged(spike.step, spike.what, checkpoints, advice)
-    return restored
+    due = [step for step in saved if every and step % every == 0]
+    return checkpoints.go_back(max(due or saved), like)

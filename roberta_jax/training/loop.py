@@ -331,7 +331,7 @@ def fit(
     def go_back(spike: LossSpike) -> TrainState:
         """Restores the last checkpoint, to go on from there with later batches."""
         nonlocal step, meter, pending
-        restored, saved = restore_before(spike, watch, checkpoints, like)
+        restored, saved = restore_before(spike, watch, checkpoints, cadence.checkpoint, like)
         step, pending = int(restored.step), None
         meter = Meter(tokens_per_step, saved.get(LOSSES, ()))
         record = watch.rewind(spike, step, saved.get(SPIKES, {}))
