@@ -193,8 +193,24 @@ def _defaults() -> ConfigDict:
     config.train.eval_every = 5000  # Steps between evaluations; 0 evaluates only at the end.
     config.train.checkpoint_every = 1000  # Steps between checkpoints; 0 saves only at the end.
     config.train.keep_checkpoints = 3  # Number of newest checkpoints to keep.
+    # Checkpoints whose step is a multiple of this are milestones, which are never deleted; 0 has
+    # none.
+    config.train.keep_every = 0
     # Use deterministic GPU kernels: bit-identical results from run to run, but slower.
     config.train.deterministic = False
+
+    config.spikes = ConfigDict()  # What to do if the training loss jumps.
+    # "none"; "stop" ends the run with an error; "skip" goes back to the last checkpoint, and skips
+    # the batches from there to that of the jump and `skip_batches` more.
+    config.spikes.policy = "none"
+    # A loss is a spike if it exceeds the median of the losses of this number of steps by more than
+    # `min_increase` and `deviations`. With policy "skip", one that is not finite always is.
+    config.spikes.window = 100
+    # Standard deviations of these losses, estimated by their median absolute deviation.
+    config.spikes.deviations = 6.0
+    config.spikes.min_increase = 0.5  # Smallest increase of a spike, in nats per token.
+    config.spikes.skip_batches = 100  # Policy skip: batches to skip after that of the spike.
+    config.spikes.max_rewinds = 3  # Policy skip: how many times a run may go back.
 
     config.eval = ConfigDict()  # Evaluation on the validation documents.
     config.eval.batch_size = 256  # Rows per evaluation step, over all devices.

@@ -48,7 +48,7 @@ from roberta_jax.training.state import TrainState, count_parameters
 from roberta_jax.training.workdir import trained_config
 
 
-def pretrain(config: ConfigDict, workdir: epath.PathLike) -> RunResult:
+def pretrain(config: ConfigDict, workdir: epath.PathLike, on_damage: str = "stop") -> RunResult:
     """Runs, or continues, the pretraining that `config` describes.
 
     With several processes (see `distributed.join_processes`), all of them call this with the same
@@ -60,6 +60,8 @@ def pretrain(config: ConfigDict, workdir: epath.PathLike) -> RunResult:
     Args:
       config: as `configs/pretrain.py` returns it.
       workdir: folder of the run, on a file system that all hosts share; created if needed.
+      on_damage: what to do if the newest checkpoint is damaged: "stop" raises an error, "older"
+        continues from the newest intact one and keeps the damaged ones aside.
 
     Returns:
       The result. Its metrics are eval_loss (nats per masked token) and eval_perplexity, and with
@@ -91,6 +93,7 @@ def pretrain(config: ConfigDict, workdir: epath.PathLike) -> RunResult:
             lambda folder: make_job(spec, folder),
             config=spec.config,
             may_change=MAY_CHANGE,
+            on_damage=on_damage,
             renamed=RENAMED,
             added=ADDED,
             revalued=REVALUED,
@@ -185,7 +188,9 @@ def make_job(spec: PretrainingSpec, folder: epath.Path) -> Job:
         ),
         init_params=init_params,
         pretrained_params=pretrained_params if spec.init_from else None,
-        batches=lambda step: datasets.device_train_batches(spec, train_set, step),
+        batches=lambda position: datasets.device_train_batches(
+            spec, train_set, position, endless=True
+        ),
         identity={
             "tokenizer": tokenizer.fingerprint(),
             "text": " ".join(
@@ -288,7 +293,7 @@ def main(config: ConfigDict, values: flags.FlagValues) -> None:
     limits = timeouts(config)
     join_processes(values.distributed, limits)
     with watched(limits):
-        result = pretrain(config, values.workdir)
+        result = pretrain(config, values.workdir, values.on_damage)
     if not result.finished:
         sys.exit(128 + (result.signal or signal.SIGTERM))
 
@@ -330,6 +335,14 @@ def _flags(values: flags.FlagValues) -> None:
         boolean=True,
     )
     flags.DEFINE_flag(flag, flag_values=values)
+    flags.DEFINE_enum(
+        "on_damage",
+        "stop",
+        ["stop", "older"],
+        "What to do if the newest checkpoint is damaged: stop with an error that names the newest "
+        "intact one, or continue from that one and rename the folders of the damaged ones.",
+        flag_values=values,
+    )
 
 
 if __name__ == "__main__":

@@ -10,6 +10,8 @@ MAY_CHANGE = (
     "train.eval_every",
     "train.checkpoint_every",
     "train.keep_checkpoints",
+    "train.keep_every",
+    "spikes.",
     "train.per_device_batch_size",
     "eval.batch_size",
     "mesh.",
@@ -50,6 +52,8 @@ ADDED = {
     "mesh.shard_optimizer_state": False,
     "mesh.slices": None,
     "schedule.name": "polynomial",
+    "spikes.policy": "none",
+    "train.keep_every": 0,
 }
 
 # Values of earlier versions that have another name or form now.

@@ -122,15 +122,21 @@ def validation_datasets(
     return datasets
 
 
-def device_train_batches(spec: PretrainingSpec, dataset: Dataset, step: int) -> Iterator[Batch]:
-    """The global batches of the updates step + 1, step + 2, ..., on the mesh."""
+def device_train_batches(
+    spec: PretrainingSpec, dataset: Dataset, position: int, *, endless: bool = False
+) -> Iterator[Batch]:
+    """The global batches at the positions position, position + 1, ..., on the mesh.
+
+    A run that skips no batches trains on those before position `train.steps`, where it ends unless
+    it is `endless`.
+    """
     training = spec.training
     batches = train_batches(
         dataset,
         batch_size=training.batch_size,
         seed=training.seed,
-        start_step=step,
-        stop_step=training.steps,
+        start_step=position,
+        stop_step=None if endless else training.steps,
         local_rows=local_batch_rows(training.mesh, training.batch_size),
         engine=spec.engine,
     )

@@ -38,6 +38,7 @@ from roberta_jax.training.partitioning import (
 )
 from roberta_jax.training.run import TrainingSpec
 from roberta_jax.training.schedules import make_schedule
+from roberta_jax.training.spikes import SpikePolicy
 from roberta_jax.training.state import abstract_state
 
 if TYPE_CHECKING:
@@ -231,6 +232,8 @@ def _training(config: ConfigDict, devices: Sequence[jax.Device]) -> TrainingSpec
         accumulation=accumulation,
         cadence=Cadence(train.log_every, train.eval_every, train.checkpoint_every),
         keep_checkpoints=train.keep_checkpoints,
+        keep_every=train.keep_every,
+        spikes=SpikePolicy(**config.spikes),
         deterministic=train.deterministic,
         optimizer=make_optimizer(config.optimizer.name, schedule, options),
         schedule=schedule,

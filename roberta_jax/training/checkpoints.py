@@ -9,22 +9,32 @@ stores a digest of every array, computed on the devices that hold it, and `resto
 import contextlib
 import gc
 import hashlib
+import itertools
 import json
-import logging
-import sys
 import textwrap
 import time
-import warnings
-from collections.abc import Iterator, Mapping
+from collections.abc import Iterator, Mapping, Sequence
 from typing import Any
 
 import jax
-import jax.numpy as jnp
-import numpy as np
 import orbax.checkpoint as ocp
 from etils import epath
 
-from roberta_jax.errors import UsageError
+from roberta_jax.errors import UsageError, listed
+from roberta_jax.storage.atomic import is_local
+from roberta_jax.training.agreement import exchange, host, require_equal, together
+from roberta_jax.training.array_digests import check_same_leaves, describe
+from roberta_jax.training.orbax_errors import (
+    file_system_reason,
+    hide_errors_of_background_tasks,
+    silence_orbax,
+)
+from roberta_jax.training.save_barrier import SaveBarrier
+
+ON_DAMAGE = ("stop", "older")
+DAMAGED = "damaged"  # beginning of the name of a folder that was set aside
+
+_CLOSE_TIMEOUT = 30.0  # seconds for a save in progress, after an error of several processes
 
 
 class Checkpoints:
@@ -38,35 +48,50 @@ class Checkpoints:
       save_seconds: how long the last call of `save` took, until the state could be donated.
     """
 
-    def __init__(self, folder: epath.PathLike, keep: int = 2):
+    def __init__(self, folder: epath.PathLike, keep: int = 2, keep_every: int = 0):
         """Opens the folder, and creates it if it does not exist.
 
         Args:
           folder: the folder of the checkpoints, local or on an object store.
           keep: the number of checkpoints to keep; older ones are deleted.
+          keep_every: a checkpoint whose step is a multiple of this is a milestone, which is never
+            deleted, also not after `keep_every` has changed. 0 is none.
 
         Raises:
-          UsageError: the folder cannot be created, or `keep` is less than 1.
+          UsageError: the folder cannot be created, or `keep` or `keep_every` is too small.
         """
-        _hide_errors_of_background_tasks()
+        hide_errors_of_background_tasks()
         if keep < 1:
             raise UsageError(f"--config.train.keep_checkpoints={keep} must be at least 1.")
+        if keep_every < 0:
+            raise UsageError(
+                f"--config.train.keep_every={keep_every} must be positive, or 0 for never."
+            )
         self.last_saved: int | None = None
         self.save_seconds = 0.0
         self._being_saved: int | None = None
+        self._keep, self._keep_every = keep, keep_every
+        self._milestones: dict[int, bool] = {}
         self.folder = epath.Path(folder)
-        if "://" not in str(folder):  # Orbax requires absolute paths; gs://... is one
+        if is_local(folder):  # Orbax requires absolute paths; gs://... is one
             self.folder = self.folder.absolute()
+        self._barrier = SaveBarrier() if jax.process_count() > 1 else None
+        with together("opening the checkpoints"):
+            if self.folder.exists() and not self.folder.is_dir():
+                raise UsageError(
+                    f"{self.folder} is a file, not the folder of the checkpoints. Restore the "
+                    "folder, or choose another --workdir."
+                )
+            if jax.process_index() == 0:
+                with self._file_system_errors("open"):
+                    self.folder.mkdir(parents=True, exist_ok=True)
         options = ocp.CheckpointManagerOptions(
-            max_to_keep=keep,
+            create=False,  # the first process did, and its errors reach the others
+            preservation_policy=_Retention(self._is_kept),
             cleanup_tmp_directories=True,
             enable_async_checkpointing=True,
+            async_options=ocp.AsyncOptions(barrier_sync_fn=self._barrier),
         )
-        if self.folder.exists() and not self.folder.is_dir():
-            raise UsageError(
-                f"{self.folder} is a file, not the folder of the checkpoints. Restore the folder, "
-                "or choose another --workdir."
-            )
         with self._file_system_errors("open"):
             self._manager = ocp.CheckpointManager(self.folder, options=options)
 
@@ -77,9 +102,11 @@ class Checkpoints:
         if error is None:
             self.wait()
             self._manager.close()
-        else:
-            # Errors of the background save would only hide the first error.
-            with contextlib.suppress(Exception), _silence_orbax():
+            return
+        # Errors of the background save would only hide the first error.
+        with contextlib.suppress(Exception), silence_orbax():
+            # Another process may have ended, so that this one would wait for it in vain.
+            if self._barrier is None or self._barrier.join(self._manager, _CLOSE_TIMEOUT):
                 self._manager.close()
 
     def steps(self) -> list[int]:
@@ -109,7 +136,12 @@ class Checkpoints:
         with self._file_system_errors("write"):
             if step in self._manager.all_steps():
                 return
-            meta = {"leaves": _describe(state), "extra": dict(extra or {})}
+            self._milestones[step] = self._is_milestone(step)
+            meta = {
+                "leaves": describe(state),
+                "extra": dict(extra or {}),
+                "milestone": self._milestones[step],
+            }
             meta["extra_digest"] = _digest_of_json(meta["extra"])
             args = ocp.args.Composite(
                 state=ocp.args.StandardSave(state), meta=ocp.args.JsonSave(meta)
@@ -123,17 +155,25 @@ class Checkpoints:
         """Waits until all saved checkpoints are on disk.
 
         Raises:
-          UsageError: a checkpoint could not be written.
+          UsageError: a checkpoint could not be written, by this process or by another one.
         """
-        with self._file_system_errors("write"):
-            self._manager.wait_until_finished()
+        if self._being_saved == self.last_saved:
+            return
+        with together("writing a checkpoint"), self._file_system_errors("write"):
+            if self._barrier is None:
+                self._manager.wait_until_finished()
+            else:
+                self._barrier.join(self._manager)
         self.last_saved = self._being_saved
 
-    def restore(self, like: Any) -> tuple[Any, dict[str, Any]] | None:
+    def restore(self, like: Any, on_damage: str = "stop") -> tuple[Any, dict[str, Any]] | None:
         """Restores the newest checkpoint and verifies its digests.
 
         Args:
           like: the shapes, dtypes and shardings of the state, a tree of `jax.ShapeDtypeStruct`s.
+          on_damage: what to do if the newest checkpoint is damaged: "stop" raises an error, "older"
+            restores the newest intact one, prints so, and renames the folders of the damaged ones
+            from STEP to damaged.STEP.
 
         Returns:
           (state, extra), or None if there is no checkpoint.
@@ -141,30 +181,78 @@ class Checkpoints:
         Raises:
           UsageError: the checkpoint belongs to another model or optimizer, or it is damaged. In
             that case the message names the newest intact checkpoint, and the folders to delete to
-            resume from it.
+            resume from it. With several processes all of them raise it if any of them cannot read
+            a file.
         """
         steps = self.steps()
-        if not steps:
-            return None
-        try:
-            restored = self._restore(steps[-1], like)
-            self.last_saved = self._being_saved = steps[-1]
+        require_equal(
+            {"steps on disk": steps},
+            f"{self.folder} must be on a file system that all hosts share.",
+            what="checkpoints",
+        )
+        damaged: dict[int, _DamagedError] = {}
+        for step in reversed(steps):
+            try:
+                restored = self._restore(step, like)
+            except _DamagedError as error:
+                damaged[step] = error
+                continue
+            if damaged and on_damage == "stop":
+                del restored  # it may fill the devices
+                raise UsageError(self._damage_message(damaged, step))
+            self._set_aside(damaged, step)
+            self.last_saved = self._being_saved = step
             return restored
+        if damaged:
+            raise UsageError(self._damage_message(damaged, None))
+        return None
+
+    def go_back(self, step: int, like: Any) -> tuple[Any, dict[str, Any]]:
+        """Restores the checkpoint of a step, as `restore` does, and deletes the later ones.
+
+        Raises:
+          UsageError: it is damaged; nothing was deleted.
+        """
+        try:
+            restored = self._restore(step, like)
         except _DamagedError as error:
-            raise UsageError(self._damage_message(steps, error, like)) from error
+            raise UsageError(
+                f"cannot go back to the checkpoint {self.folder / str(step)}, which is damaged "
+                f"({error}).\nTo go back further, run the same command with --on_damage=older."
+            ) from error
+        with self._file_system_errors("delete"):
+            for later in [saved for saved in self.steps() if saved > step]:
+                self._manager.delete(later)
+        self.last_saved = self._being_saved = step
+        return restored
 
     def _restore(self, step: int, like: Any) -> tuple[Any, dict[str, Any]]:
-        meta = self._read(step, meta=ocp.args.JsonRestore())["meta"]
+        # Each process reads its part on its own, and all agree that they could read it before they
+        # compute the digests together. Orbax's `restore` would wait for all of them at its end.
+        mine: dict[str, str | None] = {"damage": None, "other": None, "meta": None}
         try:
-            leaves, extra = meta["leaves"], meta["extra"]
-        except (KeyError, TypeError) as error:
-            raise _DamagedError(f"its metadata lacks {error}") from error
-        # Checkpoints of earlier versions have no digest of it.
-        if meta.get("extra_digest", _digest_of_json(extra)) != _digest_of_json(extra):
-            raise _DamagedError("its metadata differs from the saved one")
-        _check_same_leaves(leaves, like, self.folder / str(step))
-        state = self._read(step, state=ocp.args.StandardRestore(like))["state"]
-        restored = _describe(state)
+            leaves, extra, mine["meta"] = self._read_meta(step)
+            check_same_leaves(leaves, like, self.folder / str(step))
+            state = self._read(
+                step, "state", ocp.StandardCheckpointHandler(), ocp.args.StandardRestore(like)
+            )
+        except _DamagedError as error:
+            mine["damage"] = f"on {host()}: {error}" if self._barrier else str(error)
+        except UsageError as error:
+            mine["other"] = str(error)
+        all_read = exchange("reading a checkpoint", mine)
+        for each in all_read:
+            if each["other"] is not None:
+                raise UsageError(each["other"])
+        damages = [each["damage"] for each in all_read if each["damage"] is not None]
+        if damages:
+            raise _DamagedError(textwrap.shorten(listed(damages, 2), 400))
+        if len({each["meta"] for each in all_read}) > 1:
+            raise UsageError(
+                f"the hosts read different checkpoints of step {step} in {self.folder}. The folder "
+                "of the run must be on a file system that all hosts share."
+            )
+        restored = describe(state)
         altered = [name for name in restored if restored[name] != leaves[name]]
         if altered:
             names = ", ".join(altered[:3]) + (", ..." if len(altered) > 3 else "")
@@ -173,34 +261,80 @@ class Checkpoints:
             )
         return state, extra
 
-    def _read(self, step: int, **items: Any) -> Any:
-        with _silence_orbax():
+    def _read_meta(self, step: int) -> tuple[dict[str, Any], dict[str, Any], str]:
+        """Returns what was saved about the arrays, the extra values, and a digest of both."""
+        meta = self._read(step, "meta", ocp.JsonCheckpointHandler(), ocp.args.JsonRestore())
+        try:
+            leaves, extra = meta["leaves"], meta["extra"]
+        except (KeyError, TypeError) as error:
+            raise _DamagedError(f"its metadata lacks {error}") from error
+        # Checkpoints of earlier versions have no digest of it.
+        if meta.get("extra_digest", _digest_of_json(extra)) != _digest_of_json(extra):
+            raise _DamagedError("its metadata differs from the saved one")
+        return leaves, extra, _digest_of_json(meta)
+
+    def _read(self, step: int, item: str, handler: Any, args: Any) -> Any:
+        with silence_orbax():
             try:
-                return self._manager.restore(step, args=ocp.args.Composite(**items))
+                return handler.restore(self.folder / str(step) / item, args=args)
             except Exception as error:
                 # Orbax and tensorstore raise many types of exceptions for damaged files.
                 reason = f"{type(error).__name__}: {error}".splitlines()[0]
-                reason = reason.split(" [tensorstore_spec")[0]
-                raise _DamagedError(textwrap.shorten(reason, 200)) from None
+            gc.collect()  # failed tasks print their error when they are garbage collected
+        reason = reason.split(" [tensorstore_spec")[0]
+        raise _DamagedError(textwrap.shorten(reason, 200))
 
-    def _damage_message(self, steps: list[int], error: "_DamagedError", like: Any) -> str:
-        message = f"the checkpoint {self.folder / str(steps[-1])} is damaged ({error})."
-        damaged = [steps[-1]]
-        for step in reversed(steps[:-1]):
-            try:
-                self._restore(step, like)
-            except _DamagedError:
-                damaged.append(step)
-                continue
-            folders = " ".join(str(self.folder / str(each)) for each in sorted(damaged))
+    def _damage_message(self, damaged: Mapping[int, Exception], intact: int | None) -> str:
+        newest = max(damaged)
+        message = f"the checkpoint {self.folder / str(newest)} is damaged ({damaged[newest]})."
+        if intact is None:
             return (
-                f"{message}\nThe checkpoint of step {step} is intact. To resume from it, delete "
-                f"the damaged ones and run the same command again:\n  rm -r {folders}"
+                f"{message}\nNo earlier checkpoint is intact (steps on disk: "
+                f"{', '.join(map(str, sorted(damaged)))}). Start again in a new --workdir."
             )
+        folders = " ".join(str(self.folder / str(each)) for each in sorted(damaged))
         return (
-            f"{message}\nNo earlier checkpoint is intact (steps on disk: "
-            f"{', '.join(map(str, steps))}). Start again in a new --workdir."
+            f"{message}\nThe checkpoint of step {intact} is intact. To resume from it, run the "
+            "same command with --on_damage=older, or delete the damaged ones and run the same "
+            f"command again:\n  rm -r {folders}"
         )
+
+    def _set_aside(self, damaged: Mapping[int, Exception], intact: int) -> None:
+        """Renames the folders of damaged checkpoints, so that they are no longer used."""
+        if not damaged:
+            return
+        with together("setting damaged checkpoints aside"):
+            if jax.process_index() == 0:
+                with self._file_system_errors("rename"):
+                    for step, error in sorted(damaged.items()):
+                        name = _move_aside(self.folder / str(step))
+                        print(
+                            f"The checkpoint of step {step} is damaged ({error}). It was renamed "
+                            f"to {name}.",
+                            flush=True,
+                        )
+                print(f"Going back to the checkpoint of step {intact}.", flush=True)
+        self._manager.reload()
+
+    # Retention.
+
+    def _is_milestone(self, step: int) -> bool:
+        return self._keep_every > 0 and step % self._keep_every == 0
+
+    def _is_kept(self, steps: Sequence[int]) -> list[bool]:
+        """Whether each step, in ascending order, stays on disk."""
+        newest = set(steps[-self._keep :])
+        return [s in newest or self._is_milestone(s) or self._was_milestone(s) for s in steps]
+
+    def _was_milestone(self, step: int) -> bool:
+        """Whether the step was saved as a milestone, by another `keep_every` perhaps."""
+        if step not in self._milestones:
+            try:
+                meta = json.loads((self.folder / str(step) / "meta" / "metadata").read_bytes())
+                self._milestones[step] = bool(meta.get("milestone", False))
+            except (OSError, ValueError, AttributeError):
+                self._milestones[step] = True  # unreadable: it is not ours to delete it
+        return self._milestones[step]
 
     @contextlib.contextmanager
     def _file_system_errors(self, action: str) -> Iterator[None]:
@@ -210,7 +344,7 @@ class Checkpoints:
         except UsageError:
             raise
         except Exception as error:
-            reason = _file_system_reason(error)
+            reason = file_system_reason(error)
             if reason is None:
                 raise
             message = f"cannot {action} checkpoints in {self.folder}: {reason}."
@@ -231,6 +365,44 @@ class _DamagedError(Exception):
     """The files of a checkpoint are not what was written."""
 
 
+class _Retention(ocp.checkpoint_managers.PreservationPolicy):
+    """Tells Orbax which checkpoints stay when another one is saved."""
+
+    def __init__(self, is_kept):
+        self._is_kept = is_kept
+
+    def should_preserve(self, checkpoints, *, context) -> list[bool]:
+        return self._is_kept([each.step for each in checkpoints])
+
+
+def _move_aside(folder: epath.Path) -> str:
+    """Renames a folder STEP to damaged.STEP, or damaged.STEP.2, ...; returns the new name.
+
+    On an object store, which cannot rename, the files are copied first.
+    """
+    names = itertools.chain([""], (f".{number}" for number in itertools.count(2)))
+    target = next(
+        path
+        for path in (folder.parent / f"{DAMAGED}.{folder.name}{end}" for end in names)
+        if not path.exists()
+    )
+    if is_local(folder):
+        folder.rename(target)
+        return target.name
+    _copy(folder, target)
+    folder.rmtree()
+    return target.name
+
+
+def _copy(source: epath.Path, target: epath.Path) -> None:
+    target.mkdir(parents=True, exist_ok=True)
+    for path in source.iterdir():
+        if path.is_dir():
+            _copy(path, target / path.name)
+        else:
+            (target / path.name).write_bytes(path.read_bytes())
+
+
 def checkpoint_steps(folder: epath.PathLike) -> list[int]:
     """Returns the steps that have a complete checkpoint in a folder, ascending, without opening it.
 
@@ -242,146 +414,3 @@ def checkpoint_steps(folder: epath.PathLike) -> list[int]:
 
 def _digest_of_json(value: Any) -> str:
     return hashlib.blake2b(json.dumps(value, sort_keys=True).encode(), digest_size=8).hexdigest()
-
-
-def _is_of_the_user(record: logging.LogRecord) -> bool:
-    """Whether a log record is not one that Orbax or its tasks log about an error.
-
-    A failed save logs its error with a traceback once for each task that takes part in it, while it
-    runs or when the task is garbage collected. `save` and `wait` raise the same error.
-    """
-    if record.levelno < logging.ERROR:
-        return True
-    error = record.exc_info[1] if record.exc_info else None
-    return not (
-        "orbax" in record.pathname
-        or "exception was never retrieved" in str(record.msg)
-        or (isinstance(error, RuntimeError) and "Event loop is closed" in str(error))
-    )
-
-
-def _hide_errors_of_background_tasks() -> None:
-    for name in ("absl", "asyncio", "concurrent.futures"):
-        logger = logging.getLogger(name)
-        if _is_of_the_user not in logger.filters:
-            logger.addFilter(_is_of_the_user)
-
-
-@contextlib.contextmanager
-def _silence_orbax() -> Iterator[None]:
-    """Keeps Orbax's background tasks from printing errors that an exception reports anyway."""
-    loggers = [logging.getLogger(name) for name in ("absl", "asyncio")]
-    levels = [logger.level for logger in loggers]
-    hook = sys.unraisablehook
-    sys.unraisablehook = lambda error: hook(error) if error.exc_type is KeyboardInterrupt else None
-    for logger in loggers:
-        logger.setLevel(logging.CRITICAL)
-    try:
-        with warnings.catch_warnings(action="ignore"):
-            try:
-                yield
-            except Exception:
-                gc.collect()  # failed tasks print their error when they are garbage collected
-                raise
-    finally:
-        sys.unraisablehook = hook
-        for logger, level in zip(loggers, levels, strict=True):
-            logger.setLevel(level)
-
-
-# The operating system's names of the errors that a user can fix. tensorstore passes them on as text
-# within its own exceptions.
-_FILE_SYSTEM_ERRORS = (
-    "No space left on device",
-    "Disk quota exceeded",
-    "Read-only file system",
-    "Permission denied",
-    "Not a directory",
-    "File too large",
-    "Input/output error",
-)
-
-
-def _file_system_reason(error: BaseException | None) -> str | None:
-    """Returns the error of the file system that caused an exception, or None."""
-    while error is not None:
-        for reason in _FILE_SYSTEM_ERRORS:
-            if reason in str(error):
-                return reason
-        error = error.__cause__ or error.__context__
-    return None
-
-
-def _name(path: Any) -> str:
-    return jax.tree_util.keystr(path, simple=True, separator="/")
-
-
-def _shape_and_dtype(leaf: Any) -> dict[str, Any]:
-    return {"shape": list(leaf.shape), "dtype": str(leaf.dtype)}
-
-
-def _describe(state: Any) -> dict[str, dict[str, Any]]:
-    """Returns the shape, dtype and digest of each array in a tree, by its name."""
-    paths, leaves = zip(*jax.tree_util.tree_leaves_with_path(state), strict=True)
-    digests = np.asarray(_digests(list(leaves)))
-    return {
-        _name(path): {**_shape_and_dtype(leaf), "digest": f"{digest:08x}"}
-        for path, leaf, digest in zip(paths, leaves, digests.tolist(), strict=True)
-    }
-
-
-def _check_same_leaves(saved: Mapping[str, Any], like: Any, folder: epath.Path) -> None:
-    """Checks names, shapes and dtypes. (Orbax casts other dtypes silently.)"""
-    in_checkpoint = {name: f"{leaf['dtype']}{leaf['shape']}" for name, leaf in saved.items()}
-    in_run = {
-        _name(path): "{dtype}{shape}".format(**_shape_and_dtype(leaf))
-        for path, leaf in jax.tree_util.tree_leaves_with_path(like)
-    }
-    differing = sorted(
-        name for name in in_checkpoint | in_run if in_checkpoint.get(name) != in_run.get(name)
-    )
-    if differing:
-        lines = [
-            f"  {name}: saved {in_checkpoint.get(name, 'nothing')}, "
-            f"this run has {in_run.get(name, 'nothing')}"
-            for name in differing[:8]
-        ]
-        more = [f"  ... and {len(differing) - 8} more"] if len(differing) > 8 else []
-        raise UsageError(
-            "\n".join(
-                [f"the checkpoint {folder} belongs to another model or optimizer:", *lines, *more]
-            )
-            + "\nUse the config of the run that wrote it, or a new --workdir."
-        )
-
-
-@jax.jit
-def _digests(leaves: list[jax.Array]) -> jax.Array:
-    """Returns the digest of each array, uint32 [number of arrays]."""
-    return jnp.stack([digest(leaf) for leaf in leaves])
-
-
-def digest(x: jax.Array) -> jax.Array:
-    """Computes a checksum of an array that does not depend on its sharding.
-
-    It is the sum, modulo 2^32, of each element's bits as an unsigned integer, times an odd weight
-    that depends on the element's global index. The order of summation does not matter, so every
-    mesh gives the same value, without a copy to the host. An odd weight has an inverse, so a change
-    of one element always changes the sum. (Of 8-byte types, only the lower 32 bits count.)
-
-    Returns:
-      uint32 scalar.
-    """
-    if x.dtype == jnp.bool_:
-        bits = x
-    else:
-        unsigned = jnp.dtype(f"uint{8 * x.dtype.itemsize}")
-        bits = jax.lax.bitcast_convert_type(x, unsigned)
-    index = jnp.zeros(x.shape, jnp.uint32)
-    for axis, size in enumerate(x.shape):
-        index = index * jnp.uint32(size) + jax.lax.broadcasted_iota(jnp.uint32, x.shape, axis)
-    # A hash of the index, so that weights of nearby elements differ in many bits. With consecutive
-    # odd numbers as weights, many swaps of two elements would go unnoticed.
-    weights = index * jnp.uint32(0x9E3779B1)
-    weights = (weights ^ (weights >> 15)) | jnp.uint32(1)
-    return jnp.sum(bits.astype(jnp.uint32) * weights, dtype=jnp.uint32)

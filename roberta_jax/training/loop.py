@@ -5,18 +5,24 @@ The same loop pretrains and fine-tunes. `steps` compiles both for anything that 
 
 import contextlib
 import dataclasses
-import math
 import time
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from typing import Any
 
 import jax
 
-from roberta_jax.errors import UsageError, listed
+from roberta_jax.errors import UsageError
 from roberta_jax.training.checkpoints import Checkpoints
+from roberta_jax.training.divergence import (
+    check_evaluation,
+    check_finite,
+    check_state,
+    restore_before,
+)
 from roberta_jax.training.flops import peak_flops
 from roberta_jax.training.metrics import Meter, MetricsWriter
-from roberta_jax.training.state import LARGEST_PARAMETER, TrainState, unsound_arrays
+from roberta_jax.training.spikes import LossSpike, SpikePolicy, SpikeWatch
+from roberta_jax.training.state import TrainState
 from roberta_jax.training.steps import Batch, EvalStep, TrainStep
 from roberta_jax.training.steps import apply as apply
 from roberta_jax.training.steps import make_eval_step as make_eval_step
@@ -27,10 +33,7 @@ from roberta_jax.training.steps import stream_key as stream_key
 EVALUATION_DUE = "evaluation_due"
 LOSSES = "losses_since_the_last_record"
 RECORDS = "records"
-
-
-class Diverged(UsageError):
-    """A loss, the gradient, the state or an evaluation is not finite, or a parameter is huge."""
+SPIKES = "spikes"
 
 
 def evaluate(
@@ -101,6 +104,8 @@ def fit(
     extra: Mapping[str, Any] | None = None,
     evaluation_due: bool = False,
     losses: Sequence[Mapping[str, float]] = (),
+    spikes: SpikePolicy | None = None,
+    spikes_before: Mapping[str, Any] | None = None,
 ) -> tuple[TrainState, bool]:
     """Trains from the state's step up to step `steps`.
 
@@ -112,7 +117,8 @@ def fit(
     Args:
       state: where to start; it is consumed.
       train_step: from `make_train_step`.
-      batches: step s -> iterator over the batches of the updates s + 1, s + 2, ...
+      batches: position p -> iterator over the batches at the positions p, p + 1, ... Step s trains
+        on that at position s - 1, plus the number of batches that were skipped before.
       steps: the updates of the whole run.
       cadence: when to log, evaluate and save.
       checkpoints: where to save.
@@ -123,22 +129,28 @@ def fit(
       should_stop: polled after every step.
       extra: values to save in each checkpoint. More are saved with them: `EVALUATION_DUE`,
         whether the run was stopped before an evaluation that was due at this step; `LOSSES`, the
-        losses of the steps since the last record, so that the next one is their mean; and
-        `RECORDS`, how many records were written.
+        losses of the steps since the last record, so that the next one is their mean; `RECORDS`,
+        how many records were written; and `SPIKES`, see `SpikeWatch.saved`.
       evaluation_due: whether to evaluate first, as saved in the checkpoint of `state`.
       losses: those of the steps since the last record, as saved in the checkpoint of `state`.
+      spikes: what to do if the loss jumps; nothing by default.
+      spikes_before: what the checkpoint of `state` has saved as `SPIKES`.
 
     Returns:
       (the state, whether the run was stopped before its end). The state is saved in either case.
 
     Raises:
       Diverged: a loss, a gradient norm, the result of an evaluation or the state to be saved is not
-        finite.
+        finite; or a loss is a spike, and the policy is to stop, or the run has gone back too often.
       UsageError: a checkpoint could not be written.
     """
-    step = start = int(state.step)
+    step = int(state.step)
     meter = Meter(tokens_per_step, losses)
     peak = peak_flops()
+    watch = SpikeWatch(spikes or SpikePolicy(), spikes_before or {})
+    like = jax.tree.map(
+        lambda x: jax.ShapeDtypeStruct(x.shape, x.dtype, sharding=x.sharding), state
+    )
     pending: dict[str, jax.Array] | None = None  # the metrics of `step`, not read yet
 
     def read() -> None:
@@ -147,7 +159,8 @@ def fit(
             return
         values = {name: float(value) for name, value in jax.device_get(pending).items()}
         pending = None
-        _check_finite(step, values, checkpoints)
+        watch.check(step, values)
+        check_finite(step, values, checkpoints)
         meter.add({name: value for name, value in values.items() if name.endswith("loss")})
         writer.progress(step, values["loss"], meter.tokens_per_second, meter.seconds_per_step)
         if step % cadence.log == 0 or step == steps:
@@ -168,35 +181,64 @@ def fit(
         meter.pause()
         return values is not None
 
+    def go_back(spike: LossSpike) -> TrainState:
+        """Restores the last checkpoint, to go on from there with later batches."""
+        nonlocal step, meter, pending
+        restored, saved = restore_before(spike, watch, checkpoints, cadence.checkpoint, like)
+        step, pending = int(restored.step), None
+        meter = Meter(tokens_per_step, saved.get(LOSSES, ()))
+        record = watch.rewind(spike, step, saved.get(SPIKES, {}))
+        writer.rewind(step)
+        writer.write(step + 1, record)
+        writer.say(
+            f"At step {spike.step} {spike.what}. Going back to the checkpoint of step {step} and "
+            f"skipping {record['skipped_batches']} batches ({watch.rewinds} of at most "
+            f"{watch.policy.max_rewinds} times)."
+        )
+        return restored
+
     if evaluation and evaluation_due and step < steps and not evaluate():
         return state, True
-    data = batches(step) if step < steps else iter(())
+    data = batches(step + watch.offset) if step < steps else iter(())
+    compiled = False
     try:
         while step < steps:
-            writer.step = step + 1
-            batch = next(data)
-            with _announced_compilation(writer) if step == start else contextlib.nullcontext():
-                state, metrics = train_step(state, batch)
-            read()
-            step, pending = step + 1, metrics
-            stopping = should_stop()
-            due = bool(evaluation) and step < steps and _due(step, cadence.evaluate)
-            if due and not stopping:
-                due = stopping = not evaluate()
-            if stopping or step == steps or _due(step, cadence.checkpoint):
+            try:
+                writer.step = step + 1
+                batch = next(data)
+                with contextlib.nullcontext() if compiled else _announced_compilation(writer):
+                    state, metrics = train_step(state, batch)
+                compiled = True
                 read()
-                _check_state(step, state, checkpoints)
-                resume = {EVALUATION_DUE: due, LOSSES: meter.losses, RECORDS: writer.records}
-                checkpoints.save(step, state, {**(extra or {}), **resume})
-                meter.pause()
-            if stopping:
-                break
+                step, pending = step + 1, metrics
+                stopping = should_stop()
+                due = bool(evaluation) and step < steps and _due(step, cadence.evaluate)
+                if due and not stopping:
+                    due = stopping = not evaluate()
+                if stopping or step == steps or _due(step, cadence.checkpoint):
+                    read()
+                    check_state(step, state, checkpoints)
+                    resume = {EVALUATION_DUE: due, LOSSES: meter.losses, RECORDS: writer.records}
+                    resume |= {SPIKES: watch.saved()}
+                    checkpoints.save(step, state, {**(extra or {}), **resume})
+                    meter.pause()
+                if stopping:
+                    break
+            except LossSpike as spike:
+                del state, batch  # they may fill the devices
+                state = go_back(spike)
+                _close(data)
+                data = batches(step + watch.offset)
     finally:
-        close = getattr(data, "close", None)
-        if close is not None:
-            close()
+        _close(data)
     checkpoints.wait()
     return state, step < steps
+
+
+def _close(iterator: Iterator[Batch]) -> None:
+    close = getattr(iterator, "close", None)
+    if close is not None:
+        close()
 
 
 @contextlib.contextmanager
@@ -210,47 +252,3 @@ def _announced_compilation(writer: MetricsWriter) -> Iterator[None]:
 
 def _due(step: int, every: int) -> bool:
     return every > 0 and step % every == 0
-
-
-def _check_finite(step: int, values: Mapping[str, float], checkpoints: Checkpoints) -> None:
-    bad = [name for name in ("loss", "gradient_norm") if not math.isfinite(values[name])]
-    if bad:
-        what = f"the {' and the '.join(bad).replace('_', ' ')} is not finite"
-        raise _diverged(step, what, checkpoints)
-
-
-def _check_state(step: int, state: TrainState, checkpoints: Checkpoints) -> None:
-    bad = unsound_arrays(state)
-    if bad:
-        total = len(jax.tree.leaves(state))
-        what = (
-            f"the update left {len(bad)} of {total} arrays with values that are not finite, or "
-            f"parameters above {LARGEST_PARAMETER:.2g}: {listed(bad)}"
-        )
-        raise _diverged(step, what, checkpoints)
-
-
-def check_evaluation(step: int, values: Mapping[str, float], checkpoints: Checkpoints) -> None:
-    """Raises `Diverged` if a result of the evaluation after `step` updates is not finite."""
-    bad = [name for name, value in values.items() if not math.isfinite(value)]
-    if bad:
-        what = (
-            f"the evaluation is not finite ({', '.join(f'{name} {values[name]}' for name in bad)})"
-        )
-        raise _diverged(step, what, checkpoints)
-
-
-def _diverged(step: int, what: str, checkpoints: Checkpoints) -> Diverged:
-    checkpoints.wait()
-    # The one of this step is what the evaluation after the last update has found to be bad.
-    before = [saved for saved in checkpoints.steps() if saved < step]
-    saved = (
-        f"The checkpoint of step {before[-1]} was written before and is intact."
-        if before
-        else "No checkpoint was written before it."
-    )
-    return Diverged(
-        f"training diverged: at step {step} {what}. {saved}\nStart in a new --workdir with a lower "
-        "--config.optimizer.learning_rate, a longer --config.schedule.warmup_steps, or "
-        "--config.optimizer.clip_norm=1."
-    )

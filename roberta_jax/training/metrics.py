@@ -122,7 +122,7 @@ class MetricsWriter:
         self.seconds_per_step: float | None = None
         self.on_closed_output: Callable[[], Any] = lambda: None
         self.records = 0
-        self._steps = steps
+        self._folder, self._steps, self._primary = folder, steps, primary
         self._file = self._tensorboard = self._progress_bar = None
         if not primary:
             return
@@ -174,6 +174,13 @@ class MetricsWriter:
         self._file.flush()
         self.records += 1
         self._tensorboard.add(step, values)
+
+    def rewind(self, step: int) -> None:
+        """Removes the records of steps after `step`, as a run that resumes there does."""
+        speed, on_closed_output = self.seconds_per_step, self.on_closed_output
+        self.close()
+        self.__init__(self._folder, step=step, steps=self._steps, primary=self._primary)
+        self.seconds_per_step, self.on_closed_output = speed, on_closed_output
 
     def progress(
         self,

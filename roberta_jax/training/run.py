@@ -25,6 +25,7 @@ from roberta_jax.training.metrics import MetricsWriter, read_metrics
 from roberta_jax.training.partitioning import Rules
 from roberta_jax.training.partners import current
 from roberta_jax.training.same_start import check_shared, require_same_data
+from roberta_jax.training.spikes import SpikePolicy
 from roberta_jax.training.state import (
     InitParams,
     TrainState,
@@ -62,6 +63,8 @@ class TrainingSpec:
       warmup_steps: updates until the learning rate has its peak.
       mesh: the devices.
       rules: logical axis -> mesh axes, see `partitioning.RULES`.
+      keep_every: checkpoints whose step is a multiple of this are never deleted; 0 is none.
+      spikes: what to do if the loss jumps.
     """
 
     seed: int
@@ -77,6 +80,8 @@ class TrainingSpec:
     warmup_steps: int
     mesh: Mesh
     rules: Rules
+    keep_every: int = 0
+    spikes: SpikePolicy = dataclasses.field(default_factory=SpikePolicy)
 
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
@@ -88,7 +93,8 @@ class Job:
       init_params: () -> new parameters, boxed with their logical axes.
       pretrained_params: () -> parameters on the host to start from in place of new ones; None
         starts from new ones. It is called only where there is no checkpoint.
-      batches: step s -> iterator over the global batches of the updates s + 1, s + 2, ...
+      batches: position p -> endless iterator over the global batches at the positions p, p + 1,
+        ..., see `loop.fit`.
       identity: what the run is made from, as values that JSON can hold. It is saved in each
         checkpoint, and a checkpoint with another one is refused. It must be the same on all hosts.
       sample: step s -> a digest of the data of the update s + 1, which all hosts compute alike.
@@ -146,6 +152,7 @@ def run(
     *,
     config: Mapping[str, Any],
     may_change: Collection[str],
+    on_damage: str = "stop",
     **changed: Mapping[str, Any],
 ) -> RunResult:
     """Starts or continues a training run.
@@ -161,6 +168,7 @@ def run(
       config: the run's config as nested dictionaries, written to the workdir; a run continues only
         with an equal one.
       may_change: the keys in which it may differ, see `workdir.open_workdir`.
+      on_damage: what to do if the newest checkpoint is damaged, see `Checkpoints.restore`.
       **changed: what changed since the version that started the run: `renamed`, `added` and
         `revalued` of `workdir.open_workdir`.
 
@@ -191,8 +199,9 @@ def run(
         with together("writing the config"):
             if primary:
                 write_config(folder, config)
-        with Checkpoints(folder / CHECKPOINTS, spec.keep_checkpoints) as checkpoints:
-            return _train(folder, spec, job, checkpoints)
+        keep = (spec.keep_checkpoints, spec.keep_every)
+        with Checkpoints(folder / CHECKPOINTS, *keep) as checkpoints:
+            return _train(folder, spec, job, checkpoints, on_damage)
 
 
 def finished_metrics(folder: epath.PathLike, steps: int) -> Metrics | None:
@@ -208,8 +217,10 @@ def say(text: str) -> None:
         print(text, flush=True)
 
 
-def _train(folder: epath.Path, spec: TrainingSpec, job: Job, checkpoints: Checkpoints) -> RunResult:
-    state, saved = _restore_or_create(folder, spec, job, checkpoints)
+def _train(
+    folder: epath.Path, spec: TrainingSpec, job: Job, checkpoints: Checkpoints, on_damage: str
+) -> RunResult:
+    state, saved = _restore_or_create(folder, spec, job, checkpoints, on_damage)
     start = int(state.step)
     evaluation_due = saved.get(loop.EVALUATION_DUE, False) and start < spec.steps
     say(job.describe(state))
@@ -257,6 +268,8 @@ def _train(folder: epath.Path, spec: TrainingSpec, job: Job, checkpoints: Checkp
             extra=job.identity,
             evaluation_due=evaluation_due,
             losses=saved.get(loop.LOSSES, ()),
+            spikes=spec.spikes,
+            spikes_before=saved.get(loop.SPIKES),
         )
         step, metrics = int(state.step), None
         if not stopped:
@@ -319,11 +332,11 @@ class _StopNotices:
 
 
 def _restore_or_create(
-    folder: epath.Path, spec: TrainingSpec, job: Job, checkpoints: Checkpoints
+    folder: epath.Path, spec: TrainingSpec, job: Job, checkpoints: Checkpoints, on_damage: str
 ) -> tuple[TrainState, Mapping[str, Any]]:
     """The newest checkpoint's state, and what was saved with it; or a new state, and nothing."""
     abstract = abstract_state(job.init_params, spec.optimizer, spec.mesh, rules=spec.rules)
-    restored = checkpoints.restore(abstract)
+    restored = checkpoints.restore(abstract, on_damage)
     if restored is None:
         with together("reading the pretrained weights"):
             params = None if job.pretrained_params is None else job.pretrained_params()

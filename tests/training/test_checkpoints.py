@@ -1,3 +1,4 @@
+import json
 import os
 import shutil
 import subprocess
@@ -8,10 +9,13 @@ import jax.numpy as jnp
 import ml_dtypes
 import numpy as np
 import pytest
+from etils import epath
 from jax.sharding import NamedSharding, PartitionSpec
 
 from roberta_jax.errors import UsageError
-from roberta_jax.training.checkpoints import Checkpoints, digest
+from roberta_jax.training import checkpoints as checkpoints_module
+from roberta_jax.training.array_digests import digest
+from roberta_jax.training.checkpoints import Checkpoints
 from roberta_jax.training.optimizer import adamw
 from roberta_jax.training.partitioning import create_mesh
 from roberta_jax.training.state import abstract_state, create_state
@@ -251,3 +255,128 @@ def test_a_folder_that_cannot_be_created(tmp_path):
     (tmp_path / "file").write_text("")
     with pytest.raises(UsageError, match="Not a directory"):
         Checkpoints(tmp_path / "file" / "c")
+
+
+# Going back to an older checkpoint.
+
+
+def save_steps(folder, steps, **options):
+    with Checkpoints(folder, **options) as checkpoints:
+        for step in steps:
+            checkpoints.save(step, small(step), {"of": step})
+
+
+def damage_array(folder):
+    for file in (folder / "state" / "d").iterdir():
+        truncate(file, 0)
+
+
+def test_on_request_a_damaged_checkpoint_is_set_aside(tmp_path, capsys):
+    folder = tmp_path / "c"
+    save_steps(folder, (1, 2, 3), keep=5)
+    damage_array(folder / "3")
+    (folder / "2" / "meta" / "metadata").unlink()
+    damaged = {path.name: path.stat().st_size for path in (folder / "3").rglob("*")}
+    with Checkpoints(folder, keep=5) as checkpoints:
+        with pytest.raises(UsageError, match=r"--on_damage=older"):
+            checkpoints.restore(shapes(small(0)))
+        assert checkpoints.steps() == [1, 2, 3]
+        restored, extra = checkpoints.restore(shapes(small(0)), "older")
+        assert equal(restored, small(1))
+        assert extra == {"of": 1}
+        assert checkpoints.last_saved == 1
+        printed = capsys.readouterr().out
+        assert "The checkpoint of step 3 is damaged (" in printed
+        assert "It was renamed to damaged.3." in printed
+        assert "It was renamed to damaged.2." in printed
+        assert "Going back to the checkpoint of step 1." in printed
+        assert checkpoints.steps() == [1]
+        # The steps can be saved again, and be damaged again.
+        for step in (2, 3):
+            checkpoints.save(step, small(step))
+        checkpoints.wait()
+    assert {path.name: path.stat().st_size for path in (folder / "damaged.3").rglob("*")} == damaged
+    damage_array(folder / "3")
+    with Checkpoints(folder, keep=5) as checkpoints:
+        assert equal(checkpoints.restore(shapes(small(0)), "older")[0], small(2))
+    names = {path.name for path in folder.iterdir()}
+    assert names == {"1", "2", "damaged.2", "damaged.3", "damaged.3.2"}
+
+
+def test_without_an_intact_checkpoint_nothing_is_renamed(tmp_path):
+    save_steps(tmp_path / "c", (1, 2))
+    for step in (1, 2):
+        damage_array(tmp_path / "c" / str(step))
+    with (
+        Checkpoints(tmp_path / "c") as checkpoints,
+        pytest.raises(UsageError, match="No earlier checkpoint is intact"),
+    ):
+        checkpoints.restore(shapes(small(0)), "older")
+    assert {path.name for path in (tmp_path / "c").iterdir()} == {"1", "2"}
+
+
+def test_folders_are_set_aside_without_a_rename(tmp_path, monkeypatch):
+    """As on an object store."""
+    save_steps(tmp_path / "c", (1,))
+    before = {
+        path.relative_to(tmp_path / "c" / "1"): path.read_bytes()
+        for path in (tmp_path / "c" / "1").rglob("*")
+        if path.is_file()
+    }
+    monkeypatch.setattr(checkpoints_module, "is_local", lambda path: False)
+    assert checkpoints_module._move_aside(epath.Path(tmp_path / "c" / "1")) == "damaged.1"
+    assert [path.name for path in (tmp_path / "c").iterdir()] == ["damaged.1"]
+    after = {
+        path.relative_to(tmp_path / "c" / "damaged.1"): path.read_bytes()
+        for path in (tmp_path / "c" / "damaged.1").rglob("*")
+        if path.is_file()
+    }
+    assert after == before
+
+
+# Retention.
+
+
+def test_milestones_are_kept_besides_the_newest(tmp_path):
+    folder = tmp_path / "c"
+    save_steps(folder, range(2, 15, 2), keep=2, keep_every=4)
+    assert on_disk(folder) == [4, 8, 12, 14]
+
+
+def test_milestones_stay_when_the_retention_changes(tmp_path):
+    """Also those of a former `keep_every`; others are deleted as the present values say."""
+    folder = tmp_path / "c"
+    save_steps(folder, range(1, 8), keep=3, keep_every=3)
+    assert on_disk(folder) == [3, 5, 6, 7]
+    save_steps(folder, (8,), keep=1, keep_every=0)
+    assert on_disk(folder) == [3, 6, 8]
+    save_steps(folder, (9, 10, 11), keep=2, keep_every=5)
+    assert on_disk(folder) == [3, 6, 10, 11]
+
+
+def test_a_checkpoint_of_an_earlier_version_is_no_milestone(tmp_path):
+    folder = tmp_path / "c"
+    save_steps(folder, (1, 2), keep=2)
+    metadata = folder / "1" / "meta" / "metadata"
+    values = json.loads(metadata.read_text())
+    del values["milestone"]
+    metadata.write_text(json.dumps(values))
+    save_steps(folder, (3,), keep=2)
+    assert on_disk(folder) == [2, 3]
+
+
+def test_an_unreadable_checkpoint_is_not_deleted(tmp_path):
+    folder = tmp_path / "c"
+    save_steps(folder, (1, 2), keep=2)
+    (folder / "1" / "meta" / "metadata").write_text("{")
+    save_steps(folder, (3,), keep=2)
+    assert on_disk(folder) == [1, 2, 3]
+
+
+def on_disk(folder):
+    return sorted(int(path.name) for path in folder.iterdir())
+
+
+def test_a_negative_interval_is_refused(tmp_path):
+    with pytest.raises(UsageError, match="--config.train.keep_every=-1 must be positive"):
+        Checkpoints(tmp_path / "c", keep_every=-1)

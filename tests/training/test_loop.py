@@ -10,7 +10,8 @@ import pytest
 from roberta_jax.errors import UsageError
 from roberta_jax.training import flops
 from roberta_jax.training.checkpoints import Checkpoints
-from roberta_jax.training.loop import Cadence, Diverged, evaluate, fit, make_eval_step, stream_key
+from roberta_jax.training.divergence import Diverged
+from roberta_jax.training.loop import Cadence, evaluate, fit, make_eval_step, stream_key
 from roberta_jax.training.metrics import MetricsWriter, read_metrics
 from roberta_jax.training.partitioning import create_mesh
 from roberta_jax.training.state import abstract_state, create_state

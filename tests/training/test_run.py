@@ -15,6 +15,7 @@ import pytest
 from roberta_jax.errors import UsageError
 from roberta_jax.training import loop, preemption, run
 from roberta_jax.training.checkpoints import Checkpoints
+from roberta_jax.training.divergence import Diverged
 from roberta_jax.training.metrics import MetricsWriter, read_metrics
 from roberta_jax.training.partitioning import RULES, create_mesh
 from roberta_jax.training.schedules import polynomial_schedule
@@ -129,7 +130,7 @@ def test_a_final_evaluation_that_is_not_finite_is_an_error(tmp_path, spec, job_f
     """The model is not exported, and the run has not finished."""
     results = iter([1.0, math.nan])
     make_job = job_factory(evaluate=lambda *_: {"eval_loss": next(results)})
-    with pytest.raises(loop.Diverged, match=rf"step {STEPS} the evaluation is not finite"):
+    with pytest.raises(Diverged, match=rf"step {STEPS} the evaluation is not finite"):
         start(tmp_path / "run", spec, make_job)
     assert not (tmp_path / "run" / run.EXPORT).exists()
     assert run.finished_metrics(tmp_path / "run", STEPS) is None
