@@ -88,6 +88,7 @@ def check_bucket(path: os.PathLike | str, *, writes: bool, option: str) -> None:
     _ask_for_bucket(bucket, name, writes, given)
 
 
+@functools.cache  # of what was found to be in order; errors are not kept
 def _ask_for_bucket(bucket: str, name: str, writes: bool, given: str) -> None:
     from google.api_core import exceptions
     from google.auth import exceptions as auth_exceptions
@@ -159,7 +160,7 @@ def list_files(folder: os.PathLike | str) -> dict[str, int]:
                 files[prefix + child.name] = child.stat().length
 
     folder = epath.Path(folder)
-    with _explained("list", folder):
+    with explained("list", folder):
         if folder.is_dir():
             add(folder, "")
     return files
@@ -167,7 +168,7 @@ def list_files(folder: os.PathLike | str) -> dict[str, int]:
 
 def is_uploaded(folder: os.PathLike | str) -> bool:
     """Whether `upload_folder` has written this folder completely."""
-    with _explained("read", folder):
+    with explained("read", folder):
         return (epath.Path(folder) / MANIFEST).exists()
 
 
@@ -205,7 +206,7 @@ def upload_folder(
         with (folder / name).open("rb") as source, (target / name).open("wb") as sink:
             return _copy(source, sink, on_bytes)
 
-    with _explained("write", target):
+    with explained("write", target):
         files = dict(zip(names, _in_parallel(upload, names), strict=True))
         write_json(target / MANIFEST, {"version": _MANIFEST_VERSION, "files": files})
 
@@ -245,7 +246,7 @@ def download_folder(
             return _copy(reader, writer, on_bytes) == files[name]
 
     try:
-        with _explained("read", source):
+        with explained("read", source):
             same = _in_parallel(download, list(files))
     except FileNotFoundError as error:
         raise _damaged(source, f"a file is missing: {shortened(str(error), 200)}") from error
@@ -264,7 +265,7 @@ def download_folder(
 def delete_folder(folder: os.PathLike | str) -> None:
     """Deletes a folder, its `MANIFEST` first; one that does not exist is left alone."""
     folder = epath.Path(folder)
-    with _explained("delete", folder):
+    with explained("delete", folder):
         (folder / MANIFEST).unlink(missing_ok=True)
         if is_local(folder):
             shutil.rmtree(folder, ignore_errors=True)
@@ -282,7 +283,7 @@ def describe_file(path: pathlib.Path) -> dict[str, Any]:
 def _read_manifest(folder: epath.Path) -> dict[str, dict[str, Any]]:
     path = folder / MANIFEST
     try:
-        with _explained("read", path):
+        with explained("read", path):
             data = path.read_bytes()
         manifest = json.loads(data.decode("utf-8"))
         if manifest["version"] > _MANIFEST_VERSION:
@@ -337,7 +338,7 @@ def _in_parallel(function: Callable[[str], Any], names: list[str]) -> list[Any]:
 
 
 @contextlib.contextmanager
-def _explained(action: str, path: os.PathLike | str) -> Iterator[None]:
+def explained(action: str, path: os.PathLike | str) -> Iterator[None]:
     """Turns the errors of an object store, which are of many types, into a UsageError."""
     if not is_local(path):
         check_readable(path)

@@ -334,6 +334,7 @@ def fit(
                 read()
                 _check_state(step, state, checkpoints)
                 resume = {EVALUATION_DUE: due, LOSSES: meter.losses, RECORDS: writer.records}
+                writer.publish()
                 checkpoints.save(step, state, {**(extra or {}), **resume})
                 meter.pause()
             if stopping:
