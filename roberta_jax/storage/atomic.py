@@ -108,10 +108,7 @@ def replace_folder(target: epath.Path, last: str) -> Iterator[pathlib.Path]:
         with tempfile.TemporaryDirectory() as name:
             folder = pathlib.Path(name)
             yield folder
-            target.mkdir(parents=True, exist_ok=True)
-            (target / last).unlink(missing_ok=True)
-            for file in sorted(folder.iterdir(), key=lambda file: file.name == last):
-                epath.Path(file).copy(target / file.name, overwrite=True)
+            _replace_objects(target, folder, last)
         return
 
     path = pathlib.Path(target).absolute()
@@ -128,6 +125,18 @@ def replace_folder(target: epath.Path, last: str) -> Iterator[pathlib.Path]:
         _repair(path, partial, replaced)
         raise
     shutil.rmtree(replaced, ignore_errors=True)
+
+
+def _replace_objects(target: epath.Path, folder: pathlib.Path, last: str) -> None:
+    files = [path for path in sorted(folder.rglob("*")) if path.is_file()]
+    names = [path.relative_to(folder).as_posix() for path in files]
+    (target / last).unlink(missing_ok=True)
+    if target.is_dir():
+        for old in target.iterdir():
+            if old.name not in names and not old.is_dir():
+                old.unlink()
+    for name in sorted(names, key=lambda name: name == last):
+        epath.Path(folder / name).copy(target / name, overwrite=True)
 
 
 def _repair(path: pathlib.Path, partial: pathlib.Path, replaced: pathlib.Path) -> None:

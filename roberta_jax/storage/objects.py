@@ -32,6 +32,7 @@ _MANIFEST_VERSION = 1
 _CHUNK_BYTES = 1 << 23
 _WORKERS = 8
 _PROBE_SECONDS = 10.0
+_SERVER = "https://storage.googleapis.com"
 # Scheme -> the package that fsspec needs for it.
 _PACKAGES = {"gs": "gcsfs", "s3": "s3fs", "az": "adlfs", "hf": "huggingface_hub"}
 
@@ -56,7 +57,9 @@ def check_readable(path: os.PathLike | str) -> None:
             f"{os.fspath(path)} cannot be read without the package {package}: pip install {install}"
         )
     if scheme == "gs":
-        _use_one_server()
+        server = _use_one_server()
+        if _is_installed("gcsfs"):
+            _check_answers(server)
 
 
 def check_bucket(path: os.PathLike | str, *, writes: bool, option: str) -> None:
@@ -119,7 +122,7 @@ def _ask_for_bucket(bucket: str, name: str, writes: bool, given: str) -> None:
         ) from error
     except (exceptions.Forbidden, exceptions.Unauthorized) as error:
         raise UsageError(
-            f"{given} may not be {doing} with these credentials ({reason(error)}). The account "
+            f"{given} may not be {doing} with these credentials ({_answer(error)}). The account "
             "needs the roles Storage Object User (roles/storage.objectUser) and Storage Legacy "
             "Bucket Reader (roles/storage.legacyBucketReader) on the bucket."
         ) from error
@@ -129,6 +132,11 @@ def _ask_for_bucket(bucket: str, name: str, writes: bool, given: str) -> None:
                 f"{given} needs the name of a Google Cloud project: set GOOGLE_CLOUD_PROJECT"
             ) from error
         raise UsageError(f"{given} cannot be reached: {reason(error)}") from error
+
+
+def _answer(error: Exception) -> str:
+    """What the server says, without the request that the library puts before it."""
+    return shortened(" ".join(str(error).split()).partition(": ")[2] or str(error), 200)
 
 
 def google_blob(path: str) -> Any:
@@ -374,10 +382,30 @@ def _is_installed(package: str) -> bool:
         return False
 
 
-def _use_one_server() -> None:
-    """Makes tensorstore, which writes the checkpoints, use the server that the others use."""
+def _use_one_server() -> str:
+    """Makes tensorstore, which writes the checkpoints, use the server that the others use.
+
+    Returns:
+      The server's address.
+    """
     server = os.environ.get("STORAGE_EMULATOR_HOST")
-    if server:
-        if "://" not in server:
-            server = f"http://{server}"
-        os.environ.setdefault("TENSORSTORE_GCS_HTTP_URL", server)
+    if not server:
+        return _SERVER
+    if "://" not in server:
+        server = f"http://{server}"
+    os.environ.setdefault("TENSORSTORE_GCS_HTTP_URL", server)
+    return server
+
+
+@functools.cache  # of one that answers; errors are not kept
+def _check_answers(server: str) -> None:
+    """Asks once, where the libraries would ask again and again for a minute."""
+    import requests
+
+    try:
+        requests.head(server, timeout=_PROBE_SECONDS)
+    except requests.RequestException as error:
+        raise UsageError(
+            f"Google Cloud Storage does not answer at {server} ({type(error).__name__}). Check the "
+            "network, and STORAGE_EMULATOR_HOST if it is set."
+        ) from error

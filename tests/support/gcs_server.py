@@ -9,6 +9,7 @@ clients make to rename, are refused everywhere.
 """
 
 import contextlib
+import importlib.util
 import os
 import signal
 import socket
@@ -21,6 +22,11 @@ from collections.abc import Iterator
 from tests.support.processes import ROOT
 
 BUCKETS = ("bucket", "forbidden", "read-only")
+
+
+def is_installed() -> bool:
+    """Whether the server and its clients are installed."""
+    return all(importlib.util.find_spec(name) for name in ("gcp_storage_emulator", "gcsfs"))
 
 
 def _generation(storage, bucket: str, name: str) -> int:

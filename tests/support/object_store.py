@@ -205,11 +205,15 @@ def install(
         bucket, name = gcs_utils.parse_gcs_path(path, add_trailing_slash=False)
         return {"driver": "file", "path": f"{root}/{bucket}/{name}"}
 
-    set_attribute(etils_backend.fsspec_backend, "_get_filesystem", lambda name: files)
+    def filesystem(name: str) -> fsspec.AbstractFileSystem:
+        return files if name in files.protocol else fsspec.filesystem(name)
+
+    set_attribute(etils_backend.fsspec_backend, "_get_filesystem", filesystem)
     set_attribute(gpath, "_is_tf_installed", lambda: False)
     set_attribute(gcs_utils, "get_kvstore_for_gcs", kvstore)
     set_attribute(gcs_utils, "is_hierarchical_namespace_enabled", lambda path: False)
     set_attribute(objects, "_is_installed", lambda package: True)
+    set_attribute(objects, "_check_answers", lambda server: None)
     set_attribute(objects, "_ask_for_bucket", check_bucket)
     set_attribute(leases, "open_object", lambda path: FakeObject(path, root))
     return root
