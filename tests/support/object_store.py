@@ -35,13 +35,14 @@ class Forbidden(Exception):
 class _Upload(io.BytesIO):
     """What is written becomes the object when the file is closed."""
 
-    def __init__(self, path: pathlib.Path, root: pathlib.Path):
+    def __init__(self, path: pathlib.Path, files: "ObjectFileSystem"):
         super().__init__()
-        self._path, self._root = path, root
+        self._path, self._files = path, files
 
     def close(self) -> None:
         if not self.closed:
-            _put(self._root, self._path, self.getvalue())
+            _put(self._files.root, self._path, self.getvalue())
+            self._files.log.append(("write", self._path.name))
         super().close()
 
 
@@ -54,7 +55,11 @@ def _put(root: pathlib.Path, path: pathlib.Path, data: bytes) -> None:
 
 
 class ObjectFileSystem(fsspec.AbstractFileSystem):
-    """The objects below `root`."""
+    """The objects below `root`.
+
+    Attributes:
+      log: ("write" or "remove", last part of the name) of all objects, in this process.
+    """
 
     protocol = ("gs", "gcs")
     cachable = False
@@ -62,6 +67,7 @@ class ObjectFileSystem(fsspec.AbstractFileSystem):
     def __init__(self, root: pathlib.Path):
         super().__init__(use_listings_cache=False)
         self.root = root
+        self.log: list[tuple[str, str]] = []
 
     def _path(self, path: str) -> pathlib.Path:
         return self.root / self._strip_protocol(os.fspath(path)).strip("/")
@@ -76,7 +82,7 @@ class ObjectFileSystem(fsspec.AbstractFileSystem):
             return io.BytesIO(local.read_bytes())
         if not (self.root / local.relative_to(self.root).parts[0]).is_dir():
             raise FileNotFoundError(f"no bucket for {path}")
-        return _Upload(local, self.root)
+        return _Upload(local, self)
 
     def _entry(self, path: pathlib.Path) -> dict | None:
         name = str(path.relative_to(self.root))
@@ -120,6 +126,7 @@ class ObjectFileSystem(fsspec.AbstractFileSystem):
         local = self._path(path)
         if local.is_file():
             local.unlink()
+            self.log.append(("remove", local.name))
         elif recursive and self._entry(local) is not None:
             for child in local.rglob("*"):
                 with contextlib.suppress(IsADirectoryError, PermissionError):
@@ -182,6 +189,8 @@ def install(
     buckets: tuple[str, ...] = ("bucket",),
 ) -> pathlib.Path:
     """Makes gs:// paths of this process the files below `root`, and returns `root`.
+
+    `fsspec_backend.fs("gs://")` of `etils.epath.backend` is the `ObjectFileSystem`.
 
     Args:
       root: the folder of the objects.
