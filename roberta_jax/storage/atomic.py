@@ -200,18 +200,26 @@ def _check_writable(target: pathlib.Path) -> None:
 
 
 @contextlib.contextmanager
-def local_copy(folder: epath.Path, endings: tuple[str, ...]) -> Iterator[pathlib.Path]:
+def local_copy(folder: epath.Path, endings: tuple[str, ...] = ("",)) -> Iterator[pathlib.Path]:
     """Yields a local folder itself, or a temporary copy of a remote folder's files.
 
     Args:
       folder: on a file system or an object store.
-      endings: file name endings to copy, such as (".json", ".safetensors").
+      endings: file name endings to copy, such as (".json", ".safetensors"). The default copies all
+        files, also those in subfolders.
     """
     if is_local(folder):
         yield pathlib.Path(folder)
         return
     with tempfile.TemporaryDirectory() as name:
-        for file in folder.iterdir():
-            if file.name.endswith(endings):
-                file.copy(pathlib.Path(name) / file.name)
+        _copy_files(folder, pathlib.Path(name), endings)
         yield pathlib.Path(name)
+
+
+def _copy_files(folder: epath.Path, target: pathlib.Path, endings: tuple[str, ...]) -> None:
+    target.mkdir(exist_ok=True)
+    for file in folder.iterdir():
+        if endings == ("",) and file.is_dir():
+            _copy_files(file, target / file.name, endings)
+        elif file.name.endswith(endings):
+            file.copy(target / file.name)
