@@ -129,7 +129,8 @@ class MetricsWriter:
         self.on_closed_output: Callable[[], Any] = lambda: None
         self.records = 0
         self._steps = steps
-        self._file = self._tensorboard = self._progress_bar = self._files = None
+        self._file = self._tensorboard = self._progress_bar = None
+        self._files: PublishedFolder | None = None
         if not primary:
             return
         from roberta_jax.training.tensorboard import EventLog
