@@ -79,17 +79,23 @@ def export(source: str | os.PathLike, target: str | os.PathLike, to: str = "stab
     from roberta_jax import weights
     from roberta_jax.exporting import saved_model, stablehlo
     from roberta_jax.exporting.lowering import input_axes, input_names, serving_function
-    from roberta_jax.storage.atomic import check_replaceable
+    from roberta_jax.storage.atomic import check_replaceable, is_local, local_copy
 
     module = saved_model if to == "saved_model" else stablehlo
     check_replaceable(epath.Path(target), module.FILES.__contains__)  # before the model is loaded
     model, params = weights.from_pretrained(source)
     if to == "saved_model":
         saved_model.export_saved_model(target, model, params)
-        program = saved_model.load_saved_model(target)
     else:
         stablehlo.export_stablehlo(target, model, params)
-        program = stablehlo.load_stablehlo(target)
+    with local_copy(epath.Path(target)) as folder:
+        load = saved_model.load_saved_model if to == "saved_model" else stablehlo.load_stablehlo
+        program = load(folder)
+        files = {
+            path.relative_to(folder).as_posix(): path.stat().st_size
+            for path in sorted(folder.rglob("*"))
+            if path.is_file()
+        }
     config, axes, names = model.config, input_axes(model), input_names(model)
     sizes = {"batch": 2, "choices": 2, "length": min(16, config.max_length)}
     shape = [sizes[axis] for axis in axes]
@@ -102,12 +108,16 @@ def export(source: str | os.PathLike, target: str | os.PathLike, to: str = "stab
     difference = max(
         float(np.abs(np.asarray(outputs[name]) - expected[name]).max()) for name in expected
     )
+    special = (config.bos_token_id, config.eos_token_id)
     symbols = jax.eval_shape(serving_function(model), params, inputs)
-    folder = pathlib.Path(os.path.abspath(target))
-    files = sorted(path for path in folder.rglob("*") if path.is_file())
+    snippet = _snippet(to, os.path.abspath(target), names, axes, special)
+    if not is_local(target):
+        where = pathlib.PurePosixPath(os.fspath(target)).name
+        copy = f"# After: gcloud storage cp -r {os.fspath(target)} .\n"
+        snippet = copy + _snippet(to, where, names, axes, special)
     return Report(
         type(model).__name__,
-        {str(path.relative_to(folder)): path.stat().st_size for path in files},
+        files,
         dict.fromkeys(names, axes),
         {
             name: (value.dtype.name, _output_axes(value.shape, axes, shape))
@@ -115,7 +125,7 @@ def export(source: str | os.PathLike, target: str | os.PathLike, to: str = "stab
         },
         config.max_length,
         difference,
-        _snippet(to, folder, names, axes, (config.bos_token_id, config.eos_token_id)),
+        snippet,
     )
 
 
@@ -128,7 +138,7 @@ def _output_axes(shape: Sequence[int], axes: list[str], sizes: list[int]) -> lis
 
 
 def _snippet(
-    to: str, folder: pathlib.Path, names: Sequence[str], axes: Sequence[str], ids: Sequence[int]
+    to: str, folder: str, names: Sequence[str], axes: Sequence[str], ids: Sequence[int]
 ) -> str:
     values = {"input_ids": "ids", "attention_mask": "np.ones_like(ids)"}
     values["token_type_ids"] = "np.zeros_like(ids)"
@@ -136,7 +146,7 @@ def _snippet(
     for _ in axes[1:]:
         nested = f"[{nested}]"
     return _SNIPPETS[to].format(
-        folder=str(folder),
+        folder=folder,
         ids=nested,
         axes=f"[{', '.join(axes)}]",
         inputs=", ".join(f'"{name}": {values[name]}' for name in names),

@@ -108,10 +108,7 @@ def replace_folder(target: epath.Path, last: str) -> Iterator[pathlib.Path]:
         with tempfile.TemporaryDirectory() as name:
             folder = pathlib.Path(name)
             yield folder
-            target.mkdir(parents=True, exist_ok=True)
-            (target / last).unlink(missing_ok=True)
-            for file in sorted(folder.iterdir(), key=lambda file: file.name == last):
-                epath.Path(file).copy(target / file.name, overwrite=True)
+            _replace_objects(target, folder, last)
         return
 
     path = pathlib.Path(target).absolute()
@@ -128,6 +125,18 @@ def replace_folder(target: epath.Path, last: str) -> Iterator[pathlib.Path]:
         _repair(path, partial, replaced)
         raise
     shutil.rmtree(replaced, ignore_errors=True)
+
+
+def _replace_objects(target: epath.Path, folder: pathlib.Path, last: str) -> None:
+    files = [path for path in sorted(folder.rglob("*")) if path.is_file()]
+    names = [path.relative_to(folder).as_posix() for path in files]
+    (target / last).unlink(missing_ok=True)
+    if target.is_dir():
+        for old in target.iterdir():
+            if old.name not in names and not old.is_dir():
+                old.unlink()
+    for name in sorted(names, key=lambda name: name == last):
+        epath.Path(folder / name).copy(target / name, overwrite=True)
 
 
 def _repair(path: pathlib.Path, partial: pathlib.Path, replaced: pathlib.Path) -> None:
@@ -191,18 +200,26 @@ def _check_writable(target: pathlib.Path) -> None:
 
 
 @contextlib.contextmanager
-def local_copy(folder: epath.Path, endings: tuple[str, ...]) -> Iterator[pathlib.Path]:
+def local_copy(folder: epath.Path, endings: tuple[str, ...] = ("",)) -> Iterator[pathlib.Path]:
     """Yields a local folder itself, or a temporary copy of a remote folder's files.
 
     Args:
       folder: on a file system or an object store.
-      endings: file name endings to copy, such as (".json", ".safetensors").
+      endings: file name endings to copy, such as (".json", ".safetensors"). The default copies all
+        files, also those in subfolders.
     """
     if is_local(folder):
         yield pathlib.Path(folder)
         return
     with tempfile.TemporaryDirectory() as name:
-        for file in folder.iterdir():
-            if file.name.endswith(endings):
-                file.copy(pathlib.Path(name) / file.name)
+        _copy_files(folder, pathlib.Path(name), endings)
         yield pathlib.Path(name)
+
+
+def _copy_files(folder: epath.Path, target: pathlib.Path, endings: tuple[str, ...]) -> None:
+    target.mkdir(exist_ok=True)
+    for file in folder.iterdir():
+        if endings == ("",) and file.is_dir():
+            _copy_files(file, target / file.name, endings)
+        elif file.name.endswith(endings):
+            file.copy(target / file.name)

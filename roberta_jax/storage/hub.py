@@ -16,6 +16,7 @@ from typing import Any
 from etils import epath
 
 from roberta_jax.errors import NotFoundError, UsageError
+from roberta_jax.storage.objects import check_readable
 
 # "name" or "user/name", with the characters that the hub allows.
 _ID = re.compile(r"(?!.*(--|\.\.))[A-Za-z0-9][\w.-]{0,95}(/[A-Za-z0-9_][\w.-]{0,95})?")
@@ -280,6 +281,7 @@ def _check_can_be_opened(path: str | os.PathLike) -> None:
         )
     if len(text) > _LONGEST_PATH:
         raise UsageError(f"the path {text[:60]!r}… has {len(text):,} characters, too many")
+    check_readable(path)
     try:
         epath.Path(path).exists()
     except Exception as error:  # each kind of object store raises errors of its own

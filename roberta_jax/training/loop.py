@@ -220,6 +220,7 @@ def fit(
                     check_state(step, state, checkpoints)
                     resume = {EVALUATION_DUE: due, LOSSES: meter.losses, RECORDS: writer.records}
                     resume |= {SPIKES: watch.saved()}
+                    writer.publish()
                     checkpoints.save(step, state, {**(extra or {}), **resume})
                     meter.pause()
                 if stopping:

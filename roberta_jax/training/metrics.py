@@ -3,6 +3,8 @@
 `metrics.jsonl` holds one object per line, {"step": 100, "loss": 6.2, ...}, in the order of the
 steps. A run that resumes first removes the records that its checkpoint does not know of, so that
 each record is there once: apart from speeds, they equal those of a run that was never interrupted.
+On an object store the file is written as a whole: at each evaluation, before each checkpoint, which
+counts on the records before it, and once a minute.
 The console shows a progress bar on a terminal, and plain lines elsewhere (a log file, a notebook).
 """
 
@@ -20,12 +22,16 @@ from tqdm import tqdm
 
 from roberta_jax.errors import UsageError
 from roberta_jax.storage.atomic import write_text
+from roberta_jax.storage.published import PublishedFolder
 from roberta_jax.training.preemption import discard_failed_output
+from roberta_jax.training.workdir import LOCK
 
 FILE = "metrics.jsonl"
 
 # Each record of an update has this value, and no record of an evaluation has it.
 _OF_AN_UPDATE = "learning_rate"
+
+_PUBLISH_SECONDS = 60.0  # how old the files on an object store may be between checkpoints
 
 
 def read_metrics(folder: epath.PathLike) -> list[dict[str, Any]]:
@@ -124,12 +130,12 @@ class MetricsWriter:
         self.records = 0
         self._folder, self._steps, self._primary = folder, steps, primary
         self._file = self._tensorboard = self._progress_bar = None
+        self._files: PublishedFolder | None = None
         if not primary:
             return
         from roberta_jax.training.tensorboard import EventLog
 
         folder = epath.Path(folder)
-        folder.mkdir(parents=True, exist_ok=True)
         kept = [record for record in read_metrics(folder) if record["step"] <= step]
         if evaluation_due:
             kept = [r for r in kept if r["step"] < step or _OF_AN_UPDATE in r]
@@ -144,10 +150,12 @@ class MetricsWriter:
                 records,
                 step,
             )
-        write_text(folder / FILE, "".join(lines))
-        self._file = (folder / FILE).open("a")
+        self._files = PublishedFolder(folder, lease=folder / LOCK)
+        write_text(self._files.local / FILE, "".join(lines))
+        self._file = (self._files.local / FILE).open("a")
         self._tensorboard = EventLog(
-            folder / "tensorboard",
+            self._files.local / "tensorboard",
+            earlier=sorted((folder / "tensorboard").glob("*.tfevents.*")),
             next_step=step if evaluation_due else step + 1,
             records=[json.loads(line) for line in lines],
         )
@@ -163,7 +171,9 @@ class MetricsWriter:
 
     def __exit__(self, kind, error, traceback) -> None:
         # On a full disk closing fails as well, which would only hide the first error.
-        with contextlib.nullcontext() if error is None else contextlib.suppress(OSError):
+        with (
+            contextlib.nullcontext() if error is None else contextlib.suppress(OSError, UsageError)
+        ):
             self.close()
 
     def write(self, step: int, values: Mapping[str, float]) -> None:
@@ -174,6 +184,20 @@ class MetricsWriter:
         self._file.flush()
         self.records += 1
         self._tensorboard.add(step, values)
+        if self._files.seconds_behind > _PUBLISH_SECONDS or _OF_AN_UPDATE not in values:
+            self.publish()
+
+    def publish(self) -> None:
+        """Makes all records of this process visible, before something is saved that counts on them.
+
+        On a file system they are visible as soon as they are written.
+
+        Raises:
+          UsageError: they cannot be written to the object store.
+        """
+        if self._files is not None:
+            self._tensorboard.flush()
+            self._files.publish()
 
     def rewind(self, step: int) -> None:
         """Removes the records of steps after `step`, as a run that resumes there does."""
@@ -235,9 +259,12 @@ class MetricsWriter:
 
     def close(self) -> None:
         """Closes the files and the progress bar. Can be called more than once."""
-        opened = (self._file, self._tensorboard, self._progress_bar)
-        self._file = self._tensorboard = self._progress_bar = None
-        with contextlib.ExitStack() as stack:
+        files, opened = self._files, (self._file, self._tensorboard, self._progress_bar)
+        self._files = self._file = self._tensorboard = self._progress_bar = None
+        with contextlib.ExitStack() as stack:  # the last one first
+            if files is not None:
+                stack.callback(files.close)
+                stack.callback(files.publish)
             for each in opened:
                 if each is not None:
                     stack.callback(each.close)

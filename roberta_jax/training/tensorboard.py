@@ -5,6 +5,7 @@ a new file, which begins with an event that makes TensorBoard drop the later ste
 files, and adds the values that a killed process had not written to disk.
 """
 
+import pathlib
 import struct
 import sys
 import time
@@ -13,36 +14,36 @@ from typing import Any
 
 from etils import epath
 
-from roberta_jax.storage.atomic import is_local
-
-# Seconds between writes to disk. On an object store each one uploads the whole file again.
-_FLUSH_SECONDS = 10
-_REMOTE_FLUSH_SECONDS = 120
+_FLUSH_SECONDS = 10  # between writes to disk
 
 
 class EventLog:
     """Writes one event file in a folder."""
 
     def __init__(
-        self, folder: epath.Path, *, next_step: int, records: Sequence[Mapping[str, Any]] = ()
+        self,
+        folder: pathlib.Path,
+        *,
+        next_step: int,
+        earlier: Sequence[epath.Path] = (),
+        records: Sequence[Mapping[str, Any]] = (),
     ):
         """Opens a new file in the folder, which is created if it does not exist.
 
         Args:
-          folder: the folder of the event files.
+          folder: the local folder of the event file.
+          earlier: the event files of the run so far, in order.
           next_step: the values of this step and later ones in earlier files are dropped.
           records: what was recorded before, {"step": step, name: value, ...}. Values that the
             earlier files lack are added, so that all of them are shown.
         """
         folder.mkdir(parents=True, exist_ok=True)
         self._proto, events_writer = _tensorboardx()
-        earlier = sorted(folder.glob("*.tfevents.*"))
         shown = self._shown(earlier, next_step)
         # The number keeps two files of the same second apart, in order.
         self._file = events_writer(str(folder / "events"), f".{len(earlier):04d}")
         session = self._proto.SessionLog(status=self._proto.SessionLog.START)
         self._write(step=next_step, session_log=session)
-        self._flush_seconds = _FLUSH_SECONDS if is_local(folder) else _REMOTE_FLUSH_SECONDS
         self._last_flush = 0.0
         for record in records:
             names = {name for name in record if (record["step"], name) not in shown} - {"step"}
@@ -52,9 +53,13 @@ class EventLog:
         """Adds the values of a step."""
         for name, value in values.items():
             self._write(step=step, summary={"value": [{"tag": name, "simple_value": value}]})
-        if time.monotonic() - self._last_flush > self._flush_seconds:
-            self._file.flush()
-            self._last_flush = time.monotonic()
+        if time.monotonic() - self._last_flush > _FLUSH_SECONDS:
+            self.flush()
+
+    def flush(self) -> None:
+        """Writes everything to disk."""
+        self._file.flush()
+        self._last_flush = time.monotonic()
 
     def close(self) -> None:
         """Writes everything to disk and closes the file."""

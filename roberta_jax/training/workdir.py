@@ -9,6 +9,10 @@ hf/             the exported model and tokenizer, written at the end
 
 Until there is a checkpoint or an export, nothing is lost if a run starts anew, so such a workdir
 takes any config.
+
+The folder may be on Google Cloud Storage (gs://BUCKET/FOLDER), which the extra `gcs` is for. There
+`.lock` is a lease (see `storage.leases`), and `metrics.jsonl` and `tensorboard/` are written as a
+whole at each checkpoint (see `storage.published`).
 """
 
 import contextlib
@@ -16,7 +20,6 @@ import errno
 import hashlib
 import json
 import os
-import pathlib
 from collections.abc import Collection, Iterator, Mapping
 from typing import Any
 
@@ -26,12 +29,15 @@ from roberta_jax.dotted_keys import flatten, key_matches
 from roberta_jax.errors import UsageError, listed
 from roberta_jax.storage.atomic import is_local, write_json
 from roberta_jax.storage.locks import AlreadyLocked, exclusive_lock, is_locked
+from roberta_jax.storage.objects import check_bucket
 
 CONFIG = "config.json"
 CHECKPOINTS = "checkpoints"
 EXPORT = "hf"
 EXPORT_DIGESTS = ".export.json"
 LOCK = ".lock"
+# Orbax writes it last into the folder of a checkpoint on an object store.
+_COMMITTED = "commit_success.txt"
 # Errors that a user can fix. Others keep their traceback.
 _FILE_SYSTEM_ERRORS = (
     errno.ENOSPC,
@@ -84,6 +90,7 @@ def open_workdir(
       UsageError: the folder cannot be written, or it belongs to a run with another config that
         has trained.
     """
+    check_storage(folder, writes=primary)
     with _usable_name(folder):
         folder = epath.Path(folder)
         if folder.exists() and not folder.is_dir():
@@ -98,6 +105,15 @@ def open_workdir(
             saved = _present_values(previous, renamed or {}, added or {}, revalued or {})
             _check_config(folder, config, may_change, saved)
         yield folder
+
+
+def check_storage(folder: epath.PathLike, *, writes: bool = False) -> None:
+    """Checks that the object store of a workdir can be used; local folders are not checked.
+
+    Raises:
+      UsageError: it cannot be used; the message says why.
+    """
+    check_bucket(folder, writes=writes, option="--workdir")
 
 
 @contextlib.contextmanager
@@ -134,8 +150,15 @@ def _file_system_errors(folder: epath.Path) -> Iterator[None]:
 @contextlib.contextmanager
 def _locked(folder: epath.Path) -> Iterator[None]:
     with contextlib.ExitStack() as stack:
+        wait = (
+            None
+            if is_local(folder)
+            else lambda: print(
+                f"{folder} was in use. Waiting to see whether that run still goes on...", flush=True
+            )
+        )
         try:
-            stack.enter_context(exclusive_lock(folder / LOCK))
+            stack.enter_context(exclusive_lock(folder / LOCK, on_wait=wait))
         except AlreadyLocked:
             raise WorkdirInUse(
                 f"another run is writing to {folder}. Wait for it, stop it, or choose another "
@@ -189,8 +212,10 @@ def trained_config(folder: epath.PathLike) -> dict[str, Any] | None:
     """Returns the config of a workdir's run if it has a checkpoint or an export, otherwise None.
 
     Raises:
-      UsageError: `config.json` is damaged, or missing beside checkpoints.
+      UsageError: `config.json` is damaged, or missing beside checkpoints; or the folder is on an
+        object store that cannot be used.
     """
+    check_storage(folder)
     with _usable_name(folder):
         folder = epath.Path(folder)
         if not (folder / EXPORT).exists() and not _has_checkpoint(folder):
@@ -205,10 +230,9 @@ def trained_config(folder: epath.PathLike) -> dict[str, Any] | None:
 
 
 def record_export(folder: epath.PathLike) -> None:
-    """Records the digests of the exported files, for `check_export`. Not on an object store."""
+    """Records the digests of the exported files, for `check_export`."""
     folder = epath.Path(folder)
-    if is_local(folder):
-        write_json(folder / EXPORT_DIGESTS, _export_digests(folder))
+    write_json(folder / EXPORT_DIGESTS, _export_digests(folder))
 
 
 def check_export(folder: epath.PathLike) -> bool:
@@ -249,20 +273,26 @@ def damaged_export(folder: epath.Path, what: str) -> UsageError:
 
 def _has_checkpoint(folder: epath.Path) -> bool:
     steps = folder / CHECKPOINTS
-    return steps.is_dir() and any(path.name.isdigit() for path in steps.iterdir())
+    if not steps.is_dir():
+        return False
+    numbered = (path for path in steps.iterdir() if path.name.isdigit())
+    return any(is_local(path) or (path / _COMMITTED).exists() for path in numbered)
 
 
 def _export_digests(folder: epath.Path) -> dict[str, str]:
     digests = {}
-    for path in sorted(pathlib.Path(folder, EXPORT).iterdir()):
-        if path.is_file():
+    for path in sorted((folder / EXPORT).iterdir(), key=lambda path: path.name):
+        if not path.is_dir():
+            digest = hashlib.blake2b()
             with path.open("rb") as file:
-                digests[path.name] = hashlib.file_digest(file, "blake2b").hexdigest()
+                while chunk := file.read(1 << 23):
+                    digest.update(chunk)
+            digests[path.name] = digest.hexdigest()
     return digests
 
 
 def in_use(folder: epath.PathLike) -> bool:
-    """Returns whether a process is writing to the workdir; always False on an object store."""
+    """Returns whether a process is writing to the workdir; on an object store it takes seconds."""
     return is_locked(epath.Path(folder) / LOCK)
 
 

@@ -8,10 +8,11 @@ import time
 
 import pytest
 from etils import epath
+from etils.epath.backend import fsspec_backend
 
 from roberta_jax.errors import UsageError
 from roberta_jax.storage import atomic
-from tests.support import processes
+from tests.support import object_store, processes
 
 SIZE = 4_000_000  # large enough for a reader to see a part of a file that is not written as a whole
 
@@ -211,59 +212,15 @@ def test_files_of_the_user_are_not_replaced(tmp_path):
 # Object stores.
 
 
-class FakeObject:
-    """A path on an object store (gs://...), whose objects are files of a local folder."""
-
-    root: pathlib.Path
-    log: list[tuple[str, str]]
-
-    def __init__(self, path):
-        self.path = os.fspath(path)
-
-    @property
-    def local(self):
-        return self.root / self.path.removeprefix("gs://") if "://" in self.path else self.path
-
-    @property
-    def name(self):
-        return pathlib.PurePosixPath(self.path).name
-
-    def __fspath__(self):
-        return self.path
-
-    def __truediv__(self, name):
-        return type(self)(f"{self.path}/{name}")
-
-    def mkdir(self, parents, exist_ok):
-        self.local.mkdir(parents=parents, exist_ok=exist_ok)
-
-    def iterdir(self):
-        return [self / name for name in names(self.local)]
-
-    def write_bytes(self, data):
-        self.log.append(("write", self.name))
-        self.local.write_bytes(data)
-
-    def unlink(self, missing_ok=False):
-        self.log.append(("remove", self.name))
-        self.local.unlink(missing_ok=missing_ok)
-
-    def copy(self, destination, overwrite=False):
-        data = pathlib.Path(self.local).read_bytes()
-        if isinstance(destination, FakeObject):
-            destination.write_bytes(data)
-        else:
-            pathlib.Path(destination).write_bytes(data)
-
-
 @pytest.fixture
 def bucket(tmp_path, monkeypatch):
-    """An empty folder on a fake object store."""
-    monkeypatch.setattr(FakeObject, "root", tmp_path, raising=False)
-    monkeypatch.setattr(FakeObject, "log", [], raising=False)
-    monkeypatch.setattr(atomic.epath, "Path", FakeObject)
-    (tmp_path / "bucket").mkdir()
-    return FakeObject("gs://bucket")
+    """An empty folder on an object store, whose objects are files in `tmp_path`."""
+    object_store.install(tmp_path, monkeypatch.setattr)
+    return epath.Path("gs://bucket")
+
+
+def log() -> list[tuple[str, str]]:
+    return fsspec_backend.fs("gs://").log
 
 
 def test_objects_are_written_under_their_own_name(bucket, tmp_path):
@@ -272,7 +229,7 @@ def test_objects_are_written_under_their_own_name(bucket, tmp_path):
     assert atomic.is_local("relative/path")
     atomic.write_json("gs://bucket/a.json", [1])
     atomic.write_text(bucket / "b.txt", "é")
-    assert bucket.log == [("write", "a.json"), ("write", "b.txt")]
+    assert log() == [("write", "a.json"), ("write", "b.txt")]
     assert names(tmp_path / "bucket") == ["a.json", "b.txt"]
     assert (tmp_path / "bucket" / "b.txt").read_bytes() == "é".encode()
 
@@ -282,14 +239,24 @@ def test_the_marker_of_a_folder_of_objects_is_removed_first_and_written_last(buc
     with atomic.replace_folder(bucket / "model", last="index") as folder:
         for name in ("index", "weights", "vocab"):
             (folder / name).write_text("new")
-        assert bucket.log == []  # an exception here leaves the old folder
-    assert bucket.log == [
+        assert log() == []  # an exception here leaves the old folder
+    assert log() == [
         ("remove", "index"),
+        ("remove", "only_old"),
         ("write", "vocab"),
         ("write", "weights"),
         ("write", "index"),
     ]
     assert (tmp_path / "bucket" / "model" / "index").read_text() == "new"
+
+
+def test_a_folder_of_objects_may_have_subfolders(bucket):
+    with atomic.replace_folder(bucket / "model", last="index") as folder:
+        (folder / "index").write_text("new")
+        (folder / "variables").mkdir()
+        (folder / "variables" / "0").write_text("x")
+    assert (bucket / "model" / "variables" / "0").read_text() == "x"
+    assert log() == [("write", "0"), ("write", "index")]
 
 
 def test_a_folder_of_objects_is_copied_to_be_read(bucket, tmp_path):
