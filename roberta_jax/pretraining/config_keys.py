@@ -38,6 +38,10 @@ RENAMED = {
 
 # Keys that were added, with the values that runs of earlier versions behaved by.
 ADDED = {
+    "data.order": "full",
+    "data.order_block_tokens": 1 << 22,
+    "data.order_window_blocks": 16,
+    "data.order_streams": 16,
     "data.validation_max_overlap": 1.0,
     "execution.attention": "xla",
     "schedule.name": "polynomial",
