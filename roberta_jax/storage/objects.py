@@ -1,0 +1,286 @@
+"""Object stores: whether one can be used, and copies of whole folders to and from it.
+
+A folder on an object store is the objects whose names begin alike. Objects appear whole, and can be
+replaced and deleted; they cannot be renamed or appended to. A folder that `upload_folder` wrote is
+complete once it has the object `MANIFEST`, which is written last and holds the size and the digest
+of each file. `download_folder` compares them.
+
+gs:// is read and written through gcsfs (the extra `gcs`). The environment variable
+STORAGE_EMULATOR_HOST names a server to use instead of Google's.
+"""
+
+import concurrent.futures
+import contextlib
+import hashlib
+import importlib.util
+import json
+import os
+import pathlib
+import shutil
+from collections.abc import Callable, Iterator
+from typing import Any, BinaryIO
+
+from etils import epath
+
+from roberta_jax.errors import NotFoundError, UsageError, listed, shortened
+from roberta_jax.storage.atomic import is_local, write_json
+
+MANIFEST = "files.json"
+_MANIFEST_VERSION = 1
+_CHUNK_BYTES = 1 << 23
+_WORKERS = 8
+# Scheme -> the package that fsspec needs for it.
+_PACKAGES = {"gs": "gcsfs", "s3": "s3fs", "az": "adlfs", "hf": "huggingface_hub"}
+
+
+def check_readable(path: os.PathLike | str) -> None:
+    """Checks that the library of an object store is installed; a local path is always readable.
+
+    Raises:
+      UsageError: the path is on an object store that cannot be used; the message says why.
+    """
+    if is_local(path):
+        return
+    scheme = _scheme(path)
+    if scheme not in _PACKAGES:
+        raise UsageError(
+            f"{os.fspath(path)}: {scheme}:// cannot be read; give a local folder, or one on gs://"
+        )
+    package = _PACKAGES[scheme]
+    if not (_is_installed(package) or _is_installed("tensorflow")):
+        install = "'roberta_jax[gcs]'" if scheme == "gs" else package
+        raise UsageError(
+            f"{os.fspath(path)} cannot be read without the package {package}: pip install {install}"
+        )
+    if scheme == "gs":
+        _use_one_server()
+
+
+def list_files(folder: os.PathLike | str) -> dict[str, int]:
+    """Returns the files below a folder, with their sizes in bytes, by their relative names.
+
+    Args:
+      folder: local or on an object store. One that does not exist has no files.
+    """
+    files: dict[str, int] = {}
+
+    def add(path: epath.Path, prefix: str) -> None:
+        for child in sorted(path.iterdir(), key=lambda child: child.name):
+            if child.is_dir():
+                add(child, f"{prefix}{child.name}/")
+            else:
+                files[prefix + child.name] = child.stat().length
+
+    folder = epath.Path(folder)
+    with _explained("list", folder):
+        if folder.is_dir():
+            add(folder, "")
+    return files
+
+
+def is_uploaded(folder: os.PathLike | str) -> bool:
+    """Whether `upload_folder` has written this folder completely."""
+    with _explained("read", folder):
+        return (epath.Path(folder) / MANIFEST).exists()
+
+
+def upload_folder(
+    folder: pathlib.Path,
+    target: os.PathLike | str,
+    *,
+    skip: Callable[[str], bool] = lambda name: False,
+    on_bytes: Callable[[int], Any] = lambda count: None,
+) -> None:
+    """Copies the files of a local folder to an object store.
+
+    It is for folders whose contents follow from their name, such as entries of a cache, so that it
+    does not matter which of several processes writes them. After a kill, call it again.
+
+    Args:
+      folder: the local folder, with its subfolders. It may not hold a file named `MANIFEST`.
+      target: the folder to write. If it is complete already, nothing is written.
+      skip: tells by its relative name whether a file is left out.
+      on_bytes: called with the number of bytes after each part that was copied.
+
+    Raises:
+      UsageError: the object store cannot be written.
+    """
+    target = epath.Path(target)
+    if is_uploaded(target):
+        return
+    names = [name for name in list_files(folder) if not skip(name)]
+    if MANIFEST in names:
+        raise ValueError(f"{folder} holds a file named {MANIFEST}")
+
+    def upload(name: str) -> dict[str, Any]:
+        if is_local(target):
+            (target / name).parent.mkdir(parents=True, exist_ok=True)
+        with (folder / name).open("rb") as source, (target / name).open("wb") as sink:
+            return _copy(source, sink, on_bytes)
+
+    with _explained("write", target):
+        files = dict(zip(names, _in_parallel(upload, names), strict=True))
+        write_json(target / MANIFEST, {"version": _MANIFEST_VERSION, "files": files})
+
+
+def download_folder(
+    source: os.PathLike | str,
+    folder: pathlib.Path,
+    *,
+    on_bytes: Callable[[int], Any] = lambda count: None,
+) -> None:
+    """Copies a folder that `upload_folder` wrote to a local folder, and compares the digests.
+
+    The files are collected beside `folder`, which appears when all of them are there. What a killed
+    process has copied is used by the next call. One process at a time may call it for a folder.
+
+    Args:
+      source: the folder on the object store.
+      folder: the local folder to create; it may not exist.
+      on_bytes: called with the number of bytes after each part that was copied or found.
+
+    Raises:
+      NotFoundError: the folder on the object store is not complete.
+      UsageError: it is damaged, or cannot be read; the message says what to do.
+    """
+    source = epath.Path(source)
+    files = _read_manifest(source)
+    partial = folder.with_name(f"{folder.name}.download")
+    partial.mkdir(parents=True, exist_ok=True)
+
+    def download(name: str) -> bool:
+        path = partial / name
+        if path.exists() and describe_file(path) == files[name]:
+            on_bytes(files[name]["bytes"])
+            return True
+        path.parent.mkdir(parents=True, exist_ok=True)
+        with (source / name).open("rb") as reader, path.open("wb") as writer:
+            return _copy(reader, writer, on_bytes) == files[name]
+
+    try:
+        with _explained("read", source):
+            same = _in_parallel(download, list(files))
+    except FileNotFoundError as error:
+        raise _damaged(source, f"a file is missing: {shortened(str(error), 200)}") from error
+    damaged = [name for name, is_same in zip(files, same, strict=True) if not is_same]
+    if damaged:
+        for name in damaged:
+            (partial / name).unlink()
+        raise _damaged(
+            source, f"these files differ from those that were written: {listed(damaged)}"
+        )
+    for extra in set(list_files(partial)) - set(files):
+        (partial / extra).unlink()
+    partial.rename(folder)
+
+
+def delete_folder(folder: os.PathLike | str) -> None:
+    """Deletes a folder, its `MANIFEST` first; one that does not exist is left alone."""
+    folder = epath.Path(folder)
+    with _explained("delete", folder):
+        (folder / MANIFEST).unlink(missing_ok=True)
+        if is_local(folder):
+            shutil.rmtree(folder, ignore_errors=True)
+        else:
+            folder.rmtree(missing_ok=True)
+
+
+def describe_file(path: pathlib.Path) -> dict[str, Any]:
+    """Returns the size and digest of a local file, as they are in the `MANIFEST`."""
+    with path.open("rb") as file:
+        digest = hashlib.file_digest(file, _new_digest).hexdigest()
+        return {"bytes": file.tell(), "blake2b": digest}
+
+
+def _read_manifest(folder: epath.Path) -> dict[str, dict[str, Any]]:
+    path = folder / MANIFEST
+    try:
+        with _explained("read", path):
+            data = path.read_bytes()
+        manifest = json.loads(data.decode("utf-8"))
+        if manifest["version"] > _MANIFEST_VERSION:
+            raise UsageError(
+                f"{folder} was written by a newer version of roberta_jax; use that one"
+            )
+        files = manifest["files"]
+        inside = all(not pathlib.PurePosixPath(name).is_absolute() for name in files)
+        if not inside or any(".." in pathlib.PurePosixPath(name).parts for name in files):
+            raise ValueError("it names files outside of the folder")
+        return {
+            name: {"bytes": int(file["bytes"]), "blake2b": str(file["blake2b"])}
+            for name, file in files.items()
+        }
+    except FileNotFoundError:
+        raise NotFoundError(f"{folder} is not complete: it has no {MANIFEST}") from None
+    except UsageError:
+        raise
+    except (ValueError, KeyError, TypeError, AttributeError, RecursionError) as error:
+        raise _damaged(folder, f"{MANIFEST} cannot be read ({error})") from error
+
+
+def _damaged(folder: epath.Path, reason: str) -> UsageError:
+    return UsageError(
+        f"{folder} is damaged: {reason}. Delete the folder, so that it is made again."
+    )
+
+
+def _new_digest() -> Any:
+    return hashlib.blake2b(digest_size=16)
+
+
+def _copy(source: BinaryIO, sink: BinaryIO, on_bytes: Callable[[int], Any]) -> dict[str, Any]:
+    """Copies an open file; returns the size and digest of what was copied."""
+    digest, count = _new_digest(), 0
+    while chunk := source.read(_CHUNK_BYTES):
+        sink.write(chunk)
+        digest.update(chunk)
+        count += len(chunk)
+        on_bytes(len(chunk))
+    return {"bytes": count, "blake2b": digest.hexdigest()}
+
+
+def _in_parallel(function: Callable[[str], Any], names: list[str]) -> list[Any]:
+    with concurrent.futures.ThreadPoolExecutor(_WORKERS) as pool:
+        futures = [pool.submit(function, name) for name in names]
+        try:
+            return [future.result() for future in futures]
+        except BaseException:
+            pool.shutdown(wait=False, cancel_futures=True)
+            raise
+
+
+@contextlib.contextmanager
+def _explained(action: str, path: os.PathLike | str) -> Iterator[None]:
+    """Turns the errors of an object store, which are of many types, into a UsageError."""
+    if not is_local(path):
+        check_readable(path)
+    try:
+        yield
+    except (UsageError, FileNotFoundError):
+        raise
+    except Exception as error:
+        if is_local(path):
+            raise
+        raise UsageError(f"cannot {action} {os.fspath(path)}: {reason(error)}") from error
+
+
+def reason(error: BaseException) -> str:
+    """Returns the first words of an error's message, without line breaks."""
+    return shortened(" ".join(str(error).split()) or type(error).__name__, 200)
+
+
+def _scheme(path: os.PathLike | str) -> str:
+    return os.fspath(path).split("://", 1)[0]
+
+
+def _is_installed(package: str) -> bool:
+    return importlib.util.find_spec(package) is not None
+
+
+def _use_one_server() -> None:
+    """Makes tensorstore, which writes the checkpoints, use the server that the others use."""
+    server = os.environ.get("STORAGE_EMULATOR_HOST")
+    if server:
+        if "://" not in server:
+            server = f"http://{server}"
+        os.environ.setdefault("TENSORSTORE_GCS_HTTP_URL", server)

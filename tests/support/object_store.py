@@ -1,0 +1,168 @@
+"""An object store on the local disk that allows neither appending nor renaming.
+
+`install(root)` makes gs:// paths of this process the files below `root`, for fsspec (and with it
+etils), and for tensorstore as Orbax uses it. Processes that install the same root see the same
+objects. As on an object store:
+
+- an object appears when its writer closes it, whole;
+- there are no folders: one is there while an object's name begins with its name;
+- objects are not appended to, and nothing is renamed: both raise `Forbidden`.
+"""
+
+import contextlib
+import io
+import os
+import pathlib
+import uuid
+from collections.abc import Callable
+from typing import Any
+
+import fsspec
+from etils.epath import backend as etils_backend
+from etils.epath import gpath
+
+_TEMPORARY = ".temporary"
+
+
+class Forbidden(Exception):
+    """Something that object stores cannot do."""
+
+
+class _Upload(io.BytesIO):
+    """What is written becomes the object when the file is closed."""
+
+    def __init__(self, path: pathlib.Path, root: pathlib.Path):
+        super().__init__()
+        self._path, self._root = path, root
+
+    def close(self) -> None:
+        if not self.closed:
+            _put(self._root, self._path, self.getvalue())
+        super().close()
+
+
+def _put(root: pathlib.Path, path: pathlib.Path, data: bytes) -> None:
+    temporary = root / _TEMPORARY / uuid.uuid4().hex
+    temporary.parent.mkdir(parents=True, exist_ok=True)
+    temporary.write_bytes(data)
+    path.parent.mkdir(parents=True, exist_ok=True)
+    os.replace(temporary, path)
+
+
+class ObjectFileSystem(fsspec.AbstractFileSystem):
+    """The objects below `root`."""
+
+    protocol = ("gs", "gcs")
+    cachable = False
+
+    def __init__(self, root: pathlib.Path):
+        super().__init__(use_listings_cache=False)
+        self.root = root
+
+    def _path(self, path: str) -> pathlib.Path:
+        return self.root / self._strip_protocol(os.fspath(path)).strip("/")
+
+    def _open(self, path, mode="rb", **kwargs):
+        local = self._path(path)
+        if "a" in mode:
+            raise Forbidden(f"append to {path}")
+        if mode == "rb":
+            if not local.is_file():
+                raise FileNotFoundError(path)
+            return io.BytesIO(local.read_bytes())
+        if not (self.root / local.relative_to(self.root).parts[0]).is_dir():
+            raise FileNotFoundError(f"no bucket for {path}")
+        return _Upload(local, self.root)
+
+    def _entry(self, path: pathlib.Path) -> dict | None:
+        name = str(path.relative_to(self.root))
+        if path.is_file():
+            stat = path.stat()
+            return {"name": name, "size": stat.st_size, "type": "file", "mtime": stat.st_mtime}
+        if any(child.is_file() for child in path.rglob("*")):
+            return {"name": name, "size": 0, "type": "directory"}
+        return None
+
+    def info(self, path, **kwargs):
+        entry = self._entry(self._path(path))
+        if entry is None:
+            raise FileNotFoundError(path)
+        return entry
+
+    def ls(self, path, detail=True, **kwargs):
+        local = self._path(path)
+        info = self.info(path)
+        entries = [info]
+        if info["type"] == "directory":
+            found = [self._entry(child) for child in sorted(local.iterdir())]
+            entries = [entry for entry in found if entry is not None]
+        return entries if detail else [entry["name"] for entry in entries]
+
+    def mkdir(self, path, create_parents=True, **kwargs):
+        pass
+
+    makedirs = mkdir
+
+    def rmdir(self, path):
+        pass
+
+    def rm_file(self, path):
+        local = self._path(path)
+        if not local.is_file():
+            raise FileNotFoundError(path)
+        local.unlink()
+
+    def rm(self, path, recursive=False, maxdepth=None):
+        local = self._path(path)
+        if local.is_file():
+            local.unlink()
+        elif recursive and self._entry(local) is not None:
+            for child in local.rglob("*"):
+                with contextlib.suppress(IsADirectoryError, PermissionError):
+                    child.unlink(missing_ok=True)
+        elif self._entry(local) is not None:
+            raise IsADirectoryError(path)
+        else:
+            raise FileNotFoundError(path)
+
+    def mv(self, path1, path2, **kwargs):
+        raise Forbidden(f"rename {path1}")
+
+    rename = move = mv
+
+    def cp_file(self, path1, path2, **kwargs):
+        with self._open(path1) as source, self._open(path2, "wb") as target:
+            target.write(source.read())
+
+
+def install(
+    root: os.PathLike | str,
+    set_attribute: Callable[[Any, str, Any], None] = setattr,
+    buckets: tuple[str, ...] = ("bucket",),
+) -> pathlib.Path:
+    """Makes gs:// paths of this process the files below `root`, and returns `root`.
+
+    Args:
+      root: the folder of the objects.
+      set_attribute: replaces an attribute of a module; `monkeypatch.setattr` undoes it.
+      buckets: the buckets that exist.
+    """
+    from orbax.checkpoint._src.path import gcs_utils
+
+    from roberta_jax.storage import objects
+
+    root = pathlib.Path(root).absolute()
+    for bucket in buckets:
+        (root / bucket).mkdir(parents=True, exist_ok=True)
+    files = ObjectFileSystem(root)
+
+    def kvstore(path: str) -> dict[str, str]:
+        bucket, name = gcs_utils.parse_gcs_path(path, add_trailing_slash=False)
+        return {"driver": "file", "path": f"{root}/{bucket}/{name}"}
+
+    set_attribute(etils_backend.fsspec_backend, "_get_filesystem", lambda name: files)
+    set_attribute(gpath, "_is_tf_installed", lambda: False)
+    set_attribute(gcs_utils, "get_kvstore_for_gcs", kvstore)
+    set_attribute(gcs_utils, "is_hierarchical_namespace_enabled", lambda path: False)
+    set_attribute(objects, "_is_installed", lambda package: True)
+    return root
