@@ -40,6 +40,7 @@ from roberta_jax.data.store.digests import (
     read_json,
     with_digest,
 )
+from roberta_jax.data.store.executors import LOCAL, Runner
 from roberta_jax.data.store.layout import VERSION
 from roberta_jax.data.store.token_store import TokenStore
 from roberta_jax.data.text.corpus import Corpus, Piece, is_heldout, open_corpus
@@ -96,7 +97,9 @@ def check_sources(spec: TextSpec) -> None:
             raise UsageError(f"corpus {number} of --config.data.mixture: {error}") from error
 
 
-def prepare(spec: TextSpec, progress: bool = True, verify: bool = False) -> Prepared:
+def prepare(
+    spec: TextSpec, progress: bool = True, verify: bool = False, runner: Runner = LOCAL
+) -> Prepared:
     """Trains the tokenizer and builds the token stores that the cache lacks, and opens them.
 
     Safe to call from several processes, also on hosts that share the cache: one works, the others
@@ -107,6 +110,7 @@ def prepare(spec: TextSpec, progress: bool = True, verify: bool = False) -> Prep
       progress: whether to show progress bars.
       verify: whether to read the stores, their packing indices and the text again and compare
         their hashes.
+      runner: what runs the tokenisation; a cluster gives the same stores as this machine.
 
     Raises:
       UsageError: the text cannot be read or is empty, the cache cannot be written, or something in
@@ -133,6 +137,7 @@ def prepare(spec: TextSpec, progress: bool = True, verify: bool = False) -> Prep
                 recipe,
                 workers=spec.num_workers,
                 progress=progress,
+                runner=runner,
             )
             if not train.num_documents:
                 raise UsageError(

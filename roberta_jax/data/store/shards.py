@@ -96,6 +96,10 @@ class ShardWriter:
         """Whether a part exists already, as a file or in a shard."""
         return number < self._first_pending or number in self._parts
 
+    def is_written(self, number: int) -> bool:
+        """Whether the file of a part that is in no shard exists."""
+        return _part_path(self.building, number).exists()
+
     def add(self, number: int) -> None:
         """Adds a part that `write_part` has just written; writes the shards it completes."""
         counts = _read_counts(_part_path(self.building, number))
