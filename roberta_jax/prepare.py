@@ -12,7 +12,7 @@ from absl import flags
 from ml_collections import ConfigDict
 
 from roberta_jax import cli
-from roberta_jax.data.store.executors import Runner, check_runner
+from roberta_jax.data.executors import Runner, check_runner
 from roberta_jax.errors import UsageError
 from roberta_jax.pretraining.config_keys import RENAMED
 from roberta_jax.pretraining.text import check_sources, prepare, summary

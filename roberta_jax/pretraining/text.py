@@ -10,7 +10,6 @@ Files that are not what was written are noticed when they are opened (see `data.
 damaged tokenizer or packing index is made again, a damaged store is refused.
 """
 
-import collections
 import contextlib
 import dataclasses
 import hashlib
@@ -25,6 +24,7 @@ from collections.abc import Iterator, Sequence
 from os import PathLike
 from typing import Any
 
+from roberta_jax.data.executors import LOCAL, Runner
 from roberta_jax.data.packing.index import remove_damaged
 from roberta_jax.data.store.build import (
     Recipe,
@@ -40,11 +40,10 @@ from roberta_jax.data.store.digests import (
     read_json,
     with_digest,
 )
-from roberta_jax.data.store.executors import LOCAL, Runner
 from roberta_jax.data.store.layout import VERSION
 from roberta_jax.data.store.token_store import TokenStore
-from roberta_jax.data.text.corpus import Corpus, Piece, is_heldout, open_corpus
-from roberta_jax.data.text.sentences import split_sentences
+from roberta_jax.data.text.corpus import Corpus, open_corpus
+from roberta_jax.data.text.sample import training_sentences
 from roberta_jax.errors import UsageError
 from roberta_jax.pretraining.text_spec import CorpusSpec, TextSpec
 from roberta_jax.storage.atomic import create_folder, write_json
@@ -54,8 +53,6 @@ from roberta_jax.tokenizer import RobertaTokenizer
 # More text than this would hardly change a vocabulary, and counting it takes memory and minutes.
 TOKENIZER_SAMPLE_BYTES = 1_000_000_000
 _DIGESTS = "digests.json"  # in the folder of a trained tokenizer: sizes and hashes of its files
-# Text up to this size is kept in memory while it is measured, and not read a second time.
-_KEPT_BYTES = 1 << 27
 
 
 @dataclasses.dataclass(frozen=True)
@@ -152,32 +149,6 @@ def prepare(
     return Prepared(tokenizer, *stores[0], tuple(train for train, _ in stores[1:]), is_new)
 
 
-def training_sentences(
-    corpus: Corpus, recipe: Recipe, sample_bytes: int = TOKENIZER_SAMPLE_BYTES
-) -> Iterator[str]:
-    """Yields sentences of training documents, from about `sample_bytes` of text at most.
-
-    From a larger corpus, pieces of about 1 MB are taken at equal distances over the whole corpus.
-    The same corpus always gives the same sentences.
-    """
-    total_bytes = 0
-    pieces: list[Piece] | None = []
-    for piece in corpus.pieces():
-        total_bytes += len(piece.data)
-        if pieces is not None:
-            pieces.append(piece)
-        if total_bytes > _KEPT_BYTES:
-            pieces = None
-    budget = min(total_bytes, sample_bytes)
-    counts: collections.Counter = collections.Counter()
-    for number, piece in enumerate(corpus.pieces() if pieces is None else pieces):
-        if (number + 1) * budget // total_bytes == number * budget // total_bytes:
-            continue
-        for text in corpus.documents(piece, counts):
-            if not is_heldout(text, recipe.validation_fraction):
-                yield from split_sentences(text, recipe.sentences, recipe.language)
-
-
 def _recipe(spec: TextSpec, corpus: CorpusSpec) -> Recipe:
     source = corpus.source
     return Recipe(
@@ -252,7 +223,15 @@ def _train(
     # The same amount of each corpus, whatever their sizes.
     share = TOKENIZER_SAMPLE_BYTES // len(corpora)
     sentences = itertools.chain.from_iterable(
-        training_sentences(corpus, recipe, share) for corpus, recipe in corpora
+        training_sentences(
+            corpus,
+            sample_bytes=share,
+            validation_fraction=recipe.validation_fraction,
+            sentences=recipe.sentences,
+            language=recipe.language,
+            workers=spec.num_workers,
+        )
+        for corpus, recipe in corpora
     )
     first = next(sentences, None)
     if first is None:

@@ -23,8 +23,8 @@ from typing import NamedTuple
 
 import tqdm.auto
 
+from roberta_jax.data.executors import LOCAL, Runner, open_executor, usable_cores
 from roberta_jax.data.store.digests import new_hash
-from roberta_jax.data.store.executors import LOCAL, Runner, open_executor, usable_cores
 from roberta_jax.data.store.layout import INDEX, lay_out, token_dtype
 from roberta_jax.data.store.shards import BUILDING, HELDOUT, TRAIN, ShardWriter, write_part
 from roberta_jax.data.store.token_store import TokenStore

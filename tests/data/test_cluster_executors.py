@@ -8,16 +8,17 @@ import types
 
 import pytest
 
-from roberta_jax.data.store import build, executors
+from roberta_jax.data import executors
+from roberta_jax.data.executors import Runner, check_runner, open_executor
+from roberta_jax.data.store import build
 from roberta_jax.data.store.build import Recipe, build_stores
-from roberta_jax.data.store.executors import Runner, check_runner, open_executor
 from roberta_jax.data.store.token_store import TokenStore
 from roberta_jax.data.text import corpus as corpora
 from roberta_jax.errors import UsageError
 from roberta_jax.tokenizer import RobertaTokenizer
 from tests.support import texts
 
-ROOT = pathlib.Path(__file__).parents[3]
+ROOT = pathlib.Path(__file__).parents[2]
 RECIPE = Recipe(validation_fraction=0.2, sentences="split", language="en", max_overlap=0.5)
 
 
@@ -98,7 +99,7 @@ def test_errors_of_ray_workers_are_raised(tmp_path, text, tokenizer, ray):
 
 def test_beam_gives_the_same_stores(tmp_path, text, tokenizer, expected, monkeypatch):
     pytest.importorskip("apache_beam")
-    from roberta_jax.data.store import cluster_executors
+    from roberta_jax.data import cluster_executors
 
     monkeypatch.setattr(cluster_executors._Beam, "max_pending", 4)  # several pipelines
     corpus = corpora.FilesCorpus([text], "text")
@@ -172,7 +173,7 @@ def test_a_folder_that_workers_do_not_share(tmp_path, text, tokenizer, monkeypat
         def result(self, future):
             return future.result()
 
-    module = types.ModuleType("roberta_jax.data.store.cluster_executors")
+    module = types.ModuleType("roberta_jax.data.cluster_executors")
     module.open_cluster = lambda *arguments: build.contextlib.nullcontext(Elsewhere())
     monkeypatch.setitem(sys.modules, module.__name__, module)
     monkeypatch.setattr(executors, "check_runner", lambda runner: None)

@@ -109,7 +109,7 @@ def open_executor(
     """
     check_runner(runner)
     if not runner.is_local:
-        from roberta_jax.data.store.cluster_executors import open_cluster
+        from roberta_jax.data.cluster_executors import open_cluster
 
         with open_cluster(task, workers, runner) as executor:
             yield executor

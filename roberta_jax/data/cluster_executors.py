@@ -23,7 +23,7 @@ from typing import Any
 
 import zstandard
 
-from roberta_jax.data.store.executors import Executor, Runner
+from roberta_jax.data.executors import Executor, Runner
 from roberta_jax.errors import UsageError, shortened
 from roberta_jax.storage.atomic import replace_file, write_json
 
