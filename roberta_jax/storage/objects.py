@@ -11,11 +11,13 @@ STORAGE_EMULATOR_HOST names a server to use instead of Google's.
 
 import concurrent.futures
 import contextlib
+import functools
 import hashlib
 import importlib.util
 import json
 import os
 import pathlib
+import secrets
 import shutil
 from collections.abc import Callable, Iterator
 from typing import Any, BinaryIO
@@ -29,6 +31,7 @@ MANIFEST = "files.json"
 _MANIFEST_VERSION = 1
 _CHUNK_BYTES = 1 << 23
 _WORKERS = 8
+_PROBE_SECONDS = 10.0
 # Scheme -> the package that fsspec needs for it.
 _PACKAGES = {"gs": "gcsfs", "s3": "s3fs", "az": "adlfs", "hf": "huggingface_hub"}
 
@@ -54,6 +57,90 @@ def check_readable(path: os.PathLike | str) -> None:
         )
     if scheme == "gs":
         _use_one_server()
+
+
+def check_bucket(path: os.PathLike | str, *, writes: bool, option: str) -> None:
+    """Checks in seconds that a folder on an object store can be used; local ones are not checked.
+
+    Args:
+      path: the folder, which need not exist.
+      writes: whether it has to be writable, which writes and deletes an object in it.
+      option: how the user gave it, such as "--workdir", for the messages.
+
+    Raises:
+      UsageError: a library is missing, there are no credentials, no such bucket or no permission,
+        or the store cannot be reached; the message says what to do.
+    """
+    if is_local(path):
+        return
+    given = f"{option}={os.fspath(path)}"
+    if _scheme(path) != "gs":
+        raise UsageError(
+            f"{given}: runs can be kept in a local folder or on Google Cloud Storage (gs://), not "
+            f"on {_scheme(path)}://. Use a local folder, and copy it there when it is finished."
+        )
+    if not (_is_installed("gcsfs") and _is_installed("google.cloud.storage")):
+        raise UsageError(f"{given} needs the extra gcs: pip install 'roberta_jax[gcs]'")
+    check_readable(path)
+    bucket, name = _split(path)
+    if not bucket or ".." in name.split("/"):
+        raise UsageError(f"{given} is not a folder in a bucket; give gs://BUCKET/FOLDER")
+    _ask_for_bucket(bucket, name, writes, given)
+
+
+def _ask_for_bucket(bucket: str, name: str, writes: bool, given: str) -> None:
+    from google.api_core import exceptions
+    from google.auth import exceptions as auth_exceptions
+
+    once = {"retry": None, "timeout": _PROBE_SECONDS}
+    doing = "read"
+    try:
+        client = _google_client()
+        # Orbax asks for it too, and would fail at the first checkpoint.
+        client.get_bucket(bucket, **once)
+        if writes:
+            doing = "written"
+            probe = f"{name}/.probe.{secrets.token_hex(4)}".strip("/")
+            blob = client.bucket(bucket).blob(probe)
+            blob.upload_from_string(b"", **once)
+            doing = "deleted from"
+            blob.delete(**once)
+    except auth_exceptions.GoogleAuthError as error:
+        raise UsageError(
+            f"{given} needs credentials for Google Cloud ({reason(error)}). Run `gcloud auth "
+            "application-default login`, or set GOOGLE_APPLICATION_CREDENTIALS to the file of a "
+            "service account's key."
+        ) from error
+    except exceptions.NotFound as error:
+        raise UsageError(
+            f"{given}: there is no bucket {bucket!r}. Check the name, or create it: "
+            f"gcloud storage buckets create gs://{bucket}"
+        ) from error
+    except (exceptions.Forbidden, exceptions.Unauthorized) as error:
+        raise UsageError(
+            f"{given} may not be {doing} with these credentials ({reason(error)}). The account "
+            "needs the roles Storage Object User (roles/storage.objectUser) and Storage Legacy "
+            "Bucket Reader (roles/storage.legacyBucketReader) on the bucket."
+        ) from error
+    except Exception as error:
+        if "Project was not passed" in str(error):
+            raise UsageError(
+                f"{given} needs the name of a Google Cloud project: set GOOGLE_CLOUD_PROJECT"
+            ) from error
+        raise UsageError(f"{given} cannot be reached: {reason(error)}") from error
+
+
+def google_blob(path: str) -> Any:
+    """Returns the `google.cloud.storage.Blob` of gs://BUCKET/NAME."""
+    bucket, name = _split(path)
+    return _google_client().bucket(bucket).blob(name)
+
+
+@functools.cache
+def _google_client() -> Any:
+    from google.cloud import storage
+
+    return storage.Client()
 
 
 def list_files(folder: os.PathLike | str) -> dict[str, int]:
@@ -273,8 +360,17 @@ def _scheme(path: os.PathLike | str) -> str:
     return os.fspath(path).split("://", 1)[0]
 
 
+def _split(path: os.PathLike | str) -> tuple[str, str]:
+    """The bucket, and the name within it."""
+    bucket, _, name = os.fspath(path).split("://", 1)[1].partition("/")
+    return bucket, name.strip("/")
+
+
 def _is_installed(package: str) -> bool:
-    return importlib.util.find_spec(package) is not None
+    try:
+        return importlib.util.find_spec(package) is not None
+    except ModuleNotFoundError:  # of a package that contains it
+        return False
 
 
 def _use_one_server() -> None:

@@ -4,8 +4,9 @@ import time
 
 import pytest
 
+from roberta_jax.storage import leases
 from roberta_jax.storage.locks import AlreadyLocked, exclusive_lock, is_locked
-from tests.support import processes
+from tests.support import object_store, processes
 
 
 def hold(path):
@@ -68,6 +69,15 @@ def test_waiting_is_not_announced_where_the_lock_is_free(tmp_path):
         pass
 
 
-def test_object_stores_have_no_locks():
-    with exclusive_lock("gs://bucket/lock"), exclusive_lock("gs://bucket/lock"):
-        assert not is_locked("gs://bucket/lock")
+def test_on_object_stores_a_lease_takes_the_place_of_the_lock(tmp_path, monkeypatch):
+    object_store.install(tmp_path, monkeypatch.setattr)
+    monkeypatch.setattr(leases, "RENEW_SECONDS", 0.05)
+    path = "gs://bucket/run/.lock"
+    assert not is_locked(path)
+    with exclusive_lock(path):
+        assert is_locked(path)
+        with pytest.raises(AlreadyLocked, match="holds the lease gs://bucket/run/.lock"):
+            exclusive_lock(path).__enter__()
+    assert not is_locked(path)
+    with exclusive_lock(path):
+        pass

@@ -1,15 +1,17 @@
 """An object store on the local disk that allows neither appending nor renaming.
 
 `install(root)` makes gs:// paths of this process the files below `root`, for fsspec (and with it
-etils), and for tensorstore as Orbax uses it. Processes that install the same root see the same
-objects. As on an object store:
+etils), for tensorstore as Orbax uses it, and for `roberta_jax.storage.leases`. Processes that
+install the same root see the same objects. As on an object store:
 
 - an object appears when its writer closes it, whole;
 - there are no folders: one is there while an object's name begins with its name;
-- objects are not appended to, and nothing is renamed: both raise `Forbidden`.
+- objects are not appended to, and nothing is renamed: both raise `Forbidden`;
+- each write gives an object another generation, on which the next one can depend.
 """
 
 import contextlib
+import fcntl
 import io
 import os
 import pathlib
@@ -20,6 +22,8 @@ from typing import Any
 import fsspec
 from etils.epath import backend as etils_backend
 from etils.epath import gpath
+
+from roberta_jax.errors import UsageError
 
 _TEMPORARY = ".temporary"
 
@@ -135,6 +139,43 @@ class ObjectFileSystem(fsspec.AbstractFileSystem):
             target.write(source.read())
 
 
+class FakeObject:
+    """An object with conditional writes, as `roberta_jax.storage.leases` uses it."""
+
+    def __init__(self, path: str, root: pathlib.Path):
+        self._root = root
+        self._path = root / path.removeprefix("gs://")
+
+    @contextlib.contextmanager
+    def _alone(self):
+        (self._root / _TEMPORARY).mkdir(parents=True, exist_ok=True)
+        with (self._root / _TEMPORARY / "lock").open("w") as lock:
+            fcntl.flock(lock, fcntl.LOCK_EX)
+            yield
+
+    def _generation(self) -> int:
+        try:
+            return self._path.stat().st_mtime_ns
+        except FileNotFoundError:
+            return 0
+
+    def read(self) -> tuple[bytes, int] | None:
+        with self._alone():
+            return (self._path.read_bytes(), self._generation()) if self._path.exists() else None
+
+    def write(self, data: bytes, generation: int) -> int | None:
+        with self._alone():
+            if self._generation() != generation:
+                return None
+            _put(self._root, self._path, data)
+            return self._generation()
+
+    def delete(self, generation: int) -> None:
+        with self._alone():
+            if self._generation() == generation:
+                self._path.unlink(missing_ok=True)
+
+
 def install(
     root: os.PathLike | str,
     set_attribute: Callable[[Any, str, Any], None] = setattr,
@@ -149,12 +190,16 @@ def install(
     """
     from orbax.checkpoint._src.path import gcs_utils
 
-    from roberta_jax.storage import objects
+    from roberta_jax.storage import leases, objects
 
     root = pathlib.Path(root).absolute()
     for bucket in buckets:
         (root / bucket).mkdir(parents=True, exist_ok=True)
     files = ObjectFileSystem(root)
+
+    def check_bucket(bucket: str, name: str, writes: bool, given: str) -> None:
+        if not (root / bucket).is_dir():
+            raise UsageError(f"{given}: there is no bucket {bucket!r}.")
 
     def kvstore(path: str) -> dict[str, str]:
         bucket, name = gcs_utils.parse_gcs_path(path, add_trailing_slash=False)
@@ -165,4 +210,6 @@ def install(
     set_attribute(gcs_utils, "get_kvstore_for_gcs", kvstore)
     set_attribute(gcs_utils, "is_hierarchical_namespace_enabled", lambda path: False)
     set_attribute(objects, "_is_installed", lambda package: True)
+    set_attribute(objects, "_ask_for_bucket", check_bucket)
+    set_attribute(leases, "open_object", lambda path: FakeObject(path, root))
     return root
