@@ -93,7 +93,8 @@ def _defaults() -> ConfigDict:
     # 13 tokens) are not scored; 1 scores all.
     config.data.validation_max_overlap = 0.5
     # Folder for tokenized text and trained tokenizers; None is roberta_jax in the user's cache
-    # folder.
+    # folder. With gs://BUCKET/FOLDER the user's cache folder is used, and each machine copies from
+    # the bucket what another one has prepared.
     config.data.cache_dir = placeholder(str)
     config.data.num_workers = placeholder(int)  # Tokenizing processes; None is one per CPU core.
     # Input pipeline: "tf" (tf.data), "numpy" (threads), or "auto" for tf.data if TensorFlow is

@@ -6,12 +6,16 @@ text is prepared twice:
     tokenizers/<hash>/     a trained tokenizer, in Hugging Face's format, and digests.json
     tokens/<hash>/         the stores train/ and heldout/
 
+If `cache_dir` is on an object store, this folder is in the user's cache folder, and the entries are
+copied from and to the object store (see `remote_cache`).
+
 Files that are not what was written are noticed when they are opened (see `data.store.digests`): a
 damaged tokenizer or packing index is made again, a damaged store is refused.
 """
 
 import contextlib
 import dataclasses
+import functools
 import hashlib
 import importlib.metadata
 import itertools
@@ -45,6 +49,7 @@ from roberta_jax.data.store.token_store import TokenStore
 from roberta_jax.data.text.corpus import Corpus, open_corpus
 from roberta_jax.data.text.sample import training_sentences
 from roberta_jax.errors import UsageError
+from roberta_jax.pretraining.remote_cache import RemoteCache
 from roberta_jax.pretraining.text_spec import CorpusSpec, TextSpec
 from roberta_jax.storage.atomic import create_folder, write_json
 from roberta_jax.storage.hub import tokenizer_folder
@@ -85,6 +90,7 @@ def check_sources(spec: TextSpec) -> None:
     Raises:
       UsageError: a source is wrong; the message says what to do.
     """
+    RemoteCache(spec.remote_cache, spec.cache_dir, progress=False).check()
     for number, corpus in enumerate(spec.corpora):
         try:
             open_corpus(corpus.source).check()
@@ -115,8 +121,9 @@ def prepare(
     """
     corpora = [(open_corpus(corpus.source), _recipe(spec, corpus)) for corpus in spec.corpora]
     stores = []
+    remote = RemoteCache(spec.remote_cache, spec.cache_dir, progress)
     with _explaining_write_errors(spec.cache_dir):
-        tokenizer, is_new = _tokenizer(spec, corpora, progress)
+        tokenizer, is_new = _tokenizer(spec, corpora, remote, progress)
         for number, (corpus, recipe) in enumerate(corpora):
             where = f"corpus {number} of --config.data.mixture" if number else "--config.data"
             name = _hash(
@@ -127,15 +134,16 @@ def prepare(
             )
             folder = spec.cache_dir / "tokens" / name
             is_new = is_new or not are_complete(folder)
-            train, heldout = build_stores(
-                folder,
-                corpus,
-                tokenizer,
-                recipe,
-                workers=spec.num_workers,
-                progress=progress,
-                runner=runner,
-            )
+            with remote.entry(folder, functools.partial(are_complete, folder)):
+                train, heldout = build_stores(
+                    folder,
+                    corpus,
+                    tokenizer,
+                    recipe,
+                    workers=spec.num_workers,
+                    progress=progress,
+                    runner=runner,
+                )
             if not train.num_documents:
                 raise UsageError(
                     f"There is no text to train on: {where} gave {heldout.num_documents} "
@@ -170,7 +178,7 @@ def _training_identity(recipe: Recipe) -> dict[str, Any]:
 
 
 def _tokenizer(
-    spec: TextSpec, corpora: Sequence[tuple[Corpus, Recipe]], progress: bool
+    spec: TextSpec, corpora: Sequence[tuple[Corpus, Recipe]], remote: RemoteCache, progress: bool
 ) -> tuple[RobertaTokenizer, bool]:
     """The tokenizer, and whether it was trained just now."""
     # A model has its tokenizer beside its weights.
@@ -189,18 +197,20 @@ def _tokenizer(
         sample=TOKENIZER_SAMPLE_BYTES,
     )
     folder = spec.cache_dir / "tokenizers" / name
-    tokenizer = _load_trained(folder)
-    is_new = tokenizer is None
-    if tokenizer is None:
-        with folder_lock(folder, progress):
-            tokenizer = _load_trained(folder)
-            if tokenizer is None:
-                _remove_leftovers(folder)
-                tokenizer = _train(corpora, spec, progress)
-                with create_folder(folder) as temporary:
-                    tokenizer.save_pretrained(temporary)
-                    files = {path.name: describe_file(path) for path in temporary.iterdir()}
-                    write_json(temporary / _DIGESTS, with_digest({"files": files}))
+    was_there = folder.exists()
+    with remote.entry(folder, folder.exists):
+        tokenizer = _load_trained(folder)
+        is_new = not was_there or tokenizer is None
+        if tokenizer is None:
+            with folder_lock(folder, progress):
+                tokenizer = _load_trained(folder)
+                if tokenizer is None:
+                    _remove_leftovers(folder)
+                    tokenizer = _train(corpora, spec, progress)
+                    with create_folder(folder) as temporary:
+                        tokenizer.save_pretrained(temporary)
+                        files = {path.name: describe_file(path) for path in temporary.iterdir()}
+                        write_json(temporary / _DIGESTS, with_digest({"files": files}))
     return tokenizer, is_new
 
 
