@@ -94,12 +94,24 @@ def _defaults() -> ConfigDict:
     # 13 tokens) are not scored; 1 scores all.
     config.data.validation_max_overlap = 0.5
     # Folder for tokenized text and trained tokenizers; None is roberta_jax in the user's cache
-    # folder.
+    # folder. With gs://BUCKET/FOLDER the user's cache folder is used, and each machine copies from
+    # the bucket what another one has prepared.
     config.data.cache_dir = placeholder(str)
     config.data.num_workers = placeholder(int)  # Tokenizing processes; None is one per CPU core.
     # Input pipeline: "tf" (tf.data), "numpy" (threads), or "auto" for tf.data if TensorFlow is
     # installed. Both give the same batches.
     config.data.engine = "auto"
+    # Order of the rows in an epoch: "full" is a random permutation of all rows, which reads pages
+    # from all over the store. "windowed" shuffles blocks of consecutive rows, and the rows within
+    # windows of several blocks, and so reads whole blocks.
+    config.data.order = "full"
+    config.data.order_block_tokens = 1 << 22  # Order windowed: tokens per block, about 8 MB.
+    # Order windowed: blocks whose rows are shuffled together. A larger window is closer to the full
+    # order, and more of the store is read at the same time.
+    config.data.order_window_blocks = 16
+    # Order windowed: parts of a batch with a window each. A host reads only the blocks of the parts
+    # that its rows are in.
+    config.data.order_streams = 16
     # Input format (Liu et al. 2019, section 4.2): "full_sentences", "doc_sentences",
     # "segment_pair", "sentence_pair", or "sentences" for single sentences.
     config.data.format = "full_sentences"

@@ -19,6 +19,7 @@ from roberta_jax.data import hashing
 from roberta_jax.data.masking import Masker, Masking
 from roberta_jax.data.masking_schemes import input_numbers
 from roberta_jax.data.packing.index import PackedIndex
+from roberta_jax.data.row_order import FULL, RowOrder
 from roberta_jax.data.store.token_store import Shard, TokenStore
 from roberta_jax.errors import UsageError
 
@@ -63,6 +64,7 @@ class PackedDataset:
         `masking.needs_word_starts`.
       token_types: Whether batches of pairs contain `token_type_ids`.
       next_sentence: Whether batches contain the labels of next-sentence prediction.
+      row_order: The order in which training goes through the rows of an epoch.
 
     Attributes:
       num_rows: Number of rows of the corpus, duplicates included.
@@ -74,6 +76,7 @@ class PackedDataset:
       num_slots: K.
       padding_share: Fraction of the positions that hold padding.
       vocab_size: See above.
+      row_order: See above.
 
     Raises:
       UsageError: The store was made with a larger vocabulary, `word_starts` is required but
@@ -95,6 +98,7 @@ class PackedDataset:
         word_starts: np.ndarray | None = None,
         token_types: bool = False,
         next_sentence: bool = False,
+        row_order: RowOrder = FULL,
     ):
         if store.vocab_size > vocab_size:
             raise UsageError(
@@ -111,7 +115,7 @@ class PackedDataset:
         self._store, self._packed, self._seed = store, packed, seed
         self._bos_id, self._pad_id, self._eos_id = bos_id, pad_id, store.eos_id
         self._num_masks = masking.dupe_factor
-        self.vocab_size = vocab_size
+        self.vocab_size, self.row_order = vocab_size, row_order
         self.num_rows, self.seq_len = packed.num_rows, packed.seq_len
         self.max_inputs, self.padding_share = packed.max_inputs, packed.padding_share
         self.epoch_ends = np.array(packed.duplicate_ends or (packed.num_rows,), np.int64)

@@ -108,6 +108,15 @@ def permute(index, n: int, seed: int, epoch) -> np.ndarray:
     Raises:
       ValueError: n is less than 1, or an index is outside [0, n).
     """
+    return _permute(index, n, seed, epoch, is_inverse=False)
+
+
+def unpermute(index, n: int, seed: int, epoch) -> np.ndarray:
+    """The inverse of `permute`: `unpermute(permute(i, n, seed, epoch), n, seed, epoch)` is i."""
+    return _permute(index, n, seed, epoch, is_inverse=True)
+
+
+def _permute(index, n, seed, epoch, is_inverse):
     x, epoch = np.broadcast_arrays(np.atleast_1d(np.asarray(index, np.int64)), epoch)
     if n < 1 or (x.size and (x.min() < 0 or x.max() >= n)):
         raise ValueError(f"permute needs n >= 1 and every index in [0, n), here n = {n}")
@@ -116,17 +125,20 @@ def permute(index, n: int, seed: int, epoch) -> np.ndarray:
     round_keys = mix64(keys + offsets.reshape(-1, *[1] * x.ndim))
     high_base = max(math.isqrt(n - 1) + 1, _SMALLEST_BASE)
     bases = high_base, max(-(-n // high_base), _SMALLEST_BASE)
-    x = _feistel(x.astype(np.uint64), round_keys, bases)
+    x = _feistel(x.astype(np.uint64), round_keys, bases, is_inverse)
     while (outside := x >= np.uint64(n)).any():
-        x[outside] = _feistel(x[outside], round_keys[:, outside], bases)
+        x[outside] = _feistel(x[outside], round_keys[:, outside], bases, is_inverse)
     return x.astype(np.int64)
 
 
-def _feistel(x: np.ndarray, round_keys: np.ndarray, bases: tuple[int, int]) -> np.ndarray:
+def _feistel(
+    x: np.ndarray, round_keys: np.ndarray, bases: tuple[int, int], is_inverse: bool
+) -> np.ndarray:
     """Permutes range(bases[0] * bases[1]); x is uint64 [...], round_keys uint64 [rounds, ...]."""
     bases = np.array(bases, np.uint64)
     digits = list(np.divmod(x, bases[1]))
-    for i, key in enumerate(round_keys):
+    rounds = list(enumerate(round_keys))
+    for i, key in reversed(rounds) if is_inverse else rounds:
         changed, other = i % 2, 1 - i % 2
         noise = (digits[other] + key) * np.uint64(0xBF58476D1CE4E5B9)
         noise ^= noise >> np.uint64(32)
@@ -134,6 +146,8 @@ def _feistel(x: np.ndarray, round_keys: np.ndarray, bases: tuple[int, int]) -> n
         noise >>= np.uint64(32)  # the upper bits of the product are the most random
         noise *= bases[changed]  # scales 32 bits to [0, base)
         noise >>= np.uint64(32)
+        if is_inverse:
+            noise = bases[changed] - noise  # the noise is below the base
         noise += digits[changed]
         digits[changed] = noise % bases[changed]
     return digits[0] * bases[1] + digits[1]

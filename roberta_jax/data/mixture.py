@@ -27,11 +27,14 @@ class Mixture:
       weights: For each corpus, how many times an epoch of the mixture goes through it.
       seed: The seed of the row orders and masks.
 
+    The corpora's `row_order` must be the same; that of the mixture follows from it.
+
     Attributes:
       num_rows: Number of rows in an epoch of the mixture.
       epoch_ends: int64 [1], num_rows.
       seq_len, max_inputs, num_slots, vocab_size: Those of the datasets.
       padding_share: Fraction of the positions that hold padding.
+      row_order: The order in which training goes through the rows of an epoch.
     """
 
     def __init__(self, datasets: Sequence[PackedDataset], weights: Sequence[float], seed: int):
@@ -47,6 +50,8 @@ class Mixture:
         first = datasets[0]
         self.seq_len, self.vocab_size = first.seq_len, first.vocab_size
         self.max_inputs, self.num_slots = first.max_inputs, first.num_slots
+        self.row_order = first.row_order.of_mixture(self._ends)
+        self._order_of_parts = first.row_order.of_parts()
         shares = [dataset.padding_share for dataset in datasets]
         self.padding_share = float(np.average(shares, weights=sizes))
 
@@ -87,8 +92,9 @@ class Mixture:
             start = self._ends[source - 1] if source else 0
             size = self._ends[source] - start
             positions = epochs_B[selected_B] * size + rows_B[selected_B] - start
+            order_seed = _seed(self._seed, source)
             arrays = build(
-                dataset, *rows_at(positions, dataset.epoch_ends, _seed(self._seed, source))
+                dataset, *rows_at(positions, dataset.epoch_ends, order_seed, self._order_of_parts)
             )
             for name, values in arrays.items():
                 if name not in batch:

@@ -1,11 +1,11 @@
 """Iterators over training and evaluation batches, which are built ahead of time by threads.
 
 Training goes through an endless sequence of rows. Position p of the sequence belongs to epoch
-p // N, and each epoch contains all N rows once, in its own random order. (If pairs were sampled
-several times, the epochs use the samples in turn.) Step s takes the positions from s * B up to, but
-not including, (s + 1) * B, so a batch can contain the end of one epoch and the start of the next.
-There is no iterator state: a run resumes at any step by starting there. A host builds only the rows
-of its own devices.
+p // N, and each epoch contains all N rows once, in its own random order (see `row_order`). If pairs
+were sampled several times, the epochs use the samples in turn. Step s takes the positions from
+s * B up to, but not including, (s + 1) * B, so a batch can contain the end of one epoch and the
+start of the next. There is no iterator state: a run resumes at any step by starting there. A host
+builds only the rows of its own devices.
 
 Two engines call the same function for each step and give the same bits: tf.data if TensorFlow is
 installed, else a pool of threads. (NumPy releases Python's global lock in operations on large
@@ -24,6 +24,7 @@ import numpy as np
 
 from roberta_jax.data import hashing
 from roberta_jax.data.batches import PackedDataset
+from roberta_jax.data.row_order import FULL, RowOrder
 from roberta_jax.errors import UsageError
 
 ENGINES = ("auto", "tf", "numpy")
@@ -66,13 +67,14 @@ def train_batches(
     local_rows = _check_rows(dataset, batch_size, local_rows)
 
     def build_batch(step: int) -> Batch:
-        return dataset(*rows_at(step * batch_size + local_rows, dataset.epoch_ends, seed))
+        positions = step * batch_size + local_rows
+        return dataset(*rows_at(positions, dataset.epoch_ends, seed, dataset.row_order))
 
     return _run(build_batch, start_step, stop_step, engine, prefetch, workers)
 
 
 def rows_at(
-    positions: np.ndarray, epoch_ends: np.ndarray, seed: int
+    positions: np.ndarray, epoch_ends: np.ndarray, seed: int, order: RowOrder = FULL
 ) -> tuple[np.ndarray, np.ndarray]:
     """Returns the rows and epochs at positions of the endless sequence of training rows.
 
@@ -80,6 +82,7 @@ def rows_at(
       positions: int64 [B], from 0.
       epoch_ends: int64 [D], see `PackedDataset`: the ends of the rows of D successive epochs.
       seed: The seed of the row orders.
+      order: The order of the rows in each epoch.
 
     Returns:
       (rows, epochs), int64 [B].
@@ -93,7 +96,7 @@ def rows_at(
         start = epoch_ends[duplicate - 1] if duplicate else 0
         size = int(epoch_ends[duplicate] - start)
         index = offsets[selected] - start
-        rows[selected] = start + hashing.permute(index, size, seed, epochs[selected])
+        rows[selected] = start + order(index, size, seed, epochs[selected])
     return rows, epochs
 
 

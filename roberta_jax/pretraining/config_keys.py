@@ -44,6 +44,10 @@ RENAMED = {
 
 # Keys that were added, with the values that runs of earlier versions behaved by.
 ADDED = {
+    "data.order": "full",
+    "data.order_block_tokens": 1 << 22,
+    "data.order_window_blocks": 16,
+    "data.order_streams": 16,
     "data.validation_max_overlap": 1.0,
     "distributed.heartbeat_timeout": 40.0,
     "distributed.late_timeout": 600.0,

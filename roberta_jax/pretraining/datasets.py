@@ -7,7 +7,7 @@ and, if asked for, single sentences, with fairseq's masking at the paper's rate.
 
 import dataclasses
 from collections.abc import Iterator, Mapping
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Any
 
 import jax
 import numpy as np
@@ -58,6 +58,7 @@ def training_dataset(spec: PretrainingSpec, prepared: "Prepared", *, token_types
                 spec.pairs,
                 token_types=token_types,
                 next_sentence=spec.next_sentence,
+                row_order=spec.row_order,
             )
         )
     dataset = datasets[0]
@@ -185,7 +186,7 @@ def _dataset(
     masking: Masking,
     seed: int,
     pairs: PairOptions,
-    **options: bool,
+    **options: Any,
 ) -> PackedDataset:
     return PackedDataset(
         store,

@@ -20,6 +20,7 @@ from ml_collections import ConfigDict
 from roberta_jax.data.masking import Masking
 from roberta_jax.data.packing.index import PAIR_FORMATS, PairOptions, check_packing
 from roberta_jax.data.pipeline import ENGINES
+from roberta_jax.data.row_order import FULL, ORDERS, RowOrder, WindowedOrder
 from roberta_jax.errors import UsageError
 from roberta_jax.kernels.attention import dot_product_attention
 from roberta_jax.modeling.config import RobertaConfig
@@ -78,6 +79,7 @@ class PretrainingSpec:
       format: input format, one of `packing.index.FORMATS`.
       pairs: how pairs of texts are sampled.
       masking: what is masked and how.
+      row_order: the order in which training goes through the rows.
       next_sentence: whether next-sentence prediction is an objective.
       engine: what drives the input pipeline, one of `pipeline.ENGINES`.
       model: the model's shape. Without `init_from` its vocabulary and special ids are those of
@@ -95,6 +97,7 @@ class PretrainingSpec:
     format: str
     pairs: PairOptions
     masking: Masking
+    row_order: RowOrder
     next_sentence: bool
     engine: str
     model: RobertaConfig
@@ -166,6 +169,7 @@ def read_spec(config: ConfigDict, devices: Sequence[jax.Device] | None = None) -
         format=config.data.format,
         pairs=pairs,
         masking=masking,
+        row_order=_row_order(config),
         next_sentence=next_sentence,
         engine=config.data.engine,
         model=model,
@@ -211,6 +215,25 @@ def decay_steps(config: Mapping[str, Any]) -> int:
     """The step at which the learning rate has decayed: `schedule.decay_steps`, else the last."""
     stated = config["schedule"]["decay_steps"]
     return config["train"]["steps"] if stated is None else stated
+
+
+def _row_order(config: ConfigDict) -> RowOrder:
+    data = config.data
+    _check_one_of("data.order", data.order, ORDERS)
+    if data.order == "full":
+        return FULL
+    if data.order_streams > config.train.batch_size:
+        raise UsageError(
+            f"--config.data.order_streams={data.order_streams} divides a batch of "
+            f"--config.train.batch_size={config.train.batch_size} rows into more streams than rows."
+            " Use at most one stream for each row."
+        )
+    return WindowedOrder(
+        block_rows=max(1, data.order_block_tokens // config.seq_len),
+        window_blocks=data.order_window_blocks,
+        streams=data.order_streams,
+        stream_rows=config.train.batch_size // data.order_streams,
+    )
 
 
 def _training(config: ConfigDict, devices: Sequence[jax.Device]) -> TrainingSpec:

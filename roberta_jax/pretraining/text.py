@@ -6,13 +6,16 @@ text is prepared twice:
     tokenizers/<hash>/     a trained tokenizer, in Hugging Face's format, and digests.json
     tokens/<hash>/         the stores train/ and heldout/
 
+If `cache_dir` is on an object store, this folder is in the user's cache folder, and the entries are
+copied from and to the object store (see `remote_cache`).
+
 Files that are not what was written are noticed when they are opened (see `data.store.digests`): a
 damaged tokenizer or packing index is made again, a damaged store is refused.
 """
 
-import collections
 import contextlib
 import dataclasses
+import functools
 import hashlib
 import importlib.metadata
 import itertools
@@ -25,6 +28,7 @@ from collections.abc import Iterator, Sequence
 from os import PathLike
 from typing import Any
 
+from roberta_jax.data.executors import LOCAL, Runner
 from roberta_jax.data.packing.index import remove_damaged
 from roberta_jax.data.store.build import (
     Recipe,
@@ -42,9 +46,10 @@ from roberta_jax.data.store.digests import (
 )
 from roberta_jax.data.store.layout import VERSION
 from roberta_jax.data.store.token_store import TokenStore
-from roberta_jax.data.text.corpus import Corpus, Piece, is_heldout, open_corpus
-from roberta_jax.data.text.sentences import split_sentences
+from roberta_jax.data.text.corpus import Corpus, open_corpus
+from roberta_jax.data.text.sample import training_sentences
 from roberta_jax.errors import UsageError
+from roberta_jax.pretraining.remote_cache import RemoteCache
 from roberta_jax.pretraining.text_spec import CorpusSpec, TextSpec
 from roberta_jax.storage.atomic import create_folder, write_json
 from roberta_jax.storage.hub import tokenizer_folder
@@ -53,8 +58,6 @@ from roberta_jax.tokenizer import RobertaTokenizer
 # More text than this would hardly change a vocabulary, and counting it takes memory and minutes.
 TOKENIZER_SAMPLE_BYTES = 1_000_000_000
 _DIGESTS = "digests.json"  # in the folder of a trained tokenizer: sizes and hashes of its files
-# Text up to this size is kept in memory while it is measured, and not read a second time.
-_KEPT_BYTES = 1 << 27
 
 
 @dataclasses.dataclass(frozen=True)
@@ -87,6 +90,7 @@ def check_sources(spec: TextSpec) -> None:
     Raises:
       UsageError: a source is wrong; the message says what to do.
     """
+    RemoteCache(spec.remote_cache, spec.cache_dir, progress=False).check()
     for number, corpus in enumerate(spec.corpora):
         try:
             open_corpus(corpus.source).check()
@@ -96,7 +100,9 @@ def check_sources(spec: TextSpec) -> None:
             raise UsageError(f"corpus {number} of --config.data.mixture: {error}") from error
 
 
-def prepare(spec: TextSpec, progress: bool = True, verify: bool = False) -> Prepared:
+def prepare(
+    spec: TextSpec, progress: bool = True, verify: bool = False, runner: Runner = LOCAL
+) -> Prepared:
     """Trains the tokenizer and builds the token stores that the cache lacks, and opens them.
 
     Safe to call from several processes, also on hosts that share the cache: one works, the others
@@ -107,6 +113,7 @@ def prepare(spec: TextSpec, progress: bool = True, verify: bool = False) -> Prep
       progress: whether to show progress bars.
       verify: whether to read the stores, their packing indices and the text again and compare
         their hashes.
+      runner: what runs the tokenisation; a cluster gives the same stores as this machine.
 
     Raises:
       UsageError: the text cannot be read or is empty, the cache cannot be written, or something in
@@ -114,8 +121,9 @@ def prepare(spec: TextSpec, progress: bool = True, verify: bool = False) -> Prep
     """
     corpora = [(open_corpus(corpus.source), _recipe(spec, corpus)) for corpus in spec.corpora]
     stores = []
+    remote = RemoteCache(spec.remote_cache, spec.cache_dir, progress)
     with _explaining_write_errors(spec.cache_dir):
-        tokenizer, is_new = _tokenizer(spec, corpora, progress)
+        tokenizer, is_new = _tokenizer(spec, corpora, remote, progress)
         for number, (corpus, recipe) in enumerate(corpora):
             where = f"corpus {number} of --config.data.mixture" if number else "--config.data"
             name = _hash(
@@ -126,14 +134,16 @@ def prepare(spec: TextSpec, progress: bool = True, verify: bool = False) -> Prep
             )
             folder = spec.cache_dir / "tokens" / name
             is_new = is_new or not are_complete(folder)
-            train, heldout = build_stores(
-                folder,
-                corpus,
-                tokenizer,
-                recipe,
-                workers=spec.num_workers,
-                progress=progress,
-            )
+            with remote.entry(folder, functools.partial(are_complete, folder)):
+                train, heldout = build_stores(
+                    folder,
+                    corpus,
+                    tokenizer,
+                    recipe,
+                    workers=spec.num_workers,
+                    progress=progress,
+                    runner=runner,
+                )
             if not train.num_documents:
                 raise UsageError(
                     f"There is no text to train on: {where} gave {heldout.num_documents} "
@@ -145,32 +155,6 @@ def prepare(spec: TextSpec, progress: bool = True, verify: bool = False) -> Prep
                 _verify(corpus, train, heldout)
             stores.append((train, heldout))
     return Prepared(tokenizer, *stores[0], tuple(train for train, _ in stores[1:]), is_new)
-
-
-def training_sentences(
-    corpus: Corpus, recipe: Recipe, sample_bytes: int = TOKENIZER_SAMPLE_BYTES
-) -> Iterator[str]:
-    """Yields sentences of training documents, from about `sample_bytes` of text at most.
-
-    From a larger corpus, pieces of about 1 MB are taken at equal distances over the whole corpus.
-    The same corpus always gives the same sentences.
-    """
-    total_bytes = 0
-    pieces: list[Piece] | None = []
-    for piece in corpus.pieces():
-        total_bytes += len(piece.data)
-        if pieces is not None:
-            pieces.append(piece)
-        if total_bytes > _KEPT_BYTES:
-            pieces = None
-    budget = min(total_bytes, sample_bytes)
-    counts: collections.Counter = collections.Counter()
-    for number, piece in enumerate(corpus.pieces() if pieces is None else pieces):
-        if (number + 1) * budget // total_bytes == number * budget // total_bytes:
-            continue
-        for text in corpus.documents(piece, counts):
-            if not is_heldout(text, recipe.validation_fraction):
-                yield from split_sentences(text, recipe.sentences, recipe.language)
 
 
 def _recipe(spec: TextSpec, corpus: CorpusSpec) -> Recipe:
@@ -194,7 +178,7 @@ def _training_identity(recipe: Recipe) -> dict[str, Any]:
 
 
 def _tokenizer(
-    spec: TextSpec, corpora: Sequence[tuple[Corpus, Recipe]], progress: bool
+    spec: TextSpec, corpora: Sequence[tuple[Corpus, Recipe]], remote: RemoteCache, progress: bool
 ) -> tuple[RobertaTokenizer, bool]:
     """The tokenizer, and whether it was trained just now."""
     # A model has its tokenizer beside its weights.
@@ -213,18 +197,20 @@ def _tokenizer(
         sample=TOKENIZER_SAMPLE_BYTES,
     )
     folder = spec.cache_dir / "tokenizers" / name
-    tokenizer = _load_trained(folder)
-    is_new = tokenizer is None
-    if tokenizer is None:
-        with folder_lock(folder, progress):
-            tokenizer = _load_trained(folder)
-            if tokenizer is None:
-                _remove_leftovers(folder)
-                tokenizer = _train(corpora, spec, progress)
-                with create_folder(folder) as temporary:
-                    tokenizer.save_pretrained(temporary)
-                    files = {path.name: describe_file(path) for path in temporary.iterdir()}
-                    write_json(temporary / _DIGESTS, with_digest({"files": files}))
+    was_there = folder.exists()
+    with remote.entry(folder, folder.exists):
+        tokenizer = _load_trained(folder)
+        is_new = not was_there or tokenizer is None
+        if tokenizer is None:
+            with folder_lock(folder, progress):
+                tokenizer = _load_trained(folder)
+                if tokenizer is None:
+                    _remove_leftovers(folder)
+                    tokenizer = _train(corpora, spec, progress)
+                    with create_folder(folder) as temporary:
+                        tokenizer.save_pretrained(temporary)
+                        files = {path.name: describe_file(path) for path in temporary.iterdir()}
+                        write_json(temporary / _DIGESTS, with_digest({"files": files}))
     return tokenizer, is_new
 
 
@@ -247,7 +233,15 @@ def _train(
     # The same amount of each corpus, whatever their sizes.
     share = TOKENIZER_SAMPLE_BYTES // len(corpora)
     sentences = itertools.chain.from_iterable(
-        training_sentences(corpus, recipe, share) for corpus, recipe in corpora
+        training_sentences(
+            corpus,
+            sample_bytes=share,
+            validation_fraction=recipe.validation_fraction,
+            sentences=recipe.sentences,
+            language=recipe.language,
+            workers=spec.num_workers,
+        )
+        for corpus, recipe in corpora
     )
     first = next(sentences, None)
     if first is None:

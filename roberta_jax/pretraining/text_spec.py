@@ -59,6 +59,7 @@ class TextSpec:
       min_frequency: how often a pair must occur to be merged, in a tokenizer that is trained.
       cache_dir: where tokenizers and token stores are written.
       num_workers: processes that tokenise; None is one per core.
+      remote_cache: a folder on an object store with copies of what is in `cache_dir`, or None.
     """
 
     corpora: tuple[CorpusSpec, ...]
@@ -70,6 +71,7 @@ class TextSpec:
     min_frequency: int
     cache_dir: pathlib.Path
     num_workers: int | None
+    remote_cache: str | None = None
 
 
 def read_text_spec(config: ConfigDict) -> TextSpec:
@@ -83,6 +85,7 @@ def read_text_spec(config: ConfigDict) -> TextSpec:
     """
     check_values(flatten(config))
     data = config.data
+    is_remote = "://" in (data.cache_dir or "")
     return TextSpec(
         corpora=_read_corpora(data),
         validation_fraction=data.validation_fraction,
@@ -91,8 +94,9 @@ def read_text_spec(config: ConfigDict) -> TextSpec:
         init_from=config.init_from,
         vocab_size=config.new_tokenizer.vocab_size,
         min_frequency=config.new_tokenizer.min_frequency,
-        cache_dir=_cache_dir(data.cache_dir),
+        cache_dir=_cache_dir(None if is_remote else data.cache_dir),
         num_workers=data.num_workers,
+        remote_cache=data.cache_dir.rstrip("/") if is_remote else None,
     )
 
 
@@ -144,11 +148,6 @@ def _read_mixture_entry(first: TextSource, entry: Any, where: str) -> CorpusSpec
 
 def _cache_dir(cache_dir: str | None) -> pathlib.Path:
     """`config.data.cache_dir`, or `roberta_jax` in the user's cache folder."""
-    if cache_dir and ("://" in cache_dir or "\0" in cache_dir):
-        raise UsageError(
-            f"--config.data.cache_dir={cache_dir!r} is no folder of a file system, which the cache "
-            "needs: its files are locked and memory-mapped. Name a local or mounted folder."
-        )
     if cache_dir:
         return pathlib.Path(cache_dir).expanduser().absolute()
     base = os.environ.get("XDG_CACHE_HOME") or pathlib.Path.home() / ".cache"

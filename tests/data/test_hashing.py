@@ -5,7 +5,7 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from roberta_jax.data.hashing import fold, hash32, mix64, permute
+from roberta_jax.data.hashing import fold, hash32, mix64, permute, unpermute
 
 
 def test_pinned_values():
@@ -93,6 +93,19 @@ def test_hashes_of_neighbours_are_independent(neighbour):
 @settings(max_examples=60, deadline=None)
 def test_permute_is_a_bijection(n, seed, epoch):
     assert np.array_equal(np.sort(permute(np.arange(n), n, seed, epoch)), np.arange(n))
+
+
+@given(
+    n=st.integers(1, 2**40),
+    seed=st.integers(-(2**63), 2**64),
+    epoch=st.integers(0, 2**31),
+    data=st.data(),
+)
+@settings(max_examples=60, deadline=None)
+def test_unpermute_is_the_inverse(n, seed, epoch, data):
+    index = np.array(data.draw(st.lists(st.integers(0, n - 1), min_size=1, max_size=9)))
+    assert np.array_equal(unpermute(permute(index, n, seed, epoch), n, seed, epoch), index)
+    assert np.array_equal(permute(unpermute(index, n, seed, epoch), n, seed, epoch), index)
 
 
 @pytest.mark.parametrize("n", [2**16, 2**16 + 1, 300_007])

@@ -11,6 +11,7 @@ from hypothesis import strategies as st
 from roberta_jax.data.mixture import Mixture
 from roberta_jax.data.packing.index import PairOptions
 from roberta_jax.data.pipeline import eval_batches, eval_rows, train_batches
+from roberta_jax.data.row_order import FULL
 from tests.support.toy_corpus import make_dataset, make_store
 
 SEED = 3
@@ -20,6 +21,7 @@ class Recorder:
     """A fake dataset whose batches contain the requested rows and epochs, and the seed."""
 
     seq_len, vocab_size, max_inputs, num_slots = 32, 120, 1, 8
+    row_order = FULL
 
     def __init__(self, num_rows, epoch_ends=None, padding_share=0.0, seed=None):
         self.num_rows = num_rows

@@ -17,6 +17,7 @@ from roberta_jax.data import hashing, pipeline
 from roberta_jax.data.batches import DTYPES
 from roberta_jax.data.packing.index import FORMATS, PAIR_FORMATS, PairOptions
 from roberta_jax.data.pipeline import eval_batches, eval_rows, rows_at, train_batches
+from roberta_jax.data.row_order import FULL
 from roberta_jax.errors import UsageError
 from tests.support.toy_corpus import make_dataset, make_store
 
@@ -39,6 +40,8 @@ def dataset(tmp_path_factory):
 
 class Recorder:
     """A fake dataset whose batches contain the requested rows and epochs."""
+
+    row_order = FULL
 
     def __init__(self, num_rows, fail_at=None, delay=0.0, epoch_ends=None):
         self.num_rows, self._fail_at, self._delay = num_rows, fail_at, delay

@@ -8,7 +8,8 @@ import pytest
 
 from roberta_jax.data.batches import PackedDataset
 from roberta_jax.data.mixture import Mixture
-from roberta_jax.data.pipeline import eval_batches
+from roberta_jax.data.pipeline import eval_batches, rows_at
+from roberta_jax.data.row_order import WindowedOrder
 from roberta_jax.errors import UsageError
 from roberta_jax.pretraining.datasets import (
     device_eval_batches,
@@ -221,3 +222,24 @@ def test_model_inputs_mask_padding_or_separate_inputs(tmp_path, max_inputs):
     np.testing.assert_array_equal(arrays[name], segment_ids)
     assert arrays.keys() - {name} == batch.keys() - {"segment_ids"}
     assert "segment_ids" in batch  # the argument is not changed
+
+
+def test_the_windowed_order_has_the_same_rows_in_another_order(small_config, prepared):
+    changes = {
+        "data.order": "windowed",
+        "data.order_block_tokens": 64,
+        "data.order_window_blocks": 2,
+        "data.order_streams": 2,
+    }
+    rows = {}
+    for name, chosen in (("full", {}), ("windowed", changes)):
+        spec = read_spec(small_config(**chosen))
+        dataset = training_dataset(spec, prepared, token_types=False)
+        positions = np.arange(dataset.num_rows)
+        rows[name] = rows_at(positions, dataset.epoch_ends, spec.training.seed, dataset.row_order)[
+            0
+        ]
+    assert sorted(rows["full"]) == sorted(rows["windowed"]) == list(range(len(rows["full"])))
+    assert spec.row_order == WindowedOrder(4, 2, streams=2, stream_rows=4)
+    # The first rows of each stream are from a window of 2 or 3 blocks of 4 rows.
+    assert len(set(rows["windowed"][:4] // 4)) <= 3

@@ -72,6 +72,11 @@ WRONG_VALUES = {
     "unknown activation": ({"model.hidden_act": "gelou"}, "gelou"),
     "unknown dtype": ({"execution.dtype": "float8"}, r"execution\.dtype=float8.*bfloat16"),
     "unknown remat": ({"execution.remat": "some"}, "some.*dots"),
+    "unknown order": ({"data.order": "random"}, r"data\.order=random.*full, windowed"),
+    "more streams than rows": (
+        {"data.order": "windowed", "data.order_streams": 9},
+        r"data\.order_streams=9.*train\.batch_size=8",
+    ),
     "unknown engine": ({"data.engine": "torch"}, r"data\.engine=torch.*numpy"),
     "unknown optimizer": (
         {"optimizer.name": "sgd"},

@@ -8,6 +8,7 @@ from roberta_jax.data.batches import PackedDataset
 from roberta_jax.data.masking import Masking
 from roberta_jax.data.packing import formats
 from roberta_jax.data.packing import index as packing
+from roberta_jax.data.row_order import FULL, RowOrder
 from roberta_jax.data.store import token_store
 
 VOCAB, BOS, PAD, EOS, MASK = 120, 0, 1, 2, 119
@@ -34,6 +35,7 @@ def make_dataset(
     pairs: packing.PairOptions | None = None,
     token_types: bool = False,
     next_sentence: bool = False,
+    row_order: RowOrder = FULL,
     **masking,
 ) -> PackedDataset:
     """A dataset of a store, with the index `packed` or else one of the given format."""
@@ -50,6 +52,7 @@ def make_dataset(
         word_starts=np.arange(VOCAB) % 3 == 0,
         token_types=token_types,
         next_sentence=next_sentence,
+        row_order=row_order,
     )
 
 

@@ -46,6 +46,7 @@ from roberta_jax.data.store.digests import (
     check_files,
     describe_file,
     read_json,
+    remember_files,
     with_digest,
 )
 from roberta_jax.data.store.token_store import TokenStore
@@ -260,6 +261,7 @@ def _build(
         files = {name: describe_file(temporary / name) for name in _TABLES}
         index = with_digest({"name": folder.name, **counts, "files": files})
         write_json(temporary / _INDEX, index, indent=None)
+        remember_files(temporary, files)  # renaming the folder does not change them
 
 
 def _write_tables(

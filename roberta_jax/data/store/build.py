@@ -2,7 +2,7 @@
 
 The main process divides the text into chunks of some 8 MB. A worker splits a chunk into documents
 and sentences, encodes them and writes a part. The main process joins the parts into shards (see
-`shards`).
+`shards`). The workers are processes of this machine or of a cluster, see `executors`.
 
 The chunks depend only on the bytes of the text, and parts are joined in order. The stores are
 therefore the same byte for byte for any number of workers, and after any number of interruptions.
@@ -14,19 +14,16 @@ import concurrent.futures
 import contextlib
 import dataclasses
 import itertools
-import multiprocessing
-import os
 import pathlib
 import shutil
-import signal
 import sys
-import threading
 import time
 from collections.abc import Iterator
-from concurrent.futures.process import BrokenProcessPool
+from typing import NamedTuple
 
 import tqdm.auto
 
+from roberta_jax.data.executors import LOCAL, Runner, open_executor, usable_cores
 from roberta_jax.data.store.digests import new_hash
 from roberta_jax.data.store.layout import INDEX, lay_out, token_dtype
 from roberta_jax.data.store.shards import BUILDING, HELDOUT, TRAIN, ShardWriter, write_part
@@ -39,6 +36,9 @@ from roberta_jax.tokenizer import RobertaTokenizer
 from roberta_jax.tokenizer.bulk import BulkEncoder
 
 CHUNK_BYTES = 8 << 20
+# A part that was written on another machine can be seen here only after some time: network file
+# systems remember for up to a minute that a file did not exist.
+_SECONDS_TO_APPEAR = 90
 
 
 @dataclasses.dataclass(frozen=True)
@@ -67,6 +67,7 @@ def build_stores(
     *,
     workers: int | None = None,
     progress: bool = False,
+    runner: Runner = LOCAL,
 ) -> tuple[TokenStore, TokenStore]:
     """Opens the stores train/ and heldout/ in `folder`; builds them first if necessary.
 
@@ -77,8 +78,10 @@ def build_stores(
       corpus: The text.
       tokenizer: Encodes the text.
       recipe: How the corpus is divided.
-      workers: Number of processes. None uses one for each core.
+      workers: Number of processes on this machine. None uses one for each core.
       progress: Whether to show a progress bar.
+      runner: What runs the workers. For a cluster, `folder` must be on a file system that all its
+        machines share.
 
     Raises:
       UsageError: The text cannot be read, a worker died, or a store in the folder is damaged.
@@ -90,8 +93,8 @@ def build_stores(
     if not are_complete(folder) or (folder / BUILDING).exists():
         with folder_lock(folder, progress):
             if not are_complete(folder):
-                workers = workers or len(_usable_cores())
-                _build(folder, _Encoder(corpus, tokenizer, recipe), workers, progress)
+                workers = workers or usable_cores()
+                _build(folder, _Encoder(corpus, tokenizer, recipe), workers, progress, runner)
             shutil.rmtree(folder / BUILDING, ignore_errors=True)
     train, heldout = TokenStore.open(folder / TRAIN), TokenStore.open(folder / HELDOUT)
     _check_origin(train, heldout, tokenizer)
@@ -183,32 +186,42 @@ class _Encoder:
         return lay_out(ids_T.astype(self.dtype), sentence_lengths_S, document_lengths_D, eos_id)
 
 
-def _build(folder: pathlib.Path, encoder: _Encoder, workers: int, progress: bool) -> None:
+def _build(
+    folder: pathlib.Path, encoder: _Encoder, workers: int, progress: bool, runner: Runner
+) -> None:
     writer = ShardWriter(folder, encoder.dtype)
     corpus, tokenizer = encoder.corpus, encoder.tokenizer
     hasher = new_hash()
     chunks = enumerate(_chunks(corpus.pieces(), hasher))
     first = list(itertools.islice(chunks, 2))
     if len(first) < 2:
-        workers = 1  # starting processes takes longer than encoding one chunk
-    pending: dict[concurrent.futures.Future, list[Piece]] = {}
-    with _Bar(corpus.size, progress) as bar, _pool(encoder, workers) as submit:
+        workers, runner = 1, LOCAL  # starting processes takes longer than encoding one chunk
+    pending: dict[concurrent.futures.Future, _Sizes] = {}
+    with (
+        _Bar(corpus.size, progress) as bar,
+        open_executor(encoder, workers, runner) as executor,
+    ):
 
         def collect(at_most: int) -> None:
             """Adds finished parts until at most this many are pending."""
             while len(pending) > at_most:
+                executor.flush()
                 completed = concurrent.futures.wait(pending, return_when="FIRST_COMPLETED").done
                 for future in completed:
-                    pieces = pending.pop(future)
-                    writer.add(_result(future))
-                    bar.advance(pieces, writer.counts)
+                    sizes = pending.pop(future)
+                    number = executor.result(future)
+                    if not runner.is_local:
+                        _wait_for_part(writer, number)
+                    writer.add(number)
+                    bar.advance(sizes, writer.counts)
 
         for number, pieces in itertools.chain(first, chunks):
+            sizes = _Sizes.of(pieces)
             if writer.has(number):
-                bar.advance(pieces, writer.counts)
+                bar.advance(sizes, writer.counts)
                 continue
-            pending[submit(writer.building, number, pieces)] = pieces
-            collect(at_most=2 * workers)  # bounds the memory
+            pending[executor.submit(writer.building, number, pieces)] = sizes
+            collect(at_most=executor.max_pending)  # bounds the memory
         collect(at_most=0)
     writer.finish(
         vocab_size=len(tokenizer),
@@ -224,6 +237,19 @@ def _build(folder: pathlib.Path, encoder: _Encoder, workers: int, progress: bool
     )
 
 
+def _wait_for_part(writer: ShardWriter, number: int) -> None:
+    """Waits until a part that another machine has written can be seen here."""
+    deadline = time.monotonic() + _SECONDS_TO_APPEAR
+    while not writer.is_written(number):
+        if time.monotonic() > deadline:
+            raise UsageError(
+                f"A worker has written part {number} of the text into {writer.building}, but it is "
+                "not there on this machine. Name a folder that all machines of the cluster share "
+                "with --config.data.cache_dir=FOLDER."
+            )
+        time.sleep(0.5)
+
+
 def _chunks(pieces: Iterator[Piece], hasher) -> Iterator[list[Piece]]:
     """Groups pieces into chunks of at least CHUNK_BYTES, except the last; hashes all of them."""
     chunk: list[Piece] = []
@@ -237,6 +263,17 @@ def _chunks(pieces: Iterator[Piece], hasher) -> Iterator[list[Piece]]:
             chunk, size = [], 0
     if chunk:
         yield chunk
+
+
+class _Sizes(NamedTuple):
+    """The sizes of a chunk in bytes: of its text, and of what was read from disk for it."""
+
+    text: int
+    read: int
+
+    @classmethod
+    def of(cls, pieces: list[Piece]) -> "_Sizes":
+        return cls(sum(len(piece.data) for piece in pieces), sum(piece.read for piece in pieces))
 
 
 class _Bar:
@@ -259,110 +296,11 @@ class _Bar:
     def __exit__(self, *exception) -> None:
         self._bar.close()
 
-    def advance(self, pieces: list[Piece], counts: collections.Counter) -> None:
-        self._text_bytes += sum(len(piece.data) for piece in pieces)
+    def advance(self, sizes: _Sizes, counts: collections.Counter) -> None:
+        self._text_bytes += sizes.text
         megabytes = self._text_bytes / 1e6
         speed = megabytes / max(time.monotonic() - self._start, 1e-3)
         self._bar.set_postfix_str(
             f"{megabytes:.0f} MB, {speed:.1f} MB/s, {counts['documents']} documents", refresh=False
         )
-        self._bar.update(sum(piece.read for piece in pieces))
-
-
-@contextlib.contextmanager
-def _pool(encoder: _Encoder, workers: int):
-    """Yields `submit(*arguments) -> Future`, which runs `encoder(*arguments)` in a process."""
-    if workers == 1:
-        yield lambda *arguments: _run_here(encoder, *arguments)
-        return
-    # Spawn, because forking a process in which JAX or TensorFlow has started threads can hang.
-    executor = concurrent.futures.ProcessPoolExecutor(
-        workers, multiprocessing.get_context("spawn"), _start_worker, (encoder,)
-    )
-
-    def submit(*arguments):
-        with _without_main(), _interrupts_blocked():
-            return executor.submit(_run_in_worker, *arguments)
-
-    try:
-        yield submit
-    finally:
-        executor.shutdown(cancel_futures=True)
-
-
-def _run_here(encoder: _Encoder, *arguments) -> concurrent.futures.Future:
-    future: concurrent.futures.Future = concurrent.futures.Future()
-    future.set_result(encoder(*arguments))
-    return future
-
-
-@contextlib.contextmanager
-def _without_main():
-    """Hides the origin of `__main__`, so that new processes do not import the user's script.
-
-    The script would import JAX in each process. Without this, scripts would also need the guard
-    `if __name__ == "__main__"`.
-    """
-    main = sys.modules["__main__"]
-    hidden = {name: vars(main)[name] for name in ("__file__", "__spec__") if name in vars(main)}
-    try:
-        for name in hidden:
-            setattr(main, name, None)
-        yield
-    finally:
-        vars(main).update(hidden)
-
-
-@contextlib.contextmanager
-def _interrupts_blocked() -> Iterator[None]:
-    """Blocks Ctrl-C in the processes that are started within, which inherit it.
-
-    They would otherwise print a traceback if it reached them while they import their modules. In
-    this process it arrives at the end of the block.
-    """
-    if not hasattr(signal, "pthread_sigmask"):
-        yield
-        return
-    blocked = signal.pthread_sigmask(signal.SIG_BLOCK, {signal.SIGINT})
-    try:
-        yield
-    finally:
-        signal.pthread_sigmask(signal.SIG_SETMASK, blocked)
-
-
-def _result(future: concurrent.futures.Future) -> int:
-    try:
-        return future.result()
-    except BrokenProcessPool as error:
-        raise UsageError(
-            "A worker process died while preparing text, most likely because memory ran out. "
-            "Finished parts are kept: run the command again with fewer processes, such as "
-            "--config.data.num_workers=1 (the default is one for each core)."
-        ) from error
-
-
-_encoder: _Encoder  # in a worker process
-
-
-def _start_worker(encoder: _Encoder) -> None:
-    global _encoder
-    _encoder = encoder
-    signal.signal(signal.SIGINT, signal.SIG_IGN)  # the parent handles Ctrl-C
-    os.environ["TOKENIZERS_PARALLELISM"] = "false"  # the processes are the parallelism
-    threading.Thread(target=_die_with_parent, daemon=True).start()
-
-
-def _die_with_parent() -> None:
-    """Ends a worker whose parent was killed, which would otherwise wait for work forever."""
-    multiprocessing.parent_process().join()
-    os._exit(1)
-
-
-def _run_in_worker(*arguments) -> int:
-    return _encoder(*arguments)
-
-
-def _usable_cores() -> set[int]:
-    if hasattr(os, "sched_getaffinity"):
-        return os.sched_getaffinity(0)
-    return set(range(os.cpu_count() or 1))
+        self._bar.update(sizes.read)

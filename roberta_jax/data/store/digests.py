@@ -5,7 +5,8 @@
 so files are not read at each start: what `stat` says of a file that was read is remembered beside
 it, in `checked.json`, and the file is read again only if its size, its number (inode), or one of
 its times differs. Every write sets the time of the last change (ctime), and no program can set it
-back. What goes unnoticed is damage without a write, such as that of a failing disk, which
+back. Files are also remembered when they are written, because they are hashed then. What goes
+unnoticed is damage without a write, such as that of a failing disk, which
 `prepare --verify` finds: it reads all files. In a folder that cannot be written nothing is
 remembered, and each process reads the files once, when it opens the folder.
 
@@ -79,10 +80,21 @@ def check_files(
             if digest != expected[name]["blake2b"]:
                 raise DamagedError(f"the contents of {name} have changed")
     if remember and remembered != states:
-        # A file that is cut short when the process is killed is no JSON, so nothing is remembered.
-        with contextlib.suppress(OSError):  # such as in a read-only folder
-            (folder / CHECKED).write_text(json.dumps(states), encoding="utf-8")
+        _remember(folder, states)
     return to_read
+
+
+def remember_files(folder: pathlib.Path, expected: Mapping[str, Mapping[str, Any]]) -> None:
+    """Remembers files whose hashes were computed while they were written, so as not to read them.
+
+    Args:
+      folder: Their folder.
+      expected: As for `check_files`.
+
+    Raises:
+      DamagedError: A file is missing, or has another size.
+    """
+    _remember(folder, {name: _state(folder, name, expected[name]) for name in expected})
 
 
 def with_digest(value: Mapping[str, Any]) -> dict[str, Any]:
@@ -156,6 +168,12 @@ def _state(folder: pathlib.Path, name: str, expected: Mapping[str, Any]) -> list
     if stat.st_size != expected["bytes"]:
         raise DamagedError(f"{name} has {stat.st_size} bytes, not {expected['bytes']}")
     return [expected["blake2b"], stat.st_size, stat.st_ino, stat.st_mtime_ns, stat.st_ctime_ns]
+
+
+def _remember(folder: pathlib.Path, states: Mapping[str, Any]) -> None:
+    # A file that is cut short when the process is killed is no JSON, so nothing is remembered.
+    with contextlib.suppress(OSError):  # such as in a read-only folder
+        (folder / CHECKED).write_text(json.dumps(states), encoding="utf-8")
 
 
 def _read_remembered(folder: pathlib.Path) -> dict[str, Any]:

@@ -13,6 +13,7 @@ written.
 """
 
 import collections
+import contextlib
 import functools
 import json
 import logging
@@ -25,7 +26,13 @@ from typing import Any
 import numpy as np
 
 from roberta_jax.data.store import layout
-from roberta_jax.data.store.digests import DamagedError, check_files, read_json, with_digest
+from roberta_jax.data.store.digests import (
+    DamagedError,
+    check_files,
+    read_json,
+    remember_files,
+    with_digest,
+)
 from roberta_jax.data.store.layout import ARRAYS
 from roberta_jax.data.store.overlap import overlap_with_training
 from roberta_jax.errors import UsageError
@@ -96,6 +103,10 @@ class ShardWriter:
         """Whether a part exists already, as a file or in a shard."""
         return number < self._first_pending or number in self._parts
 
+    def is_written(self, number: int) -> bool:
+        """Whether the file of a part that is in no shard exists."""
+        return _part_path(self.building, number).exists()
+
     def add(self, number: int) -> None:
         """Adds a part that `write_part` has just written; writes the shards it completes."""
         counts = _read_counts(_part_path(self.building, number))
@@ -142,6 +153,13 @@ class ShardWriter:
                 shards=entries[side],
                 about={**about, "counts": dict(sorted(self.counts.items()))},
             )
+            files = {
+                f"{shard['name']}.{array}.npy": shard["files"][array]
+                for shard in entries[side]
+                for array in ARRAYS
+            }
+            with contextlib.suppress(DamagedError):  # opening the store says what is wrong
+                remember_files(self._folder / side, files)
         shutil.rmtree(self.building)
 
     @property

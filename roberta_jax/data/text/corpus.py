@@ -81,6 +81,14 @@ class Corpus(abc.ABC):
           UsageError: The text cannot be read.
         """
 
+    def num_bytes(self) -> int | None:
+        """The number of bytes of all pieces, or None if it is not known without reading them."""
+        return None
+
+    def parts(self) -> list[Corpus]:
+        """Corpora that can be read at the same time, and are this one together."""
+        return [self]
+
     def check(self) -> None:
         """Reads enough of the text to notice most mistakes, in little time.
 
@@ -182,6 +190,14 @@ class FilesCorpus(Corpus):
             "text_field": self._text_field,
             "files": [[str(path), size, time] for path, size, time in self._files],
         }
+
+    def num_bytes(self) -> int | None:
+        if not all(files.is_plain(path) for path, *_ in self._files):
+            return None
+        return sum(size - files.mark_bytes(path) for path, size, _ in self._files)
+
+    def parts(self) -> list[Corpus]:
+        return [FilesCorpus([path], self._text_field) for path, *_ in self._files]
 
     def check(self) -> None:
         paths = [path for path, *_ in self._files]

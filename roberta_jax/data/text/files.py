@@ -86,6 +86,19 @@ def is_plain(path: pathlib.Path) -> bool:
     return not path.name.lower().endswith(tuple(_OPENERS))
 
 
+def mark_bytes(path: pathlib.Path) -> int:
+    """The size of the byte-order mark of a plain file, which its blocks leave out.
+
+    Raises:
+      UsageError: The file cannot be read.
+    """
+    try:
+        with path.open("rb") as file:
+            return len(_UTF8_MARK) if file.read(len(_UTF8_MARK)) == _UTF8_MARK else 0
+    except OSError as error:
+        raise UsageError(f"{path} cannot be read: {error.strerror}.") from error
+
+
 def read_blocks(
     path: pathlib.Path, block_bytes: int, may_end: Callable[[bytes], bool]
 ) -> Iterator[Block]:

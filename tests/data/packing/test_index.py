@@ -3,6 +3,9 @@
 import concurrent.futures
 import json
 import os
+import pathlib
+import subprocess
+import time
 
 import numpy as np
 import pytest
@@ -12,9 +15,9 @@ from hypothesis import strategies as st
 from roberta_jax.data.packing import blocks
 from roberta_jax.data.packing import index as packing
 from roberta_jax.data.packing.index import PairOptions
-from roberta_jax.data.store.token_store import write_store
+from roberta_jax.data.store.token_store import TokenStore, write_store
 from roberta_jax.errors import UsageError
-from tests.support import plain_packing
+from tests.support import plain_packing, processes
 
 documents = st.lists(
     st.lists(st.lists(st.integers(4, 99), max_size=30), min_size=1, max_size=6),
@@ -300,3 +303,35 @@ def test_an_intact_index_may_be_read_only(store, monkeypatch):
     packing.load_or_pack(store, "sentences", 64)
     monkeypatch.setattr(packing, "_lock", None)  # fails if called
     packing.load_or_pack(store, "sentences", 64)
+
+
+def pack_counting(folder: str, out: str) -> None:
+    """In a process of `test_one_process_packs_and_the_others_wait`."""
+    build = packing._build
+
+    def counting(*arguments):
+        time.sleep(1)
+        build(*arguments)
+        print("packed")
+
+    packing._build = counting
+    packed = packing.load_or_pack(TokenStore.open(folder), "sentences", 64)
+    pathlib.Path(out).write_text(str(packed.num_rows))
+
+
+def test_one_process_packs_and_the_others_wait(store, tmp_path):
+    """As on hosts that share a cache."""
+    started = [
+        subprocess.Popen(
+            processes.command(__name__, "pack_counting", str(store.folder), f"{tmp_path}/out{i}"),
+            env=processes.environment(),
+            stdout=subprocess.PIPE,
+            stderr=subprocess.PIPE,
+            text=True,
+        )
+        for i in range(3)
+    ]
+    results = [process.communicate(timeout=120) for process in started]
+    assert [process.returncode for process in started] == [0, 0, 0], results
+    assert sorted(out for out, _ in results) == ["", "", "packed\n"]
+    assert len({(tmp_path / f"out{i}").read_text() for i in range(3)}) == 1

@@ -16,7 +16,7 @@ import numpy as np
 import psutil
 import pytest
 
-from roberta_jax.data.store import build, layout, shards
+from roberta_jax.data.store import build, digests, layout, shards
 from roberta_jax.data.store.build import Recipe, build_stores
 from roberta_jax.data.store.digests import CHECKED
 from roberta_jax.data.store.token_store import TokenStore
@@ -188,6 +188,16 @@ def test_any_number_of_workers_gives_the_same_bytes(
         build_stores(folder, open_text(text_folder), tokenizer, RECIPE, workers=workers)
         assert sorted(path.name for path in folder.iterdir()) == ["heldout", "train"]
         assert contents(folder) == expected_contents
+
+
+def test_a_store_that_was_just_built_is_not_read_to_check_it(
+    tmp_path, text_folder, tokenizer, monkeypatch
+):
+    def read(path):
+        raise AssertionError(f"reads {path}")
+
+    monkeypatch.setattr(digests, "_hash_of", read)
+    build_stores(tmp_path / "x", open_text(text_folder), tokenizer, RECIPE, workers=1)
 
 
 def test_a_finished_store_is_not_written_again(tmp_path, text_folder, tokenizer):

@@ -14,6 +14,7 @@ from roberta_jax.data.store.digests import (
     check_files,
     describe_file,
     read_json,
+    remember_files,
     with_digest,
     without_digest,
 )
@@ -61,6 +62,17 @@ def test_a_folder_that_cannot_be_written(tmp_path, expected):
     (tmp_path / CHECKED).mkdir()
     for _ in range(2):
         assert check_files(tmp_path, expected) == list(NAMES)
+
+
+def test_files_that_were_hashed_while_they_were_written_are_not_read(tmp_path, expected):
+    remember_files(tmp_path, expected)
+    assert check_files(tmp_path, expected) == []
+    (tmp_path / "b").write_bytes(b"c" * 1000)
+    with pytest.raises(DamagedError, match="the contents of b have changed"):
+        check_files(tmp_path, expected)
+    (tmp_path / "b").unlink()
+    with pytest.raises(DamagedError, match="b is missing"):
+        remember_files(tmp_path, expected)
 
 
 @pytest.mark.parametrize(
