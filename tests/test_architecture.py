@@ -23,6 +23,7 @@ ALLOWED = {
     "pretraining": {"data", "kernels", "modeling", "storage", "tokenizer", "training", "weights"},
     "compat": {"modeling", "storage", "weights"},
     "exporting": {"modeling", "storage", "weights"},
+    "launching": {"training"},
     "errors": set(),
     "__init__": set(),
 }

@@ -14,6 +14,8 @@ import sys
 import threading
 from collections.abc import Callable, Iterator
 
+from roberta_jax.training import heartbeat
+
 SIGPIPE = 13  # not every system defines it
 
 # Exit statuses of a command that ended because of a signal, as shells report it.
@@ -47,6 +49,7 @@ class StopRequests:
         self._poll = poll
 
     def __call__(self) -> bool:
+        heartbeat.beat()
         return self.signal is not None if self._poll is None else self._poll()
 
     def request(self, number: int) -> bool:
