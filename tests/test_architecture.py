@@ -24,6 +24,7 @@ ALLOWED = {
     "compat": {"modeling", "storage", "weights"},
     "exporting": {"modeling", "storage", "weights"},
     "launching": {"training"},
+    "diagnostics": {"launching", "modeling", "storage", "training"},
     "errors": set(),
     "__init__": set(),
 }

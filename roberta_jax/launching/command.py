@@ -13,6 +13,7 @@ EXAMPLE = (
     "python -m roberta_jax.launch -- pretrain --config=configs/pretrain.py:tiny --workdir=runs/tiny"
 )
 DISTRIBUTED = "--distributed"  # makes one of several processes join the others
+_TAKE_DISTRIBUTED = ("pretrain", "doctor")
 _DISTRIBUTED = ("distributed", "nodistributed")
 STORE_SECONDS = 120  # to list the checkpoints of a run on an object store
 
@@ -69,18 +70,17 @@ def workdir(command: Sequence[str]) -> str | None:
 
 
 def joined(command: Sequence[str]) -> list[str]:
-    """Returns a command of pretraining with --distributed, if it has none, for several processes.
+    """Returns a command with --distributed, if it takes that and has none, for several processes.
 
-    Other commands are returned as they are.
+    Commands that do not take it are returned as they are.
     """
     command = list(command)
-    pretrains = "roberta_jax.pretrain" in command or command[1:4] == [
-        "-m",
-        "roberta_jax",
-        "pretrain",
-    ]
+    takes = any(
+        f"roberta_jax.{name}" in command or command[1:4] == ["-m", "roberta_jax", name]
+        for name in _TAKE_DISTRIBUTED
+    )
     given = any(word.lstrip("-").partition("=")[0] in _DISTRIBUTED for word in command)
-    return [*command, DISTRIBUTED] if pretrains and not given else command
+    return [*command, DISTRIBUTED] if takes and not given else command
 
 
 def is_remote(folder: str) -> bool:
