@@ -2,6 +2,10 @@
 
 from collections.abc import Sequence
 
+# Environment variable: a file that a command writes when it ends with status 2, but may succeed if
+# it is started again as it is, because another process of the run was lost. Supervisors set it.
+RESTART_FILE = "ROBERTA_JAX_RESTART_FILE"
+
 
 class UsageError(ValueError):
     """Wrong user input: a flag, a config value, a file or a model that cannot be used.

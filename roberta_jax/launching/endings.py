@@ -8,10 +8,6 @@ from collections.abc import Sequence
 FINISHED_STATUS = 0
 MISTAKE_STATUS = 2
 
-# Lines on stderr of a process that exits with status 2 although nobody made a mistake: another
-# process of the run was lost, and the run continues once all are started again.
-LOST_PARTNER = ("PartnerLost", "was lost", "lost partner", "lost:")
-
 
 class Kind(enum.Enum):
     """How an attempt ended."""
@@ -31,20 +27,14 @@ class End:
       process: its index among the processes of this machine.
       status: its return code; the negative number of the signal that ended it.
       stderr: the last lines that it wrote to stderr.
+      partner_lost: whether it says that it may succeed if it is started again, because another
+        process of the run was lost (it wrote `errors.RESTART_FILE`). Its status is 2 nevertheless.
     """
 
     process: int
     status: int
     stderr: Sequence[str] = ()
-
-
-def restartable_mistake(end: End) -> bool:
-    """Whether a status 2 says that a partner of the process was lost, and not that the user erred.
-
-    This is the only place that knows how `roberta_jax.training` reports a lost partner.
-    """
-    errors = [line for line in end.stderr if line.startswith("error: ")]
-    return any(marker in line for line in errors for marker in LOST_PARTNER)
+    partner_lost: bool = False
 
 
 def judge(ends: Sequence[End], *, stop_signal: int | None, stalled: bool) -> tuple[Kind, End]:
@@ -59,8 +49,8 @@ def judge(ends: Sequence[End], *, stop_signal: int | None, stalled: bool) -> tup
     failures = [end for end in ends if end.status != FINISHED_STATUS]
     if not failures:
         return Kind.FINISHED, ends[0]
-    # A process that lost its partner is a consequence of what happened to that partner.
-    causes = [end for end in failures if not _lost(end)]
+    # That a process lost its partner is a consequence of what happened to that partner.
+    causes = [end for end in failures if not end.partner_lost]
     first = (causes or failures)[0]
     if stop_signal is not None:
         return Kind.STOPPED, first
@@ -85,7 +75,3 @@ def described(status: int) -> str:
     except ValueError:
         name = f"signal {-status}"
     return f"was ended by {name}"
-
-
-def _lost(end: End) -> bool:
-    return end.status == MISTAKE_STATUS and restartable_mistake(end)

@@ -8,6 +8,7 @@ import tempfile
 import time
 from collections.abc import Iterator, Mapping, Sequence
 
+from roberta_jax.errors import RESTART_FILE
 from roberta_jax.launching import crashes, environment
 from roberta_jax.launching.command import newest_step
 from roberta_jax.launching.endings import (
@@ -23,6 +24,7 @@ from roberta_jax.launching.progress import Watch
 from roberta_jax.training import heartbeat
 
 SHOWN_LINES = 30  # of a crash, printed when the supervisor gives up
+_BEATS = "heartbeat"
 _SIGPIPE = 13  # not every system defines it
 _STOP = (signal.SIGTERM, signal.SIGINT)
 STOP_STATUSES = tuple(128 + number for number in _STOP)  # of a run that was told to stop
@@ -98,14 +100,15 @@ class Supervisor:
           Ctrl-C or SIGTERM, 141 if the output cannot be written, else that of the last crash.
         """
         with self._receiving(), tempfile.TemporaryDirectory(prefix="roberta_jax_launch_") as folder:
-            return self._run(pathlib.Path(folder) / "heartbeat")
+            return self._run(pathlib.Path(folder))
 
-    def _run(self, beats: pathlib.Path) -> int:
+    def _run(self, folder: pathlib.Path) -> int:
+        """Runs the command; `folder` is for the files by which its processes report to this one."""
         restarts = in_a_row = 0
         best = newest_step(self._workdir)
         while True:
             started = time.monotonic()
-            kind, end, ends = self._attempt(beats)
+            kind, end, ends = self._attempt(folder)
             seconds = time.monotonic() - started
             if kind is Kind.FINISHED:
                 if restarts:
@@ -136,26 +139,39 @@ class Supervisor:
             if self._stopped_within(wait):
                 return self._stop_status(0)
 
-    def _attempt(self, beats: pathlib.Path) -> tuple[Kind, End, list[End]]:
+    def _attempt(self, folder: pathlib.Path) -> tuple[Kind, End, list[End]]:
         """Runs the processes once, until all have ended."""
-        beats.unlink(missing_ok=True)
-        watch = Watch(beats, self._workdir)
+        for file in folder.iterdir():
+            file.unlink()
+        watch = Watch(folder / _BEATS, self._workdir)
         running: list[Process] = []
         ends: list[Process] = []
         try:
             port = environment.free_port() if self._processes > 1 else 0
             for index in range(self._processes):
-                running.append(self._start(index, port, beats))
+                running.append(self._start(index, port, folder))
             stalled = self._watch(running, ends, watch)
         finally:
             for process in [*ends, *running]:
                 process.end()
-        records = [End(each.index, each.status, each.last_lines()) for each in [*ends, *running]]
+        records = [
+            End(
+                each.index,
+                each.status,
+                each.last_lines(),
+                _restart_file(folder, each.index).exists(),
+            )
+            for each in [*ends, *running]
+        ]
         kind, end = judge(records, stop_signal=self._stop_signal, stalled=stalled)
         return kind, end, records
 
-    def _start(self, index: int, port: int, beats: pathlib.Path) -> Process:
-        variables = {**self._variables, heartbeat.VARIABLE: str(beats)}
+    def _start(self, index: int, port: int, folder: pathlib.Path) -> Process:
+        variables = {
+            **self._variables,
+            heartbeat.VARIABLE: str(folder / _BEATS),
+            RESTART_FILE: str(_restart_file(folder, index)),
+        }
         prefix = ""
         if self._processes > 1:
             variables |= environment.process_variables(index, self._processes, port, self._gpus)
@@ -263,6 +279,10 @@ class Supervisor:
             + "Correct the cause and run the same command again; it continues from the newest "
             "checkpoint."
         )
+
+
+def _restart_file(folder: pathlib.Path, index: int) -> pathlib.Path:
+    return folder / f"restart-{index}"
 
 
 def _times(number: int, noun: str) -> str:

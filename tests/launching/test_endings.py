@@ -4,7 +4,7 @@ import pytest
 
 from roberta_jax.launching.endings import End, Kind, described, exit_status, judge
 
-LOST = ["error: process 3 was lost: it has not answered for 60 s."]
+LOST = End(0, 2, partner_lost=True)
 
 
 @pytest.mark.parametrize(
@@ -12,9 +12,9 @@ LOST = ["error: process 3 was lost: it has not answered for 60 s."]
     [
         ([End(1, 0), End(0, 0)], Kind.FINISHED, 1),
         ([End(0, 2, ["error: wrong"])], Kind.MISTAKE, 0),
-        ([End(0, 2, LOST)], Kind.CRASHED, 0),
-        ([End(0, 2, LOST), End(1, -9)], Kind.CRASHED, 1),
-        ([End(0, 2, LOST), End(1, 2, ["error: wrong"])], Kind.MISTAKE, 1),
+        ([LOST], Kind.CRASHED, 0),
+        ([LOST, End(1, -9)], Kind.CRASHED, 1),
+        ([LOST, End(1, 2, ["error: wrong"])], Kind.MISTAKE, 1),
         ([End(1, -11), End(0, 2, ["error: wrong"])], Kind.CRASHED, 1),
         ([End(1, 0), End(0, -6)], Kind.CRASHED, 0),
         ([End(0, 143)], Kind.CRASHED, 0),
@@ -30,12 +30,6 @@ def test_a_signal_that_was_passed_on_and_a_hang_come_first():
     assert judge(ends, stop_signal=15, stalled=False)[0] is Kind.STOPPED
     assert judge(ends, stop_signal=None, stalled=True)[0] is Kind.STALLED
     assert judge([End(0, 0)], stop_signal=15, stalled=False)[0] is Kind.FINISHED
-
-
-def test_a_lost_partner_is_told_by_an_error_message_only():
-    """A library that logs a lost connection is no reason to repeat a mistake."""
-    chatter = ["W0101 the connection was lost: retrying", "error: --config.x=1 is wrong"]
-    assert judge([End(0, 2, chatter)], stop_signal=None, stalled=False)[0] is Kind.MISTAKE
 
 
 def test_statuses_in_words():
