@@ -21,6 +21,8 @@ COMMANDS = {
         "Tokenize a corpus ahead of the training.",
     ),
     "pretrain": ("roberta_jax.pretrain", "Pretrain a model, or resume its training."),
+    "doctor": ("roberta_jax.doctor", "Check machines and file systems before a long run."),
+    "launch": ("roberta_jax.launch", "Run a command, and restart it when it crashes."),
     "fill-mask": ("roberta_jax.fill_mask", "Predict the masked words of texts."),
     "convert": ("roberta_jax.convert", "Convert weights between Hugging Face, Flax and fairseq."),
     "export": ("roberta_jax.export", "Export a model to StableHLO or a TensorFlow SavedModel."),

@@ -23,6 +23,8 @@ ALLOWED = {
     "pretraining": {"data", "kernels", "modeling", "storage", "tokenizer", "training", "weights"},
     "compat": {"modeling", "storage", "weights"},
     "exporting": {"modeling", "storage", "weights"},
+    "launching": {"training"},
+    "diagnostics": {"launching", "modeling", "storage", "training"},
     "errors": set(),
     "__init__": set(),
 }

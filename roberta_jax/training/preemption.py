@@ -15,6 +15,8 @@ import threading
 from collections.abc import Callable, Iterator
 from typing import TYPE_CHECKING
 
+from roberta_jax.training import heartbeat
+
 if TYPE_CHECKING:
     from roberta_jax.training.partners import Partners
 
@@ -64,6 +66,7 @@ class StopRequests:
         self._ask_all = ask_all
 
     def __call__(self) -> bool:
+        heartbeat.beat()
         if self._poll is None:
             return self.signal is not None
         stop = self._poll()

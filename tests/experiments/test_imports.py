@@ -11,6 +11,7 @@ ALLOWED = {
     "studies": {"study"},
     "running": {"study"},
     "reporting": {"study"},
+    "launch": {"command_line"},
 }
 
 

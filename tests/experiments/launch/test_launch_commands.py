@@ -1,0 +1,343 @@
+"""What the launch commands print and run; stubs stand for the programs of the clusters."""
+
+import contextlib
+import os
+import pathlib
+import shlex
+import subprocess
+import sys
+import time
+
+import pytest
+
+from experiments.launch import gke, local, slurm, supervised, tpu_pod
+from roberta_jax import launch
+from roberta_jax.launching.command import DISTRIBUTED
+from tests.support import processes
+
+AWKWARD = "--config.data.files=gs://b/it's $HOME/*.zst"
+TRAIN = ["--", "pretrain", "--config=configs/pretrain.py:base", "--workdir=gs://b/base", AWKWARD]
+POD = ["--name=base", "--zone=z"]
+
+
+def printed(module, capsys, *arguments):
+    module.main([*arguments, "--dry_run", *TRAIN])
+    return capsys.readouterr().out
+
+
+def check_supervised(words, python):
+    """Checks that a command line of a host supervises the training, with the words unchanged."""
+    assert words[:3] == [python, "-m", "roberta_jax.launch"]
+    options, command = words[3 : words.index("--")], words[words.index("--") + 1 :]
+    launch._parser().parse_args(options)
+    assert command in (TRAIN[1:], [*TRAIN[1:], DISTRIBUTED])
+    return options, command
+
+
+def stub(folder, name, script):
+    folder.mkdir(exist_ok=True)
+    path = folder / name
+    path.write_text(f"#!/bin/bash\n{script}\n")
+    path.chmod(0o755)
+
+
+@pytest.fixture
+def stubs(tmp_path, monkeypatch):
+    """A folder of programs that come first on the path."""
+    folder = tmp_path / "bin"
+    folder.mkdir()
+    monkeypatch.setenv("PATH", f"{folder}:{os.environ['PATH']}")
+    return folder
+
+
+def test_gke_submits_a_workload_of_xpk(capsys):
+    options = ["--cluster=c", "--zone=z", "--name=n", "--image=i", "--project=p"]
+    tpu = shlex.split(printed(gke, capsys, *options, "--type=v5litepod-256", "--slices=2"))
+    assert tpu[:-1] == [
+        *("xpk", "workload", "create", "--workload=n", "--cluster=c", "--zone=z", "--project=p"),
+        *("--tpu-type=v5litepod-256", "--num-slices=2", "--docker-image=i", "--max-restarts=50"),
+    ]
+    _, command = check_supervised(shlex.split(tpu[-1].removeprefix("--command=")), "python3")
+    assert command[-1] == DISTRIBUTED
+    gpu = shlex.split(printed(gke, capsys, *options, "--type=h200-141gb-8", "--slices=4"))
+    assert {"--device-type=h200-141gb-8", "--num-nodes=4"} <= set(gpu)
+
+
+def test_processes_of_one_machine_are_those_of_the_launcher(capsys):
+    words = shlex.split(printed(local, capsys, "--processes=3", "--devices=4"))
+    assert words[:3] == [
+        "env",
+        "JAX_PLATFORMS=cpu",
+        "XLA_FLAGS=--xla_force_host_platform_device_count=4",
+    ]
+    options, command = check_supervised(words[3:], sys.executable)
+    assert options == ["--processes=3"]
+    assert command == TRAIN[1:]  # the launcher adds what joins the processes
+
+
+SLURM = """#!/bin/bash
+#SBATCH --job-name=roberta
+#SBATCH --nodes=2
+#SBATCH --ntasks-per-node=1
+#SBATCH --gpus-per-node=8
+#SBATCH --time=24:00:00
+#SBATCH --partition=gpu
+#SBATCH --output=roberta-%j.txt
+#SBATCH --open-mode=append
+#SBATCH --signal=TERM@120
+#SBATCH --exclusive
+#SBATCH --requeue
+source env/bin/activate
+cd /shared || exit 1
+srun \\
+  --kill-on-bad-exit=1 \\
+  --cpu-bind=none \\
+  python \\
+"""
+
+
+def test_slurm_has_a_task_for_each_node_or_gpu(capsys):
+    options = [
+        "--nodes=2",
+        "--partition=gpu",
+        "--setup=source env/bin/activate",
+        "--folder=/shared",
+    ]
+    script = printed(slurm, capsys, *options)
+    assert script.startswith(SLURM)
+    assert "#SBATCH --ntasks-per-node=8\n" in printed(slurm, capsys, *options, "--tasks=gpu")
+    alone = printed(slurm, capsys, "--gpus=1")
+    assert DISTRIBUTED not in alone
+    assert DISTRIBUTED in script
+
+
+@pytest.mark.parametrize(
+    ("status", "requeued"), [(143, True), (0, False), (2, False), (137, False)]
+)
+def test_a_slurm_job_whose_time_is_over_is_queued_again(capsys, tmp_path, stubs, status, requeued):
+    stub(stubs, "srun", f'printf "%s\\n" "$@" > {tmp_path}/srun; exit {status}')
+    stub(stubs, "scontrol", f'echo "$@" > {tmp_path}/scontrol')
+    script = tmp_path / "job"
+    script.write_text(printed(slurm, capsys, "--nodes=2", f"--folder={tmp_path}"))
+    subprocess.run(["bash", "-n", str(script)], check=True)
+    job = subprocess.run(["bash", str(script)], env={**os.environ, "SLURM_JOB_ID": "17"})
+    assert job.returncode == status
+    words = (tmp_path / "srun").read_text().splitlines()
+    check_supervised(words[2:], "python")
+    assert (tmp_path / "scontrol").exists() == requeued
+    assert not requeued or (tmp_path / "scontrol").read_text() == "requeue 17\n"
+
+
+def test_slurm_submits_its_script_once(tmp_path, stubs, monkeypatch, capsys):
+    monkeypatch.chdir(tmp_path)
+    stub(stubs, "sbatch", f'cat "$1" > {tmp_path}/submitted')
+    slurm.main(["--nodes=2", *TRAIN])
+    assert (tmp_path / "submitted").read_text() == (tmp_path / "roberta.sbatch").read_text()
+    with pytest.raises(SystemExit) as error:
+        slurm.main(["--nodes=3", *TRAIN])
+    assert error.value.code == 2
+    assert "roberta.sbatch exists and differs" in capsys.readouterr().err
+
+
+def test_slices_are_requested(capsys):
+    words = shlex.split(printed(tpu_pod, capsys, "create", *POD, "--type=v6e-64", "--spot"))
+    assert words == [
+        *("gcloud", "compute", "tpus", "queued-resources", "create", "base", "--zone=z"),
+        *("--node-id=base", "--accelerator-type=v6e-64", "--runtime-version=v2-alpha-tpuv6e"),
+        "--spot",
+    ]
+    several = shlex.split(printed(tpu_pod, capsys, "create", *POD, "--slices=2", "--type=v5p-128"))
+    assert {"--node-count=2", "--node-prefix=base", "--runtime-version=v2-alpha-tpuv5"} <= set(
+        several
+    )
+    old = printed(tpu_pod, capsys, "create", *POD, "--type=v4-32")
+    assert "--runtime-version=tpu-ubuntu2204-base" in old
+
+
+@pytest.mark.parametrize("action", ["install", "start", "logs", "stop", "doctor"])
+def test_each_action_reaches_all_hosts_of_all_slices(capsys, action):
+    lines = printed(
+        tpu_pod, capsys, action, *POD, "--slices=2", "--package=gs://b/r.whl"
+    ).splitlines()
+    for node, line in zip(("base-0", "base-1"), lines, strict=True):
+        words = shlex.split(line)
+        assert words[:8] == [
+            *("gcloud", "compute", "tpus", "tpu-vm", "ssh", node, "--zone=z", "--worker=all"),
+        ]
+        script = words[8].removeprefix("--command=")
+        subprocess.run(["bash", "-n", "-c", script], check=True)
+        assert action != "doctor" or script.endswith("--distributed --workdir=gs://b/base")
+
+
+@pytest.mark.parametrize(
+    ("package", "target"),
+    [
+        ("gs://b/r-1.whl", "$HOME/r-1.whl[tpu,gcs,data]"),
+        ("roberta_jax", "roberta_jax[tpu,gcs,data]"),
+        ("git+https://host/a.git", "roberta_jax[tpu,gcs,data]@git+https://host/a.git"),
+    ],
+)
+def test_packages_are_installed_with_their_extras(capsys, package, target):
+    line = printed(tpu_pod, capsys, "install", *POD, f"--package={package}")
+    script = shlex.split(line)[-1]
+    assert script.endswith(f'pip install --quiet "{target}"')
+    assert ("gcloud storage cp" in script) == package.startswith("gs:")
+
+
+@pytest.fixture
+def host(tmp_path, stubs, monkeypatch):
+    """A folder in which a stub of gcloud runs the commands of a host, and keeps a state."""
+    home = tmp_path / "home"
+    python = home / "roberta_jax_env" / "bin" / "python"
+    python.parent.mkdir(parents=True)
+    log = tmp_path / "gcloud"
+    stub(
+        stubs,
+        "gcloud",
+        f"""
+echo "$4 $5" >> {log}
+case "$5" in
+  create) echo ACTIVE > {tmp_path}/state;;
+  delete) rm {tmp_path}/state;;
+  describe) cat {tmp_path}/state 2>/dev/null || {{ echo NOT_FOUND >&2; exit 1; }};;
+esac
+if [ "$5" = ssh ]; then
+  for last; do true; done
+  cd {home} && HOME={home} bash -c "${{last#--command=}}"
+fi
+""".replace("$4 $5", "$3 $4").replace('"$5"', '"$4"'),
+    )
+    stub(stubs, "python3", "true")
+    monkeypatch.chdir(tmp_path)
+    return home, python, log
+
+
+def runs(python, script):
+    python.write_text(f"#!/bin/bash\n{script}\n")
+    python.chmod(0o755)
+
+
+def wait_for(condition, seconds=20):
+    deadline = time.monotonic() + seconds
+    while not condition():
+        assert time.monotonic() < deadline
+        time.sleep(0.02)
+
+
+def test_a_run_on_a_host_is_started_once_and_stopped(host, capfd):
+    home, python, _ = host
+    runs(
+        python,
+        'if [ "$1" = -m ]; then printf "%s\\n" "$@" >> started; '
+        'trap "echo saved; exit 143" TERM; while true; do sleep 0.05; done; fi',
+    )
+    for _ in range(2):
+        tpu_pod.main(["start", *POD, *TRAIN])
+        wait_for(lambda: (home / "started").exists())
+    words = (home / "started").read_text().splitlines()
+    check_supervised(["python", *words], "python")
+    tpu_pod.main(["stop", *POD])
+    wait_for(lambda: (home / "roberta_jax.status").exists())
+    assert (home / "roberta_jax.status").read_text() == "143\n"
+    tpu_pod.main(["logs", *POD])
+    assert "saved" in capfd.readouterr().out
+    tpu_pod.main(["stop", *POD])  # nothing is left to stop
+
+
+def keep(status, monkeypatch):
+    looks = iter([0.05] * 300)  # an endless loop fails
+    monkeypatch.setattr(tpu_pod, "_pause", lambda seconds: time.sleep(next(looks)))
+    options = ["keep", *POD, "--package=gs://b/r.whl", "--every=1", "--spot"]
+    with contextlib.nullcontext() if status == 0 else pytest.raises(SystemExit, match=str(status)):
+        tpu_pod.main([*options, *TRAIN])
+
+
+def actions(log):
+    """The actions of gcloud, without repetitions."""
+    found = [line.split()[1] for line in log.read_text().splitlines()]
+    return [each for index, each in enumerate(found) if index == 0 or found[index - 1] != each]
+
+
+@pytest.mark.parametrize("status", [0, 2])
+def test_keep_goes_on_until_the_run_ends(host, monkeypatch, status):
+    home, python, log = host
+    runs(python, f'if [ "$2" = roberta_jax.launch ]; then sleep 0.3; exit {status}; fi')
+    keep(status, monkeypatch)
+    assert actions(log)[:3] == ["describe", "create", "describe"]
+    assert actions(log)[-1] == "delete"
+    assert (home / "roberta_jax.status").read_text() == f"{status}\n"
+
+
+def test_keep_requests_preempted_slices_again(host, monkeypatch, tmp_path):
+    home, python, log = host
+    # The first start is preempted: the state changes, and the hosts are new ones after that.
+    runs(
+        python,
+        f'if [ "$2" = roberta_jax.launch ]; then if [ -e {tmp_path}/preempted ]; then exit 0; fi; '
+        f"touch {tmp_path}/preempted; echo SUSPENDED > {tmp_path}/state; "
+        "rm -f roberta_jax.pid; sleep 60; fi",
+    )
+    keep(0, monkeypatch)
+    found = actions(log)
+    assert found.count("create") == 2
+    assert found.count("delete") == 2
+    pids = subprocess.run(["pgrep", "-f", str(home)], capture_output=True, text=True)
+    for pid in pids.stdout.split():
+        os.kill(int(pid), 9)
+
+
+def test_keep_leaves_slices_whose_run_a_person_has_stopped(host, monkeypatch):
+    _, python, log = host
+    runs(python, 'if [ "$2" = roberta_jax.launch ]; then exit 143; fi')
+    keep(143, monkeypatch)
+    assert "delete" not in actions(log)
+
+
+def test_keep_prints_all_steps(capsys):
+    lines = printed(tpu_pod, capsys, "keep", *POD, "--package=gs://b/r.whl").splitlines()
+    assert [line.split()[4] for line in lines[1:]] == [
+        *("create", "describe", "ssh", "ssh", "ssh", "delete")
+    ]
+
+
+@pytest.mark.parametrize(
+    ("module", "arguments", "message"),
+    [
+        (tpu_pod, ["start", *POD, "--", "pretrain", "--workdir=runs/a"], "all hosts share"),
+        (tpu_pod, ["start", *POD, "--", "pretrain"], "name the folder of the run"),
+        (tpu_pod, ["start", *POD, "--", "pretrian"], "name a command of roberta_jax"),
+        (tpu_pod, ["start", *POD], "name a command of roberta_jax"),
+        (tpu_pod, ["install", *POD], "name what to install"),
+        (tpu_pod, ["create", "--name=A b", "--zone=z"], "use small letters"),
+        (slurm, ["--nodes=0", *TRAIN], "'0' is no whole number from 1"),
+        (local, ["--processes=x", *TRAIN], "'x' is no whole number from 1"),
+    ],
+)
+def test_wrong_calls_run_nothing(capsys, monkeypatch, module, arguments, message):
+    monkeypatch.setattr(supervised.subprocess, "Popen", None)
+    with pytest.raises(SystemExit) as error:
+        module.main(arguments)
+    assert error.value.code == 2
+    assert message in capsys.readouterr().err
+
+
+def test_a_missing_program_is_a_message(capsys, monkeypatch, tmp_path):
+    monkeypatch.setenv("PATH", str(tmp_path))
+    with pytest.raises(SystemExit) as error:
+        tpu_pod.main(["logs", *POD])
+    assert error.value.code == 2
+    assert "gcloud is not installed." in capsys.readouterr().err
+
+
+@pytest.mark.parametrize("module", ["tpu_pod", "gke", "slurm", "local"])
+def test_each_command_has_help(module):
+    environment = {**os.environ, "PYTHONPATH": str(processes.ROOT)}
+    result = subprocess.run(
+        [sys.executable, "-m", f"experiments.launch.{module}", "--help"],
+        env=environment,
+        capture_output=True,
+        text=True,
+        check=True,
+    )
+    assert "--dry_run" in result.stdout
+    assert pathlib.Path(processes.ROOT, "experiments", "launch", f"{module}.py").exists()
