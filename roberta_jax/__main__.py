@@ -21,6 +21,10 @@ COMMANDS = {
         "Tokenize a corpus ahead of the training.",
     ),
     "pretrain": ("roberta_jax.pretrain", "Pretrain a model, or resume its training."),
+    "plan": (
+        "roberta_jax.plan",
+        "Plan a run: memory, traffic and time on chips that need not be there.",
+    ),
     "fill-mask": ("roberta_jax.fill_mask", "Predict the masked words of texts."),
     "convert": ("roberta_jax.convert", "Convert weights between Hugging Face, Flax and fairseq."),
     "export": ("roberta_jax.export", "Export a model to StableHLO or a TensorFlow SavedModel."),
