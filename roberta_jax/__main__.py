@@ -21,6 +21,10 @@ COMMANDS = {
         "Tokenize a corpus ahead of the training.",
     ),
     "pretrain": ("roberta_jax.pretrain", "Pretrain a model, or resume its training."),
+    "plan": (
+        "roberta_jax.plan",
+        "Plan a run: memory, traffic and time on chips that need not be there.",
+    ),
     "doctor": ("roberta_jax.doctor", "Check machines and file systems before a long run."),
     "launch": ("roberta_jax.launch", "Run a command, and restart it when it crashes."),
     "fill-mask": ("roberta_jax.fill_mask", "Predict the masked words of texts."),

@@ -21,6 +21,7 @@ ALLOWED = {
     "weights": {"modeling", "storage"},
     "inference": {"modeling", "tokenizer", "weights"},
     "pretraining": {"data", "kernels", "modeling", "storage", "tokenizer", "training", "weights"},
+    "planning": {"data", "kernels", "modeling", "pretraining", "training"},
     "compat": {"modeling", "storage", "weights"},
     "exporting": {"modeling", "storage", "weights"},
     "launching": {"training"},
@@ -105,7 +106,7 @@ def test_importing_the_package_loads_nothing_and_using_it_loads_no_tensorflow():
 
 
 def test_optional_parts_are_imported_by_their_own_commands_only():
-    importers = {"compat": set(), "exporting": {"export"}}
+    importers = {"compat": set(), "exporting": {"export"}, "planning": {"plan"}}
     for path in PACKAGE.rglob("*.py"):
         part = path.relative_to(PACKAGE).parts[0].removesuffix(".py")
         for optional in parts_imported(path) & set(importers) - {part}:
@@ -122,7 +123,17 @@ def test_importing_pretrain_loads_few_modules_and_no_foreign_format():
     )
     modules = run.stdout.split()
     assert len(modules) <= 75
-    foreign = ("compat", "exporting", "fairseq", "flax_", "msgpack", "pickle", "pytorch", "torch")
+    foreign = (
+        "compat",
+        "exporting",
+        "planning",
+        "fairseq",
+        "flax_",
+        "msgpack",
+        "pickle",
+        "pytorch",
+        "torch",
+    )
     assert not [name for name in modules if any(word in name for word in foreign)]
 
 
@@ -135,7 +146,7 @@ def test_only_the_specification_and_the_commands_see_the_config():
         "config_files.py",
         "dotted_keys.py",
     }
-    commands = {"pretrain.py", "prepare.py"}
+    commands = {"pretrain.py", "prepare.py", "plan.py"}
     for path in PACKAGE.rglob("*.py"):
         if any(name.startswith("ml_collections") for name in imported_names(path)):
             assert str(path.relative_to(PACKAGE)) in readers | commands, path

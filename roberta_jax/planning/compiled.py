@@ -1,0 +1,286 @@
+"""Compiles the train step for chips that need not exist, and reads what the compiler made.
+
+What is compiled is the train step of `roberta_jax.pretrain` itself, with shapes in place of arrays.
+The memory is the compiler's own; its temporary part is split by what the loops of the program
+carry. The collectives are those of the optimised program with the loops' iterations counted.
+"""
+
+import contextlib
+import dataclasses
+import math
+import re
+import sys
+import threading
+import time
+from collections import Counter
+from collections.abc import Iterator, Mapping
+from typing import Any, TextIO
+
+import jax
+
+from roberta_jax.planning import memory
+from roberta_jax.planning.chips import Chip
+from roberta_jax.planning.hlo import Collective, Program, array_bytes, arrays_of, axes_of_groups
+from roberta_jax.planning.traffic import Traffic
+from roberta_jax.planning.workload import (
+    Workload,
+    batch_shapes,
+    shard_bytes,
+    state_shapes,
+    workload,
+)
+from roberta_jax.pretraining.spec import PretrainingSpec
+from roberta_jax.training.loop import make_train_step
+
+OTHER = "other temporaries (present layer, LM head, buffers of collectives)"
+PROGRAM = "program"
+
+# Cycles per second, for the compiler's estimates: the peak rate of chips.CHIPS divided by the
+# operations of a cycle (two for each of the 128 x 128 cells of 4 matrix units; v5p has two cores;
+# those of v6e have 256 x 256 cells).
+CLOCKS = {"v5e": 1.5e9, "v5p": 1.75e9, "v6e": 1.75e9}
+
+_UNITS = {"": 1, "B": 1, "K": 2**10, "M": 2**20, "G": 2**30, "T": 2**40}
+_SIZE = r"([0-9.]+)([BKMGT]?)"
+
+
+class DoesNotFit(Exception):
+    """The compiler found no place for the program.
+
+    Attributes:
+      needed: bytes that it wants, as far as the compiler says.
+      usable: bytes that it has.
+      seconds: spent compiling.
+    """
+
+    def __init__(self, needed: float | None, usable: float | None, seconds: float):
+        super().__init__(f"needs {needed} bytes of {usable}")
+        self.needed, self.usable, self.seconds = needed, usable, seconds
+
+
+@dataclasses.dataclass(frozen=True)
+class CompiledStep:
+    """The compiled train step.
+
+    Attributes:
+      rows: per chip and microbatch.
+      memory: {use: bytes on a chip}; the sum is what the program holds at most.
+      allocated: bytes that the compiler sets aside for temporaries, which is more than `memory`
+        counts where their places in memory leave gaps.
+      collectives: what each chip sends in a step, added up by axes, kind and network.
+      cycles: that the compiler estimates for a step without collectives; None if it does not.
+      compute_seconds: these cycles as time.
+      seconds: spent compiling.
+    """
+
+    rows: int
+    memory: dict[str, float]
+    allocated: float
+    collectives: list[Traffic]
+    cycles: float | None
+    compute_seconds: float | None
+    seconds: float
+
+    @property
+    def needed(self) -> float:
+        """Bytes on a chip."""
+        return sum(self.memory.values())
+
+    @property
+    def step_seconds(self) -> float | None:
+        """The estimated cycles and, one after the other, the collectives."""
+        if self.compute_seconds is None:
+            return None
+        return self.compute_seconds + sum(each.seconds for each in self.collectives)
+
+
+def compile_step(
+    spec: PretrainingSpec, chip: Chip | None, progress: TextIO | None = sys.stderr
+) -> CompiledStep:
+    """Compiles the train step of a run for the devices of its mesh.
+
+    Args:
+      spec: read for the devices to compile for.
+      chip: what is known of them.
+      progress: where to say every few seconds that it is still compiling; None for nowhere.
+
+    Raises:
+      DoesNotFit: the compiler found no place for it in the chip's memory.
+    """
+    training = spec.training
+    state, batch = state_shapes(spec), batch_shapes(spec)
+    model = spec.model_class(spec.model, spec.execution)
+    step = make_train_step(
+        model,
+        training.optimizer,
+        training.schedule,
+        training.mesh,
+        seed=training.seed,
+        accumulation=training.accumulation,
+        deterministic=training.deterministic,
+        rules=training.rules,
+    )
+    started = time.perf_counter()
+    what = f"{training.mesh.size} x {training.mesh.devices.flat[0].device_kind}"
+    rows = training.rows_per_microbatch
+    with _progress(f"Compiling the train step for {what}, {rows} rows per chip", progress):
+        try:
+            program = step.lower(state, batch).compile()
+        except jax.errors.JaxRuntimeError as error:
+            if "RESOURCE_EXHAUSTED" not in str(error):
+                raise
+            seconds = time.perf_counter() - started
+            raise DoesNotFit(*sizes_of_overflow(str(error)), seconds) from error
+    seconds = time.perf_counter() - started
+    read = Program(program.as_text())
+    work, cycles = workload(spec), read.estimated_cycles()
+    clock = CLOCKS.get(chip.name) if chip else None
+    stats = program.memory_analysis()
+    slices = len({getattr(each, "slice_index", 0) for each in training.mesh.devices.flat})
+    collectives = added_up(read.collectives(), dict(training.mesh.shape), chip, slices)
+    return CompiledStep(
+        rows=training.rows_per_microbatch,
+        memory=_by_use(read, work, stats, shard_bytes(state.params)),
+        allocated=stats.temp_size_in_bytes,
+        collectives=collectives,
+        cycles=cycles,
+        compute_seconds=cycles / clock if cycles and clock else None,
+        seconds=seconds,
+    )
+
+
+def sizes_of_overflow(message: str) -> tuple[float | None, float | None]:
+    """(bytes needed, bytes there are) in the compiler's message that memory is exhausted."""
+    for pattern in (
+        rf"\({_SIZE}\) exceeds available HBM \({_SIZE}\)",
+        rf"Used {_SIZE} of {_SIZE} hbm",
+        rf"{_SIZE} exceeds.*?{_SIZE}",
+    ):
+        match = re.search(pattern, message)
+        if match:
+            return tuple(float(match[i]) * _UNITS[match[i + 1]] for i in (1, 3))
+    return None, None
+
+
+def _by_use(read: Program, work: Workload, stats: Any, parameters: int) -> dict[str, float]:
+    """Splits the peak by use; see `carried_by_use` for the temporary part."""
+    arguments = stats.argument_size_in_bytes
+    optimizer, batch = work.optimizer_bytes, work.batch_bytes
+    # The layouts of TPUs pad arrays; the padding is counted with the batch, whose rows it is.
+    uses = {
+        memory.PARAMETERS: parameters,
+        memory.OPTIMIZER: optimizer,
+        memory.BATCH: max(batch, arguments - parameters - optimizer),
+    }
+    peak = getattr(stats, "peak_memory_in_bytes", 0) or arguments + stats.temp_size_in_bytes
+    temporary = max(0, peak - arguments)
+    carried = carried_by_use(read, work)
+    scale = min(1.0, temporary / sum(carried.values())) if any(carried.values()) else 1.0
+    uses |= {use: scale * size for use, size in carried.items()}
+    uses[OTHER] = temporary - scale * sum(carried.values())
+    uses[PROGRAM] = stats.generated_code_size_in_bytes
+    return uses
+
+
+def carried_by_use(read: Program, work: Workload) -> dict[str, float]:
+    """Bytes of what the program's loops carry: gradients, copies of parameters, activations.
+
+    An array belongs to the gradients if it is float32 and has the shape of a parameter's shard, and
+    to the copies if it is bfloat16 and has such a shape or is the whole word table. It belongs to
+    the saved activations if its first axes are the layers and the microbatch.
+    """
+    shards = {shard for _, shard, _ in work.shards.values()}
+    whole = {shape for shape, _, _ in work.shards.values()}
+    layers, rows = work.model.num_hidden_layers, work.rows
+    found: Counter[tuple[str, str, int]] = Counter()
+    for number, (loop, _, _) in enumerate(read.carries()):
+        for dtype, shape in arrays_of(loop.shape):
+            use = None
+            plain = tuple(n for n in shape if n != 1)
+            if dtype == "f32" and _like(shards, shape, plain) and math.prod(shape) > 4096:
+                use = memory.GRADIENTS
+            elif dtype in ("bf16", "f16") and _like(shards | whole, shape, plain):
+                use = memory.COPIES
+            elif plain[:2] == (layers, rows) and len(plain) > 2:
+                use = memory.SAVED
+            if use:
+                found[use, f"{dtype}{shape}", number] += array_bytes(dtype, shape)
+    # The forward and the backward loop carry the same activations and copies.
+    largest: dict[str, float] = {memory.GRADIENTS: 0.0, memory.COPIES: 0.0, memory.SAVED: 0.0}
+    for use in (memory.COPIES, memory.SAVED):
+        per_array: dict[str, int] = {}
+        for (of_use, array, _), size in found.items():
+            if of_use == use:
+                per_array[array] = max(per_array.get(array, 0), size)
+        largest[use] = float(sum(per_array.values()))
+    largest[memory.GRADIENTS] = float(
+        sum(size for (use, _, _), size in found.items() if use == memory.GRADIENTS)
+    )
+    return largest
+
+
+def _like(known: set[tuple[int, ...]], shape: tuple[int, ...], plain: tuple[int, ...]) -> bool:
+    return shape in known or plain in known
+
+
+def added_up(
+    collectives: list[Collective], mesh: Mapping[str, int], chip: Chip | None, slices: int
+) -> list[Traffic]:
+    """Adds collectives up by axes, kind and network.
+
+    Args:
+      collectives: of the program.
+      mesh: {axis: size}, of all slices together.
+      chip: gives the bandwidths.
+      slices: over which the first axis is spread. The program is then that of one slice.
+    """
+    first, *others = mesh
+    of_slice = {first: mesh[first] // slices} | {axis: mesh[axis] for axis in others}
+    sent: Counter[tuple[str, str, str]] = Counter()
+    for each in collectives:
+        if each.groups is None:
+            key = (first, each.kind, chip.outer if chip else "network")
+        elif each.groups.shape[1] == 1:
+            continue
+        else:
+            axes = None
+            if each.kind != "collective-permute":
+                axes = axes_of_groups(each.groups, of_slice)
+            name = "several" if axes is None else " and ".join(axes)
+            key = (name, each.kind, chip.inner if chip else "devices")
+        sent[key] += each.sent(slices)
+    rows = []
+    for (axes, kind, network), size in sorted(sent.items(), key=lambda item: -item[1]):
+        bandwidth = math.inf
+        if chip:
+            bandwidth = chip.network if network == chip.outer else chip.link
+        rows.append(Traffic(axes, kind, "", network, size, size / bandwidth))
+    return rows
+
+
+@contextlib.contextmanager
+def _progress(what: str, stream: TextIO | None) -> Iterator[None]:
+    """Says on `stream` how long the block has been running: in one line on a terminal."""
+    if stream is None:
+        yield
+        return
+    done, is_terminal = threading.Event(), stream.isatty()
+    started = time.perf_counter()
+
+    def seconds() -> str:
+        return f"{time.perf_counter() - started:.0f} s"
+
+    def tell() -> None:
+        while not done.wait(1 if is_terminal else 30):
+            end = "\r" if is_terminal else "\n"
+            print(f"{what}... {seconds()}", end=end, file=stream, flush=True)
+
+    print(f"{what} (minutes)...", end="\r" if is_terminal else "\n", file=stream, flush=True)
+    thread = threading.Thread(target=tell, daemon=True)
+    thread.start()
+    try:
+        yield
+    finally:
+        done.set()
+        thread.join()
+        print(f"{what}: {seconds()}. ", file=stream, flush=True)

@@ -1,0 +1,253 @@
+"""Writes a plan as Markdown, which reads well on a terminal too."""
+
+import dataclasses
+import math
+import shlex
+from collections.abc import Mapping, Sequence
+
+from roberta_jax.errors import spelled
+from roberta_jax.planning import speed
+from roberta_jax.planning.compiled import CompiledStep
+from roberta_jax.planning.estimate import Attempt, Estimate, possible_rows
+from roberta_jax.planning.speed import StepTime
+from roberta_jax.planning.traffic import Traffic
+from roberta_jax.planning.workload import mesh_text
+
+
+@dataclasses.dataclass(frozen=True)
+class Plan:
+    """A plan, ready to be written.
+
+    Attributes:
+      config: the config as typed, such as "configs/pretrain.py:large".
+      estimate: what the formulas say.
+      compiled: what the compiler says, of the largest microbatch that was found to fit; or None.
+      tried: {rows of a microbatch: bytes that the compiler wants, None where it does not say}, for
+        every microbatch that was compiled.
+      attempts: what was tried because the run does not fit.
+      command: the command to type.
+      notes: what the reader has to know besides.
+    """
+
+    config: str
+    estimate: Estimate
+    compiled: CompiledStep | None
+    tried: Mapping[int, float | None]
+    attempts: Sequence[Attempt]
+    command: str
+    notes: Sequence[str] = ()
+
+    @property
+    def fits(self) -> bool:
+        """Whether the run as configured fits, by the compiler if it was asked."""
+        if self.tried:
+            return self.compiled is not None and self.compiled.rows >= self.estimate.work.rows
+        return self.estimate.fits
+
+
+def command_of(
+    arguments: Sequence[str], changes: Mapping[str, object], program: str = "pretrain"
+) -> str:
+    """The command that runs what was planned.
+
+    Args:
+      arguments: those of `plan` that begin with `--config`.
+      changes: {config key: value} that replace or follow them.
+      program: the command's name.
+    """
+    kept = [
+        argument
+        for argument in arguments
+        if argument.partition("=")[0].removeprefix("--config.") not in changes
+    ]
+    added = [f"--config.{key}={spelled(value)}" for key, value in changes.items()]
+    words = [*map(shlex.quote, kept), "--workdir=WORKDIR", *map(shlex.quote, added)]
+    return f"python -m roberta_jax.{program} " + " \\\n    ".join(words)
+
+
+def markdown(plan: Plan) -> str:
+    """The report."""
+    estimate, work = plan.estimate, plan.estimate.work
+    model = work.model
+    lines = [
+        f"# {plan.config} on {estimate.topology}",
+        "",
+        "Compiled by the TPU compiler and by formula." if plan.tried else "By formula alone.",
+        "",
+        f"{work.parameters:,} parameters: {model.num_hidden_layers} layers of width "
+        f"{model.hidden_size}, {model.num_attention_heads} heads, vocabulary {model.vocab_size:,}. "
+        f"{estimate.topology.chips} chips ({mesh_text(work.mesh)}). "
+        f"Batches of {work.batch_size:,} rows of {work.length} tokens, in {work.accumulation} "
+        f"microbatch(es) of {work.rows} rows per chip; remat {work.execution.remat}, "
+        f"{work.execution.dtype.__name__}.",
+        "",
+        *[line for note in plan.notes for line in (note, "")],
+        *_memory(plan),
+        *_overflow(plan),
+        *_collectives(plan),
+        *_time(plan),
+        "## Command",
+        "",
+        "```bash",
+        plan.command,
+        "```",
+        "",
+    ]
+    return "\n".join(lines)
+
+
+def _memory(plan: Plan) -> list[str]:
+    estimate, compiled = plan.estimate, plan.compiled
+    usable = estimate.usable
+    columns = [("formula", estimate.memory)]
+    if compiled:
+        columns.append((f"compiled, {compiled.rows} rows", compiled.memory))
+    uses = list(dict.fromkeys(use for _, column in columns for use in column))
+    lines = [
+        "## Memory of a chip",
+        "",
+        f"| GB | {' | '.join(name for name, _ in columns)} |",
+        f"|---|{'---:|' * len(columns)}",
+    ]
+    for use in uses:
+        cells = [f"{column[use] / 1e9:.3f}" if use in column else "" for _, column in columns]
+        lines.append(f"| {use} | {' | '.join(cells)} |")
+    sums = [f"**{sum(column.values()) / 1e9:.2f}**" for _, column in columns]
+    of = f" of {usable / 1e9:.2f} usable" if usable else ""
+    lines += [f"| **together**{of} | {' | '.join(sums)} |", ""]
+    if estimate.largest_rows is not None:
+        rows, share = estimate.largest_rows, max(possible_rows(estimate.work))
+        what = "no microbatch" if rows == 0 else f"{rows} rows"
+        whole = " (the whole share of a chip)" if rows == share else ""
+        lines += [f"Largest microbatch by formula: {what}{whole}.", ""]
+    if plan.tried:
+        results = []
+        for rows, needed in sorted(plan.tried.items()):
+            fits = compiled is not None and rows <= compiled.rows
+            size = "" if needed is None else f" ({needed / 1e9:.2f} GB)"
+            results.append(f"{rows} rows {'fit' if fits else 'do not fit'}{size}")
+        lines += [f"Compiled: {', '.join(results)}.", ""]
+    if compiled:
+        lines += _errors(plan)
+    return lines
+
+
+def _errors(plan: Plan) -> list[str]:
+    compiled, estimate = plan.compiled, plan.estimate
+    lines = []
+    if compiled.rows == estimate.work.rows:
+        error = estimate.needed / compiled.needed - 1
+        lines.append(f"The formula's memory is {error:+.0%} against the compiler's peak.")
+    lines.append(
+        f"The compiler sets aside {compiled.allocated / 1e9:.2f} GB for temporaries. It took "
+        f"{compiled.seconds:.0f} s."
+    )
+    return [" ".join(lines), ""]
+
+
+def _overflow(plan: Plan) -> list[str]:
+    if plan.fits and not plan.attempts:
+        return []
+    lines = ["## It does not fit", "", "Tried, by formula, in this order:", ""]
+    for attempt in plan.attempts:
+        changes = " ".join(f"--config.{key}={spelled(v)}" for key, v in attempt.changes.items())
+        if attempt.needed is None:
+            result = f"not possible: {attempt.problem}"
+        else:
+            result = f"{attempt.needed / 1e9:.2f} GB: {'**fits**' if attempt.fits else 'too much'}"
+        lines.append(f"- `{changes}`: {result}")
+    if not any(attempt.fits for attempt in plan.attempts):
+        lines += ["", "Nothing that was tried fits. Use more chips, or chips with more memory."]
+    return [*lines, ""]
+
+
+def _collectives(plan: Plan) -> list[str]:
+    estimate, compiled = plan.estimate, plan.compiled
+    if not estimate.collectives and not (compiled and compiled.collectives):
+        return []
+    lines = [
+        "## Collectives",
+        "",
+        "What each chip sends in a step, by ring algorithms, and how long that takes at the "
+        "network's full bandwidth.",
+        "",
+    ]
+    lines += _traffic_table("formula", estimate.collectives)
+    if compiled:
+        lines += _traffic_table("compiled", compiled.collectives)
+    return lines
+
+
+def _traffic_table(source: str, collectives: Sequence[Traffic]) -> list[str]:
+    lines = [f"| {source} | network | collective | GB | s |", "|---|---|---|---:|---:|"]
+    for each in collectives:
+        what = f"{each.kind}: {each.what}" if each.what else each.kind
+        if each.bytes >= 1e6:
+            lines.append(
+                f"| {each.axes} | {each.network} | {what} | {each.bytes / 1e9:.3f} | "
+                f"{each.seconds:.3f} |"
+            )
+    if len(lines) == 2:
+        lines.append("| none above 1 MB | | | | |")
+    return [*lines, ""]
+
+
+def _time(plan: Plan) -> list[str]:
+    estimate, compiled = plan.estimate, plan.compiled
+    if estimate.time is None:
+        return [
+            "## Time",
+            "",
+            "Unknown: no table has the speed of this device. Train a few steps to measure it.",
+            "",
+        ]
+    rows = [("formula", estimate.time)]
+    if compiled and compiled.compute_seconds:
+        parts = {"compute": compiled.compute_seconds}
+        waiting = sum(each.seconds for each in compiled.collectives)
+        measured = dataclasses.replace(estimate.time, parts=parts | {"collectives": waiting})
+        rows.append((f"compiled, {compiled.rows} rows", measured))
+    steps, chips = estimate.work.steps, estimate.topology.chips
+    lines = [
+        "## Time",
+        "",
+        "| | s per step | tokens/s | share of the peak | hours | chip-hours |",
+        "|---|---:|---:|---:|---:|---:|",
+        *[_time_row(name, each, steps, chips) for name, each in rows],
+        "",
+        "Formula: "
+        + ", ".join(f"{what} {s:.3f} s" for what, s in estimate.time.parts.items() if s > 0)
+        + ".",
+        "",
+        f"Hours are those of {steps:,} steps, without compilation, evaluations and checkpoints. "
+        f"The assumptions: matrix products at {speed.MATMUL_SHARE:.0%} of the peak, everything "
+        "else at the bandwidth of the memory, no collective hidden behind computation. The "
+        "constants are fitted to the TPU compiler's estimates for `base` on v5e; no step was "
+        "measured.",
+        "",
+    ]
+    if len(rows) > 1:
+        error = rows[0][1].seconds / rows[1][1].seconds - 1
+        lines += [
+            "Compiled: the cycles that the compiler estimates for each operation, and the "
+            f"collectives of the program. The formula is {error:+.0%} against it.",
+            "",
+        ]
+    return lines
+
+
+def _time_row(name: str, time: StepTime, steps: int, chips: int) -> str:
+    hours = time.seconds * steps / 3600
+    return (
+        f"| {name} | {time.seconds:.3f} | {_short(time.tokens_per_second)} | "
+        f"{time.share_of_peak:.0%} | {hours:,.0f} | {hours * chips:,.0f} |"
+    )
+
+
+def _short(number: float) -> str:
+    """Three digits: 1.23M."""
+    for unit, name in ((1e9, "G"), (1e6, "M"), (1e3, "k")):
+        if number >= unit:
+            digits = max(0, 2 - int(math.log10(number / unit)))
+            return f"{number / unit:.{digits}f}{name}"
+    return f"{number:.3g}"

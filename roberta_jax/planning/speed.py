@@ -1,0 +1,108 @@
+"""The formula for the time of a step: rooflines, with constants fitted to the compiler's estimates.
+
+A step takes the sum of
+
+* the matrix products at `MATMUL_SHARE` of the peak rate (every product of the model's formula, and
+  what `remat=full` computes again);
+* the attention scores, which are many and small: `SCORE_BYTES` of memory traffic each;
+* everything between the matrix products of a layer (LayerNorm, dropout, GELU, residuals, copies):
+  `LAYER_BYTES` of memory traffic for each token and each element of the widths D and F;
+* what is done to each parameter in each microbatch (casts, zeroed and added gradients):
+  `MICROBATCH_BYTES`; and in the optimizer's update: `UPDATE_BYTES`;
+* the collectives, at the bandwidth of their network, none of them hidden behind computation.
+
+The constants were fitted to the cycles that the TPU compiler (libtpu 0.0.42) estimates for the
+step of `base` on v5e with 16 rows per microbatch. They are estimates of a compiler, not
+measurements, and they are carried over to other chips by the chips' bandwidths. A measured step
+replaces them: `python -m experiments.benchmarks.train_step` on the chip itself.
+"""
+
+import dataclasses
+
+from roberta_jax.modeling.flops import training_flops
+from roberta_jax.planning.chips import Chip
+from roberta_jax.planning.memory import layer_parameters
+from roberta_jax.planning.traffic import Traffic
+from roberta_jax.planning.workload import Workload
+
+MATMUL_SHARE = 0.8
+SCORE_BYTES = 53
+LAYER_BYTES = 71
+MICROBATCH_BYTES = 37
+UPDATE_BYTES = 28  # read: parameter, gradient, two moments; written: parameter, two moments
+
+
+@dataclasses.dataclass(frozen=True)
+class StepTime:
+    """The time of a step in seconds, by part.
+
+    Attributes:
+      parts: {what: seconds}.
+      flops: operations of the model's formula, over all chips.
+      peak: operations per second of all chips.
+      tokens: of a step.
+    """
+
+    parts: dict[str, float]
+    flops: float
+    peak: float
+    tokens: int
+
+    @property
+    def seconds(self) -> float:
+        return sum(self.parts.values())
+
+    @property
+    def tokens_per_second(self) -> float:
+        return self.tokens / self.seconds
+
+    @property
+    def share_of_peak(self) -> float:
+        """Model FLOPs utilisation."""
+        return self.flops / self.seconds / self.peak
+
+
+def step_time(work: Workload, chip: Chip, collectives: list[Traffic]) -> StepTime:
+    """Estimates the time of a step; see the module's docstring."""
+    chips = 1
+    for size in work.mesh.values():
+        chips *= size
+    flops = training_flops(work.model, work.batch_size, work.length, work.slots)
+    done = flops + _recomputed_flops(work)
+    bandwidth = chip.memory_bandwidth
+    tensor = work.mesh["tensor"]
+    # Of one chip.
+    tokens = work.accumulation * work.rows * work.length
+    layers, heads = work.model.num_hidden_layers, work.model.num_attention_heads
+    width, inner = work.model.hidden_size, work.model.intermediate_size
+    scores = layers * tokens * work.length * heads / tensor
+    elements = layers * tokens * (width + inner / tensor)
+    own = work.parameter_bytes / 4
+    parts = {
+        "matrix products": done / chips / (MATMUL_SHARE * chip.flops),
+        "attention scores": scores * SCORE_BYTES / bandwidth,
+        "between the products": elements * LAYER_BYTES / bandwidth,
+        "parameters and optimizer": own
+        * (work.accumulation * MICROBATCH_BYTES + UPDATE_BYTES)
+        / bandwidth,
+    }
+    waiting: dict[str, float] = {}
+    for each in collectives:
+        name = f"collectives over {each.axes} ({each.network})"
+        waiting[name] = waiting.get(name, 0.0) + each.seconds
+    return StepTime(parts | waiting, flops, chips * chip.flops, work.tokens_per_step)
+
+
+def _recomputed_flops(work: Workload) -> float:
+    """The matrix products that the backward pass computes again, over all chips.
+
+    Attention's scores are always computed again, and the logits; `remat=full` repeats the forward
+    pass of the layers.
+    """
+    model, tokens = work.model, work.batch_size * work.length
+    head = 2 * work.batch_size * work.slots * model.hidden_size * model.vocab_size
+    scores = 2 * model.num_hidden_layers * tokens * work.length * model.hidden_size
+    layers = 0
+    if work.execution.remat == "full":
+        layers = 2 * model.num_hidden_layers * tokens * layer_parameters(model)
+    return float(head + scores + layers)
