@@ -20,7 +20,7 @@ from roberta_jax.errors import UsageError
 from roberta_jax.training import loop, preemption
 from roberta_jax.training.agreement import together
 from roberta_jax.training.checkpoints import Checkpoints, checkpoint_steps
-from roberta_jax.training.distributed import watched
+from roberta_jax.training.distributed import failing_together, watched
 from roberta_jax.training.metrics import MetricsWriter, read_metrics
 from roberta_jax.training.partitioning import Rules
 from roberta_jax.training.partners import current
@@ -191,7 +191,10 @@ def run(
         with together("writing the config"):
             if primary:
                 write_config(folder, config)
-        with Checkpoints(folder / CHECKPOINTS, spec.keep_checkpoints) as checkpoints:
+        with (
+            Checkpoints(folder / CHECKPOINTS, spec.keep_checkpoints) as checkpoints,
+            failing_together(),
+        ):
             return _train(folder, spec, job, checkpoints)
 
 
