@@ -17,7 +17,7 @@ from tests.support.many_processes import Launcher, last_step, losses, wait_for_s
 
 # A run that does not end by itself.
 ENDLESS = {"train.steps": 100_000, "train.log_every": 1, "train.checkpoint_every": 10}
-QUICK = {"distributed.heartbeat_timeout": 8, "distributed.start_timeout": 60}
+QUICK = {"distributed.heartbeat_timeout": 12, "distributed.start_timeout": 60}
 SECONDS = 60  # within which every process must have ended
 
 
@@ -130,7 +130,8 @@ def test_a_lost_process(launcher, folder, victim, number):
     workdir, note = folder / f"lost_{victim}_{number}", folder / f"note_{victim}_{number}"
     others = [index for index in range(3) if index != victim]
     variables = {index: {RESTART_FILE: f"{note}.{index}"} for index in range(3)}
-    run = launcher.start(workdir, 3, variables=variables, **ENDLESS, **QUICK)
+    changes = {**ENDLESS, **QUICK, "train.batch_size": 6, "eval.batch_size": 6}
+    run = launcher.start(workdir, 3, variables=variables, **changes)
     wait_for_step(run, workdir, 5)
     run.processes[victim].send_signal(number)
     assert_all_end(run, 2, "error: lost host ", f"(process {victim})", "Start all", of=others)

@@ -64,7 +64,7 @@ class Run:
     logs: dict[int, tuple[pathlib.Path, pathlib.Path]]
     started: float
 
-    def wait(self, timeout: float = 200) -> list[int | None]:
+    def wait(self, timeout: float = 500) -> list[int | None]:
         """Waits until all have ended; returns their exit statuses, None of one that has not."""
         end = time.monotonic() + timeout
         for each in self.processes.values():
@@ -177,7 +177,7 @@ def last_step(workdir) -> int:
     return max((record["step"] for record in read_metrics(workdir)), default=0)
 
 
-def wait_for_step(run: Run, workdir, step: int, timeout: float = 200) -> None:
+def wait_for_step(run: Run, workdir, step: int, timeout: float = 500) -> None:
     """Waits until the run has recorded the step."""
     end = time.monotonic() + timeout
     while last_step(workdir) < step:
