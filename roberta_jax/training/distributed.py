@@ -79,7 +79,7 @@ def _connect(cluster: Cluster, timeouts: Timeouts) -> None:
                 heartbeat_timeout_seconds=round(timeouts.heartbeat) + _LATER,
                 shutdown_timeout_seconds=_SHUTDOWN_TIMEOUT,
             )
-    except (ValueError, RuntimeError) as error:
+    except (ValueError, RuntimeError, OSError, ImportError) as error:
         reason = shortened(" ".join(str(error).split()), 300)
         raise UsageError(f"cannot connect to the other processes: {reason}\n{HOW}") from error
 
@@ -148,16 +148,24 @@ def watched(timeouts: Timeouts | None = None) -> Iterator[Partners | None]:
         ),
     ):
         partners.start()
-        with _ending_together(partners):
+        with failing_together():
             yield partners
+            agreement.exchange("the end of the run", None)
+            partners.close()
 
 
 @contextlib.contextmanager
-def _ending_together(partners: Partners) -> Iterator[None]:
+def failing_together() -> Iterator[None]:
+    """Ends this process and tells the others, inside `watched`, if the block raises.
+
+    Use it also inside of contexts whose end waits for other processes, as that of checkpoints does.
+    """
+    partners = current()
+    if partners is None:
+        yield
+        return
     try:
         yield
-        agreement.exchange("the end of the run", None)
-        partners.close()
     except UsageError as error:
         report(f"error: {error}", restart=isinstance(error, agreement.PartnerLost))
         partners.leave(2, str(error))

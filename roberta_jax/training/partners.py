@@ -174,11 +174,14 @@ class Partners:
         computations, so no process can keep the others waiting.
         """
         folder = f"{agreement.KEYS}/stop/{run}"
-        self.on_stop(request["signal"], request["host"])
+        with contextlib.suppress(Exception):  # of whatever announces it: no reason not to stop
+            self.on_stop(request["signal"], request["host"])
         with self._lock:
             polls = self._polls_of.get(run, 0)
             self._client.key_value_set(f"{folder}/{self._index}", str(polls))
             while len(answers := self._client.key_value_dir_get(folder)) < self._count:
+                if self._closed:
+                    return
                 time.sleep(0.1)
                 self._listen()  # to know who is alive
             last = max(int(polls) for _, polls in answers)
@@ -300,7 +303,9 @@ class Partners:
     def _coordinator_lost(self, what: str) -> str:
         if self._index == 0:
             return f"lost the coordination service of this process: it {what}."
-        host = self._others[0].host
+        host, ended = self._others[0].host, self._others[0].ended
+        if ended is not None:
+            return f"host {host} (process 0) ended: {ended['cause']}"
         return (
             f"lost host {host} (process 0), which coordinates the run: it {what}. Its process was "
             "killed or stopped, or its machine or the network failed."

@@ -127,7 +127,7 @@ def stop_requests(
             _quit(quit_notice())
 
     def announce_of_others(number: int, host: str) -> None:
-        if not received:
+        if not received and number != SIGPIPE:
             others.append(number)
             _print(f"On host {host}: {notice(number)}")
 

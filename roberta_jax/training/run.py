@@ -20,7 +20,7 @@ from roberta_jax.errors import UsageError
 from roberta_jax.training import loop, preemption
 from roberta_jax.training.agreement import together
 from roberta_jax.training.checkpoints import Checkpoints, checkpoint_steps
-from roberta_jax.training.distributed import watched
+from roberta_jax.training.distributed import failing_together, watched
 from roberta_jax.training.metrics import MetricsWriter, read_metrics
 from roberta_jax.training.partitioning import Rules
 from roberta_jax.training.partners import current
@@ -200,7 +200,7 @@ def run(
             if primary:
                 write_config(folder, config)
         keep = (spec.keep_checkpoints, spec.keep_every)
-        with Checkpoints(folder / CHECKPOINTS, *keep) as checkpoints:
+        with Checkpoints(folder / CHECKPOINTS, *keep) as checkpoints, failing_together():
             return _train(folder, spec, job, checkpoints, on_damage)
 
 

@@ -11,6 +11,7 @@ import time
 from roberta_jax.training.metrics import read_metrics
 from tests.support import processes, texts
 
+_COMPILE_FAST = "--xla_backend_optimization_level=0 --xla_llvm_disable_expensive_passes=true"
 _CONFIG = """
 import os
 import time
@@ -64,7 +65,7 @@ class Run:
     logs: dict[int, tuple[pathlib.Path, pathlib.Path]]
     started: float
 
-    def wait(self, timeout: float = 200) -> list[int | None]:
+    def wait(self, timeout: float = 900) -> list[int | None]:
         """Waits until all have ended; returns their exit statuses, None of one that has not."""
         end = time.monotonic() + timeout
         for each in self.processes.values():
@@ -137,9 +138,8 @@ class Launcher:
             flags = [f"--workdir={values.pop('workdir')}"]
             flags += [f"--distributed={mode}"] if mode else []
             flags += [f"--config.{key}={value}" for key, value in values.items()]
-            env = processes.environment(
-                devices, PYTHONUNBUFFERED="1", **(variables or {}).get(index, {})
-            )
+            env = processes.environment(devices, **(variables or {}).get(index, {}))
+            env |= {"PYTHONUNBUFFERED": "1", "XLA_FLAGS": f"{env['XLA_FLAGS']} {_COMPILE_FAST}"}
             if count > 1:
                 env |= {
                     "JAX_COORDINATOR_ADDRESS": address,
@@ -177,7 +177,7 @@ def last_step(workdir) -> int:
     return max((record["step"] for record in read_metrics(workdir)), default=0)
 
 
-def wait_for_step(run: Run, workdir, step: int, timeout: float = 200) -> None:
+def wait_for_step(run: Run, workdir, step: int, timeout: float = 900) -> None:
     """Waits until the run has recorded the step."""
     end = time.monotonic() + timeout
     while last_step(workdir) < step:

@@ -150,6 +150,15 @@ def test_a_process_that_ended_well_is_not_missed(clock):
     assert first._loss(clock.now) is None
 
 
+def test_why_the_coordinator_ended_is_passed_on(clock):
+    _, second = several(2, heartbeat=10)
+    ended = {"status": 2, "cause": "lost host tpu-3", "host": "there"}
+    second._client.key_value_set(f"{partners._FOLDER}/ended/0", json.dumps(ended))
+    listen(second)
+    clock.now += 11
+    assert second._loss(clock.now)[0].endswith("(process 0) ended: lost host tpu-3")
+
+
 def stops(everyone, requests, rng, polls=10_000):
     """Lets threads poll; returns at which poll each stopped, and for which signal."""
     stopped = [None] * len(everyone)
@@ -211,15 +220,23 @@ def test_a_request_after_the_last_poll_stops_nobody():
 
 def test_other_processes_are_told_of_the_signal():
     everyone = several(2)
-    told = threading.Event()
+    told = []
     for each in everyone:
         each.start()
     try:
         for each in everyone:
             each.enter_run()
-        with everyone[1].telling_of_stops(lambda number, host: number == 15 and told.set()):
+
+        def tell(number, host):
+            told.append(number)
+            raise OSError("stderr is closed")
+
+        with everyone[1].telling_of_stops(tell):
             everyone[0].request_stop(signal.SIGTERM)
-            assert told.wait(10)
+            end = time.monotonic() + 10
+            while everyone[1].poll() is None:
+                assert time.monotonic() < end
+        assert told == [signal.SIGTERM]
     finally:
         for each in everyone:
             each.close()

@@ -1,3 +1,4 @@
+import contextlib
 import os
 import signal
 import subprocess
@@ -63,6 +64,57 @@ def test_the_notice_is_printed_once_and_names_the_signal(capfd):
         os.kill(os.getpid(), signal.SIGTERM)
         os.kill(os.getpid(), signal.SIGTERM)
     assert capfd.readouterr().err == f"\nsignal {int(signal.SIGTERM)}\n"
+
+
+class FakePartners:
+    """The other processes of a run; `stop` is what they agreed to stop for."""
+
+    def __init__(self):
+        self.requests, self.stop, self.runs = [], None, 0
+        self.tell = None
+
+    def enter_run(self):
+        self.runs += 1
+
+    def poll(self):
+        return self.stop
+
+    def request_stop(self, number):
+        self.requests.append(number)
+
+    @contextlib.contextmanager
+    def telling_of_stops(self, tell):
+        self.tell = tell
+        yield
+
+
+@pytest.mark.parametrize("number", [signal.SIGTERM, signal.SIGINT])
+def test_a_signal_asks_all_processes_to_stop(number, capfd):
+    partners = FakePartners()
+    with stop_requests(lambda number: "Saving.", partners=partners) as should_stop:
+        assert partners.runs == 1
+        os.kill(os.getpid(), number)
+        assert not should_stop()  # not before all have agreed when
+        partners.stop = number
+        assert should_stop()
+        assert should_stop.signal == number
+    assert set(partners.requests) == {number}
+    assert capfd.readouterr().err == "\nSaving.\n"
+
+
+def test_a_stop_for_a_signal_to_another_process(capfd):
+    partners = FakePartners()
+    with stop_requests(lambda number: "Saving.", partners=partners) as should_stop:
+        partners.tell(signal.SIGINT, "tpu-3")
+        partners.stop = signal.SIGINT
+        assert should_stop()
+        # Ctrl-C in a terminal reaches this process as well, a little later.
+        os.kill(os.getpid(), signal.SIGINT)
+        assert should_stop()
+        with pytest.raises(KeyboardInterrupt):
+            os.kill(os.getpid(), signal.SIGINT)
+    assert capfd.readouterr().err == "\nOn host tpu-3: Saving.\n"
+    assert should_stop.signal == signal.SIGINT
 
 
 # Commands. The work of each is one call that takes minutes and in which no signal handler runs.
@@ -152,6 +204,49 @@ def test_ctrl_c_during_a_step_is_answered_at_once_and_a_second_one_quits():
     assert interrupt(process, times=2) == ["Saving.\n", "Not saved.\n"]
     assert process.communicate() == ("", "")
     assert process.returncode == 130
+
+
+TERMINATED = """
+from roberta_jax.training.preemption import terminated_by
+
+def end():
+    print("ending", flush=True)
+    os._exit(143)
+
+with interruptible_command("Stopping."), terminated_by(end):
+    print("ready", flush=True)
+    WORK
+"""
+
+
+def test_sigterm_is_answered_at_once_by_a_busy_process():
+    process = start(TERMINATED.replace("WORK", WORK))
+    assert process.stdout.readline() == "ready\n"
+    process.send_signal(signal.SIGTERM)
+    assert process.communicate() == ("ending\n", "")
+    assert process.returncode == 143
+
+
+def test_ctrl_c_works_where_sigterm_is_answered():
+    process = start(TERMINATED.replace("WORK", "time.sleep(60)"))
+    assert interrupt(process) == ["Stopping.\n"]
+    assert process.wait() == 130
+
+
+STOPPING_WHERE_TERMINATED = """
+from roberta_jax.training.preemption import terminated_by
+
+with terminated_by(lambda: os._exit(1)), stop_requests() as should_stop:
+    os.kill(os.getpid(), signal.SIGTERM)
+    time.sleep(0.5)
+    assert should_stop()
+"""
+
+
+def test_in_a_run_sigterm_is_a_request():
+    process = start(STOPPING_WHERE_TERMINATED)
+    assert process.communicate() == ("", "")
+    assert process.returncode == 0
 
 
 PRINTING = """

@@ -1,0 +1,83 @@
+"""Checks of three processes that they start from the same things."""
+
+import json
+import pathlib
+
+import jax
+import pytest
+from etils import epath
+
+from roberta_jax.errors import UsageError
+from roberta_jax.training import distributed, same_start
+from roberta_jax.training.same_start import check_shared, require_same_data, require_same_program
+from tests.support import processes
+
+
+def test_one_process_checks_nothing(tmp_path):
+    require_same_program({"seed": 0})
+    require_same_data({"rows": 3})
+    check_shared(epath.Path(tmp_path))
+    assert not list(tmp_path.iterdir())
+
+
+def attempt(function, *arguments):
+    try:
+        return function(*arguments)
+    except UsageError as error:
+        return str(error)
+
+
+def start(folder):
+    """What each of three processes runs."""
+    distributed.join_processes()
+    index = jax.process_index()
+    config = {"seed": 0, "data": {"cache_dir": f"cache{index}", "mixture": ({"weight": 1},)}}
+    same_start._VISIBLE_WITHIN = 1
+    own = epath.Path(folder) / str(index)
+    own.mkdir()
+    results = {
+        "same": attempt(require_same_program, config, ("data.cache_dir",)),
+        "config": attempt(require_same_program, config),
+        "shared": attempt(check_shared, epath.Path(folder)),
+        "not shared": attempt(check_shared, epath.Path(folder) / str(min(index, 1))),
+        "missing": attempt(check_shared, epath.Path(folder) / "missing"),
+        "data": attempt(require_same_data, {"rows": 3, "text": "x" * (index + 1)}),
+    }
+    if index == 1:
+        same_start.code_digest = lambda: "other"
+    results["code"] = attempt(require_same_program, {})
+    (own / "results.json").write_text(json.dumps(results))
+
+
+@pytest.fixture(scope="module")
+def results(tmp_path_factory):
+    folder = tmp_path_factory.mktemp("start")
+    processes.run_together(__name__, "start", str(folder), count=3)
+    assert not list(folder.rglob(".probe*"))
+    return [json.loads(pathlib.Path(folder, str(n), "results.json").read_text()) for n in range(3)]
+
+
+@pytest.mark.parametrize("name", ["same", "shared"])
+def test_nothing_differs(results, name):
+    assert [each[name] for each in results] == [None] * 3
+
+
+@pytest.mark.parametrize(
+    ("name", "parts"),
+    [
+        ("config", ["--config.data.cache_dir: ", '"cache0" on', '"cache2" on']),
+        ("not shared", [" is not the same folder on all hosts", "(process 1)", "(process 2)"]),
+        ("missing", ["cannot write to --workdir="]),
+        ("data", ["  text: ", '"xxx" on', "--config.data.cache_dir"]),
+        ("code", ["code of roberta_jax: ", '"other" on', "(process 1)"]),
+    ],
+)
+def test_what_differs_is_named_on_all(results, name, parts):
+    for each in results:
+        for part in parts:
+            assert part in each[name]
+
+
+def test_the_digest_of_the_code_is_that_of_its_files():
+    assert same_start.code_digest() == same_start.code_digest()
+    assert len(same_start.code_digest()) == 16
