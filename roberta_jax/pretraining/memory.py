@@ -5,6 +5,7 @@ import jax.numpy as jnp
 from roberta_jax.errors import UsageError
 from roberta_jax.modeling.flops import num_parameters
 from roberta_jax.pretraining.spec import PretrainingSpec
+from roberta_jax.training.partitioning import mesh_size
 from roberta_jax.training.state import memory_limit
 
 
@@ -38,6 +39,8 @@ def least_memory(spec: PretrainingSpec) -> dict[str, dict[str, int]]:
         model = model.replace(vocab_size=model.pad_token_id + 2)
     sizes = training.mesh.shape
     parameters = num_parameters(model) / (sizes["fsdp"] * sizes["tensor"])
+    # Two float32 moments of each parameter, which can be split over `data` as well.
+    moments = 8 * parameters / mesh_size(training.mesh, dict(training.rules)["optimizer_state"])
     item = jnp.dtype(spec.execution.dtype).itemsize
     rows = training.rows_per_microbatch
     eval_rows = spec.evaluation.batch_size // (sizes["data"] * sizes["fsdp"])
@@ -46,7 +49,7 @@ def least_memory(spec: PretrainingSpec) -> dict[str, dict[str, int]]:
     return {
         "training": {
             # Each parameter with its gradient and two moments, in float32.
-            "parameters and optimizer state": int(16 * parameters),
+            "parameters and optimizer state": int(8 * parameters + moments),
             # The backward pass begins at the inputs of the layers, whatever it recomputes.
             "inputs of the layers": (
                 rows * spec.seq_len * model.hidden_size * model.num_hidden_layers * item
@@ -55,7 +58,7 @@ def least_memory(spec: PretrainingSpec) -> dict[str, dict[str, int]]:
             "token ids": rows * training.accumulation * spec.seq_len * 4,
         },
         "evaluation": {
-            "parameters and optimizer state": int(12 * parameters),
+            "parameters and optimizer state": int(4 * parameters + moments),
             "attention scores": eval_rows * scores,
             "token ids": eval_rows * spec.seq_len * 4,
         },
