@@ -13,8 +13,8 @@ from etils import epath
 from roberta_jax.errors import UsageError
 from roberta_jax.pretrain import pretrain
 from roberta_jax.storage import leases
-from roberta_jax.training import run
-from roberta_jax.training.checkpoints import checkpoint_steps
+from roberta_jax.training import loop, run
+from roberta_jax.training.checkpoints import Checkpoints, checkpoint_steps
 from roberta_jax.training.metrics import read_metrics
 from roberta_jax.training.tensorboard import _tensorboardx, _tf_records
 from tests.support import gcs_server, object_store, processes, texts
@@ -96,6 +96,21 @@ def test_a_run_in_a_bucket_is_that_on_a_disk(folder, expected, store):
     again = pretrain(small_config(folder), RUN)
     assert again.metrics == result.metrics
     assert again.start == 30
+
+
+def test_records_are_in_the_bucket_before_the_checkpoint_that_counts_on_them(
+    folder, store, monkeypatch
+):
+    save, counts = Checkpoints.save, []
+
+    def save_and_count(self, step, state, extra):
+        counts.append((extra[loop.RECORDS], len(read_metrics(RUN))))
+        save(self, step, state, extra)
+
+    monkeypatch.setattr(Checkpoints, "save", save_and_count)
+    pretrain(small_config(folder), RUN)
+    assert len(counts) == 10
+    assert [known for known, _ in counts] == [there for _, there in counts]
 
 
 def test_an_exported_file_that_was_changed_is_named(folder, store):
