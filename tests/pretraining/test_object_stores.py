@@ -113,14 +113,18 @@ def test_records_are_in_the_bucket_before_the_checkpoint_that_counts_on_them(
     assert [known for known, _ in counts] == [there for _, there in counts]
 
 
-def test_an_exported_file_that_was_changed_is_named(folder, store):
+def test_an_exported_file_that_was_changed_is_named(folder, expected, store):
     pretrain(small_config(folder), RUN)
     path = store / "bucket/runs/a/hf/model.safetensors"
     data = bytearray(path.read_bytes())
     data[-1] ^= 1
     path.write_bytes(data)
-    with pytest.raises(UsageError, match=r"its model is damaged: hf/model\.safetensors"):
+    with pytest.raises(UsageError, match=r"its model is damaged: hf/model\.safetensors") as error:
         pretrain(small_config(folder), RUN)
+    assert f"gcloud storage rm -r {RUN}/hf" in str(error.value)
+    (epath.Path(RUN) / "hf").rmtree()
+    assert pretrain(small_config(folder), RUN).finished
+    assert path.read_bytes() == (expected / "hf" / "model.safetensors").read_bytes()
 
 
 def test_a_run_starts_from_weights_in_a_bucket(folder, expected, store, capsys):
