@@ -17,6 +17,7 @@ from roberta_jax.training import loop, run
 from roberta_jax.training.checkpoints import Checkpoints, checkpoint_steps
 from roberta_jax.training.metrics import read_metrics
 from roberta_jax.training.tensorboard import _tensorboardx, _tf_records
+from roberta_jax.training.workdir import trained_config
 from tests.support import gcs_server, object_store, processes, texts
 
 STEPS = {"train.steps": 30, "train.checkpoint_every": 3, "train.eval_every": 7}
@@ -111,6 +112,24 @@ def test_records_are_in_the_bucket_before_the_checkpoint_that_counts_on_them(
     pretrain(small_config(folder), RUN)
     assert len(counts) == 10
     assert [known for known, _ in counts] == [there for _, there in counts]
+
+
+def test_a_checkpoint_that_was_not_completed_does_not_count(folder, expected, store):
+    pretrain(small_config(folder), RUN)
+    (store / "bucket/runs/a/checkpoints/30/commit_success.txt").unlink()
+    (epath.Path(RUN) / "hf").rmtree()
+    result = pretrain(small_config(folder), RUN)
+    assert result.start == 27
+    check_same(RUN, expected)
+    assert checkpoint_steps(f"{RUN}/checkpoints") == [27, 30]
+
+
+def test_a_workdir_without_a_complete_checkpoint_takes_any_config(folder, store):
+    for name in ("config.json", "checkpoints/3/_CHECKPOINT_METADATA"):
+        (epath.Path(RUN) / name).write_text("{}")
+    assert trained_config(RUN) is None
+    (epath.Path(RUN) / "checkpoints/3/commit_success.txt").write_text("")
+    assert trained_config(RUN) == {}
 
 
 def test_an_exported_file_that_was_changed_is_named(folder, expected, store):
