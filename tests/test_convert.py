@@ -1,6 +1,7 @@
 """`python -m roberta_jax.convert`: every format into every other, its report and its errors."""
 
 import json
+import pathlib
 import shutil
 import subprocess
 import sys
@@ -17,6 +18,7 @@ from roberta_jax.modeling.config import RobertaConfig
 from roberta_jax.modeling.heads import MODEL_CLASSES, RobertaForPreTraining
 from roberta_jax.weights.formats import fairseq, pytorch
 from roberta_jax.weights.parameters import parameter_shapes
+from tests.support import object_store
 from tests.support.checkpoints import assert_trees_equal
 
 TEXTS = ["the cat sat on the mat, or so they say", "naïve 猫 🐈  <mask>"]
@@ -51,6 +53,20 @@ def source(tokenizer, tmp_path_factory):
     folder = tmp_path_factory.mktemp("source") / "model"
     weights.save_pretrained(folder, model, params, tokenizer)
     return folder
+
+
+def test_models_are_converted_from_and_to_a_bucket(source, tmp_path, monkeypatch):
+    object_store.install(tmp_path / "objects", monkeypatch.setattr)
+    expected = weights.read_pretrained(source)[1]
+    at = source
+    for to in ("hf", "flax", "fairseq", "hf"):
+        target = f"gs://bucket/{to} of {pathlib.Path(at).name}"
+        convert.convert(at, target, to)
+        assert_trees_equal(weights.read_pretrained(target)[1], expected)
+        at = target
+    assert RobertaTokenizer.from_pretrained(at).encode(TEXTS[0]) == (
+        RobertaTokenizer.from_pretrained(source).encode(TEXTS[0])
+    )
 
 
 def test_every_format_converts_to_every_other_and_back(source, tokenizer, tmp_path):

@@ -1,6 +1,7 @@
 """The command `python -m roberta_jax.export`."""
 
 import re
+import shutil
 import subprocess
 import sys
 
@@ -8,6 +9,7 @@ import pytest
 
 from roberta_jax import export, weights
 from roberta_jax.errors import UsageError
+from tests.support import object_store
 from tests.support.exported import build_small
 
 
@@ -46,6 +48,19 @@ def test_the_command_exports_compares_and_says_how_to_run_it(source, tmp_path, c
     export.main(arguments)  # replaces the first export
     again = {p.relative_to(tmp_path / "out") for p in (tmp_path / "out").rglob("*") if p.is_file()}
     assert {str(path) for path in again} == set(sizes)
+
+
+def test_a_program_is_written_to_a_bucket(source, tmp_path, monkeypatch, capsys):
+    store = object_store.install(tmp_path / "objects", monkeypatch.setattr)
+    export.main([str(source), "gs://bucket/programs/a"])
+    printed = capsys.readouterr().out
+    assert float(printed.split()[-1]) < 1e-5
+    # The example runs on a copy, in the folder that has it.
+    shutil.copytree(store / "bucket/programs/a", tmp_path / "a")
+    assert "After: gcloud storage cp -r gs://bucket/programs/a ." in printed
+    lines = [line[4:] for line in printed.splitlines() if line.startswith("    ")]
+    monkeypatch.chdir(tmp_path)
+    exec("\n".join(lines), {})
 
 
 def test_a_source_that_does_not_exist_is_an_error(tmp_path):

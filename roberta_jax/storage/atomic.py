@@ -28,6 +28,12 @@ def is_local(path: os.PathLike | str) -> bool:
     return "://" not in os.fspath(path)
 
 
+def removal_command(*folders: os.PathLike | str) -> str:
+    """Returns what to type to delete folders that are all local, or all on an object store."""
+    command = "rm -r" if all(map(is_local, folders)) else "gcloud storage rm -r"
+    return " ".join([command, *map(os.fspath, folders)])
+
+
 def temporary_path(path: pathlib.Path) -> pathlib.Path:
     """Returns an unused name beside `path`, to write to before renaming."""
     return path.with_name(f"{path.name}.{secrets.token_hex(4)}.tmp")

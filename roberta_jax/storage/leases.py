@@ -53,11 +53,13 @@ class _GoogleObject:
 
     def read(self) -> tuple[bytes, int] | None:
         from google.api_core.exceptions import NotFound
+        from google.cloud.storage.retry import DEFAULT_RETRY
 
         blob = self._blob()
+        options = {"timeout": _TIMEOUT_SECONDS, "retry": DEFAULT_RETRY.with_timeout(30)}
         try:
-            blob.reload(timeout=_TIMEOUT_SECONDS)
-            return blob.download_as_bytes(timeout=_TIMEOUT_SECONDS), blob.generation
+            blob.reload(**options)
+            return blob.download_as_bytes(**options), blob.generation
         except NotFound:
             return None
 
@@ -78,7 +80,9 @@ class _GoogleObject:
         from google.api_core.exceptions import NotFound, PreconditionFailed
 
         with contextlib.suppress(NotFound, PreconditionFailed):
-            self._blob().delete(if_generation_match=generation, timeout=_TIMEOUT_SECONDS)
+            self._blob().delete(
+                if_generation_match=generation, timeout=_TIMEOUT_SECONDS, retry=None
+            )
 
     def _blob(self) -> Any:
         return objects.google_blob(self._path)  # a new one, since it remembers its generation

@@ -15,6 +15,7 @@ import functools
 import hashlib
 import importlib.util
 import json
+import logging
 import os
 import pathlib
 import secrets
@@ -59,6 +60,8 @@ def check_readable(path: os.PathLike | str) -> None:
     if scheme == "gs":
         server = _use_one_server()
         if _is_installed("gcsfs"):
+            # It logs with a traceback what it raises.
+            logging.getLogger("gcsfs").setLevel(logging.CRITICAL)
             _check_answers(server)
 
 

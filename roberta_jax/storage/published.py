@@ -36,6 +36,7 @@ class PublishedFolder:
         self._target = None if is_local(folder) else epath.Path(folder)
         self._published: dict[str, tuple[int, int]] = {}  # name: size and time of the last change
         self._last_time = time.monotonic()
+        self._failed = False
         if self._target is None:
             self.local = pathlib.Path(folder)
             self.local.mkdir(parents=True, exist_ok=True)
@@ -55,6 +56,8 @@ class PublishedFolder:
         """
         if self._target is None:
             return
+        self._last_time = time.monotonic()
+        self._failed = True
         check_held(self._lease)
         for path in sorted(self.local.rglob("*")):
             if path.is_file():
@@ -64,9 +67,21 @@ class PublishedFolder:
                     with explained("write", self._target / name):
                         (self._target / name).write_bytes(path.read_bytes())
                     self._published[name] = state
-        self._last_time = time.monotonic()
+        self._failed = False
 
-    def close(self) -> None:
-        """Removes the temporary folder. Call `publish` before."""
-        if self._target is not None:
-            shutil.rmtree(self.local, ignore_errors=True)
+    def close(self, after_error: bool = False) -> None:
+        """Publishes the files and removes the temporary folder.
+
+        Args:
+          after_error: whether the process ends with an error. The files are then published only if
+            they could be at the last attempt, which may have taken a minute.
+
+        Raises:
+          UsageError: as for `publish`.
+        """
+        try:
+            if not (after_error and self._failed):
+                self.publish()
+        finally:
+            if self._target is not None:
+                shutil.rmtree(self.local, ignore_errors=True)

@@ -185,7 +185,8 @@ class MetricsWriter:
         self.records += 1
         self._tensorboard.add(step, values)
         if self._files.seconds_behind > _PUBLISH_SECONDS or _OF_AN_UPDATE not in values:
-            self.publish()
+            with contextlib.suppress(UsageError):  # the next checkpoint needs it, and tries again
+                self.publish()
 
     def publish(self) -> None:
         """Makes all records of this process visible, before something is saved that counts on them.
@@ -257,14 +258,17 @@ class MetricsWriter:
                     raise
                 self.on_closed_output()
 
-    def close(self) -> None:
-        """Closes the files and the progress bar. Can be called more than once."""
+    def close(self, after_error: bool = False) -> None:
+        """Closes the files and the progress bar. Can be called more than once.
+
+        Args:
+          after_error: see `PublishedFolder.close`.
+        """
         files, opened = self._files, (self._file, self._tensorboard, self._progress_bar)
         self._files = self._file = self._tensorboard = self._progress_bar = None
         with contextlib.ExitStack() as stack:  # the last one first
             if files is not None:
-                stack.callback(files.close)
-                stack.callback(files.publish)
+                stack.callback(files.close, after_error)
             for each in opened:
                 if each is not None:
                     stack.callback(each.close)

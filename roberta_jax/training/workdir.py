@@ -27,7 +27,7 @@ from etils import epath
 
 from roberta_jax.dotted_keys import flatten, key_matches
 from roberta_jax.errors import UsageError, listed
-from roberta_jax.storage.atomic import is_local, write_json
+from roberta_jax.storage.atomic import is_local, removal_command, write_json
 from roberta_jax.storage.locks import AlreadyLocked, exclusive_lock, is_locked
 from roberta_jax.storage.objects import check_bucket
 
@@ -262,7 +262,7 @@ def damaged_export(folder: epath.Path, what: str) -> UsageError:
     if _has_checkpoint(folder):
         advice = (
             "To write the model again from the last checkpoint, delete its folder and run the same "
-            f"command again:\n  rm -r {folder / EXPORT}"
+            f"command again:\n  {removal_command(folder / EXPORT)}"
         )
     else:
         advice = "There is no checkpoint to write it again from: restore it from a copy."

@@ -13,10 +13,11 @@ from etils import epath
 from roberta_jax.errors import UsageError
 from roberta_jax.pretrain import pretrain
 from roberta_jax.storage import leases
-from roberta_jax.training import run
-from roberta_jax.training.checkpoints import checkpoint_steps
+from roberta_jax.training import loop, run
+from roberta_jax.training.checkpoints import Checkpoints, checkpoint_steps
 from roberta_jax.training.metrics import read_metrics
 from roberta_jax.training.tensorboard import _tensorboardx, _tf_records
+from roberta_jax.training.workdir import trained_config
 from tests.support import gcs_server, object_store, processes, texts
 
 STEPS = {"train.steps": 30, "train.checkpoint_every": 3, "train.eval_every": 7}
@@ -98,14 +99,51 @@ def test_a_run_in_a_bucket_is_that_on_a_disk(folder, expected, store):
     assert again.start == 30
 
 
-def test_an_exported_file_that_was_changed_is_named(folder, store):
+def test_records_are_in_the_bucket_before_the_checkpoint_that_counts_on_them(
+    folder, store, monkeypatch
+):
+    save, counts = Checkpoints.save, []
+
+    def save_and_count(self, step, state, extra):
+        counts.append((extra[loop.RECORDS], len(read_metrics(RUN))))
+        save(self, step, state, extra)
+
+    monkeypatch.setattr(Checkpoints, "save", save_and_count)
+    pretrain(small_config(folder), RUN)
+    assert len(counts) == 10
+    assert [known for known, _ in counts] == [there for _, there in counts]
+
+
+def test_a_checkpoint_that_was_not_completed_does_not_count(folder, expected, store):
+    pretrain(small_config(folder), RUN)
+    (store / "bucket/runs/a/checkpoints/30/commit_success.txt").unlink()
+    (epath.Path(RUN) / "hf").rmtree()
+    result = pretrain(small_config(folder), RUN)
+    assert result.start == 27
+    check_same(RUN, expected)
+    assert checkpoint_steps(f"{RUN}/checkpoints") == [27, 30]
+
+
+def test_a_workdir_without_a_complete_checkpoint_takes_any_config(folder, store):
+    for name in ("config.json", "checkpoints/3/_CHECKPOINT_METADATA"):
+        (epath.Path(RUN) / name).write_text("{}")
+    assert trained_config(RUN) is None
+    (epath.Path(RUN) / "checkpoints/3/commit_success.txt").write_text("")
+    assert trained_config(RUN) == {}
+
+
+def test_an_exported_file_that_was_changed_is_named(folder, expected, store):
     pretrain(small_config(folder), RUN)
     path = store / "bucket/runs/a/hf/model.safetensors"
     data = bytearray(path.read_bytes())
     data[-1] ^= 1
     path.write_bytes(data)
-    with pytest.raises(UsageError, match=r"its model is damaged: hf/model\.safetensors"):
+    with pytest.raises(UsageError, match=r"its model is damaged: hf/model\.safetensors") as error:
         pretrain(small_config(folder), RUN)
+    assert f"gcloud storage rm -r {RUN}/hf" in str(error.value)
+    (epath.Path(RUN) / "hf").rmtree()
+    assert pretrain(small_config(folder), RUN).finished
+    assert path.read_bytes() == (expected / "hf" / "model.safetensors").read_bytes()
 
 
 def test_a_run_starts_from_weights_in_a_bucket(folder, expected, store, capsys):

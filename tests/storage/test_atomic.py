@@ -8,7 +8,6 @@ import time
 
 import pytest
 from etils import epath
-from etils.epath.backend import fsspec_backend
 
 from roberta_jax.errors import UsageError
 from roberta_jax.storage import atomic
@@ -219,17 +218,13 @@ def bucket(tmp_path, monkeypatch):
     return epath.Path("gs://bucket")
 
 
-def log() -> list[tuple[str, str]]:
-    return fsspec_backend.fs("gs://").log
-
-
 def test_objects_are_written_under_their_own_name(bucket, tmp_path):
     assert not atomic.is_local(bucket)
     assert atomic.is_local(tmp_path)
     assert atomic.is_local("relative/path")
     atomic.write_json("gs://bucket/a.json", [1])
     atomic.write_text(bucket / "b.txt", "é")
-    assert log() == [("write", "a.json"), ("write", "b.txt")]
+    assert object_store.log() == [("write", "a.json"), ("write", "b.txt")]
     assert names(tmp_path / "bucket") == ["a.json", "b.txt"]
     assert (tmp_path / "bucket" / "b.txt").read_bytes() == "é".encode()
 
@@ -239,8 +234,8 @@ def test_the_marker_of_a_folder_of_objects_is_removed_first_and_written_last(buc
     with atomic.replace_folder(bucket / "model", last="index") as folder:
         for name in ("index", "weights", "vocab"):
             (folder / name).write_text("new")
-        assert log() == []  # an exception here leaves the old folder
-    assert log() == [
+        assert object_store.log() == []  # an exception here leaves the old folder
+    assert object_store.log() == [
         ("remove", "index"),
         ("remove", "only_old"),
         ("write", "vocab"),
@@ -256,7 +251,7 @@ def test_a_folder_of_objects_may_have_subfolders(bucket):
         (folder / "variables").mkdir()
         (folder / "variables" / "0").write_text("x")
     assert (bucket / "model" / "variables" / "0").read_text() == "x"
-    assert log() == [("write", "0"), ("write", "index")]
+    assert object_store.log() == [("write", "0"), ("write", "index")]
 
 
 def test_a_folder_of_objects_is_copied_to_be_read(bucket, tmp_path):

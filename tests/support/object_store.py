@@ -190,8 +190,6 @@ def install(
 ) -> pathlib.Path:
     """Makes gs:// paths of this process the files below `root`, and returns `root`.
 
-    `fsspec_backend.fs("gs://")` of `etils.epath.backend` is the `ObjectFileSystem`.
-
     Args:
       root: the folder of the objects.
       set_attribute: replaces an attribute of a module; `monkeypatch.setattr` undoes it.
@@ -226,3 +224,8 @@ def install(
     set_attribute(objects, "_ask_for_bucket", check_bucket)
     set_attribute(leases, "open_object", lambda path: FakeObject(path, root))
     return root
+
+
+def log() -> list[tuple[str, str]]:
+    """Returns a copy of the `ObjectFileSystem`'s log."""
+    return list(etils_backend.fsspec_backend.fs("gs://").log)
