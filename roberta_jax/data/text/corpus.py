@@ -18,7 +18,6 @@ import collections
 import functools
 import hashlib
 import json
-import logging
 import pathlib
 import re
 import sys
@@ -26,6 +25,7 @@ from collections.abc import Iterator, Sequence
 from typing import Any, NamedTuple
 
 from roberta_jax.data.text import builtin, files
+from roberta_jax.data.text.encodings import check_encoding
 from roberta_jax.data.text.source import SOURCES, TextSource
 from roberta_jax.errors import UsageError
 
@@ -39,12 +39,6 @@ _MARKS = re.compile(f"^{_MARK}+", re.MULTILINE)
 # Reading the start of so many files, at equal distances, shows most mistakes and takes no time.
 _CHECKED_FILES = 100
 _CHECKED_BYTES = 1 << 16
-# Share of zero bytes, or of characters that are no UTF-8, from which a file is not taken for text.
-# Latin-1 has some 5% in French; Greek or Chinese in its former encodings has over 50%.
-_MAX_WRONG = 0.2
-_CONVERT = (
-    "If it is text, convert it first, such as from Latin-1: iconv -f LATIN1 -t UTF-8 OLD > NEW"
-)
 
 
 class Piece(NamedTuple):
@@ -206,7 +200,7 @@ class FilesCorpus(Corpus):
             block = next(files.read_blocks(path, _CHECKED_BYTES, _always), None)
             if block is None:
                 continue
-            all_utf8 = _check_encoding(path, block.data, warn=all_utf8) and all_utf8
+            all_utf8 = check_encoding(path, block.data, warn=all_utf8) and all_utf8
             for _ in self.documents(Piece(str(path), *block), collections.Counter()):
                 pass
 
@@ -354,45 +348,6 @@ def _size_and_time(path: pathlib.Path) -> list[int]:
     except OSError as error:
         raise UsageError(f"{path} cannot be read: {error}.") from error
     return [stat.st_size, stat.st_mtime_ns]
-
-
-def _check_encoding(path: pathlib.Path, data: bytes, warn: bool) -> bool:
-    """Checks that the start of a file is UTF-8.
-
-    Args:
-      path: The file.
-      data: Its start.
-      warn: Whether to warn of bytes that are not UTF-8.
-
-    Returns:
-      Whether it is.
-
-    Raises:
-      UsageError: It is no text at all, or its encoding is so different that little is left.
-    """
-    if data.count(0) > _MAX_WRONG * len(data):
-        raise UsageError(
-            f"{path} holds zero bytes: it is UTF-16 without a mark, an archive or another binary "
-            f"file. {_CONVERT}, or leave it out of --config.data.files."
-        )
-    try:
-        data.decode()
-        return True
-    except UnicodeDecodeError as error:
-        line, byte = data.count(b"\n", 0, error.start) + 1, data[error.start]
-    text = data.decode(errors="replace")
-    wrong = text.count("\ufffd") / len(text)
-    if wrong > _MAX_WRONG:
-        raise UsageError(
-            f"{path} is not UTF-8: {wrong:.0%} of its start cannot be read. {_CONVERT}, or leave "
-            "it out of --config.data.files."
-        )
-    if warn:
-        logging.warning(
-            "%s is not UTF-8: line %d has the byte 0x%02x. Such bytes are replaced by U+FFFD. %s.",
-            *(path, line, byte, _CONVERT),
-        )
-    return False
 
 
 def _first_line(error: Exception) -> str:
