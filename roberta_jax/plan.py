@@ -80,6 +80,7 @@ def make_plan(
         compiled=compiled,
         largest=largest,
         notes=_notes(config, target),
+        knobs=[{f"mesh.{key}": True} for key in ("shard_optimizer_state",) if key in config.mesh],
     )
 
 

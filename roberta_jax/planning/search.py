@@ -53,6 +53,7 @@ def plan(
     compiled: ReadSpec | None = None,
     largest: bool = False,
     notes: Sequence[str] = (),
+    knobs: Sequence[Mapping[str, Any]] = (),
 ) -> Plan:
     """Makes the plan of a run.
 
@@ -65,6 +66,7 @@ def plan(
         not compile.
       largest: whether to compile several microbatches, to find the largest that fits.
       notes: for the report.
+      knobs: changes of the config to try first if the run does not fit.
 
     Raises:
       UsageError: the mesh or the batch does not suit the topology, or a value of the config is
@@ -82,7 +84,7 @@ def plan(
         if not fits or largest:
             rows, limit = possible_rows(found.work), MOST_COMPILATIONS if largest else 2
             bisect(compiler, rows, found.largest_rows or 1, dict(compiler.tried), fits, limit)
-    attempts = [] if fits else remedies(read, topology, ratio)
+    attempts = [] if fits else remedies(read, topology, ratio, knobs)
     return Plan(
         config=_config_name(arguments),
         estimate=found,
