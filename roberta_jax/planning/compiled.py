@@ -123,7 +123,10 @@ def compile_step(
     started = time.perf_counter()
     what = f"{training.mesh.size} x {training.mesh.devices.flat[0].device_kind}"
     rows = training.rows_per_microbatch
-    with _progress(f"Compiling the train step for {what}, {rows} rows per chip", progress):
+    with (
+        _without_cache(),
+        _progress(f"Compiling the train step for {what}, {rows} rows per chip", progress),
+    ):
         try:
             program = step.lower(state, batch).compile()
         except jax.errors.JaxRuntimeError as error:
@@ -256,6 +259,17 @@ def added_up(
             bandwidth = chip.network if network == chip.outer else chip.link
         rows.append(Traffic(axes, kind, "", network, size, size / bandwidth))
     return rows
+
+
+@contextlib.contextmanager
+def _without_cache() -> Iterator[None]:
+    """JAX writes such programs to its persistent cache and cannot read them again."""
+    before = jax.config.jax_enable_compilation_cache
+    jax.config.update("jax_enable_compilation_cache", False)
+    try:
+        yield
+    finally:
+        jax.config.update("jax_enable_compilation_cache", before)
 
 
 @contextlib.contextmanager
