@@ -125,6 +125,8 @@ def plot_scaling(curves: dict[str, list[tuple[int, float]]], path: pathlib.Path)
     for name, points in curves.items():
         axes.plot(*zip(*points, strict=True), marker="o", label=name)
     axes.set_xscale("log", base=2)
+    chips = sorted({chips for points in curves.values() for chips, _ in points})
+    axes.set_xticks(chips, [f"{number:,}" for number in chips])
     axes.set_ylim(0, 1.05)
     axes.set_xlabel("chips")
     axes.set_ylabel("predicted rate per chip, relative to 16 chips")

@@ -149,7 +149,10 @@ def remedies(
       What was tried; the last one fits, unless nothing does.
     """
     attempts: list[Attempt] = []
-    usable = usable_memory(topology) / ratio
+    memory = usable_memory(topology)
+    if memory is None:
+        return []
+    usable = memory / ratio
     for changes in itertools.chain(first, _changes(read, topology, usable)):
         try:
             found = estimate(read(changes), topology)

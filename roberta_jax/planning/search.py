@@ -121,18 +121,20 @@ def bisect(
         low, high = (max(low, index), high) if known_fit else (low, min(high, index))
     start = [i for i, candidate in enumerate(candidates) if candidate <= guess]
     index = start[-1] if start else 0
+    step = 1
     for _ in range(most):
         if high - low <= 1:
             return
         index = min(max(index, low + 1), high - 1)
         if fits(candidates[index]):
             low = index
-            index = (
-                index + 1 if high - low > 2 and candidates[index] >= guess else (low + high) // 2
-            )
         else:
             high = index
-            index = index - 1
+        if low >= 0 and high < len(candidates):
+            index = (low + high) // 2
+        else:  # further and further away from the guess, until it lies between two results
+            index = low + step if low >= 0 else high - step
+            step *= 2
 
 
 def _command(

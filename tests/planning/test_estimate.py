@@ -226,4 +226,4 @@ def test_bisection_finds_the_largest_microbatch_in_few_calls(limit, guess):
     assert best in calls
     assert best == 512 or 2 * best in calls
     near = guess in (best, 2 * best)
-    assert len(calls) <= (3 if near else 9)
+    assert len(calls) <= (2 if near else 6)
