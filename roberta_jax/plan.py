@@ -21,6 +21,7 @@ import sys
 from collections.abc import Mapping, Sequence
 from typing import TYPE_CHECKING, Any
 
+import jax
 from absl import flags
 from ml_collections import ConfigDict
 
@@ -80,6 +81,7 @@ def make_plan(
         compiled=compiled,
         largest=largest,
         notes=_notes(config, target),
+        knobs=[{f"mesh.{key}": True} for key in ("shard_optimizer_state",) if key in config.mesh],
     )
 
 
@@ -146,6 +148,9 @@ def main(config: ConfigDict, values: flags.FlagValues) -> None:
     from roberta_jax.storage.atomic import write_text
 
     check_output(values.output)
+    if values.topology != "local" and not jax.config.jax_platforms:
+        # So that planning neither takes the accelerators of this machine nor looks for them.
+        jax.config.update("jax_platforms", "cpu")
     plan = make_plan(
         config,
         values.topology,

@@ -18,6 +18,7 @@ from typing import Any, TextIO
 
 import jax
 
+from roberta_jax.errors import shortened
 from roberta_jax.planning import memory
 from roberta_jax.planning.chips import Chip
 from roberta_jax.planning.hlo import Collective, Program, array_bytes, arrays_of, axes_of_groups
@@ -71,6 +72,8 @@ class CompiledStep:
       cycles: that the compiler estimates for a step without collectives; None if it does not.
       compute_seconds: these cycles as time.
       seconds: spent compiling.
+      problem: why the program could not be read, so that its collectives, its cycles and the split
+        of its temporaries are missing; or "".
     """
 
     rows: int
@@ -80,6 +83,7 @@ class CompiledStep:
     cycles: float | None
     compute_seconds: float | None
     seconds: float
+    problem: str = ""
 
     @property
     def needed(self) -> float:
@@ -123,7 +127,10 @@ def compile_step(
     started = time.perf_counter()
     what = f"{training.mesh.size} x {training.mesh.devices.flat[0].device_kind}"
     rows = training.rows_per_microbatch
-    with _progress(f"Compiling the train step for {what}, {rows} rows per chip", progress):
+    with (
+        _without_cache(),
+        _progress(f"Compiling the train step for {what}, {rows} rows per chip", progress),
+    ):
         try:
             program = step.lower(state, batch).compile()
         except jax.errors.JaxRuntimeError as error:
@@ -132,20 +139,26 @@ def compile_step(
             seconds = time.perf_counter() - started
             raise DoesNotFit(*sizes_of_overflow(str(error)), seconds) from error
     seconds = time.perf_counter() - started
-    read = Program(program.as_text())
-    work, cycles = workload(spec), read.estimated_cycles()
+    slices = len({getattr(each, "slice_index", 0) for each in training.mesh.devices.flat})
+    cycles, collectives, problem, work = None, [], "", workload(spec)
+    carried: dict[str, float] = {}
+    try:
+        read = Program(program.as_text())
+        cycles, carried = read.estimated_cycles(), carried_by_use(read, work)
+        collectives = added_up(read.collectives(), dict(training.mesh.shape), chip, slices)
+    except ValueError as error:  # of a compiler that writes programs in another way
+        problem = shortened(str(error), 300)
     clock = CLOCKS.get(chip.name) if chip else None
     stats = program.memory_analysis()
-    slices = len({getattr(each, "slice_index", 0) for each in training.mesh.devices.flat})
-    collectives = added_up(read.collectives(), dict(training.mesh.shape), chip, slices)
     return CompiledStep(
         rows=training.rows_per_microbatch,
-        memory=_by_use(read, work, stats, shard_bytes(state.params)),
+        memory=_by_use(carried, work, stats, shard_bytes(state.params)),
         allocated=stats.temp_size_in_bytes,
         collectives=collectives,
         cycles=cycles,
         compute_seconds=cycles / clock if cycles and clock else None,
         seconds=seconds,
+        problem=problem,
     )
 
 
@@ -162,7 +175,9 @@ def sizes_of_overflow(message: str) -> tuple[float | None, float | None]:
     return None, None
 
 
-def _by_use(read: Program, work: Workload, stats: Any, parameters: int) -> dict[str, float]:
+def _by_use(
+    carried: Mapping[str, float], work: Workload, stats: Any, parameters: int
+) -> dict[str, float]:
     """Splits the peak by use; see `carried_by_use` for the temporary part."""
     arguments = stats.argument_size_in_bytes
     optimizer, batch = work.optimizer_bytes, work.batch_bytes
@@ -174,7 +189,6 @@ def _by_use(read: Program, work: Workload, stats: Any, parameters: int) -> dict[
     }
     peak = getattr(stats, "peak_memory_in_bytes", 0) or arguments + stats.temp_size_in_bytes
     temporary = max(0, peak - arguments)
-    carried = carried_by_use(read, work)
     scale = min(1.0, temporary / sum(carried.values())) if any(carried.values()) else 1.0
     uses |= {use: scale * size for use, size in carried.items()}
     uses[OTHER] = temporary - scale * sum(carried.values())
@@ -256,6 +270,17 @@ def added_up(
             bandwidth = chip.network if network == chip.outer else chip.link
         rows.append(Traffic(axes, kind, "", network, size, size / bandwidth))
     return rows
+
+
+@contextlib.contextmanager
+def _without_cache() -> Iterator[None]:
+    """JAX writes such programs to its persistent cache and cannot read them again."""
+    before = jax.config.jax_enable_compilation_cache
+    jax.config.update("jax_enable_compilation_cache", False)
+    try:
+        yield
+    finally:
+        jax.config.update("jax_enable_compilation_cache", before)
 
 
 @contextlib.contextmanager

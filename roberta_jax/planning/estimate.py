@@ -1,8 +1,9 @@
 """Applies the formulas to a run: does it fit, which microbatch is the largest, what would help."""
 
 import dataclasses
+import itertools
 import math
-from collections.abc import Callable, Iterator, Mapping
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from typing import Any
 
 from roberta_jax.errors import UsageError
@@ -130,20 +131,29 @@ def largest_rows(work: Workload, usable: float) -> int:
     return max(fitting, default=0)
 
 
-def remedies(read: ReadSpec, topology: Topology, ratio: float = 1.0) -> list[Attempt]:
+def remedies(
+    read: ReadSpec,
+    topology: Topology,
+    ratio: float = 1.0,
+    first: Sequence[Mapping[str, Any]] = (),
+) -> list[Attempt]:
     """Tries what makes a run smaller, from the cheapest change to the dearest, until one fits.
 
     Args:
       read: reads the specification with changes.
       topology: what it is planned for.
       ratio: how many times more memory the compiler needs than the formula says.
+      first: changes of the config to try before all others.
 
     Returns:
       What was tried; the last one fits, unless nothing does.
     """
     attempts: list[Attempt] = []
-    usable = usable_memory(topology) / ratio
-    for changes in _changes(read, topology, usable):
+    memory = usable_memory(topology)
+    if memory is None:
+        return []
+    usable = memory / ratio
+    for changes in itertools.chain(first, _changes(read, topology, usable)):
         try:
             found = estimate(read(changes), topology)
         except UsageError as error:

@@ -159,7 +159,7 @@ class Program:
                     continue
                 # The pieces of an asynchronous collective repeat it with its channel.
                 channel = re.search(r"\bchannel_id=([0-9]+)", each.rest)
-                key = channel[1] if channel else (name, each.name)
+                key = (collective.kind, channel[1]) if channel else (name, each.name)
                 before = found.get(key)
                 if before is None or before.times < times:
                     found[key] = collective

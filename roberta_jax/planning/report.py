@@ -88,12 +88,24 @@ def markdown(plan: Plan) -> str:
         *_time(plan),
         "## Command",
         "",
+        *_how_to_start(estimate),
         "```bash",
         plan.command,
         "```",
         "",
     ]
     return "\n".join(lines)
+
+
+def _how_to_start(estimate: Estimate) -> list[str]:
+    topology = estimate.topology
+    if topology.local or topology.chips <= topology.chip.per_host:
+        return []
+    return [
+        "Start the same command on every host. WORKDIR is a folder that all hosts share, such as "
+        "gs://BUCKET/run.",
+        "",
+    ]
 
 
 def _memory(plan: Plan) -> list[str]:
@@ -142,6 +154,11 @@ def _errors(plan: Plan) -> list[str]:
         f"The compiler sets aside {compiled.allocated / 1e9:.2f} GB for temporaries. It took "
         f"{compiled.seconds:.0f} s."
     )
+    if compiled.problem:
+        lines.append(
+            "Its collectives and its time are missing, because this version of the compiler writes "
+            f"programs in another way: {compiled.problem}."
+        )
     return [" ".join(lines), ""]
 
 

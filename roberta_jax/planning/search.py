@@ -53,6 +53,7 @@ def plan(
     compiled: ReadSpec | None = None,
     largest: bool = False,
     notes: Sequence[str] = (),
+    knobs: Sequence[Mapping[str, Any]] = (),
 ) -> Plan:
     """Makes the plan of a run.
 
@@ -65,6 +66,7 @@ def plan(
         not compile.
       largest: whether to compile several microbatches, to find the largest that fits.
       notes: for the report.
+      knobs: changes of the config to try first if the run does not fit.
 
     Raises:
       UsageError: the mesh or the batch does not suit the topology, or a value of the config is
@@ -82,7 +84,7 @@ def plan(
         if not fits or largest:
             rows, limit = possible_rows(found.work), MOST_COMPILATIONS if largest else 2
             bisect(compiler, rows, found.largest_rows or 1, dict(compiler.tried), fits, limit)
-    attempts = [] if fits else remedies(read, topology, ratio)
+    attempts = [] if fits else remedies(read, topology, ratio, knobs)
     return Plan(
         config=_config_name(arguments),
         estimate=found,
@@ -119,18 +121,20 @@ def bisect(
         low, high = (max(low, index), high) if known_fit else (low, min(high, index))
     start = [i for i, candidate in enumerate(candidates) if candidate <= guess]
     index = start[-1] if start else 0
+    step = 1
     for _ in range(most):
         if high - low <= 1:
             return
         index = min(max(index, low + 1), high - 1)
         if fits(candidates[index]):
             low = index
-            index = (
-                index + 1 if high - low > 2 and candidates[index] >= guess else (low + high) // 2
-            )
         else:
             high = index
-            index = index - 1
+        if low >= 0 and high < len(candidates):
+            index = (low + high) // 2
+        else:  # further and further away from the guess, until it lies between two results
+            index = low + step if low >= 0 else high - step
+            step *= 2
 
 
 def _command(

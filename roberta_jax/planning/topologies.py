@@ -200,10 +200,12 @@ def compile_only_devices(topology: Topology) -> Sequence[Any]:
     import jax
     from jax.experimental import topologies
 
-    several = {"num_slices": topology.slices} if topology.slices > 1 else {}
+    options: dict[str, Any] = {"num_slices": topology.slices} if topology.slices > 1 else {}
+    if topology.per_slice == 1:  # by default a host has 2 x 2 chips
+        options["chips_per_host_bounds"] = (1, 1, 1)
     try:
         return topologies.get_topology_desc(
-            platform="tpu", topology_name=topology.name, **several
+            platform="tpu", topology_name=topology.name, **options
         ).devices
     except Exception as error:  # of several types, with jax's version
         reason = shortened(" ".join(str(error).split()), 300)

@@ -3,9 +3,9 @@
 The bytes are those of the ring algorithms (`hlo.ring_bytes`). The train step communicates
 
 * over `data` once per step: the float32 gradients are added up (all-reduce);
-* over `fsdp` in each microbatch: each matrix is gathered in the dtype of the matrix products, in
-  the forward and in the backward pass (all-gather), and its gradient is added up and split again
-  (reduce-scatter);
+* over `fsdp` in each microbatch: each matrix of a layer is gathered in the dtype of the matrix
+  products, in the forward and in the backward pass, and the tables once per step (all-gather); the
+  float32 gradients are added up and split again (reduce-scatter);
 * over `tensor` in each microbatch: activations are added up (all-reduce), twice per layer in the
   forward pass and four times in the backward pass, where the gradients through queries, keys and
   values come one by one. `remat=full` repeats those of the forward pass.
@@ -82,18 +82,24 @@ def _over_fsdp(work: Workload, chip: Chip | None) -> list[Traffic]:
     for path, (_, shard, spec) in work.shards.items():
         if "fsdp" not in str(spec):
             continue
-        size = math.prod(shard) * parts * work.item  # gathered over fsdp, split over tensor
+        size = math.prod(shard) * parts  # elements, gathered over fsdp, split over tensor
         if "encoder/layer" in path:
             in_layers += size
         else:
             outside += size
-    gathered = ring_bytes("all-gather", work.accumulation * 2 * in_layers + 2 * outside, parts)
-    reduced = ring_bytes("reduce-scatter", work.accumulation * (in_layers + outside), parts)
+    gathered = work.item * (work.accumulation * 2 * in_layers + outside)
+    reduced = 4 * work.accumulation * (in_layers + outside)
     each = "in each microbatch"
     return [
-        _inner(chip, "fsdp", "all-gather", f"parameters, {each}, forward and backward", gathered),
-        _inner(chip, "fsdp", "reduce-scatter", f"gradients, {each}", reduced),
-    ]
+        _inner(
+            chip, "fsdp", "all-gather", f"parameters, {each}, forward and backward",
+            ring_bytes("all-gather", gathered, parts),
+        ),
+        _inner(
+            chip, "fsdp", "reduce-scatter", f"gradients, float32, {each}",
+            ring_bytes("reduce-scatter", reduced, parts),
+        ),
+    ]  # fmt: skip
 
 
 def _over_tensor(work: Workload, chip: Chip | None) -> list[Traffic]:
