@@ -11,6 +11,8 @@ import os
 import signal
 import subprocess
 import sys
+import tempfile
+import time
 from collections.abc import Sequence
 
 from experiments.running.child_processes import StopRequests
@@ -21,6 +23,7 @@ from roberta_jax.errors import UsageError
 
 RETRIES = 3  # of a task whose node or worker is lost; Ray counts them
 POLL_SECONDS = 1.0
+OUTPUT_BYTES = 1 << 16  # of the end of a point's output that are kept
 SWEEP = [sys.executable, "-m", "experiments.sweep"]  # in a test, another program
 
 
@@ -150,20 +153,22 @@ def _train(sweep: Sequence[str], arguments: Sequence[str], root: str) -> tuple[i
         **os.environ,
         "PYTHONPATH": os.pathsep.join(path for path in paths if path),
     }
-    process = subprocess.Popen(
-        [*sweep, *arguments],
-        env=environment,
-        stdin=subprocess.DEVNULL,
-        stdout=subprocess.PIPE,
-        stderr=subprocess.STDOUT,
-        start_new_session=True,
-    )
-    try:
-        output, _ = process.communicate()
-    except KeyboardInterrupt:
-        process.send_signal(signal.SIGTERM)
-        output, _ = process.communicate()
-    finally:
-        if process.poll() is None:
-            process.terminate()
-    return process.returncode, output.decode("utf-8", "replace")
+    with tempfile.TemporaryFile() as output:
+        process = subprocess.Popen(
+            [*sweep, *arguments],
+            env=environment,
+            stdin=subprocess.DEVNULL,
+            stdout=output,
+            stderr=subprocess.STDOUT,
+            start_new_session=True,
+        )
+        try:
+            # Ray interrupts the main thread between two instructions, and not while it waits.
+            while process.poll() is None:
+                time.sleep(0.1)
+        except KeyboardInterrupt:
+            process.send_signal(signal.SIGTERM)
+            process.wait()
+        output.seek(0, os.SEEK_END)
+        output.seek(max(0, output.tell() - OUTPUT_BYTES))
+        return process.returncode, output.read().decode("utf-8", "replace")

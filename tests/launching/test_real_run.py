@@ -1,0 +1,126 @@
+"""A training of two processes under the launcher, one of which is killed or stops to answer."""
+
+import pathlib
+import signal
+import subprocess
+import sys
+import time
+
+import psutil
+import pytest
+
+from roberta_jax.training.metrics import read_metrics
+from tests.support import processes, texts
+
+# Long enough that a signal hits it between two checkpoints.
+STEPS = {"train.steps": 60, "train.checkpoint_every": 5, "train.eval_every": 20}
+
+
+def train(folder, workdir):
+    """Trains with the small config, as the command does, in one of several processes."""
+    from roberta_jax import cli
+    from roberta_jax.pretrain import pretrain
+    from roberta_jax.training.distributed import join_processes
+
+    folder = pathlib.Path(folder)
+    with cli.usage_errors():
+        join_processes()
+        config = texts.small_config(folder / "corpus.jsonl", folder / "cache", **STEPS)
+        pretrain(config, workdir)
+
+
+@pytest.fixture(scope="module")
+def folder(tmp_path_factory):
+    folder = tmp_path_factory.mktemp("launched")
+    texts.write_corpus(folder / "corpus.jsonl")
+    return folder
+
+
+def start(folder, workdir, *options):
+    options = ["--processes=2", "--backoff=0.1", f"--workdir={workdir}", *options]
+    return subprocess.Popen(
+        [
+            *(sys.executable, "-m", "roberta_jax.launch", *options, "--"),
+            *processes.command(__name__, "train", folder, workdir),
+        ],
+        cwd=processes.ROOT,
+        env=processes.environment(JAX_COMPILATION_CACHE_DIR=str(folder / "compiled")),
+        stdout=subprocess.PIPE,
+        stderr=subprocess.STDOUT,
+        text=True,
+    )
+
+
+def send(supervisor, workdir, index, number, step=12):
+    """Sends a signal to a process once the run has made some steps."""
+    deadline = time.monotonic() + 200
+    while max((record["step"] for record in read_metrics(workdir)), default=0) < step:
+        assert supervisor.poll() is None, supervisor.communicate()[0]
+        assert time.monotonic() < deadline
+        time.sleep(0.01)
+    for child in psutil.Process(supervisor.pid).children():
+        if child.environ().get("JAX_PROCESS_ID") == str(index):
+            child.send_signal(number)
+
+
+def finished(supervisor, workdir):
+    """Waits for the end, and returns the output, the model's bytes and the metrics."""
+    output, _ = supervisor.communicate(timeout=400)
+    assert supervisor.returncode == 0, output
+    varying = ("tokens_per_second", "mfu")
+    metrics = [
+        {key: value for key, value in record.items() if key not in varying}
+        for record in read_metrics(workdir)
+    ]
+    return output, (workdir / "hf" / "model.safetensors").read_bytes(), metrics
+
+
+@pytest.fixture(scope="module")
+def uninterrupted(folder):
+    workdir = folder / "uninterrupted"
+    output, *result = finished(start(folder, workdir), workdir)
+    assert "launch:" not in output
+    assert not (workdir / "launch").exists()
+    return result
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("index", [0, 1])
+def test_a_run_one_of_whose_processes_is_killed_ends_with_the_same_bits(
+    folder, uninterrupted, index
+):
+    workdir = folder / f"killed-{index}"
+    supervisor = start(folder, workdir)
+    send(supervisor, workdir, index, signal.SIGKILL)
+    output, *result = finished(supervisor, workdir)
+    assert result == uninterrupted
+    assert f"launch: process {index} was ended by SIGKILL" in output
+    assert output.count("Continuing from the checkpoint of step ") == 1
+    (crash,) = (workdir / "launch").glob("crash-*.txt")
+    assert "newest checkpoint: step " in crash.read_text()
+
+
+@pytest.mark.slow
+def test_a_run_one_of_whose_processes_hangs_ends_with_the_same_bits(folder, uninterrupted):
+    workdir = folder / "hung"
+    supervisor = start(folder, workdir, "--stalled_after=25")
+    send(supervisor, workdir, 1, signal.SIGSTOP)
+    output, *result = finished(supervisor, workdir)
+    assert result == uninterrupted
+    assert "launch: " in output
+    assert output.count("Continuing from the checkpoint of step ") == 1
+
+
+@pytest.mark.slow
+def test_sigterm_to_the_launcher_saves_and_the_same_command_continues(folder, uninterrupted):
+    workdir = folder / "stopped"
+    supervisor = start(folder, workdir)
+    send_step = 12
+    deadline = time.monotonic() + 200
+    while max((record["step"] for record in read_metrics(workdir)), default=0) < send_step:
+        assert time.monotonic() < deadline
+        time.sleep(0.01)
+    supervisor.terminate()
+    output, _ = supervisor.communicate(timeout=200)
+    assert supervisor.returncode == 143 or "Finished" in output, output
+    assert finished(start(folder, workdir), workdir)[1:] == tuple(uninterrupted)
