@@ -45,6 +45,14 @@ from roberta_jax.errors import UsageError
 
 def run(arguments: argparse.Namespace, points: Sequence[Point]) -> int:
     """Checks, prepares and trains the points; returns the exit status."""
+    on_ray = None
+    if arguments.runner == "ray":  # first, since Ray may not be installed
+        on_ray = RayRunner(
+            study_arguments(arguments),
+            arguments.out,
+            cpus=1.0 if arguments.cpus_per_point is None else arguments.cpus_per_point,
+            gpus=arguments.gpus_per_point or 0.0,
+        )
     processes = max(1, min(arguments.processes, len(points)))
     runner = Runner(study_arguments(arguments), arguments.out, processes=processes)
     unfinished = unfinished_points(points, arguments.out)
@@ -59,16 +67,9 @@ def run(arguments: argparse.Namespace, points: Sequence[Point]) -> int:
         print("All points are finished.")
         return 0
     create_folder(arguments.out, "--out")
-    if arguments.runner == "ray":
-        runner = RayRunner(
-            study_arguments(arguments),
-            arguments.out,
-            cpus=1.0 if arguments.cpus_per_point is None else arguments.cpus_per_point,
-            gpus=arguments.gpus_per_point or 0.0,
-        )
-    outcome = runner.run(points)
+    outcome = (on_ray or runner).run(points)
     print(_summary(arguments, outcome))
-    return (_stop_status(runner) if outcome.left else None) or outcome.status
+    return (_stop_status(on_ray or runner) if outcome.left else None) or outcome.status
 
 
 def _stop_status(runner: Runner | RayRunner) -> int | None:
@@ -164,8 +165,7 @@ def _parser() -> argparse.ArgumentParser:
         type=_positive_int,
         default=1,
         metavar="N",
-        help="the number of points to run at a time (default: 1); with --runner=ray as many as the "
-        "cluster has room for",
+        help="the number of points to run at a time (default: 1); Ray runs as many as fit",
     )
     parser.add_argument(
         "--runner",
@@ -226,6 +226,8 @@ def _run_command(argv: Sequence[str] | None) -> None:
         ]
         if unread:
             parser.error(f"--{unread[0]} takes --runner=ray or --print")
+    if arguments.runner == "ray" and arguments.processes > 1:
+        parser.error("--processes takes --runner=local; --cpus_per_point says how many points fit")
     for name in ("image", "volume"):
         if getattr(arguments, name) and arguments.print != "k8s":
             parser.error(f"--{name} takes --print=k8s")

@@ -192,6 +192,7 @@ def test_local_workdirs_are_in_a_volume_on_kubernetes(capsys):
         (["--out=/s", "--print=k8s", "--image=i", "--volume=c"], "--volume=c is not CLAIM:/PATH"),
         (["--out=gs://b", "--image=i"], "--image takes --print=k8s"),
         (["--out=runs", "--cpus_per_point=2"], "--cpus_per_point takes --runner=ray or --print"),
+        (["--out=runs", "--runner=ray", "--processes=2"], "--processes takes --runner=local"),
         (["--out=runs", "--gpus_per_point=x"], "invalid value 'x': give a number from 0"),
     ],
 )
