@@ -1,6 +1,5 @@
 """A training of two processes under the launcher, one of which is killed or stops to answer."""
 
-import pathlib
 import signal
 import subprocess
 import sys
@@ -9,24 +8,24 @@ import time
 import psutil
 import pytest
 
+from configs.pretrain import get_config
+from roberta_jax.dotted_keys import flatten
 from roberta_jax.training.metrics import read_metrics
 from tests.support import processes, texts
 
 # Long enough that a signal hits it between two checkpoints.
-STEPS = {"train.steps": 60, "train.checkpoint_every": 5, "train.eval_every": 20}
+STEPS = {"train.steps": 120, "train.checkpoint_every": 5, "train.eval_every": 40}
 
 
-def train(folder, workdir):
-    """Trains with the small config, as the command does, in one of several processes."""
-    from roberta_jax import cli
-    from roberta_jax.pretrain import pretrain
-    from roberta_jax.training.distributed import join_processes
-
-    folder = pathlib.Path(folder)
-    with cli.usage_errors():
-        join_processes()
-        config = texts.small_config(folder / "corpus.jsonl", folder / "cache", **STEPS)
-        pretrain(config, workdir)
+def command(folder, workdir):
+    """Returns the command line of the training with the small config."""
+    small = flatten(texts.small_config(folder / "corpus.jsonl", folder / "cache", **STEPS))
+    defaults = flatten(get_config("tiny"))
+    return [
+        *("python", "-m", "roberta_jax.pretrain", "--config=configs/pretrain.py:tiny"),
+        f"--workdir={workdir}",
+        *(f"--config.{key}={value}" for key, value in small.items() if value != defaults[key]),
+    ]
 
 
 @pytest.fixture(scope="module")
@@ -37,12 +36,9 @@ def folder(tmp_path_factory):
 
 
 def start(folder, workdir, *options):
-    options = ["--processes=2", "--backoff=0.1", f"--workdir={workdir}", *options]
+    options = ["--processes=2", "--backoff=0.1", *options]
     return subprocess.Popen(
-        [
-            *(sys.executable, "-m", "roberta_jax.launch", *options, "--"),
-            *processes.command(__name__, "train", folder, workdir),
-        ],
+        [sys.executable, "-m", "roberta_jax.launch", *options, "--", *command(folder, workdir)],
         cwd=processes.ROOT,
         env=processes.environment(JAX_COMPILATION_CACHE_DIR=str(folder / "compiled")),
         stdout=subprocess.PIPE,
@@ -51,13 +47,18 @@ def start(folder, workdir, *options):
     )
 
 
-def send(supervisor, workdir, index, number, step=12):
-    """Sends a signal to a process once the run has made some steps."""
-    deadline = time.monotonic() + 200
+def wait_for_steps(supervisor, workdir, step=12):
+    """Waits until the run has made some steps."""
+    deadline = time.monotonic() + 400
     while max((record["step"] for record in read_metrics(workdir)), default=0) < step:
         assert supervisor.poll() is None, supervisor.communicate()[0]
         assert time.monotonic() < deadline
         time.sleep(0.01)
+
+
+def send(supervisor, workdir, index, number):
+    """Sends a signal to a process in the middle of the run."""
+    wait_for_steps(supervisor, workdir)
     for child in psutil.Process(supervisor.pid).children():
         if child.environ().get("JAX_PROCESS_ID") == str(index):
             child.send_signal(number)
@@ -115,12 +116,10 @@ def test_a_run_one_of_whose_processes_hangs_ends_with_the_same_bits(folder, unin
 def test_sigterm_to_the_launcher_saves_and_the_same_command_continues(folder, uninterrupted):
     workdir = folder / "stopped"
     supervisor = start(folder, workdir)
-    send_step = 12
-    deadline = time.monotonic() + 200
-    while max((record["step"] for record in read_metrics(workdir)), default=0) < send_step:
-        assert time.monotonic() < deadline
-        time.sleep(0.01)
+    wait_for_steps(supervisor, workdir)
     supervisor.terminate()
     output, _ = supervisor.communicate(timeout=200)
-    assert supervisor.returncode == 143 or "Finished" in output, output
-    assert finished(start(folder, workdir), workdir)[1:] == tuple(uninterrupted)
+    assert supervisor.returncode == 143, output
+    assert "launch: restart" not in output
+    _, *result = finished(start(folder, workdir), workdir)
+    assert result == uninterrupted
