@@ -120,7 +120,7 @@ def append(workdir: str, folder: epath.Path) -> list[Result]:
 def lock(workdir: str, folder: epath.Path) -> list[Result]:
     """Locks a file on the first process, and looks from all whether it is locked."""
     if not is_local(workdir):
-        return [ok(LOCK, "on an object store: start one run at a time in this workdir")]
+        return [ok(LOCK, "an object store has no locks of files")]
     path = pathlib.Path(folder) / "lock"
     with contextlib.ExitStack() as stack:
         error = ""

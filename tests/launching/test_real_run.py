@@ -10,6 +10,7 @@ import pytest
 
 from configs.pretrain import get_config
 from roberta_jax.dotted_keys import flatten
+from roberta_jax.launching.environment import free_port, process_variables
 from roberta_jax.training.metrics import read_metrics
 from tests.support import processes, texts
 
@@ -35,12 +36,12 @@ def folder(tmp_path_factory):
     return folder
 
 
-def start(folder, workdir, *options):
-    options = ["--processes=2", "--backoff=0.1", *options]
+def start(folder, workdir, *options, **variables):
+    options = ["--backoff=0.1", *(options or ["--processes=2"])]
     return subprocess.Popen(
         [sys.executable, "-m", "roberta_jax.launch", *options, "--", *command(folder, workdir)],
         cwd=processes.ROOT,
-        env=processes.environment(JAX_COMPILATION_CACHE_DIR=str(folder / "compiled")),
+        env=processes.environment(JAX_COMPILATION_CACHE_DIR=str(folder / "compiled"), **variables),
         stdout=subprocess.PIPE,
         stderr=subprocess.STDOUT,
         text=True,
@@ -104,7 +105,7 @@ def test_a_run_one_of_whose_processes_is_killed_ends_with_the_same_bits(
 @pytest.mark.slow
 def test_a_run_one_of_whose_processes_hangs_ends_with_the_same_bits(folder, uninterrupted):
     workdir = folder / "hung"
-    supervisor = start(folder, workdir, "--stalled_after=25")
+    supervisor = start(folder, workdir, "--processes=2", "--stalled_after=25")
     send(supervisor, workdir, 1, signal.SIGSTOP)
     output, *result = finished(supervisor, workdir)
     assert result == uninterrupted
@@ -123,3 +124,21 @@ def test_sigterm_to_the_launcher_saves_and_the_same_command_continues(folder, un
     assert "launch: restart" not in output
     _, *result = finished(start(folder, workdir), workdir)
     assert result == uninterrupted
+
+
+@pytest.mark.slow
+def test_the_launchers_of_two_hosts_restart_when_one_process_is_killed(folder, uninterrupted):
+    """Each host has a launcher of its own, which only sees its own process."""
+    workdir = folder / "hosts"
+    port = free_port()
+    first, second = (
+        start(folder, workdir, "--max_restarts=5", **process_variables(index, 2, port, 0))
+        for index in range(2)
+    )
+    wait_for_steps(first, workdir)
+    (process,) = psutil.Process(second.pid).children()
+    process.kill()
+    output, *result = finished(first, workdir)
+    assert result == uninterrupted
+    assert "launch: restart 1 of 5 in " in output
+    assert "launch: the process was ended by SIGKILL" in finished(second, workdir)[0]
