@@ -46,6 +46,19 @@ def test_a_workdir_that_cannot_be_written_is_not_examined_further(tmp_path):
     assert any(line.startswith("problem  workdir") for line in lines)
 
 
+@pytest.mark.parametrize("name", ["x" * 300, "a\0b", "caf\udce9"])
+def test_a_name_that_no_folder_can_have_is_a_problem(tmp_path, name):
+    results, _ = examined(str(tmp_path / name))
+    assert [each.level for each in results if each.check == "workdir"] == [Level.PROBLEM]
+
+
+def test_an_empty_workdir_is_a_wrong_call(capsys):
+    with pytest.raises(SystemExit) as error:
+        doctor.main(["--workdir="])
+    assert error.value.code == 2
+    assert "--workdir= is empty" in capsys.readouterr().err
+
+
 @pytest.mark.parametrize(("level", "status"), [(None, 0), (Level.PROBLEM, 1)])
 def test_problems_decide_the_exit_status(monkeypatch, capsys, level, status):
     bad = [problem("memory", "none.", "buy some.")]

@@ -1,6 +1,7 @@
 """Checks of the workdir: written and shared by all hosts, appended to, locked and large enough."""
 
 import contextlib
+import os
 import pathlib
 import secrets
 import shutil
@@ -35,7 +36,9 @@ def probe_folder(workdir: str) -> Iterator[epath.Path]:
     root = epath.Path(workdir)
     folder = root / everyone(f".doctor-{secrets.token_hex(4)}")[0]
     local = pathlib.Path(workdir).absolute()
-    created = [each for each in (local, *local.parents) if is_local(workdir) and not each.exists()]
+    # `os.path.exists` is False for names that are too long, which `shared` then reports.
+    missing = [each for each in (local, *local.parents) if not os.path.exists(each)]
+    created = missing if is_local(workdir) else []
     everyone(None)  # before anything is created
     try:
         yield folder
