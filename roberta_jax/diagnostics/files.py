@@ -208,7 +208,7 @@ def disk(folders: dict[str, str]) -> list[Result]:
         if not is_local(folder):
             continue
         path = pathlib.Path(folder).expanduser().absolute()
-        existing = next(each for each in (path, *path.parents) if each.exists())
+        existing = next(each for each in (path, *path.parents) if os.path.exists(each))
         free = shutil.disk_usage(existing).free
         text = f"{free / 2**30:.1f} GiB for {what} in {folder}"
         if free < LOW_BYTES:
