@@ -9,8 +9,12 @@ compares the results, also while the sweep is running.
 
 --list shows how far each point is. To share the work among machines that mount the same --out, run
 the command with --shard=1/4 on the first, --shard=2/4 on the second, and so on; likewise for the
-GPUs of one machine, with a different CUDA_VISIBLE_DEVICES for each command. --print=slurm prints a
-script for sbatch, and --print=tpu the commands for a TPU pod.
+GPUs of one machine, with a different CUDA_VISIBLE_DEVICES for each command.
+
+Clusters run a point as a task each: --runner=ray on the Ray cluster of this machine (RAY_ADDRESS
+names another one; without a cluster, one is started on this machine), --print=slurm prints an array
+job for sbatch, --print=k8s an indexed Job for kubectl, and --print=tpu the commands for a TPU pod.
+All nodes share --out and the cache of prepared text.
 
 Ctrl-C and SIGTERM stop a sweep after its points have saved checkpoints; a second one stops it at
 once. The exit status is 0 if nothing is left to do here, 1 if points failed, 2 if the study or the
@@ -25,6 +29,7 @@ from collections.abc import Sequence
 from experiments.command_line import check_runs_folder, command, create_folder
 from experiments.running import launch, worker
 from experiments.running.jobs import Outcome
+from experiments.running.ray_runner import RayRunner
 from experiments.running.runner import Runner
 from experiments.study.arguments import (
     add_study_arguments,
@@ -40,6 +45,14 @@ from roberta_jax.errors import UsageError
 
 def run(arguments: argparse.Namespace, points: Sequence[Point]) -> int:
     """Checks, prepares and trains the points; returns the exit status."""
+    on_ray = None
+    if arguments.runner == "ray":  # first, since Ray may not be installed
+        on_ray = RayRunner(
+            study_arguments(arguments),
+            arguments.out,
+            cpus=1.0 if arguments.cpus_per_point is None else arguments.cpus_per_point,
+            gpus=arguments.gpus_per_point or 0.0,
+        )
     processes = max(1, min(arguments.processes, len(points)))
     runner = Runner(study_arguments(arguments), arguments.out, processes=processes)
     unfinished = unfinished_points(points, arguments.out)
@@ -54,12 +67,12 @@ def run(arguments: argparse.Namespace, points: Sequence[Point]) -> int:
         print("All points are finished.")
         return 0
     create_folder(arguments.out, "--out")
-    outcome = runner.run(points)
+    outcome = (on_ray or runner).run(points)
     print(_summary(arguments, outcome))
-    return (_stop_status(runner) if outcome.left else None) or outcome.status
+    return (_stop_status(on_ray or runner) if outcome.left else None) or outcome.status
 
 
-def _stop_status(runner: Runner) -> int | None:
+def _stop_status(runner: Runner | RayRunner) -> int | None:
     """The exit status of a sweep that was asked to stop, else None."""
     return None if runner.stop_signal is None else 128 + runner.stop_signal
 
@@ -74,6 +87,11 @@ def _again(arguments: argparse.Namespace) -> str:
         sweep.append("--shard={}/{}".format(*arguments.shard))
     if arguments.processes > 1:
         sweep.append(f"--processes={arguments.processes}")
+    if arguments.runner != "local":
+        sweep.append(f"--runner={arguments.runner}")
+        for name in ("cpus_per_point", "gpus_per_point"):
+            if getattr(arguments, name) is not None:
+                sweep.append(f"--{name}={getattr(arguments, name):g}")
     if arguments.prepare:
         sweep.append("--prepare")
     return shlex.join(sweep)
@@ -122,6 +140,18 @@ def _positive_int(text: str) -> int:
     return number
 
 
+def _amount(text: str) -> float:
+    try:
+        number = float(text)
+        if not 0 <= number < float("inf"):
+            raise ValueError
+    except ValueError:
+        raise argparse.ArgumentTypeError(
+            f"invalid value {text!r}: give a number from 0, such as 4 or 0.5"
+        ) from None
+    return number
+
+
 def _parser() -> argparse.ArgumentParser:
     parser = argparse.ArgumentParser(
         prog="python -m experiments.sweep",
@@ -135,7 +165,28 @@ def _parser() -> argparse.ArgumentParser:
         type=_positive_int,
         default=1,
         metavar="N",
-        help="the number of points to run at a time (default: 1)",
+        help="the number of points to run at a time (default: 1); Ray runs as many as fit",
+    )
+    parser.add_argument(
+        "--runner",
+        choices=("local", "ray"),
+        default="local",
+        help="run the points on this machine, or as tasks of a Ray cluster (default: local)",
+    )
+    parser.add_argument(
+        "--cpus_per_point",
+        type=_amount,
+        metavar="N",
+        help="CPU cores of a point on a cluster (Ray: 1)",
+    )
+    parser.add_argument(
+        "--gpus_per_point", type=_amount, metavar="N", help="GPUs of a point on a cluster (Ray: 0)"
+    )
+    parser.add_argument("--image", help="of the container, for --print=k8s")
+    parser.add_argument(
+        "--volume",
+        metavar="CLAIM:/PATH",
+        help="a persistent volume claim and where it is mounted, for --print=k8s",
     )
     selection = parser.add_mutually_exclusive_group()
     selection.add_argument(
@@ -167,6 +218,19 @@ def _run_command(argv: Sequence[str] | None) -> None:
     arguments = parser.parse_args(argv)
     if arguments.distributed and not arguments.point:
         parser.error("--distributed takes --point")
+    if arguments.runner == "local" and arguments.print is None:
+        unread = [
+            name
+            for name in ("cpus_per_point", "gpus_per_point")
+            if getattr(arguments, name) is not None
+        ]
+        if unread:
+            parser.error(f"--{unread[0]} takes --runner=ray or --print")
+    if arguments.runner == "ray" and arguments.processes > 1:
+        parser.error("--processes takes --runner=local; --cpus_per_point says how many points fit")
+    for name in ("image", "volume"):
+        if getattr(arguments, name) and arguments.print != "k8s":
+            parser.error(f"--{name} takes --print=k8s")
     check_runs_folder(arguments.out, "--out")
     study = parsed_study(arguments)
     points = select_points(study.points(), arguments.shard, arguments.point)
@@ -181,7 +245,14 @@ def _run_command(argv: Sequence[str] | None) -> None:
     elif arguments.print:
         worker.check(points, this_machine=False)
         shared = [*study_arguments(arguments), f"--out={arguments.out}"]
-        print(launch.PRINTERS[arguments.print](shared, [point.name for point in points]))
+        resources = launch.Resources(
+            cpus=arguments.cpus_per_point,
+            gpus=arguments.gpus_per_point,
+            processes=arguments.processes,
+            image=arguments.image,
+            volume=arguments.volume,
+        )
+        print(launch.PRINTERS[arguments.print](shared, [each.name for each in points], resources))
     elif arguments.list:
         print(progress_table(points, arguments.out))
     elif arguments.distributed:

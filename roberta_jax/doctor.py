@@ -18,6 +18,7 @@ from collections.abc import Callable, Sequence
 
 from roberta_jax import __version__, cli
 from roberta_jax.diagnostics.report import Level, Result, formatted, merged, problem, worst
+from roberta_jax.errors import UsageError
 
 CHECK_SECONDS = 60.0  # for one check, starting included
 
@@ -116,6 +117,8 @@ def main(argv: Sequence[str] | None = None) -> None:
     )
     with cli.usage_errors():
         arguments = parser.parse_args(argv)
+        if arguments.workdir is not None and not arguments.workdir.strip():
+            raise UsageError("--workdir= is empty: give a folder, such as --workdir=runs/base")
         if arguments.distributed:
             from roberta_jax.training.distributed import join_processes
 

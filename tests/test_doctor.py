@@ -8,7 +8,7 @@ import pytest
 
 from roberta_jax import doctor
 from roberta_jax.diagnostics import devices, machine
-from roberta_jax.diagnostics.report import Level, problem
+from roberta_jax.diagnostics.report import Level, problem, worst
 from roberta_jax.launching.environment import free_port, process_variables
 from tests.support import processes
 
@@ -44,6 +44,24 @@ def test_a_workdir_that_cannot_be_written_is_not_examined_further(tmp_path):
     assert checks["workdir"] is Level.PROBLEM
     assert "append" not in checks
     assert any(line.startswith("problem  workdir") for line in lines)
+
+
+@pytest.mark.parametrize("name", ["x" * 300, "a\0b", "caf\udce9"])
+def test_a_name_that_no_folder_can_have_is_a_problem(tmp_path, name):
+    results, _ = examined(str(tmp_path / name))
+    # The system takes names that are not UTF-8, but the library of the checkpoints does not.
+    assert {each.check for each in results if each.level is Level.PROBLEM} <= {
+        "workdir",
+        "checkpoint",
+    }
+    assert worst(results) is Level.PROBLEM
+
+
+def test_an_empty_workdir_is_a_wrong_call(capsys):
+    with pytest.raises(SystemExit) as error:
+        doctor.main(["--workdir="])
+    assert error.value.code == 2
+    assert "--workdir= is empty" in capsys.readouterr().err
 
 
 @pytest.mark.parametrize(("level", "status"), [(None, 0), (Level.PROBLEM, 1)])

@@ -101,7 +101,7 @@ class Pod:
                 "name what to install: --package=gs://BUCKET/roberta_jax-VERSION.whl (pip wheel "
                 "--no-deps . makes it), or the name of a package or a git+https address for pip."
             )
-        setup = ["python3 -m venv $HOME/roberta_jax_env"]
+        setup = [*self._arguments.setup, "python3 -m venv $HOME/roberta_jax_env"]
         source = package
         if package.startswith("gs://"):
             source = f"$HOME/{package.rsplit('/', 1)[1]}"
@@ -280,6 +280,13 @@ def main(argv: Sequence[str] | None = None) -> None:
     parser.add_argument("--package", help="what to install: a wheel on gs://, or pip's name for it")
     parser.add_argument(
         "--extras", default="tpu,gcs,data", help="its extras (default: %(default)s)"
+    )
+    parser.add_argument(
+        "--setup",
+        action="append",
+        default=[],
+        metavar="COMMAND",
+        help="what `install` runs first on each host, such as a mount of the text (repeatable)",
     )
     parser.add_argument(
         "--every",

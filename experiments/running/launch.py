@@ -1,39 +1,73 @@
-"""Commands that run the points of a study on a Slurm cluster, a TPU pod or this machine."""
+"""Commands that run the points of a study on Slurm, Kubernetes, a TPU pod or this machine."""
 
+import dataclasses
+import json
 import pathlib
 import shlex
 import sys
 from collections.abc import Callable, Sequence
+from typing import Any
 
 from experiments.study.loading import ROOT
+from roberta_jax.errors import UsageError
+from roberta_jax.storage.atomic import is_local
 
 MODULE = ["-m", "experiments.sweep"]
+RETRIES = 3  # of a point on Kubernetes whose container was killed
 
 
-def local_commands(arguments: Sequence[str], names: Sequence[str]) -> str:
+@dataclasses.dataclass(frozen=True)
+class Resources:
+    """What a point gets on a cluster.
+
+    Attributes:
+      cpus: CPU cores; None leaves it to the scheduler.
+      gpus: GPUs; None as well.
+      processes: how many points may run at a time.
+      image: of the container, for Kubernetes.
+      volume: CLAIM:PATH, a persistent volume claim of Kubernetes and where it is mounted.
+    """
+
+    cpus: float | None = None
+    gpus: float | None = None
+    processes: int = 1
+    image: str | None = None
+    volume: str | None = None
+
+
+def local_commands(
+    arguments: Sequence[str], names: Sequence[str], resources: Resources = Resources()
+) -> str:
     """Returns a command for each point, for this machine.
 
     Args:
       arguments: the arguments of `experiments.sweep` that name the study and --out.
       names: the names of the points.
+      resources: has no effect here.
     """
     lines = [_point_command([sys.executable], arguments, name) for name in names]
     return "\n".join([*_enter_folder(), *lines])
 
 
-def slurm_script(arguments: Sequence[str], names: Sequence[str]) -> str:
+def slurm_script(
+    arguments: Sequence[str], names: Sequence[str], resources: Resources = Resources()
+) -> str:
     """Returns a script for `sbatch`: an array job with one task for each point.
 
     Slurm sends SIGTERM two minutes before a task's time ends, so that training can save a
-    checkpoint. Arguments as in `local_commands`.
+    checkpoint. Arguments as in `local_commands`; `resources` says what a task asks for, and with
+    several processes how many tasks run at a time.
     """
+    needs = {"cpus-per-task": resources.cpus, "gpus-per-task": resources.gpus}
+    limit = f"%{resources.processes}" if resources.processes > 1 else ""
     prepare = shlex.join([sys.executable, *MODULE, *arguments, "--prepare"])
     command = shlex.join([sys.executable, *MODULE, *arguments])
     return "\n".join(
         [
             "#!/bin/bash",
             "#SBATCH --job-name=sweep",
-            f"#SBATCH --array=0-{len(names) - 1}",
+            f"#SBATCH --array=0-{len(names) - 1}{limit}",
+            *(f"#SBATCH --{name}={number:g}" for name, number in needs.items() if number),
             "#SBATCH --output=slurm-%x-%A_%a.txt",
             "#SBATCH --open-mode=append",
             "#SBATCH --requeue",
@@ -52,7 +86,77 @@ def slurm_script(arguments: Sequence[str], names: Sequence[str]) -> str:
     )
 
 
-def tpu_commands(arguments: Sequence[str], names: Sequence[str]) -> str:
+def kubernetes_job(
+    arguments: Sequence[str], names: Sequence[str], resources: Resources = Resources()
+) -> str:
+    """Returns an indexed Job for `kubectl apply -f`, as JSON, with a container for each point.
+
+    A point whose container is killed, or whose node is lost or preempted, is started again and
+    continues from its newest checkpoint; one that fails is not. Arguments as in `local_commands`.
+
+    Raises:
+      UsageError: the image is missing, or the folder of the workdirs is in no volume.
+    """
+    if not resources.image:
+        raise UsageError("--print=k8s needs the container's image: --image=REGISTRY/NAME:TAG")
+    out = next(each for each in arguments if each.startswith("--out=")).removeprefix("--out=")
+    claim, _, path = (resources.volume or "").partition(":")
+    if resources.volume and not (claim and path.startswith("/")):
+        raise UsageError(f"--volume={resources.volume} is not CLAIM:/PATH")
+    if is_local(out) and not (path and pathlib.PurePath(out).is_relative_to(path)):
+        raise UsageError(
+            f"--out={out} is lost with the container. Give a folder on an object store "
+            "(--out=gs://...), or one in a volume that all nodes share (--volume=CLAIM:/PATH and "
+            "--out=/PATH/...)."
+        )
+    script = (
+        f"points=({shlex.join(names)})\nexec {shlex.join(['roberta-jax', 'sweep', *arguments])} "
+    )
+    container = {
+        "name": "point",
+        "image": resources.image,
+        "command": ["bash", "-c", script + '"--point=${points[$JOB_COMPLETION_INDEX]}"'],
+    }
+    limits = {"nvidia.com/gpu": f"{resources.gpus:g}"} if resources.gpus else {}
+    requests = {"cpu": f"{resources.cpus:g}"} if resources.cpus else {}
+    if limits or requests:
+        container["resources"] = {"limits": limits, "requests": requests}
+    pod: dict[str, Any] = {
+        "restartPolicy": "Never",
+        "terminationGracePeriodSeconds": 120,  # to save a checkpoint
+        "containers": [container],
+    }
+    if resources.volume:
+        container["volumeMounts"] = [{"name": "runs", "mountPath": path}]
+        pod["volumes"] = [{"name": "runs", "persistentVolumeClaim": {"claimName": claim}}]
+    job = {
+        "apiVersion": "batch/v1",
+        "kind": "Job",
+        "metadata": {"name": "sweep"},
+        "spec": {
+            "completionMode": "Indexed",
+            "completions": len(names),
+            "parallelism": min(resources.processes, len(names)),
+            "backoffLimitPerIndex": RETRIES,
+            "maxFailedIndexes": len(names),
+            "podFailurePolicy": {
+                "rules": [
+                    {"action": "Ignore", "onPodConditions": [{"type": "DisruptionTarget"}]},
+                    {
+                        "action": "FailIndex",
+                        "onExitCodes": {"operator": "In", "values": [1, 2]},
+                    },
+                ]
+            },
+            "template": {"spec": pod},
+        },
+    }
+    return json.dumps(job, indent=2)
+
+
+def tpu_commands(
+    arguments: Sequence[str], names: Sequence[str], resources: Resources = Resources()
+) -> str:
     """Returns a command for each point that trains it on all hosts of a TPU pod, one by one.
 
     Arguments as in `local_commands`.
@@ -70,8 +174,9 @@ def tpu_commands(arguments: Sequence[str], names: Sequence[str]) -> str:
     return "\n".join(head + lines)
 
 
-PRINTERS: dict[str, Callable[[Sequence[str], Sequence[str]], str]] = {
+PRINTERS: dict[str, Callable[[Sequence[str], Sequence[str], Resources], str]] = {
     "slurm": slurm_script,
+    "k8s": kubernetes_job,
     "tpu": tpu_commands,
     "local": local_commands,
 }

@@ -13,7 +13,7 @@ import numpy as np
 from jax.sharding import Mesh, NamedSharding, PartitionSpec
 
 from roberta_jax.diagnostics.report import Result, ok, problem, warning
-from roberta_jax.modeling.layers import lookup
+from roberta_jax.modeling.layers import Embedding
 
 DEVICES, ALL_REDUCE, EMBEDDING = "devices", "all-reduce", "embedding"
 
@@ -99,7 +99,7 @@ def embedding() -> list[Result]:
 
     @jax.jit
     def backward(table, ids, gradient):
-        _, pull_back = jax.vjp(lambda table: lookup(table, ids, None), table)
+        _, pull_back = jax.vjp(lambda table: _look_up(table, ids), table)
         return pull_back(gradient)[0]
 
     seconds, differences = [], []
@@ -125,6 +125,18 @@ def embedding() -> list[Result]:
         advice = "install another version of JAX; see the line versions."
         return [warning(EMBEDDING, f"{text}: {seconds[1] / seconds[0]:.0f} times.", advice)]
     return [ok(EMBEDDING, text)]
+
+
+def _look_up(table: jax.Array, ids: jax.Array) -> jax.Array:
+    """The rows of an embedding table [V, D] for ids [N], as the model looks them up."""
+    layer = Embedding(
+        num_embeddings=table.shape[0],
+        features=table.shape[1],
+        rows_axis="vocab",
+        initializer_range=0.02,
+        dtype=jnp.float32,
+    )
+    return layer.apply({"params": {"embedding": table}}, ids)
 
 
 def _difference(found: np.ndarray, ids: np.ndarray, gradient: np.ndarray) -> float:

@@ -1,6 +1,7 @@
 """Checks of the workdir: written and shared by all hosts, appended to, locked and large enough."""
 
 import contextlib
+import os
 import pathlib
 import secrets
 import shutil
@@ -35,7 +36,9 @@ def probe_folder(workdir: str) -> Iterator[epath.Path]:
     root = epath.Path(workdir)
     folder = root / everyone(f".doctor-{secrets.token_hex(4)}")[0]
     local = pathlib.Path(workdir).absolute()
-    created = [each for each in (local, *local.parents) if is_local(workdir) and not each.exists()]
+    # `os.path.exists` is False for names that are too long, which `shared` then reports.
+    missing = [each for each in (local, *local.parents) if not os.path.exists(each)]
+    created = missing if is_local(workdir) else []
     everyone(None)  # before anything is created
     try:
         yield folder
@@ -120,7 +123,7 @@ def append(workdir: str, folder: epath.Path) -> list[Result]:
 def lock(workdir: str, folder: epath.Path) -> list[Result]:
     """Locks a file on the first process, and looks from all whether it is locked."""
     if not is_local(workdir):
-        return [ok(LOCK, "on an object store: start one run at a time in this workdir")]
+        return [ok(LOCK, "an object store has no locks of files")]
     path = pathlib.Path(folder) / "lock"
     with contextlib.ExitStack() as stack:
         error = ""
@@ -205,7 +208,7 @@ def disk(folders: dict[str, str]) -> list[Result]:
         if not is_local(folder):
             continue
         path = pathlib.Path(folder).expanduser().absolute()
-        existing = next(each for each in (path, *path.parents) if each.exists())
+        existing = next(each for each in (path, *path.parents) if os.path.exists(each))
         free = shutil.disk_usage(existing).free
         text = f"{free / 2**30:.1f} GiB for {what} in {folder}"
         if free < LOW_BYTES:

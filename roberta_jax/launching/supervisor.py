@@ -233,9 +233,12 @@ class Supervisor:
             number: signal.signal(number, lambda number, frame: self._signals.append(number))
             for number in _STOP
         }
+        # Where `roberta-jax` itself would end at a second Ctrl-C, without its processes.
+        watcher = signal.set_wakeup_fd(-1)
         try:
             yield
         finally:
+            signal.set_wakeup_fd(watcher)
             for number, handler in former.items():
                 signal.signal(number, handler)
 

@@ -25,8 +25,8 @@ def test_a_right_gradient_is_ok():
 @pytest.mark.usefixtures("small")
 @pytest.mark.parametrize("factor", [1.001, float("nan")])
 def test_a_wrong_gradient_is_a_problem(monkeypatch, factor):
-    right = devices.lookup
-    monkeypatch.setattr(devices, "lookup", lambda *arguments: right(*arguments) * factor)
+    right = devices._look_up
+    monkeypatch.setattr(devices, "_look_up", lambda *arguments: right(*arguments) * factor)
     (result,) = devices.embedding()
     assert result.level is Level.PROBLEM
     assert "differs from the reference" in result.text

@@ -140,31 +140,31 @@ if not start:
 
 
 def test_what_makes_no_progress_is_killed_and_restarted(folder, capfd):
-    policy = Policy(max_restarts=1, backoff=0.01, stalled_after=0.5, ending=1, poll=0.01)
+    policy = Policy(max_restarts=1, backoff=0.01, stalled_after=3, ending=2, poll=0.01)
     variables = {"PYTHONFAULTHANDLER": "1"}
     assert supervise(HANG, policy, variables=variables) == 0
     assert starts(folder) == 2
     (file,) = crash_files(folder)
     text = file.read_text()
-    assert "the process made no progress for 0.5 s" in text
+    assert "the process made no progress for 3 s" in text
     assert "most recent call first" in text  # where it hung
     assert "no progress for" in capfd.readouterr().err
 
 
 def test_what_makes_progress_is_left_alone(folder):
-    policy = Policy(max_restarts=0, stalled_after=0.4, ending=0.1, poll=0.01)
+    policy = Policy(max_restarts=0, stalled_after=3, ending=0.1, poll=0.01)
     code = f"""
-    for _ in range(12):
+    for _ in range(10):
         pathlib.Path(os.environ["{heartbeat.VARIABLE}"]).touch()
-        time.sleep(0.1)
+        time.sleep(0.4)
     """
     assert supervise(code, policy) == 0
-    talks = "for _ in range(12): print('preparing', flush=True) or time.sleep(0.1)"
+    talks = "for _ in range(10): print('preparing', flush=True) or time.sleep(0.4)"
     assert supervise(talks, policy) == 0
 
 
 def test_a_process_that_ignores_the_first_signal_is_killed_when_it_hangs(folder):
-    policy = Policy(max_restarts=1, backoff=0.01, stalled_after=0.3, ending=0.3, poll=0.01)
+    policy = Policy(max_restarts=1, backoff=0.01, stalled_after=3, ending=0.3, poll=0.01)
     code = "if not start: signal.signal(signal.SIGABRT, signal.SIG_IGN), time.sleep(60)"
     begun = time.monotonic()
     assert supervise(code, policy) == 0
@@ -305,6 +305,28 @@ def supervisor_process(code, folder, *options, **keywords):
     command = [sys.executable, "-m", "roberta_jax.launch", "--backoff=0.01", *options, "--"]
     environment = {**os.environ, "PYTHONPATH": str(processes.ROOT)}
     return subprocess.Popen([*command, *program(code)], cwd=folder, env=environment, **keywords)
+
+
+QUITS = SAVES.replace("sys.exit(128 + number)", "").replace(
+    'pathlib.Path("saved")', 'pathlib.Path("saved" if not os.path.exists("saved") else "quit")'
+)
+
+
+@pytest.mark.parametrize("module", ["roberta_jax.launch", "roberta_jax"])
+def test_a_second_interrupt_is_passed_on_too(folder, module):
+    """Also within `roberta-jax`, which by itself ends at a second Ctrl-C."""
+    words = ["launch"] if module == "roberta_jax" else []
+    supervisor = subprocess.Popen(
+        [sys.executable, "-m", module, *words, "--", *program(QUITS.replace("60", "2"))],
+        cwd=folder,
+        env={**os.environ, "PYTHONPATH": str(processes.ROOT)},
+        stdout=subprocess.DEVNULL,
+        stderr=subprocess.DEVNULL,
+    )
+    for name in ("ready0", "saved", "quit"):
+        wait_for(lambda name=name: (folder / name).exists())
+        supervisor.send_signal(signal.SIGINT)
+    assert supervisor.wait(30) == 0  # as the program
 
 
 @pytest.mark.skipif(sys.platform != "linux", reason="a parent's end is told on Linux only")

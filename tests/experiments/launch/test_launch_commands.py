@@ -184,6 +184,12 @@ def test_packages_are_installed_with_their_extras(capsys, package, target):
     assert ("gcloud storage cp" in script) == package.startswith("gs:")
 
 
+def test_hosts_are_set_up_before_the_installation(capsys):
+    options = [*POD, "--package=p", "--setup=sudo mount a /b", "--setup=true"]
+    script = shlex.split(printed(tpu_pod, capsys, "install", *options))[-1]
+    assert script.startswith("--command=sudo mount a /b && true && python3 -m venv ")
+
+
 @pytest.fixture
 def host(tmp_path, stubs, monkeypatch):
     """A folder in which a stub of gcloud runs the commands of a host, and keeps a state."""

@@ -1,5 +1,6 @@
 """The printed commands for a cluster, a TPU pod and this machine."""
 
+import json
 import os
 import shlex
 import subprocess
@@ -133,3 +134,77 @@ def test_a_wheel_has_another_command(monkeypatch, tmp_path):
     assert command_words("sweep") == ["python", "-m", "experiments.sweep"]
     monkeypatch.setattr(study_arguments_module, "ROOT", tmp_path / "_bundled")
     assert command_words("sweep") == ["roberta-jax", "sweep"]
+
+
+def kubernetes(capsys, *others):
+    return json.loads(printed_for("k8s", capsys, "--image=repo/image:1", *others))
+
+
+def test_each_index_of_the_kubernetes_job_runs_a_point(capsys, tmp_path):
+    job = kubernetes(capsys, "--out=gs://bucket/a b", "--processes=3", "--gpus_per_point=1")
+    points = expected_points()
+    spec = job["spec"]
+    assert (spec["completions"], spec["parallelism"]) == (len(points), 3)
+    (container,) = spec["template"]["spec"]["containers"]
+    assert container["image"] == "repo/image:1"
+    assert container["resources"]["limits"] == {"nvidia.com/gpu": "1"}
+    assert "volumes" not in spec["template"]["spec"]
+    stub(tmp_path / "bin", "roberta-jax")
+    for number, point in enumerate(points):
+        output = subprocess.run(
+            container["command"],
+            env={
+                "PATH": f"{tmp_path / 'bin'}:{os.environ['PATH']}",
+                "JOB_COMPLETION_INDEX": str(number),
+            },
+            capture_output=True,
+            text=True,
+            check=True,
+        ).stdout.splitlines()
+        assert output[0] == "sweep"
+        check_command(
+            ["python", "-m", "experiments.sweep", *output[1:]], point.name, "gs://bucket/a b"
+        )
+
+
+def test_a_failed_point_is_not_repeated_and_a_lost_node_does_not_count(capsys):
+    rules = kubernetes(capsys, "--out=gs://bucket")["spec"]["podFailurePolicy"]["rules"]
+    assert rules[0] == {"action": "Ignore", "onPodConditions": [{"type": "DisruptionTarget"}]}
+    assert rules[1]["onExitCodes"] == {"operator": "In", "values": [1, 2]}
+
+
+def test_local_workdirs_are_in_a_volume_on_kubernetes(capsys):
+    job = kubernetes(capsys, "--out=/shared/runs", "--volume=claim:/shared")
+    pod = job["spec"]["template"]["spec"]
+    assert pod["volumes"][0]["persistentVolumeClaim"] == {"claimName": "claim"}
+    assert pod["containers"][0]["volumeMounts"][0]["mountPath"] == "/shared"
+
+
+@pytest.mark.parametrize(
+    ("arguments", "message"),
+    [
+        (["--out=gs://b", "--print=k8s"], "--print=k8s needs the container's image"),
+        (["--out=runs", "--print=k8s", "--image=i"], "--out=runs is lost with the container"),
+        (
+            ["--out=/other", "--print=k8s", "--image=i", "--volume=c:/shared"],
+            "--out=/other is lost with the container",
+        ),
+        (["--out=/s", "--print=k8s", "--image=i", "--volume=c"], "--volume=c is not CLAIM:/PATH"),
+        (["--out=gs://b", "--image=i"], "--image takes --print=k8s"),
+        (["--out=runs", "--cpus_per_point=2"], "--cpus_per_point takes --runner=ray or --print"),
+        (["--out=runs", "--runner=ray", "--processes=2"], "--processes takes --runner=local"),
+        (["--out=runs", "--gpus_per_point=x"], "invalid value 'x': give a number from 0"),
+    ],
+)
+def test_options_of_clusters_are_checked(capsys, arguments, message):
+    with pytest.raises(SystemExit) as error:
+        sweep.main([f"{TOY}:quick", "--set=data.files=text", *arguments])
+    assert error.value.code == 2
+    assert message in capsys.readouterr().err
+
+
+def test_a_slurm_task_asks_for_what_a_point_needs(capsys):
+    script = printed_for(
+        "slurm", capsys, "--out=o", "--processes=2", "--cpus_per_point=8", "--gpus_per_point=1"
+    )
+    assert "#SBATCH --array=0-3%2\n#SBATCH --cpus-per-task=8\n#SBATCH --gpus-per-task=1\n" in script
