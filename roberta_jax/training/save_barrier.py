@@ -43,7 +43,6 @@ class SaveBarrier:
 
         Raises:
           SaveFailed: the save failed on this process, which the others are told, or on another.
-          PartnerLost: another process has ended.
           TimeoutError: a process did not come in time.
         """
         del key
@@ -60,8 +59,6 @@ class SaveBarrier:
         while len(service.key_value_dir_get(folder)) < jax.process_count():
             if self.has_failed():
                 raise SaveFailed("another process could not write its part of the checkpoint")
-            if agreement.check_partners is not None:
-                agreement.check_partners()
             if time.monotonic() > end:
                 raise TimeoutError("the other processes did not finish the checkpoint in time")
             time.sleep(pause)
