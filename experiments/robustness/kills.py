@@ -21,6 +21,7 @@ import argparse
 import collections
 import itertools
 import json
+import os
 import pathlib
 import random
 import shutil
@@ -302,6 +303,10 @@ def main(argv: Sequence[str] | None = None) -> int:
     corpus = folder / "corpus.jsonl"
     if not corpus.exists():
         interrupted_runs.write_corpus(corpus)
+    # Most of a run's time would be compilation.
+    os.environ.setdefault("JAX_COMPILATION_CACHE_DIR", str(folder / "programs"))
+    os.environ.setdefault("JAX_PERSISTENT_CACHE_MIN_COMPILE_TIME_SECS", "0")
+    os.environ.setdefault("JAX_PERSISTENT_CACHE_MIN_ENTRY_SIZE_BYTES", "-1")
     interrupted_runs.import_everything()
     records = Records(folder / RECORDS)
     keys = [(int(number), store) for number in options.processes.split(",") for store in stores]
