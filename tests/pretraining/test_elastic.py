@@ -21,6 +21,7 @@ def train(folder, workdir, mesh, steps):
     changes = {
         f"mesh.{axis}": size for axis, size in zip(("data", "fsdp", "tensor"), mesh, strict=True)
     }
+    # Eight devices on a busy machine take minutes.
     return finish(
         start(
             folder,
@@ -38,7 +39,8 @@ def train(folder, workdir, mesh, steps):
                 "model.hidden_dropout_prob": 0,
                 "model.attention_probs_dropout_prob": 0,
             },
-        )
+        ),
+        timeout=900,
     )
 
 
