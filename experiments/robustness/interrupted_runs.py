@@ -5,6 +5,7 @@ since starting Python would take most of the time. Each tells through a pipe whi
 has come to. Linux and macOS only.
 """
 
+import atexit
 import contextlib
 import dataclasses
 import functools
@@ -235,6 +236,8 @@ def _run(place: Place, processes: int, pipe: int | None, overrides: dict[str, ob
     except BaseException:
         traceback.print_exc()
     finally:
+        with contextlib.suppress(BaseException):
+            atexit._run_exitfuncs()  # as the interpreter does: JAX leaves the other processes
         sys.stdout.flush()
         sys.stderr.flush()
         os._exit(status)
