@@ -161,5 +161,11 @@ KINDS = (
     ),
     Kind("exported program", "program", ("*",), readers.run_program),
     Kind("checkpoint", "run", ("checkpoints/4/**/*",), readers.resume),
+    Kind(
+        "checkpoint, with --on_damage=older",
+        "run",
+        ("checkpoints/4/**/*",),
+        readers.resume_older,
+    ),
 )
 """The kinds of files, the slowest readers last."""

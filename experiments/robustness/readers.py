@@ -134,11 +134,16 @@ def read_text(folder: pathlib.Path, root: pathlib.Path) -> Any:
     return [hashlib.sha256(piece.data).hexdigest() for piece in opened.pieces()]
 
 
-def resume(folder: pathlib.Path, root: pathlib.Path) -> Any:
+def resume_older(folder: pathlib.Path, root: pathlib.Path) -> Any:
+    """Continues the run, from an older checkpoint if need be."""
+    return resume(folder, root, on_damage="older")
+
+
+def resume(folder: pathlib.Path, root: pathlib.Path, on_damage: str = "stop") -> Any:
     """Continues the run for two more steps."""
     config = config_of(root, root / "cache")
     config.train.steps = 6
-    result = pretrain(config, folder)
+    result = pretrain(config, folder, on_damage)
     records = [json.loads(line) for line in (folder / "metrics.jsonl").read_text().splitlines()]
     for record in records:
         record.pop("tokens_per_second", None)
