@@ -249,7 +249,8 @@ def _defaults() -> ConfigDict:
     config.distributed.start_timeout = 300.0  # Time for all processes to start.
     # Time without a sign of life after which a process counts as lost and the others end.
     config.distributed.heartbeat_timeout = 40.0
-    # Time that a live process may stay behind the others before they end.
+    # Time that a live process may stay behind the others before they end; six times as long before
+    # its first step, which it may have to compile.
     config.distributed.late_timeout = 600.0
 
     # These keys accept None although their default is a number.

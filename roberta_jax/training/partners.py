@@ -28,6 +28,7 @@ from roberta_jax.training.ending import flush, report
 
 _FOLDER = f"{agreement.KEYS}/processes"
 _JUDGE_EVERY = 0.5  # seconds
+_COMPILING = 6  # times as late as otherwise may be the first step
 _GRACE = 6.0  # seconds in which this process may end by itself after another one has ended
 
 
@@ -58,6 +59,11 @@ class _Other:
     doing: str = "starting"
     ended: dict[str, Any] | None = None
     ended_at: float = 0.0
+
+    @property
+    def patience(self) -> int:
+        """By which factor it may be later: one host may compile what another has in its cache."""
+        return 1 if self.polls else _COMPILING
 
     def hear(self, now: float, beat: int, polls: int, doing: str, host: str) -> None:
         """Takes note of a heartbeat."""
@@ -290,7 +296,7 @@ class Partners:
                 )
             elif (
                 other.polls < self._polls
-                and min(now - other.moved, now - self._moved) > timeouts.late
+                and min(now - other.moved, now - self._moved) > timeouts.late * other.patience
             ):
                 return (
                     f"{name} is late: for {now - other.moved:.0f} s it has been at {other.doing}, "

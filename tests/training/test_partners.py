@@ -103,6 +103,8 @@ def test_a_coordinator_that_does_not_answer_is_lost(clock):
 def test_a_process_that_stays_behind_is_late(clock):
     first, second = several(2, heartbeat=10, late=60)
     second.doing = lambda: "step 1"
+    second.poll()
+    first.poll()
     first.poll()
     for _ in range(7):
         listen(first, second, first)
@@ -115,6 +117,16 @@ def test_a_process_that_stays_behind_is_late(clock):
     second.poll()
     listen(second, first)
     assert first._loss(clock.now) is None
+
+
+def test_the_first_step_may_be_later(clock):
+    first, second = several(2, heartbeat=10, late=6)
+    first.poll()
+    listen(first, second)
+    for seconds, late in ((9, False), (9, False), (9, False), (9, False), (1, True)):
+        clock.now += seconds
+        listen(second, first)
+        assert (first._loss(clock.now) is not None) is late
 
 
 def test_long_waits_of_all_are_nobodys_delay(clock):
