@@ -64,7 +64,7 @@ class ObjectFileSystem(fsspec.AbstractFileSystem):
     protocol = ("gs", "gcs")
     cachable = False
 
-    def __init__(self, root: pathlib.Path):
+    def __init__(self, root: pathlib.Path, **options: Any):  # fsspec adds those for gcsfs
         super().__init__(use_listings_cache=False)
         self.root = root
         self.log: list[tuple[str, str]] = []
