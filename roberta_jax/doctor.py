@@ -2,6 +2,7 @@
 
     python -m roberta_jax.doctor --workdir=runs/base
     python -m roberta_jax.doctor --workdir=gs://bucket/base --distributed   # on every host
+    python -m roberta_jax.launch --processes=2 --max_restarts=0 -- doctor    # as two processes here
 
 Each line is ok, a warning, or a problem with what to do. Checked are the versions of the libraries
 and their known faults; the devices and the hosts; whether the workdir can be written, is shared by

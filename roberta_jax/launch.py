@@ -75,6 +75,7 @@ def launch(argv: Sequence[str]) -> int:
         backoff=arguments.backoff,
         max_backoff=max(DEFAULTS.max_backoff, arguments.backoff),
         stalled_after=arguments.stalled_after,
+        stalled_at_start=arguments.stalled_at_start,
     )
     return Supervisor(
         full,
@@ -123,6 +124,13 @@ def _parser() -> argparse.ArgumentParser:
         metavar="SECONDS",
         help="restart after so long without progress; 0 never does (default: %(default)g). It must "
         "be longer than a compilation, a checkpoint and the export of the model",
+    )
+    parser.add_argument(
+        "--stalled_at_start",
+        type=_seconds,
+        default=DEFAULTS.stalled_at_start,
+        metavar="SECONDS",
+        help="the same before the first step, without output (default: %(default)g)",
     )
     parser.add_argument(
         "--workdir", help="the run's folder (default: the --workdir of the command)"

@@ -16,6 +16,9 @@ class Watch:
     Signs are: its heartbeat file is touched (see `roberta_jax.training.heartbeat`), which every
     process does at every step; `metrics.jsonl` or the checkpoints in its workdir change; and, until
     one of them happens for the first time, any output: preparing a corpus takes hours without them.
+
+    Attributes:
+      started: whether there was a sign other than output.
     """
 
     def __init__(
@@ -34,6 +37,7 @@ class Watch:
         self._heartbeat = pathlib.Path(heartbeat)
         self._workdir = None if workdir is None or is_remote(workdir) else pathlib.Path(workdir)
         self._clock = clock
+        self.started = False
         self._first = self._last = self._signs()
         self._outputs = 0
         self._changed = clock()
@@ -45,8 +49,8 @@ class Watch:
           outputs: how many pieces of output the processes have written.
         """
         signs = self._signs()
-        starting = signs == self._first
-        if signs != self._last or (starting and outputs != self._outputs):
+        self.started = self.started or signs != self._first
+        if signs != self._last or (not self.started and outputs != self._outputs):
             self._changed = self._clock()
         self._last, self._outputs = signs, outputs
         return self._clock() - self._changed

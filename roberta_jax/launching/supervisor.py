@@ -40,6 +40,8 @@ class Policy:
       max_backoff: the longest wait.
       stalled_after: time without progress after which the processes are killed and restarted; 0
         waits for ever.
+      stalled_at_start: the same before the first step, without output: a host may wait long for
+        another one that prepares the text.
       ending: how long the other processes may take to end by themselves after one has crashed.
       agreeing: the same after one has ended with a message, which the others print as well.
       saving: the same after one was told to stop: the others save with it.
@@ -50,6 +52,7 @@ class Policy:
     backoff: float = 5.0
     max_backoff: float = 300.0
     stalled_after: float = 1800.0
+    stalled_at_start: float = 14400.0
     ending: float = 10.0
     agreeing: float = 60.0
     saving: float = 300.0
@@ -203,7 +206,8 @@ class Supervisor:
             if not running or (deadline is not None and time.monotonic() > deadline):
                 return False
             idle = watch.idle_seconds(sum(each.outputs for each in [*running, *ended]))
-            if policy.stalled_after and idle > policy.stalled_after:
+            limit = policy.stalled_after if watch.started else policy.stalled_at_start
+            if limit and idle > limit:
                 say(f"no progress for {idle:.0f} s: stopping the processes")
                 self._abort(running, ended)
                 return True
@@ -267,7 +271,7 @@ class Supervisor:
     def _what(self, kind: Kind, end: End) -> str:
         process = "the process" if self._processes == 1 else f"process {end.process}"
         if kind is Kind.STALLED:
-            return f"{process} made no progress for {self._policy.stalled_after:g} s"
+            return f"{process} made no progress"
         return f"{process} {described(end.status)}"
 
     def _give_up(self, what: str, end: End, restarts: int, path: pathlib.Path | None) -> None:

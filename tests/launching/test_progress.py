@@ -24,8 +24,10 @@ def test_output_counts_until_the_first_other_sign(tmp_path):
     assert watch.idle_seconds(1) == 0
     clock.now = 15
     assert watch.idle_seconds(1) == 5
+    assert not watch.started
     touch(tmp_path / "beat", 1)
     assert watch.idle_seconds(1) == 0
+    assert watch.started
     clock.now = 30
     assert watch.idle_seconds(2) == 15  # output alone is no progress any more
 

@@ -105,7 +105,7 @@ def test_a_run_one_of_whose_processes_is_killed_ends_with_the_same_bits(
 @pytest.mark.slow
 def test_a_run_one_of_whose_processes_hangs_ends_with_the_same_bits(folder, uninterrupted):
     workdir = folder / "hung"
-    supervisor = start(folder, workdir, "--processes=2", "--stalled_after=25")
+    supervisor = start(folder, workdir, "--processes=2", "--stalled_after=90")
     send(supervisor, workdir, 1, signal.SIGSTOP)
     output, *result = finished(supervisor, workdir)
     assert result == uninterrupted

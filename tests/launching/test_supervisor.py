@@ -146,13 +146,13 @@ def test_what_makes_no_progress_is_killed_and_restarted(folder, capfd):
     assert starts(folder) == 2
     (file,) = crash_files(folder)
     text = file.read_text()
-    assert "the process made no progress for 3 s" in text
+    assert text.startswith("the process made no progress on ")
     assert "most recent call first" in text  # where it hung
     assert "no progress for" in capfd.readouterr().err
 
 
 def test_what_makes_progress_is_left_alone(folder):
-    policy = Policy(max_restarts=0, stalled_after=3, ending=0.1, poll=0.01)
+    policy = Policy(max_restarts=0, stalled_after=3, stalled_at_start=3, ending=0.1, poll=0.01)
     code = f"""
     for _ in range(10):
         pathlib.Path(os.environ["{heartbeat.VARIABLE}"]).touch()
@@ -164,7 +164,7 @@ def test_what_makes_progress_is_left_alone(folder):
 
 
 def test_a_process_that_ignores_the_first_signal_is_killed_when_it_hangs(folder):
-    policy = Policy(max_restarts=1, backoff=0.01, stalled_after=3, ending=0.3, poll=0.01)
+    policy = Policy(max_restarts=1, backoff=0.01, stalled_at_start=3, ending=0.3, poll=0.01)
     code = "if not start: signal.signal(signal.SIGABRT, signal.SIG_IGN), time.sleep(60)"
     begun = time.monotonic()
     assert supervise(code, policy) == 0
