@@ -187,7 +187,9 @@ def _by_use(
         memory.OPTIMIZER: optimizer,
         memory.BATCH: max(batch, arguments - parameters - optimizer),
     }
-    peak = getattr(stats, "peak_memory_in_bytes", 0) or arguments + stats.temp_size_in_bytes
+    peak = getattr(stats, "peak_memory_in_bytes", 0)
+    if peak <= arguments:  # a CPU's compiler leaves out the arguments, older ones have no peak
+        peak = arguments + stats.temp_size_in_bytes
     temporary = max(0, peak - arguments)
     scale = min(1.0, temporary / sum(carried.values())) if any(carried.values()) else 1.0
     uses |= {use: scale * size for use, size in carried.items()}

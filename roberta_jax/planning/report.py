@@ -202,7 +202,7 @@ def _traffic_table(source: str, collectives: Sequence[Traffic]) -> list[str]:
         if each.bytes >= 1e6:
             lines.append(
                 f"| {each.axes} | {each.network} | {what} | {each.bytes / 1e9:.3f} | "
-                f"{each.seconds:.3f} |"
+                f"{_seconds(each.seconds)} |"
             )
     if len(lines) == 2:
         lines.append("| none above 1 MB | | | | |")
@@ -233,7 +233,7 @@ def _time(plan: Plan) -> list[str]:
         *[_time_row(name, each, steps, chips) for name, each in rows],
         "",
         "Formula: "
-        + ", ".join(f"{what} {s:.3f} s" for what, s in estimate.time.parts.items() if s > 0)
+        + ", ".join(f"{what} {_seconds(s)} s" for what, s in estimate.time.parts.items() if s > 0)
         + ".",
         "",
         f"Hours are those of {steps:,} steps, without compilation, evaluations and checkpoints. "
@@ -256,9 +256,13 @@ def _time(plan: Plan) -> list[str]:
 def _time_row(name: str, time: StepTime, steps: int, chips: int) -> str:
     hours = time.seconds * steps / 3600
     return (
-        f"| {name} | {time.seconds:.3f} | {_short(time.tokens_per_second)} | "
+        f"| {name} | {_seconds(time.seconds)} | {_short(time.tokens_per_second)} | "
         f"{time.share_of_peak:.0%} | {hours:,.0f} | {hours * chips:,.0f} |"
     )
+
+
+def _seconds(seconds: float) -> str:
+    return f"{seconds:.3f}" if seconds >= 1 else f"{seconds:.3g}"
 
 
 def _short(number: float) -> str:
