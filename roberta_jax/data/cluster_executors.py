@@ -65,7 +65,7 @@ def _connected_to_ray(workers: int) -> Iterator[None]:
                 ray.init(address="auto", **quiet)
             except ConnectionError:  # none is running on this machine
                 ray.init(address="local", num_cpus=workers, include_dashboard=False, **quiet)
-    except (ConnectionError, RuntimeError, ValueError, OSError) as error:
+    except Exception as error:  # Ray raises errors of many types, also plain exceptions
         where = f"the Ray cluster {address} (RAY_ADDRESS)" if address else "Ray"
         raise UsageError(
             f"{where} cannot be used: {shortened(' '.join(str(error).split()), 300)}. Start the "

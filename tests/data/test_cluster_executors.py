@@ -213,3 +213,18 @@ def test_stores_open_where_no_engine_is_installed(tmp_path, text, tokenizer):
     build_stores(tmp_path / "x", corpus, tokenizer, RECIPE, workers=1)
     build_stores(tmp_path / "x", corpus, tokenizer, RECIPE, runner=Runner("ray"))
     assert TokenStore.open(tmp_path / "x" / "train").num_documents
+
+
+def test_a_ray_cluster_that_cannot_be_reached(monkeypatch):
+    def init(**options):
+        raise Exception("The current node timed out during startup.")
+
+    fake = types.SimpleNamespace(is_initialized=lambda: False, init=init)
+    monkeypatch.setitem(sys.modules, "ray", fake)
+    monkeypatch.setattr(executors, "check_runner", lambda runner: None)
+    monkeypatch.setenv("RAY_ADDRESS", "10.0.0.1:6379")
+    with (
+        pytest.raises(UsageError, match=r"10\.0\.0\.1:6379 \(RAY_ADDRESS\) cannot be used.*unset"),
+        open_executor(print, 2, Runner("ray")),
+    ):
+        pass
