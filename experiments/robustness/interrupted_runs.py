@@ -289,11 +289,12 @@ def contents(workdir: pathlib.Path) -> dict[str, object]:
     """Everything about a finished run that must not depend on interruptions."""
     from roberta_jax.training.metrics import read_metrics
 
-    steps = sorted((p for p in (workdir / "checkpoints").iterdir()), key=lambda p: p.name)
+    # Where objects were deleted, the fake store leaves empty folders.
+    metas = sorted((workdir / "checkpoints").glob("*/meta/metadata"))
     digests = {
-        path.name: json.loads((path / "meta" / "metadata").read_text())["leaves"]
-        for path in steps
-        if path.name.isdigit()
+        path.parts[-3]: json.loads(path.read_text())["leaves"]
+        for path in metas
+        if path.parts[-3].isdigit()
     }
     records = [
         {key: value for key, value in record.items() if key not in TIMING}
@@ -306,7 +307,11 @@ def contents(workdir: pathlib.Path) -> dict[str, object]:
         "milestones": {step: digests[step] for step in digests if _is_milestone(step)},
         "records": records,
         "tensorboard": tensorboard(workdir / "tensorboard"),
-        "temporary files": [str(path) for path in workdir.rglob("*tmp*")],
+        "temporary files": [
+            str(path.relative_to(workdir))
+            for path in workdir.rglob("*")
+            if path.is_file() and "tmp" in str(path.relative_to(workdir))
+        ],
     }
 
 

@@ -18,30 +18,29 @@ CHAIN = {EIGHT: 4, (2, 2, 2): 8, (1, 1, 1): 12, (1, 8, 1): STEPS}
 
 def train(folder, workdir, mesh, steps):
     """Trains in a process with as many devices as the mesh has, saving every other step."""
-    changes = {
-        f"mesh.{axis}": size for axis, size in zip(("data", "fsdp", "tensor"), mesh, strict=True)
-    }
-    # Eight devices on a busy machine take minutes.
-    return finish(
-        start(
-            folder,
-            workdir,
-            devices=int(np.prod(mesh)),
-            **changes,
-            **{
-                "train.steps": steps,
-                "schedule.decay_steps": STEPS,
-                "train.per_device_batch_size": 2,  # 1, 2, 2 in 4 microbatches, and 1 row a device
-                "train.log_every": 1,
-                "train.eval_every": 0,
-                "train.checkpoint_every": 2,
-                "model.hidden_size": 32,
-                "model.hidden_dropout_prob": 0,
-                "model.attention_probs_dropout_prob": 0,
-            },
-        ),
-        timeout=900,
+    devices = int(np.prod(mesh))
+    flags = (
+        f"--xla_force_host_platform_device_count={devices}",
+        # On a busy machine eight devices can wait long for each other.
+        "--xla_cpu_collective_call_terminate_timeout_seconds=600",
     )
+    process = start(
+        folder,
+        workdir,
+        variables={"XLA_FLAGS": " ".join(flags)},
+        **{f"mesh.{axis}": n for axis, n in zip(("data", "fsdp", "tensor"), mesh, strict=True)},
+        **{
+            "train.steps": steps,
+            "schedule.decay_steps": STEPS,
+            "train.per_device_batch_size": 2,  # 1, 2, 2 in 4 microbatches, and 1 row a device
+            "train.log_every": 1,
+            "train.eval_every": 0,
+            "train.checkpoint_every": 2,
+            "model.hidden_dropout_prob": 0,
+            "model.attention_probs_dropout_prob": 0,
+        },
+    )
+    return finish(process, timeout=900)
 
 
 @pytest.fixture(scope="module")
