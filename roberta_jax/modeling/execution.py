@@ -12,12 +12,15 @@ import jax.numpy as jnp
 
 from roberta_jax.kernels import attention
 
+# The `checkpoint_name` of the products of dense layers with a gradient of their own.
+PRODUCT = "dense_product"
+
 # The `jax.checkpoint` policy of each value of `Execution.remat`; "none" uses no checkpoint.
 REMAT_POLICIES = {
     "none": None,
     "dots": jax.checkpoint_policies.save_from_both_policies(
         jax.checkpoint_policies.dots_with_no_batch_dims_saveable,
-        jax.checkpoint_policies.save_only_these_names(attention.RESIDUALS),
+        jax.checkpoint_policies.save_only_these_names(attention.RESIDUALS, PRODUCT),
     ),
     "full": jax.checkpoint_policies.nothing_saveable,
 }

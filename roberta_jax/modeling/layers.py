@@ -11,10 +11,11 @@ Array names carry their shape: B batch, L length, D hidden width.
 import flax.linen as nn
 import jax
 import jax.numpy as jnp
+from jax.ad_checkpoint import checkpoint_name
 
 from roberta_jax.kernels.dropout import dropout, seed_from_key
 from roberta_jax.modeling.config import RobertaConfig
-from roberta_jax.modeling.execution import Execution
+from roberta_jax.modeling.execution import PRODUCT, Execution
 
 
 class Dropout(nn.Module):
@@ -119,7 +120,8 @@ class Dense(nn.Module):
         if jnp.finfo(self.dtype).bits >= 32:  # also in forward-mode differentiation
             product = jnp.einsum("...i,io->...o", x, kernel.astype(self.dtype))
             return product + bias.astype(self.dtype)
-        return _add_bias(_product(x, kernel), bias)
+        # Named, because a policy of `jax.checkpoint` does not see the product in a custom gradient.
+        return _add_bias(checkpoint_name(_product(x, kernel), PRODUCT), bias)
 
 
 class LayerNorm(nn.Module):

@@ -146,6 +146,19 @@ def test_remat_and_attention_do_not_change_the_results(options):
     assert_same_value_and_grad(result, value_and_grad(DROPPING))
 
 
+@pytest.mark.parametrize("dtype", [jnp.float32, jnp.bfloat16], ids=["float32", "bfloat16"])
+def test_the_backward_pass_repeats_no_product_of_the_layers(dtype):
+    """`remat="dots"` saves the products of the dense layers, whatever the dtype."""
+    products = {}
+    for remat in ("none", "dots", "full"):
+        run = compiled_value_and_grad(TINY, Execution(dtype=dtype, remat=remat), "loss")
+        lowered = run.lower(make_params(TINY), jax.random.key(0)).as_text()
+        products[remat] = lowered.count("dot_general")
+    # The two products of the attention, which keep no probabilities, are the ones repeated.
+    assert products["dots"] <= products["none"] + 2
+    assert products["full"] >= products["dots"] + 6
+
+
 def test_dropout_changes_the_results():
     value, _ = value_and_grad(DROPPING)
     assert abs(value - value_and_grad(DROPPING, seed=1)[0]) > 1e-3
