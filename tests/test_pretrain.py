@@ -387,7 +387,7 @@ def test_wrong_flags(override, message):
 )
 def test_the_exit_status_of_a_run_that_was_stopped(tmp_path, monkeypatch, number, status):
     result = RunResult(tmp_path, 0, 3, False, {}, number)
-    monkeypatch.setattr(pretrain_module, "pretrain", lambda config, workdir: result)
+    monkeypatch.setattr(pretrain_module, "pretrain", lambda config, workdir, on_damage: result)
     monkeypatch.setattr(
         sys, "argv", ["pretrain", "--config=configs/pretrain.py:tiny", f"--workdir={tmp_path}"]
     )

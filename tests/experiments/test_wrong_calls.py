@@ -105,7 +105,7 @@ SWEEP = {
     "processes: zero": ([TOY, OUT, "--processes=0"], "argument --processes: invalid value '0'"),
     "processes: text": ([TOY, OUT, "--processes=all"], "invalid value 'all'"),
     "processes: negative": ([TOY, OUT, "--processes=-1"], "invalid value '-1'"),
-    "print: unknown": ([TOY, OUT, "--print=k8s"], "invalid choice: 'k8s'"),
+    "print: unknown": ([TOY, OUT, "--print=pbs"], "invalid choice: 'pbs'"),
     "two actions": ([TOY, OUT, "--list", "--prepare"], "not allowed with argument"),
     "distributed": ([TOY, OUT, "--distributed"], "--distributed takes --point"),
     "set: no value": ([TOY, OUT, "--set=seq_len"], "write --set=KEY=VALUE"),

@@ -426,7 +426,8 @@ def test_every_parameter_has_logical_axes():
     boxed = jax.eval_shape(
         lambda: RobertaForMaskedLM(TINY).init(jax.random.key(0), jnp.zeros((1, 2), jnp.int32))
     )["params"]
-    known = {"layers", "vocab", "positions", "token_types", "embed", "heads", "mlp", "norm"}
+    known = {"layers", "vocab", "positions", "token_types", "embed", "embedding"}
+    known |= {"heads", "mlp", "norm"}
     boxes = jax.tree.leaves(boxed, is_leaf=lambda x: isinstance(x, nn.LogicallyPartitioned))
     for box in boxes:
         assert isinstance(box, nn.LogicallyPartitioned)

@@ -203,6 +203,7 @@ def test_an_object_store_gets_the_config_last(masked_lm, saved, tmp_path, monkey
         "copy",
         lambda self, target, **options: copied.append(self.name) or copy(self, target, **options),
     )
+    (tmp_path / "hf").mkdir()  # an object store needs no folders
     weights.save_pretrained(tmp_path / "hf", *masked_lm)
     assert copied == ["model.safetensors", "config.json"]
     assert_trees_equal(weights.read_pretrained(tmp_path / "hf")[1], masked_lm[1])

@@ -86,7 +86,7 @@ def test_the_name_does_not_change_with_what_a_run_may_change():
     keys = [key for key in keys if key not in ("train.steps", "schedule.decay_steps")]
     assert {"mesh.fsdp", "data.cache_dir", "train.log_every"} <= set(keys)
     for key in keys:
-        other = {str: "numpy", tuple: (("embed", None),)}
+        other = {str: "numpy", tuple: (("embed", None),), bool: not values[key]}
         value = other.get(type(values[key]), 7)
         assert names(plain) == names(study({"one": {key: value}})), key
 
