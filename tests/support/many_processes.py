@@ -28,8 +28,8 @@ def change_step(number, change):
 
     batches = datasets.device_train_batches
 
-    def changed(spec, dataset, step):
-        for at, batch in enumerate(batches(spec, dataset, step), step + 1):
+    def changed(spec, dataset, step, **options):
+        for at, batch in enumerate(batches(spec, dataset, step, **options), step + 1):
             if at == int(number):
                 change()
             yield batch
