@@ -167,8 +167,9 @@ def failing_together() -> Iterator[None]:
     try:
         yield
     except UsageError as error:
-        report(f"error: {error}", restart=isinstance(error, agreement.PartnerLost))
-        partners.leave(2, str(error))
+        restart = isinstance(error, agreement.PartnerLost)
+        report(f"error: {error}", restart=restart)
+        partners.leave(2, str(error), restart=restart)
     except KeyboardInterrupt:
         partners.leave(128 + signal.SIGINT, "it was interrupted (Ctrl-C).")
     except SystemExit as end:
