@@ -54,8 +54,8 @@ class Checkpoints:
         Args:
           folder: the folder of the checkpoints, local or on an object store.
           keep: the number of checkpoints to keep; older ones are deleted.
-          keep_every: a checkpoint whose step is a multiple of this is a milestone, which is never
-            deleted, also not after `keep_every` has changed. 0 is none.
+          keep_every: a checkpoint whose step is a multiple of this is a milestone, which only
+            `go_back` deletes, also after `keep_every` has changed. 0 is none.
 
         Raises:
           UsageError: the folder cannot be created, or `keep` or `keep_every` is too small.
@@ -210,9 +210,13 @@ class Checkpoints:
     def go_back(self, step: int, like: Any) -> tuple[Any, dict[str, Any]]:
         """Restores the checkpoint of a step, as `restore` does, and deletes the later ones.
 
+        Milestones are deleted as well: training comes to their steps again.
+
         Raises:
           UsageError: it is damaged; nothing was deleted.
         """
+        # Listed before `_restore` lets the processes agree: all delete the same, together.
+        later = [saved for saved in self.steps() if saved > step]
         try:
             restored = self._restore(step, like)
         except _DamagedError as error:
@@ -221,8 +225,8 @@ class Checkpoints:
                 f"({error}).\nTo go back further, run the same command with --on_damage=older."
             ) from error
         with self._file_system_errors("delete"):
-            for later in [saved for saved in self.steps() if saved > step]:
-                self._manager.delete(later)
+            for saved in later:
+                self._manager.delete(saved)
         self.last_saved = self._being_saved = step
         return restored
 
