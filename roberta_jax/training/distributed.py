@@ -167,9 +167,8 @@ def failing_together() -> Iterator[None]:
     try:
         yield
     except UsageError as error:
-        restart = isinstance(error, agreement.PartnerLost)
-        report(f"error: {error}", restart=restart)
-        partners.leave(2, str(error), restart=restart)
+        report(f"error: {error}", restart=error.restart)
+        partners.leave(2, str(error), restart=error.restart)
     except KeyboardInterrupt:
         partners.leave(128 + signal.SIGINT, "it was interrupted (Ctrl-C).")
     except SystemExit as end:

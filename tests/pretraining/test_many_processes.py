@@ -51,8 +51,12 @@ def assert_all_end(run, status, *messages, within=STARTING, of=None):
 
 
 def test_a_coordinator_that_never_starts(launcher, folder):
-    run = launcher.start(folder / "no_0", 2, only=[1], **{"distributed.start_timeout": 4})
+    note = folder / "no_0.restart"
+    variables = {1: {RESTART_FILE: str(note)}}
+    changes = {"distributed.start_timeout": 4}
+    run = launcher.start(folder / "no_0", 2, only=[1], variables=variables, **changes)
     assert_all_end(run, 2, "error: process 0 does not answer at localhost:")
+    assert "process 0 does not answer" in note.read_text()  # a supervisor may start it again
 
 
 def test_a_process_that_never_starts(launcher, folder):

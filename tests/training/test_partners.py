@@ -324,6 +324,14 @@ def fail_otherwise():
         os.abort()
 
 
+def hang():
+    watcher = Partners(Timeouts(), client=Store(), index=1, count=2, interval=0.1)
+    with ending.handled_aborts(watcher.aborted):
+        watcher.start()
+        print("hangs", flush=True)
+        time.sleep(1000)
+
+
 def run_alone(function, **variables):
     return subprocess.run(
         processes.command(__name__, function),
@@ -343,3 +351,22 @@ def test_an_abort_without_a_coordinator_ends_with_a_message(tmp_path):
 
 def test_other_aborts_stay_aborts():
     assert run_alone("fail_otherwise").returncode == -signal.SIGABRT
+
+
+def test_a_process_that_hangs_ends_by_a_signal_to_abort_and_shows_its_stacks():
+    process = subprocess.Popen(
+        processes.command(__name__, "hang"),
+        env=processes.environment(PYTHONFAULTHANDLER="1"),
+        stdout=subprocess.PIPE,
+        stderr=subprocess.PIPE,
+        text=True,
+    )
+    try:
+        assert process.stdout.readline() == "hangs\n"
+        process.send_signal(signal.SIGABRT)
+        _, errors = process.communicate(timeout=30)
+    finally:
+        process.kill()
+    assert process.returncode == -signal.SIGABRT
+    assert "Fatal Python error: Aborted" in errors
+    assert " in hang\n" in errors
