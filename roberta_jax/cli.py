@@ -22,10 +22,12 @@ from roberta_jax.dotted_keys import flatten, nearest
 from roberta_jax.errors import UsageError, shortened
 from roberta_jax.project_files import EXAMPLE_CONFIG
 from roberta_jax.training import preemption
-from roberta_jax.training.ending import ask_for_restart
+from roberta_jax.training.ending import ask_for_restart, end_within
 
 Job = Callable[[ConfigDict, flags.FlagValues], None]
 DefineFlags = Callable[[flags.FlagValues], None]
+
+_EXIT_SECONDS = 20.0  # that the exit of the interpreter may take after an error
 
 
 def run_config_job(
@@ -49,6 +51,7 @@ def run_config_job(
     logging.set_verbosity(logging.WARNING)
     with contextlib.ExitStack() as stack:
         if is_command:
+            stack.push(_bound_end)
             stack.callback(preemption.end_quietly)
         stack.enter_context(usage_errors("Stopping; the same command continues from here."))
         if {"-h", "--help"} & set(argv[1:]):
@@ -56,6 +59,12 @@ def run_config_job(
             return
         values = parse(argv, define_flags, renamed=renamed)
         job(values.config, values)
+
+
+def _bound_end(kind: object, error: BaseException | None, traceback: object) -> None:
+    """Ends a command after its message, though threads may wait for a store that is gone."""
+    if isinstance(error, SystemExit) and error.code == 2:
+        end_within(_EXIT_SECONDS, 2)
 
 
 @contextlib.contextmanager

@@ -342,3 +342,32 @@ def test_ctrl_c_at_the_exit_of_a_command_prints_nothing(times, status):
         timeout=120,
     )
     assert (process.returncode, process.stdout, process.stderr) == (status, "finished\n", "")
+
+
+_HANGS_AT_EXIT = """
+import sys, threading
+from roberta_jax import cli
+from roberta_jax.errors import UsageError
+
+def job(config, values):
+    threading.Thread(target=threading.Event().wait).start()
+    print("fails")
+    raise UsageError("the store is gone")
+
+cli._EXIT_SECONDS = 0.5
+sys.argv = ["job", "--config=configs/pretrain.py:tiny"]
+cli.run_config_job(job)
+"""
+
+
+def test_a_command_ends_after_its_message_though_a_thread_does_not():
+    process = subprocess.run(
+        [sys.executable, "-c", _HANGS_AT_EXIT],
+        env=processes.environment(),
+        cwd=processes.ROOT,
+        capture_output=True,
+        text=True,
+        timeout=60,
+    )
+    assert process.returncode == 2
+    assert (process.stdout, process.stderr) == ("fails\n", "error: the store is gone\n")

@@ -5,6 +5,8 @@ import ctypes
 import os
 import signal
 import sys
+import threading
+import time
 from collections.abc import Callable, Iterator
 from typing import Any
 
@@ -75,3 +77,30 @@ def flush() -> None:
     for stream in (sys.stdout, sys.stderr):
         with contextlib.suppress(Exception):
             stream.flush()
+
+
+def ends_within(function: Callable[[], Any], seconds: float) -> bool:
+    """Calls a function in another thread; returns whether it has ended in time.
+
+    If not, the thread goes on; it does not keep the process from ending. Exceptions are ignored.
+    """
+
+    def call() -> None:
+        with contextlib.suppress(Exception):
+            function()
+
+    thread = threading.Thread(target=call, daemon=True)
+    thread.start()
+    thread.join(seconds)
+    return not thread.is_alive()
+
+
+def end_within(seconds: float, status: int) -> None:
+    """Ends this process with a status after some time, whatever its threads still wait for."""
+
+    def end() -> None:
+        time.sleep(seconds)
+        flush()
+        os._exit(status)
+
+    threading.Thread(target=end, daemon=True).start()

@@ -303,3 +303,37 @@ def test_a_server_that_does_not_answer_is_reported_in_seconds(folder):
     assert process.returncode == 2
     assert "Google Cloud Storage does not answer at http://127.0.0.1:1" in errors
     assert time.monotonic() - started < 30
+
+
+@needs_server
+@pytest.mark.slow
+def test_a_store_that_disappears_ends_the_run_with_a_message(folder):
+    config = folder / "endless.py"
+    config.write_text(
+        "from tests.support import texts\n\n\n"
+        "def get_config():\n"
+        f"    config = texts.small_config({str(folder / 'corpus.jsonl')!r}, "
+        f"{str(folder / 'cache')!r})\n"
+        "    config.train.update({'steps': 100_000, 'log_every': 1, 'checkpoint_every': 5})\n"
+        "    return config\n"
+    )
+    with gcs_server.running() as variables:
+        process = subprocess.Popen(
+            [
+                *(sys.executable, "-m", "roberta_jax.pretrain"),
+                *(f"--config={config}", "--workdir=gs://bucket/runs/lost"),
+            ],
+            env=processes.environment(**variables),
+            cwd=processes.ROOT,
+            stdout=subprocess.PIPE,
+            stderr=subprocess.PIPE,
+            text=True,
+        )
+        assert any(re.match(r"step 12/", line) for line in process.stdout), process.stderr.read()
+    try:
+        _, errors = process.communicate(timeout=240)  # the libraries try again for a while
+    finally:
+        process.kill()
+    assert process.returncode == 2, errors[-4000:]
+    assert "error: cannot write " in errors
+    assert "Traceback" not in errors
