@@ -7,6 +7,7 @@ import subprocess
 import sys
 import time
 
+import orbax.checkpoint as ocp
 import pytest
 from etils import epath
 
@@ -122,6 +123,28 @@ def test_a_checkpoint_that_was_not_completed_does_not_count(folder, expected, st
     assert result.start == 27
     check_same(RUN, expected)
     assert checkpoint_steps(f"{RUN}/checkpoints") == [27, 30]
+
+
+def no_answer(*args, **kwargs):
+    raise ValueError("UNAVAILABLE: CURL error Couldn't connect to server [tensorstore_spec='{}']")
+
+
+def test_a_store_that_does_not_answer_is_no_damage(folder, store, monkeypatch):
+    pretrain(small_config(folder), RUN)
+    (epath.Path(RUN) / "hf").rmtree()
+    with monkeypatch.context() as patch:
+        patch.setattr(ocp.StandardCheckpointHandler, "restore", no_answer)
+        message = f"cannot read the checkpoint {RUN}/checkpoints/30: UNAVAILABLE: CURL error"
+        with pytest.raises(UsageError, match=message):
+            pretrain(small_config(folder), RUN, on_damage="older")
+    assert checkpoint_steps(f"{RUN}/checkpoints") == [27, 30]
+
+
+def test_a_checkpoint_that_a_store_does_not_take_is_reported(folder, store, monkeypatch):
+    monkeypatch.setattr(ocp.CheckpointManager, "save", no_answer)
+    message = f"cannot write checkpoints in {RUN}/checkpoints: UNAVAILABLE: .* to server\\.\n"
+    with pytest.raises(UsageError, match=message):
+        pretrain(small_config(folder), RUN)
 
 
 def test_a_workdir_without_a_complete_checkpoint_takes_any_config(folder, store):
