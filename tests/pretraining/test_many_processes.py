@@ -244,6 +244,17 @@ def test_the_losses_of_one_process(launcher, folder, one_process, count):
 
 
 @pytest.mark.slow
+def test_all_go_back_because_of_a_spike(launcher, folder):
+    changes = {**STEPS, "train.steps": 20, "spikes.policy": "skip", "spikes.skip_batches": 3}
+    for count in (1, 2):
+        variables = {index: {"TEST_SPIKE_AT": "11"} for index in range(count)}
+        run = launcher.start(folder / f"spike_{count}", count, variables=variables, **changes)
+        assert run.wait() == [0] * count, run.all_errors()
+        assert "Going back to the checkpoint of step 7 and skipping 7 batches" in run.output(0)
+    assert_same_losses(folder / "spike_2", folder / "spike_1", rel=1e-5)
+
+
+@pytest.mark.slow
 def test_a_run_moves_between_numbers_of_processes_and_meshes(launcher, folder, one_process):
     workdir = folder / "moved"
     stages = [
