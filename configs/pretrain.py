@@ -205,8 +205,8 @@ def _defaults() -> ConfigDict:
     config.train.eval_every = 5000  # Steps between evaluations; 0 evaluates only at the end.
     config.train.checkpoint_every = 1000  # Steps between checkpoints; 0 saves only at the end.
     config.train.keep_checkpoints = 3  # Number of newest checkpoints to keep.
-    # Checkpoints whose step is a multiple of this are milestones, which are never deleted; 0 has
-    # none.
+    # Checkpoints whose step is a multiple of this are milestones, which are kept; 0 has none. Only
+    # a run that goes back because of a spike deletes those after the step that it goes back to.
     config.train.keep_every = 0
     # Use deterministic GPU kernels: bit-identical results from run to run, but slower.
     config.train.deterministic = False

@@ -22,9 +22,12 @@ from roberta_jax.dotted_keys import flatten, nearest
 from roberta_jax.errors import UsageError, shortened
 from roberta_jax.project_files import EXAMPLE_CONFIG
 from roberta_jax.training import preemption
+from roberta_jax.training.ending import ask_for_restart, end_within
 
 Job = Callable[[ConfigDict, flags.FlagValues], None]
 DefineFlags = Callable[[flags.FlagValues], None]
+
+_EXIT_SECONDS = 20.0  # that the exit of the interpreter may take after an error
 
 
 def run_config_job(
@@ -42,15 +45,26 @@ def run_config_job(
       argv: The command line, starting with the program name. Default: `sys.argv`.
       renamed: {former name: present name} of renamed config keys, for error messages.
     """
-    argv = list(sys.argv if argv is None else argv)
+    is_command = argv is None
+    argv = list(sys.argv if is_command else argv)
     # At INFO, libraries log every routine event.
     logging.set_verbosity(logging.WARNING)
-    with usage_errors("Stopping; the same command continues from here."):
+    with contextlib.ExitStack() as stack:
+        if is_command:
+            stack.push(_bound_end)
+            stack.callback(preemption.end_quietly)
+        stack.enter_context(usage_errors("Stopping; the same command continues from here."))
         if {"-h", "--help"} & set(argv[1:]):
             print(_help(job, define_flags, argv))
             return
         values = parse(argv, define_flags, renamed=renamed)
         job(values.config, values)
+
+
+def _bound_end(kind: object, error: BaseException | None, traceback: object) -> None:
+    """Ends a command after its message, though threads may wait for a store that is gone."""
+    if isinstance(error, SystemExit) and error.code == 2:
+        end_within(_EXIT_SECONDS, 2)
 
 
 @contextlib.contextmanager
@@ -80,12 +94,17 @@ def escape_unprintable() -> None:
 
 @contextlib.contextmanager
 def usage_messages() -> Iterator[None]:
-    """Prints the message of a `UsageError` on stderr, without a traceback, and exits with 2."""
+    """Prints the message of a `UsageError` on stderr, without a traceback, and exits with 2.
+
+    A supervisor is told if the command may succeed when it is started again.
+    """
     try:
         yield
     except UsageError as error:
         with contextlib.suppress(OSError):
             print(f"error: {error}", file=sys.stderr, flush=True)
+        if error.restart:
+            ask_for_restart(str(error))
         sys.exit(2)
 
 

@@ -13,7 +13,12 @@ class UsageError(ValueError):
     The message says what is wrong and how to correct it. Commands print the message without a
     traceback and exit with status 2. In Python it is an ordinary `ValueError`. All other exceptions
     are bugs and keep their traceback.
+
+    Attributes:
+      restart: whether the same command may succeed if it is started again (see `RESTART_FILE`).
     """
+
+    restart = False
 
 
 class NotFoundError(UsageError, FileNotFoundError):

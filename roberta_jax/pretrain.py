@@ -40,6 +40,7 @@ from roberta_jax.pretraining.spec import (
 )
 from roberta_jax.training import loop
 from roberta_jax.training.agreement import together
+from roberta_jax.training.checkpoints import ON_DAMAGE
 from roberta_jax.training.distributed import join_processes, watched
 from roberta_jax.training.partners import Timeouts
 from roberta_jax.training.run import EXPORT, Job, RunResult, finished_metrics, run, say
@@ -337,8 +338,8 @@ def _flags(values: flags.FlagValues) -> None:
     flags.DEFINE_flag(flag, flag_values=values)
     flags.DEFINE_enum(
         "on_damage",
-        "stop",
-        ["stop", "older"],
+        ON_DAMAGE[0],
+        ON_DAMAGE,
         "What to do if the newest checkpoint is damaged: stop with an error that names the newest "
         "intact one, or continue from that one and rename the folders of the damaged ones.",
         flag_values=values,

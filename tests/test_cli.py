@@ -2,6 +2,9 @@
 
 import inspect
 import re
+import signal
+import subprocess
+import sys
 
 import pytest
 from absl import flags
@@ -9,8 +12,10 @@ from absl import flags
 from configs.pretrain import SIZES, get_config
 from roberta_jax import cli, config_help, project_files
 from roberta_jax.dotted_keys import flatten
-from roberta_jax.errors import UsageError
+from roberta_jax.errors import RESTART_FILE, UsageError
 from roberta_jax.pretraining.config_keys import RENAMED
+from roberta_jax.training.agreement import PartnerLost
+from tests.support import processes
 
 CONFIG = """
 import ml_collections
@@ -297,3 +302,72 @@ def test_comments_of_a_config_file():
         "group": "A group.",
         "group.last": "",
     }
+
+
+@pytest.mark.parametrize("error", [UsageError, PartnerLost])
+def test_a_supervisor_is_told_whether_a_restart_may_help(tmp_path, monkeypatch, capsys, error):
+    monkeypatch.setenv(RESTART_FILE, str(tmp_path / "restart"))
+    with pytest.raises(SystemExit) as end, cli.usage_errors():
+        raise error("process 0 does not answer")
+    assert end.value.code == 2
+    assert capsys.readouterr().err == "error: process 0 does not answer\n"
+    assert (tmp_path / "restart").exists() is (error is PartnerLost)
+
+
+_INTERRUPTED_AT_EXIT = """
+import atexit, os, signal, sys, time
+from roberta_jax import cli
+
+def job(config, values):
+    def interrupt():
+        for _ in range({times}):
+            os.kill(os.getpid(), signal.SIGINT)
+            time.sleep(0.2)
+    atexit.register(interrupt)
+    print("finished")
+
+sys.argv = ["job", "--config=configs/pretrain.py:tiny"]
+cli.run_config_job(job)
+"""
+
+
+@pytest.mark.parametrize(("times", "status"), [(1, 0), (2, -signal.SIGINT)])
+def test_ctrl_c_at_the_exit_of_a_command_prints_nothing(times, status):
+    process = subprocess.run(
+        [sys.executable, "-c", _INTERRUPTED_AT_EXIT.format(times=times)],
+        env=processes.environment(),
+        cwd=processes.ROOT,
+        capture_output=True,
+        text=True,
+        timeout=120,
+    )
+    assert (process.returncode, process.stdout, process.stderr) == (status, "finished\n", "")
+
+
+_HANGS_AT_EXIT = """
+import sys, threading
+from roberta_jax import cli
+from roberta_jax.errors import UsageError
+
+def job(config, values):
+    threading.Thread(target=threading.Event().wait).start()
+    print("fails")
+    raise UsageError("the store is gone")
+
+cli._EXIT_SECONDS = 0.5
+sys.argv = ["job", "--config=configs/pretrain.py:tiny"]
+cli.run_config_job(job)
+"""
+
+
+def test_a_command_ends_after_its_message_though_a_thread_does_not():
+    process = subprocess.run(
+        [sys.executable, "-c", _HANGS_AT_EXIT],
+        env=processes.environment(),
+        cwd=processes.ROOT,
+        capture_output=True,
+        text=True,
+        timeout=60,
+    )
+    assert process.returncode == 2
+    assert (process.stdout, process.stderr) == ("fails\n", "error: the store is gone\n")

@@ -88,13 +88,22 @@ def prepare(points: Sequence["Point"]) -> None:
 
 
 def train(point: "Point", out: str, distributed: bool = False) -> None:
-    """Pretrains a point; exits with the status BUSY if another process is training it."""
+    """Pretrains a point.
+
+    Args:
+      point: the point.
+      out: the folder of the study's runs.
+      distributed: whether this is one of several processes of the run. They end together, after any
+        error. A process alone exits with the status BUSY if another one is training the point.
+    """
     from roberta_jax.pretrain import pretrain
     from roberta_jax.training.distributed import join_processes
     from roberta_jax.training.workdir import WorkdirInUse
 
     if distributed:
         join_processes()
+        pretrain(point.config(), point.workdir(out))
+        return
     try:
         pretrain(point.config(), point.workdir(out))
     except WorkdirInUse as error:

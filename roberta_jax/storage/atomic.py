@@ -9,6 +9,7 @@ files are written under their own name.
 """
 
 import contextlib
+import itertools
 import json
 import os
 import pathlib
@@ -229,3 +230,22 @@ def _copy_files(folder: epath.Path, target: pathlib.Path, endings: tuple[str, ..
             _copy_files(file, target / file.name, endings)
         elif file.name.endswith(endings):
             file.copy(target / file.name)
+
+
+def move_aside(folder: epath.Path, prefix: str) -> str:
+    """Renames a folder NAME to PREFIX.NAME, or PREFIX.NAME.2, ...; returns the new name.
+
+    On an object store, which cannot rename, the files are copied first.
+    """
+    names = itertools.chain([""], (f".{number}" for number in itertools.count(2)))
+    target = next(
+        path
+        for path in (folder.parent / f"{prefix}.{folder.name}{end}" for end in names)
+        if not path.exists()
+    )
+    if is_local(folder):
+        folder.rename(target)
+        return target.name
+    _copy_files(folder, target, ("",))
+    folder.rmtree()
+    return target.name

@@ -18,6 +18,7 @@ from typing import Any
 import jax
 
 from roberta_jax.errors import UsageError, listed, shortened
+from roberta_jax.training import heartbeat
 
 KEYS = "roberta_jax"  # the prefix of all our keys in the coordination service
 
@@ -26,6 +27,7 @@ PATIENCE = 300.0
 
 _SEEN_TIMEOUT = 20.0  # seconds to wait until all processes have read an error
 _FIRST_NOTICE = 30.0  # seconds until a process says that it waits for another one
+_LONGEST_SILENCE = 3600.0  # and between two such notices
 _LONGEST_SHOWN = 60  # characters of a value in a message
 
 _rounds = 0  # how many exchanges this process has made: the same number on all processes
@@ -36,6 +38,8 @@ watched = False
 
 class PartnerLost(UsageError):
     """Another process of the run has ended, does not answer, or is too late."""
+
+    restart = True
 
 
 def client() -> Any:
@@ -198,7 +202,8 @@ def _collect(
                 file=sys.stderr,
                 flush=True,
             )
-            notice *= 4
+            notice += min(3 * notice, _LONGEST_SILENCE)
+        heartbeat.beat(first=False)
         time.sleep(pause)
         pause = min(1.5 * pause, 0.5)
 

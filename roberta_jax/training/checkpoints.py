@@ -9,7 +9,6 @@ stores a digest of every array, computed on the devices that hold it, and `resto
 import contextlib
 import gc
 import hashlib
-import itertools
 import json
 import textwrap
 import time
@@ -21,13 +20,15 @@ import orbax.checkpoint as ocp
 from etils import epath
 
 from roberta_jax.errors import UsageError, listed
-from roberta_jax.storage.atomic import is_local
+from roberta_jax.storage.atomic import is_local, move_aside, removal_command
 from roberta_jax.training.agreement import exchange, host, require_equal, together
 from roberta_jax.training.array_digests import check_same_leaves, describe
+from roberta_jax.training.ending import ends_within
 from roberta_jax.training.orbax_errors import (
     file_system_reason,
     hide_errors_of_background_tasks,
     silence_orbax,
+    store_reason,
 )
 from roberta_jax.training.save_barrier import SaveBarrier
 
@@ -54,8 +55,8 @@ class Checkpoints:
         Args:
           folder: the folder of the checkpoints, local or on an object store.
           keep: the number of checkpoints to keep; older ones are deleted.
-          keep_every: a checkpoint whose step is a multiple of this is a milestone, which is never
-            deleted, also not after `keep_every` has changed. 0 is none.
+          keep_every: a checkpoint whose step is a multiple of this is a milestone, which only
+            `go_back` deletes, also after `keep_every` has changed. 0 is none.
 
         Raises:
           UsageError: the folder cannot be created, or `keep` or `keep_every` is too small.
@@ -105,9 +106,14 @@ class Checkpoints:
             return
         # Errors of the background save would only hide the first error.
         with contextlib.suppress(Exception), silence_orbax():
-            # Another process may have ended, so that this one would wait for it in vain.
-            if self._barrier is None or self._barrier.join(self._manager, _CLOSE_TIMEOUT):
+            if self._has_ended_saving(_CLOSE_TIMEOUT):
                 self._manager.close()
+
+    def _has_ended_saving(self, timeout: float) -> bool:
+        """Waits, but not for ever for a process that has ended or a store that is gone."""
+        if self._barrier is not None:
+            return self._barrier.join(self._manager, timeout)
+        return is_local(self.folder) or ends_within(self._manager.wait_until_finished, timeout)
 
     def steps(self) -> list[int]:
         """Returns the steps that have a checkpoint on disk, ascending."""
@@ -210,9 +216,13 @@ class Checkpoints:
     def go_back(self, step: int, like: Any) -> tuple[Any, dict[str, Any]]:
         """Restores the checkpoint of a step, as `restore` does, and deletes the later ones.
 
+        Milestones are deleted as well: training comes to their steps again.
+
         Raises:
           UsageError: it is damaged; nothing was deleted.
         """
+        # Listed before `_restore` lets the processes agree: all delete the same, together.
+        later = [saved for saved in self.steps() if saved > step]
         try:
             restored = self._restore(step, like)
         except _DamagedError as error:
@@ -221,8 +231,8 @@ class Checkpoints:
                 f"({error}).\nTo go back further, run the same command with --on_damage=older."
             ) from error
         with self._file_system_errors("delete"):
-            for later in [saved for saved in self.steps() if saved > step]:
-                self._manager.delete(later)
+            for saved in later:
+                self._manager.delete(saved)
         self.last_saved = self._being_saved = step
         return restored
 
@@ -278,6 +288,11 @@ class Checkpoints:
             try:
                 return handler.restore(self.folder / str(step) / item, args=args)
             except Exception as error:
+                if not is_local(self.folder) and (reason := store_reason(error)):
+                    raise UsageError(
+                        f"cannot read the checkpoint {self.folder / str(step)}: {reason}. When it "
+                        "can be, run the same command again."
+                    ) from error
                 # Orbax and tensorstore raise many types of exceptions for damaged files.
                 reason = f"{type(error).__name__}: {error}".splitlines()[0]
             gc.collect()  # failed tasks print their error when they are garbage collected
@@ -292,11 +307,11 @@ class Checkpoints:
                 f"{message}\nNo earlier checkpoint is intact (steps on disk: "
                 f"{', '.join(map(str, sorted(damaged)))}). Start again in a new --workdir."
             )
-        folders = " ".join(str(self.folder / str(each)) for each in sorted(damaged))
+        command = removal_command(*(self.folder / str(each) for each in sorted(damaged)))
         return (
             f"{message}\nThe checkpoint of step {intact} is intact. To resume from it, run the "
             "same command with --on_damage=older, or delete the damaged ones and run the same "
-            f"command again:\n  rm -r {folders}"
+            f"command again:\n  {command}"
         )
 
     def _set_aside(self, damaged: Mapping[int, Exception], intact: int) -> None:
@@ -307,7 +322,7 @@ class Checkpoints:
             if jax.process_index() == 0:
                 with self._file_system_errors("rename"):
                     for step, error in sorted(damaged.items()):
-                        name = _move_aside(self.folder / str(step))
+                        name = move_aside(self.folder / str(step), DAMAGED)
                         print(
                             f"The checkpoint of step {step} is damaged ({error}). It was renamed "
                             f"to {name}.",
@@ -345,10 +360,14 @@ class Checkpoints:
             raise
         except Exception as error:
             reason = file_system_reason(error)
+            if reason is None and not is_local(self.folder):
+                reason = store_reason(error)
             if reason is None:
                 raise
             message = f"cannot {action} checkpoints in {self.folder}: {reason}."
-            if action == "open":
+            if not is_local(self.folder):  # and may not be asked again
+                advice = "When it can be, run the same command again; it continues the run."
+            elif action == "open":
                 advice = "Choose a --workdir that can be written."
             else:
                 steps = self.steps()
@@ -373,34 +392,6 @@ class _Retention(ocp.checkpoint_managers.PreservationPolicy):
 
     def should_preserve(self, checkpoints, *, context) -> list[bool]:
         return self._is_kept([each.step for each in checkpoints])
-
-
-def _move_aside(folder: epath.Path) -> str:
-    """Renames a folder STEP to damaged.STEP, or damaged.STEP.2, ...; returns the new name.
-
-    On an object store, which cannot rename, the files are copied first.
-    """
-    names = itertools.chain([""], (f".{number}" for number in itertools.count(2)))
-    target = next(
-        path
-        for path in (folder.parent / f"{DAMAGED}.{folder.name}{end}" for end in names)
-        if not path.exists()
-    )
-    if is_local(folder):
-        folder.rename(target)
-        return target.name
-    _copy(folder, target)
-    folder.rmtree()
-    return target.name
-
-
-def _copy(source: epath.Path, target: epath.Path) -> None:
-    target.mkdir(parents=True, exist_ok=True)
-    for path in source.iterdir():
-        if path.is_dir():
-            _copy(path, target / path.name)
-        else:
-            (target / path.name).write_bytes(path.read_bytes())
 
 
 def checkpoint_steps(folder: epath.PathLike) -> list[int]:

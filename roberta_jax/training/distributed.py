@@ -167,8 +167,8 @@ def failing_together() -> Iterator[None]:
     try:
         yield
     except UsageError as error:
-        report(f"error: {error}", restart=isinstance(error, agreement.PartnerLost))
-        partners.leave(2, str(error))
+        report(f"error: {error}", restart=error.restart)
+        partners.leave(2, str(error), restart=error.restart)
     except KeyboardInterrupt:
         partners.leave(128 + signal.SIGINT, "it was interrupted (Ctrl-C).")
     except SystemExit as end:

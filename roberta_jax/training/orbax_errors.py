@@ -11,6 +11,8 @@ import sys
 import warnings
 from collections.abc import Iterator
 
+from roberta_jax.errors import shortened
+
 
 def _is_of_the_user(record: logging.LogRecord) -> bool:
     """Whether a log record is not one that Orbax or its tasks log about an error.
@@ -77,5 +79,31 @@ def file_system_reason(error: BaseException | None) -> str | None:
         for reason in FILE_SYSTEM_ERRORS:
             if reason in str(error):
                 return reason
+        error = error.__cause__ or error.__context__
+    return None
+
+
+# Of the exceptions that gcsfs and google.cloud.storage raise.
+_LIBRARIES = ("aiohttp", "gcsfs", "google", "requests", "urllib3")
+# In the text of tensorstore's exceptions, which are those of Python.
+_STATUS_CODES = (
+    "CURL error", "DEADLINE_EXCEEDED", "HTTP response code", "PERMISSION_DENIED",
+    "UNAUTHENTICATED", "UNAVAILABLE",
+)  # fmt: skip
+
+
+def store_reason(error: BaseException | None) -> str | None:
+    """Returns what an object store said that caused an exception; None if it was something else.
+
+    Args:
+      error: raised by one of the libraries that read and write objects, or in consequence of it.
+    """
+    while error is not None:
+        text = str(error).split(" [tensorstore_spec")[0]
+        library = type(error).__module__.partition(".")[0]
+        if library in _LIBRARIES or isinstance(error, ConnectionError | TimeoutError):
+            return shortened(" ".join(text.split()) or type(error).__name__, 200)
+        if library in ("builtins", "asyncio") and any(code in text for code in _STATUS_CODES):
+            return shortened(" ".join(text.split()), 200)
         error = error.__cause__ or error.__context__
     return None

@@ -170,41 +170,58 @@ class Partners:
         if self._requested is not None:
             (run, number), self._requested = self._requested, None
             request = json.dumps({"signal": number, "host": socket.gethostname()})
-            with contextlib.suppress(jax.errors.JaxRuntimeError):  # another one was first
+            try:
                 self._client.key_value_set(f"{_FOLDER}/stop/{run}", request)
+            except jax.errors.JaxRuntimeError as error:
+                if "ALREADY_EXISTS" not in str(error):  # else another one was first
+                    self._requested = self._requested or (run, number)
+                    raise
 
     def _agree_to_stop(self, run: int, request: dict[str, Any]) -> None:
         """Finds the poll at which all stop: the first one that none has made yet.
 
         The threads of the processes find it, while no process makes a poll. They do not wait for
-        computations, so no process can keep the others waiting.
+        computations, so no process can keep the others waiting. A request that the service does not
+        answer is made again: the others may have counted the polls of this process already.
         """
         folder = f"{agreement.KEYS}/stop/{run}"
         with contextlib.suppress(Exception):  # of whatever announces it: no reason not to stop
             self.on_stop(request["signal"], request["host"])
         with self._lock:
             polls = self._polls_of.get(run, 0)
-            self._client.key_value_set(f"{folder}/{self._index}", str(polls))
-            while len(answers := self._client.key_value_dir_get(folder)) < self._count:
+            answers: list[tuple[str, str]] = []
+            while True:
+                with contextlib.suppress(jax.errors.JaxRuntimeError):
+                    self._client.key_value_set(f"{folder}/{self._index}", str(polls), True)
+                    answers = self._client.key_value_dir_get(folder)
+                    if len(answers) == self._count:
+                        break
+                    self._listen()  # to know who is alive
                 if self._closed:
                     return
-                time.sleep(0.1)
-                self._listen()  # to know who is alive
+                time.sleep(min(0.1, self._interval))
             last = max(int(polls) for _, polls in answers)
             self._stops[run] = (last + 1, request["signal"])
 
     # The end of this process
 
-    def leave(self, status: int, cause: str) -> NoReturn:
-        """Ends this process at once, and tells the others why."""
+    def leave(self, status: int, cause: str, *, restart: bool | None = None) -> NoReturn:
+        """Ends this process at once, and tells the others why.
+
+        Args:
+          status: the exit status.
+          cause: why, for the messages of the others.
+          restart: whether it may help to start all processes again; by default not where the status
+            is 2, that of a mistake of the user.
+        """
         self._leaving = True
         with self._verdict:
-            self._tell_the_end(status, cause)
+            self._tell_the_end(status, cause, status != 2 if restart is None else restart)
             flush()
             os._exit(status)
 
-    def _tell_the_end(self, status: int, cause: str) -> None:
-        value = json.dumps({"status": status, "cause": cause, "host": socket.gethostname()})
+    def _tell_the_end(self, status: int, cause: str, restart: bool) -> None:
+        value = json.dumps({"status": status, "cause": cause, "restart": restart})
         done = threading.Event()
 
         def tell() -> None:
@@ -280,13 +297,12 @@ class Partners:
         timeouts = self._timeouts
         silent = now - self._answered
         if silent > timeouts.heartbeat:
-            return self._coordinator_lost(f"has not answered for {silent:.0f} s"), True
+            return self._coordinator_lost(f"has not answered for {silent:.0f} s")
         for number, other in self._others.items():
             name = f"host {other.host} (process {number})"
             if other.ended is not None:
                 if other.ended["status"] and now - other.ended_at > _GRACE:
-                    status, cause = other.ended["status"], other.ended["cause"]
-                    return f"{name} ended: {cause}", status != 2
+                    return f"{name} ended: {other.ended['cause']}", other.ended["restart"]
             elif now - other.heard > timeouts.heartbeat:
                 return (
                     f"lost {name}: no sign of life for {now - other.heard:.0f} s; its last one was "
@@ -306,15 +322,16 @@ class Partners:
                 )
         return None
 
-    def _coordinator_lost(self, what: str) -> str:
+    def _coordinator_lost(self, what: str) -> tuple[str, bool]:
         if self._index == 0:
-            return f"lost the coordination service of this process: it {what}."
+            return f"lost the coordination service of this process: it {what}.", True
         host, ended = self._others[0].host, self._others[0].ended
         if ended is not None:
-            return f"host {host} (process 0) ended: {ended['cause']}"
+            return f"host {host} (process 0) ended: {ended['cause']}", ended["restart"]
         return (
             f"lost host {host} (process 0), which coordinates the run: it {what}. Its process was "
-            "killed or stopped, or its machine or the network failed."
+            "killed or stopped, or its machine or the network failed.",
+            True,
         )
 
     def _end(self, message: str, restart: bool) -> None:
@@ -323,7 +340,7 @@ class Partners:
         advice = "\nStart all processes again; the run continues from its last checkpoint."
         report(f"error: {message}{advice if restart else ''}", restart=restart)
         if time.monotonic() - self._answered < self._timeouts.heartbeat / 2:
-            self._tell_the_end(2, message)
+            self._tell_the_end(2, message, restart)
         flush()
         os._exit(2)
 
@@ -340,7 +357,7 @@ class Partners:
             if self._answered > answered + 2 * self._interval:
                 return  # the service still answers: something else is wrong
         if not self._leaving:
-            self._end(self._coordinator_lost("has ended or cannot be reached"), True)
+            self._end(*self._coordinator_lost("has ended or cannot be reached"))
         time.sleep(10)  # whoever ends this process does so meanwhile
 
 

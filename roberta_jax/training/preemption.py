@@ -237,6 +237,20 @@ def interruptible_command(notice: str) -> Iterator[None]:
             sys.unraisablehook = hook
 
 
+def end_quietly() -> None:
+    """Makes Ctrl-C at the exit of the interpreter do nothing, and a second one end the process.
+
+    The work is done. KeyboardInterrupt in what still runs then is reported, and changes nothing.
+    """
+    if (
+        threading.current_thread() is threading.main_thread()
+        and signal.getsignal(signal.SIGINT) is signal.default_int_handler
+    ):
+        signal.signal(
+            signal.SIGINT, lambda number, frame: signal.signal(signal.SIGINT, signal.SIG_DFL)
+        )
+
+
 @contextlib.contextmanager
 def checked_output() -> Iterator[None]:
     """Exits with status 141 if stdout cannot be written: its reader has ended, or a disk is full.

@@ -19,7 +19,7 @@ from jax.sharding import Mesh
 from roberta_jax.errors import UsageError
 from roberta_jax.training import loop, preemption
 from roberta_jax.training.agreement import together
-from roberta_jax.training.checkpoints import Checkpoints, checkpoint_steps
+from roberta_jax.training.checkpoints import ON_DAMAGE, Checkpoints, checkpoint_steps
 from roberta_jax.training.distributed import failing_together, watched
 from roberta_jax.training.metrics import MetricsWriter, read_metrics
 from roberta_jax.training.partitioning import Rules
@@ -63,7 +63,7 @@ class TrainingSpec:
       warmup_steps: updates until the learning rate has its peak.
       mesh: the devices.
       rules: logical axis -> mesh axes, see `partitioning.RULES`.
-      keep_every: checkpoints whose step is a multiple of this are never deleted; 0 is none.
+      keep_every: checkpoints whose step is a multiple of this are milestones, see `Checkpoints`.
       spikes: what to do if the loss jumps.
     """
 
@@ -177,6 +177,8 @@ def run(
         `make_job`'s, before which only the folder itself is created; or the hosts do not share the
         workdir, or differ in their data.
     """
+    if on_damage not in ON_DAMAGE:
+        raise UsageError(f"on_damage={on_damage!r} is not one of {', '.join(ON_DAMAGE)}.")
     primary = jax.process_index() == 0
     with watched(), contextlib.ExitStack() as stack:
         with together("opening the workdir"):

@@ -15,6 +15,7 @@ from etils import epath
 
 from roberta_jax.dotted_keys import flatten, key_matches
 from roberta_jax.errors import UsageError, listed
+from roberta_jax.storage.objects import explained
 from roberta_jax.training import agreement
 
 _PACKAGES = ("jax", "jaxlib", "flax", "optax", "orbax-checkpoint", "numpy")
@@ -73,7 +74,8 @@ def check_shared(folder: epath.Path) -> None:
         with agreement.together("writing to the workdir"):
             if primary:
                 try:
-                    probe.write_text(token)
+                    with explained("write", probe):
+                        probe.write_text(token)
                 except OSError as error:
                     raise UsageError(
                         f"cannot write to --workdir={folder}: {error.strerror or error}."
@@ -83,7 +85,7 @@ def check_shared(folder: epath.Path) -> None:
         )
     finally:
         if primary:
-            with contextlib.suppress(OSError):
+            with contextlib.suppress(Exception):  # of many types on an object store
                 probe.unlink()
     blind = [host for host, sees in seen if not sees]
     if blind:
@@ -112,7 +114,7 @@ def _appears(probe: epath.Path, token: str) -> bool:
         try:
             if probe.read_text() == token:
                 return True
-        except OSError:
+        except Exception:  # of many types on an object store
             pass
         if time.monotonic() > deadline:
             return False

@@ -51,8 +51,12 @@ def assert_all_end(run, status, *messages, within=STARTING, of=None):
 
 
 def test_a_coordinator_that_never_starts(launcher, folder):
-    run = launcher.start(folder / "no_0", 2, only=[1], **{"distributed.start_timeout": 4})
+    note = folder / "no_0.restart"
+    variables = {1: {RESTART_FILE: str(note)}}
+    changes = {"distributed.start_timeout": 4}
+    run = launcher.start(folder / "no_0", 2, only=[1], variables=variables, **changes)
     assert_all_end(run, 2, "error: process 0 does not answer at localhost:")
+    assert "process 0 does not answer" in note.read_text()  # a supervisor may start it again
 
 
 def test_a_process_that_never_starts(launcher, folder):
@@ -237,6 +241,17 @@ def test_the_losses_of_one_process(launcher, folder, one_process, count):
     again = launcher.start(workdir, count, **STEPS, **{"train.steps": 40})
     assert again.wait() == [0] * count, again.all_errors()
     assert "is finished: 40 steps" in again.output(0)
+
+
+@pytest.mark.slow
+def test_all_go_back_because_of_a_spike(launcher, folder):
+    changes = {**STEPS, "train.steps": 20, "spikes.policy": "skip", "spikes.skip_batches": 3}
+    for count in (1, 2):
+        variables = {index: {"TEST_SPIKE_AT": "11"} for index in range(count)}
+        run = launcher.start(folder / f"spike_{count}", count, variables=variables, **changes)
+        assert run.wait() == [0] * count, run.all_errors()
+        assert "Going back to the checkpoint of step 7 and skipping 7 batches" in run.output(0)
+    assert_same_losses(folder / "spike_2", folder / "spike_1", rel=1e-5)
 
 
 @pytest.mark.slow

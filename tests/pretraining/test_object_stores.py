@@ -7,6 +7,7 @@ import subprocess
 import sys
 import time
 
+import orbax.checkpoint as ocp
 import pytest
 from etils import epath
 
@@ -122,6 +123,28 @@ def test_a_checkpoint_that_was_not_completed_does_not_count(folder, expected, st
     assert result.start == 27
     check_same(RUN, expected)
     assert checkpoint_steps(f"{RUN}/checkpoints") == [27, 30]
+
+
+def no_answer(*args, **kwargs):
+    raise ValueError("UNAVAILABLE: CURL error Couldn't connect to server [tensorstore_spec='{}']")
+
+
+def test_a_store_that_does_not_answer_is_no_damage(folder, store, monkeypatch):
+    pretrain(small_config(folder), RUN)
+    (epath.Path(RUN) / "hf").rmtree()
+    with monkeypatch.context() as patch:
+        patch.setattr(ocp.StandardCheckpointHandler, "restore", no_answer)
+        message = f"cannot read the checkpoint {RUN}/checkpoints/30: UNAVAILABLE: CURL error"
+        with pytest.raises(UsageError, match=message):
+            pretrain(small_config(folder), RUN, on_damage="older")
+    assert checkpoint_steps(f"{RUN}/checkpoints") == [27, 30]
+
+
+def test_a_checkpoint_that_a_store_does_not_take_is_reported(folder, store, monkeypatch):
+    monkeypatch.setattr(ocp.CheckpointManager, "save", no_answer)
+    message = f"cannot write checkpoints in {RUN}/checkpoints: UNAVAILABLE: .* to server\\.\n"
+    with pytest.raises(UsageError, match=message):
+        pretrain(small_config(folder), RUN)
 
 
 def test_a_workdir_without_a_complete_checkpoint_takes_any_config(folder, store):
@@ -303,3 +326,37 @@ def test_a_server_that_does_not_answer_is_reported_in_seconds(folder):
     assert process.returncode == 2
     assert "Google Cloud Storage does not answer at http://127.0.0.1:1" in errors
     assert time.monotonic() - started < 30
+
+
+@needs_server
+@pytest.mark.slow
+def test_a_store_that_disappears_ends_the_run_with_a_message(folder):
+    config = folder / "endless.py"
+    config.write_text(
+        "from tests.support import texts\n\n\n"
+        "def get_config():\n"
+        f"    config = texts.small_config({str(folder / 'corpus.jsonl')!r}, "
+        f"{str(folder / 'cache')!r})\n"
+        "    config.train.update({'steps': 100_000, 'log_every': 1, 'checkpoint_every': 5})\n"
+        "    return config\n"
+    )
+    with gcs_server.running() as variables:
+        process = subprocess.Popen(
+            [
+                *(sys.executable, "-m", "roberta_jax.pretrain"),
+                *(f"--config={config}", "--workdir=gs://bucket/runs/lost"),
+            ],
+            env=processes.environment(**variables),
+            cwd=processes.ROOT,
+            stdout=subprocess.PIPE,
+            stderr=subprocess.PIPE,
+            text=True,
+        )
+        assert any(re.match(r"step 12/", line) for line in process.stdout), process.stderr.read()
+    try:
+        _, errors = process.communicate(timeout=240)  # the libraries try again for a while
+    finally:
+        process.kill()
+    assert process.returncode == 2, errors[-4000:]
+    assert "error: cannot write " in errors
+    assert "Traceback" not in errors

@@ -28,8 +28,8 @@ def change_step(number, change):
 
     batches = datasets.device_train_batches
 
-    def changed(spec, dataset, step):
-        for at, batch in enumerate(batches(spec, dataset, step), step + 1):
+    def changed(spec, dataset, step, **options):
+        for at, batch in enumerate(batches(spec, dataset, step, **options), step + 1):
             if at == int(number):
                 change()
             yield batch
@@ -45,6 +45,17 @@ if "TEST_WAIT_AT" in os.environ:
     change_step(os.environ["TEST_WAIT_AT"], lambda: time.sleep(1000))
 if "TEST_FAIL_AT" in os.environ:
     change_step(os.environ["TEST_FAIL_AT"], fail)
+if "TEST_SPIKE_AT" in os.environ:
+    from roberta_jax.training.spikes import SpikeWatch
+
+    check = SpikeWatch.check
+
+    def check_changed(self, step, values):
+        if step == int(os.environ["TEST_SPIKE_AT"]) and not self.rewinds:
+            values = dict(values, loss=float("inf"))
+        check(self, step, values)
+
+    SpikeWatch.check = check_changed
 if "TEST_OTHER_CODE" in os.environ:
     from roberta_jax.training import same_start
 

@@ -13,7 +13,7 @@ from etils import epath
 from jax.sharding import NamedSharding, PartitionSpec
 
 from roberta_jax.errors import UsageError
-from roberta_jax.training import checkpoints as checkpoints_module
+from roberta_jax.storage import atomic
 from roberta_jax.training.array_digests import digest
 from roberta_jax.training.checkpoints import Checkpoints
 from roberta_jax.training.optimizer import adamw
@@ -323,8 +323,8 @@ def test_folders_are_set_aside_without_a_rename(tmp_path, monkeypatch):
         for path in (tmp_path / "c" / "1").rglob("*")
         if path.is_file()
     }
-    monkeypatch.setattr(checkpoints_module, "is_local", lambda path: False)
-    assert checkpoints_module._move_aside(epath.Path(tmp_path / "c" / "1")) == "damaged.1"
+    monkeypatch.setattr(atomic, "is_local", lambda path: False)
+    assert atomic.move_aside(epath.Path(tmp_path / "c" / "1"), "damaged") == "damaged.1"
     assert [path.name for path in (tmp_path / "c").iterdir()] == ["damaged.1"]
     after = {
         path.relative_to(tmp_path / "c" / "damaged.1"): path.read_bytes()

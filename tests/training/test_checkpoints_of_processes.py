@@ -78,6 +78,28 @@ def save_and_restore(folder):
             )
             return [restored[1]["seen"], all(bool(each) for each in jax.tree.leaves(equal))]
 
+    def go_back(name):
+        """Where the first process has deleted something before the other one goes on."""
+        with Checkpoints(f"{folder}/{name}", keep=3, keep_every=2) as checkpoints:
+            for step in (1, 2, 3):
+                checkpoints.save(step, shifted(step), {"seen": step})
+            checkpoints.wait()
+            read = checkpoints._restore
+
+            def read_and_wait(*arguments):
+                restored = read(*arguments)
+                time.sleep(index)
+                return restored
+
+            checkpoints._restore = read_and_wait
+            restored, extra = checkpoints.go_back(1, like)
+            exchange("the deletion", None)
+            steps = checkpoints.steps()
+            for step in (2, 3):
+                checkpoints.save(step, restored)
+            checkpoints.wait()
+            return [extra["seen"], steps, checkpoints.steps()]
+
     def end_of_limit():
         unlimited = (resource.RLIM_INFINITY, resource.RLIM_INFINITY)
         resource.setrlimit(resource.RLIMIT_FSIZE, unlimited)
@@ -86,6 +108,7 @@ def save_and_restore(folder):
     results = {"nothing": attempt(lambda: restore("shared"))}
     results["saved"] = attempt(lambda: save("shared", (1, 2, 3)))
     results["restored"] = attempt(lambda: restore("shared"))
+    results["went back"] = attempt(lambda: go_back("back"))
     # From here on process 1 has a folder of its own with the same checkpoints, as if its host could
     # not read all files.
     if index == 1:
@@ -123,6 +146,10 @@ def test_all_is_saved_and_restored(results):
     assert both(results, "nothing") == [None, None]
     assert both(results, "saved") == [3, 3]
     assert both(results, "restored") == [[3, True]] * 2
+
+
+def test_all_hosts_delete_what_they_go_back_from(results):
+    assert both(results, "went back") == [[1, [1], [1, 2, 3]]] * 2  # a milestone as well
 
 
 def test_a_file_that_one_host_cannot_read(results):

@@ -5,6 +5,7 @@ import os
 import random
 import signal
 import subprocess
+import sys
 import threading
 import time
 import types
@@ -12,8 +13,9 @@ import types
 import jax
 import pytest
 
-from roberta_jax.errors import RESTART_FILE
-from roberta_jax.training import ending, partners
+from roberta_jax.errors import RESTART_FILE, UsageError
+from roberta_jax.training import distributed, ending, partners
+from roberta_jax.training.agreement import PartnerLost
 from roberta_jax.training.partners import Partners, Timeouts
 from tests.support import processes
 
@@ -138,10 +140,10 @@ def test_long_waits_of_all_are_nobodys_delay(clock):
         assert first._loss(clock.now) is None
 
 
-@pytest.mark.parametrize(("status", "restart"), [(2, False), (1, True), (143, True)])
+@pytest.mark.parametrize(("status", "restart"), [(2, False), (2, True), (1, True)])
 def test_a_process_that_ended_with_an_error(clock, status, restart):
     first, _ = several(2, heartbeat=10)
-    ended = {"status": status, "cause": "no such file", "host": "there"}
+    ended = {"status": status, "cause": "no such file", "restart": restart}
     first._client.key_value_set(f"{partners._FOLDER}/ended/1", json.dumps(ended))
     listen(first)
     assert first._loss(clock.now) is None  # it may be about to end itself
@@ -154,7 +156,7 @@ def test_a_process_that_ended_with_an_error(clock, status, restart):
 
 def test_a_process_that_ended_well_is_not_missed(clock):
     first, _ = several(2, heartbeat=10)
-    ended = {"status": 0, "cause": "", "host": "there"}
+    ended = {"status": 0, "cause": "", "restart": False}
     first._client.key_value_set(f"{partners._FOLDER}/ended/1", json.dumps(ended))
     listen(first)
     clock.now += 100
@@ -162,13 +164,37 @@ def test_a_process_that_ended_well_is_not_missed(clock):
     assert first._loss(clock.now) is None
 
 
-def test_why_the_coordinator_ended_is_passed_on(clock):
+@pytest.mark.parametrize(
+    ("error", "status", "restart"),
+    [
+        (UsageError("no such file"), 2, False),
+        (PartnerLost("no such file"), 2, True),
+        (KeyboardInterrupt(), 130, True),
+    ],
+)
+def test_a_process_says_whether_a_restart_may_help(clock, monkeypatch, error, status, restart):
+    first, second = several(2, heartbeat=10)
+    monkeypatch.setattr(partners, "_current", second)
+    monkeypatch.setattr(os, "_exit", sys.exit)
+    with pytest.raises(SystemExit) as end, distributed.failing_together():
+        raise error
+    assert end.value.code == status
+    listen(first)
+    clock.now += partners._GRACE + 1
+    listen(first)
+    assert first._loss(clock.now)[1] is restart
+
+
+@pytest.mark.parametrize("restart", [False, True])
+def test_why_the_coordinator_ended_is_passed_on(clock, restart):
     _, second = several(2, heartbeat=10)
-    ended = {"status": 2, "cause": "lost host tpu-3", "host": "there"}
+    ended = {"status": 2, "cause": "lost host tpu-3", "restart": restart}
     second._client.key_value_set(f"{partners._FOLDER}/ended/0", json.dumps(ended))
     listen(second)
     clock.now += 11
-    assert second._loss(clock.now)[0].endswith("(process 0) ended: lost host tpu-3")
+    message, may_restart = second._loss(clock.now)
+    assert message.endswith("(process 0) ended: lost host tpu-3")
+    assert may_restart is restart
 
 
 def stops(everyone, requests, rng, polls=10_000):
@@ -212,6 +238,33 @@ def test_all_stop_at_the_same_poll_whenever_and_wherever_a_signal_arrives():
             assert stopped == [stopped[0]] * 3
             assert stopped[0][1] == signal.SIGTERM
             time.sleep(0.02)
+    finally:
+        for each in everyone:
+            each.close()
+
+
+def test_all_stop_at_the_same_poll_although_the_service_fails_now_and_then(monkeypatch):
+    rng = random.Random(0)
+    everyone = several(3)
+    store = everyone[0]._client
+
+    def failing(call):
+        def called(*arguments, **options):
+            if rng.random() < 0.2:
+                raise jax.errors.JaxRuntimeError("DEADLINE_EXCEEDED")
+            return call(*arguments, **options)
+
+        return called
+
+    for name in ("key_value_set", "key_value_dir_get"):
+        monkeypatch.setattr(store, name, failing(getattr(store, name)))
+    for each in everyone:
+        each.start()
+    try:
+        for _ in range(10):
+            stopped = stops(everyone, [(0.01, rng.randrange(3), signal.SIGTERM)], rng)
+            assert stopped[0] is not None
+            assert stopped == [stopped[0]] * 3
     finally:
         for each in everyone:
             each.close()
@@ -271,6 +324,14 @@ def fail_otherwise():
         os.abort()
 
 
+def hang():
+    watcher = Partners(Timeouts(), client=Store(), index=1, count=2, interval=0.1)
+    with ending.handled_aborts(watcher.aborted):
+        watcher.start()
+        print("hangs", flush=True)
+        time.sleep(1000)
+
+
 def run_alone(function, **variables):
     return subprocess.run(
         processes.command(__name__, function),
@@ -290,3 +351,22 @@ def test_an_abort_without_a_coordinator_ends_with_a_message(tmp_path):
 
 def test_other_aborts_stay_aborts():
     assert run_alone("fail_otherwise").returncode == -signal.SIGABRT
+
+
+def test_a_process_that_hangs_ends_by_a_signal_to_abort_and_shows_its_stacks():
+    process = subprocess.Popen(
+        processes.command(__name__, "hang"),
+        env=processes.environment(PYTHONFAULTHANDLER="1"),
+        stdout=subprocess.PIPE,
+        stderr=subprocess.PIPE,
+        text=True,
+    )
+    try:
+        assert process.stdout.readline() == "hangs\n"
+        process.send_signal(signal.SIGABRT)
+        _, errors = process.communicate(timeout=30)
+    finally:
+        process.kill()
+    assert process.returncode == -signal.SIGABRT
+    assert "Fatal Python error: Aborted" in errors
+    assert " in hang\n" in errors

@@ -118,6 +118,13 @@ def test_a_new_run_trains_evaluates_and_exports(tmp_path, spec, job_factory, cap
     assert json.loads((tmp_path / "run" / "config.json").read_text()) == CONFIG
 
 
+@pytest.mark.parametrize("value", ["Stop", "", None])
+def test_an_unknown_way_to_treat_damage_is_refused_at_once(tmp_path, spec, job_factory, value):
+    with pytest.raises(UsageError, match=r"on_damage=.* is not one of stop, older\."):
+        run.run(tmp_path / "run", spec, job_factory, config=CONFIG, may_change=(), on_damage=value)
+    assert not (tmp_path / "run").exists()
+
+
 def test_a_finished_run_does_not_call_make_job(tmp_path, spec, job_factory):
     first = start(tmp_path / "run", spec, job_factory())
     calls = []

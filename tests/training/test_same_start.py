@@ -1,5 +1,6 @@
 """Checks of three processes that they start from the same things."""
 
+import contextlib
 import json
 import pathlib
 
@@ -8,6 +9,7 @@ import pytest
 from etils import epath
 
 from roberta_jax.errors import UsageError
+from roberta_jax.storage import objects
 from roberta_jax.training import distributed, same_start
 from roberta_jax.training.same_start import check_shared, require_same_data, require_same_program
 from tests.support import processes
@@ -76,6 +78,56 @@ def test_what_differs_is_named_on_all(results, name, parts):
     for each in results:
         for part in parts:
             assert part in each[name]
+
+
+class Probe:
+    """A file on an object store whose errors are no OSErrors."""
+
+    def __init__(self, fails):
+        self.text, self.fails = "", fails
+
+    def __truediv__(self, name):
+        return self
+
+    def __fspath__(self):
+        return "gs://bucket/run/.probe"
+
+    def write_text(self, text):
+        if "write" in self.fails:
+            raise RuntimeError("Forbidden, 403")
+        self.text = text
+
+    def read_text(self):
+        if "read" in self.fails:
+            raise RuntimeError("Not found, 404")
+        return self.text
+
+    def unlink(self):
+        if "delete" in self.fails:
+            raise RuntimeError("Forbidden, 403")
+
+
+@pytest.fixture
+def second_process(monkeypatch):
+    """Makes this process the first one of two that do the same."""
+    monkeypatch.setattr(jax, "process_count", lambda: 2)
+    monkeypatch.setattr(same_start.agreement, "exchange", lambda what, value: [value, value])
+    monkeypatch.setattr(same_start.agreement, "together", lambda what: contextlib.nullcontext())
+    monkeypatch.setattr(objects, "check_readable", lambda path: None)
+    monkeypatch.setattr(same_start, "_VISIBLE_WITHIN", 0.1)
+
+
+def test_a_probe_that_an_object_store_does_not_delete_ends_no_run(second_process):
+    check_shared(Probe(["delete"]))
+
+
+@pytest.mark.parametrize(
+    ("fails", "message"),
+    [("write", "cannot write gs://bucket/run/.probe: Forbidden, 403"), ("read", "is missing on")],
+)
+def test_errors_of_an_object_store_are_explained(second_process, fails, message):
+    with pytest.raises(UsageError, match=message):
+        check_shared(Probe([fails]))
 
 
 def test_the_digest_of_the_code_is_that_of_its_files():

@@ -13,6 +13,7 @@ from experiments.running import worker
 from experiments.study.loading import load_study
 from roberta_jax.errors import UsageError
 from roberta_jax.pretraining.text_spec import read_text_spec
+from roberta_jax.training.workdir import WorkdirInUse
 from tests.support import processes, toy_study
 
 
@@ -120,3 +121,18 @@ def test_a_wrong_task_is_an_error(arguments):
     assert process.returncode == 1
     assert "To train a study, run experiments.sweep." in process.stderr
     assert "Traceback" not in process.stderr
+
+
+@pytest.mark.parametrize("distributed", [False, True])
+def test_a_point_that_another_process_trains(monkeypatch, tmp_path, distributed):
+    """A sweep tries again later; several processes end with the message, as other runs do."""
+
+    def in_use(config, workdir):
+        raise WorkdirInUse("another run is writing to it")
+
+    monkeypatch.setattr("roberta_jax.pretrain.pretrain", in_use)
+    monkeypatch.setattr("roberta_jax.training.distributed.join_processes", lambda: True)
+    point = load_study(toy_study.PATH).points()[0]
+    with pytest.raises(WorkdirInUse if distributed else SystemExit) as error:
+        worker.train(point, str(tmp_path), distributed)
+    assert distributed or error.value.code == worker.BUSY
