@@ -21,7 +21,7 @@ import orbax.checkpoint as ocp
 from etils import epath
 
 from roberta_jax.errors import UsageError, listed
-from roberta_jax.storage.atomic import is_local
+from roberta_jax.storage.atomic import is_local, removal_command
 from roberta_jax.training.agreement import exchange, host, require_equal, together
 from roberta_jax.training.array_digests import check_same_leaves, describe
 from roberta_jax.training.orbax_errors import (
@@ -292,11 +292,11 @@ class Checkpoints:
                 f"{message}\nNo earlier checkpoint is intact (steps on disk: "
                 f"{', '.join(map(str, sorted(damaged)))}). Start again in a new --workdir."
             )
-        folders = " ".join(str(self.folder / str(each)) for each in sorted(damaged))
+        command = removal_command(*(self.folder / str(each) for each in sorted(damaged)))
         return (
             f"{message}\nThe checkpoint of step {intact} is intact. To resume from it, run the "
             "same command with --on_damage=older, or delete the damaged ones and run the same "
-            f"command again:\n  rm -r {folders}"
+            f"command again:\n  {command}"
         )
 
     def _set_aside(self, damaged: Mapping[int, Exception], intact: int) -> None:
