@@ -8,6 +8,7 @@ from collections.abc import Callable, Iterator, Sequence
 
 from roberta_jax.errors import UsageError
 from roberta_jax.launching import command
+from roberta_jax.storage.atomic import is_local
 
 Commands = list[list[str]]
 
@@ -80,7 +81,7 @@ def check_shared(words: Sequence[str]) -> None:
         if words and words[0] == "pretrain":
             raise UsageError("name the folder of the run: --workdir=gs://BUCKET/NAME")
         return
-    if not command.is_remote(workdir) and not workdir.startswith("/"):
+    if is_local(workdir) and not workdir.startswith("/"):
         raise UsageError(
             f"--workdir={workdir} is a folder of each host. Give one that all hosts share: "
             "gs://BUCKET/NAME, or the full path of a mounted folder."
