@@ -4,11 +4,11 @@ import argparse
 import shlex
 import subprocess
 import sys
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Iterator, Sequence
 
 from roberta_jax.errors import UsageError
 from roberta_jax.launching import command
-from roberta_jax.storage.atomic import is_local
+from roberta_jax.storage import is_local
 
 Commands = list[list[str]]
 
@@ -119,18 +119,3 @@ def lines(command: Sequence[str]) -> Iterator[str]:
     for index, word in enumerate(command):
         end = " \\" if index < len(command) - 1 else ""
         yield f"{'  ' if index else ''}{shlex.quote(word)}{end}"
-
-
-def whole(least: int) -> Callable[[str], int]:
-    """Returns a parser of whole numbers from `least`."""
-
-    def parse(text: str) -> int:
-        try:
-            number = int(text)
-            if number < least:
-                raise ValueError
-        except ValueError:
-            raise argparse.ArgumentTypeError(f"{text!r} is no whole number from {least}") from None
-        return number
-
-    return parse

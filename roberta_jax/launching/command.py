@@ -8,7 +8,7 @@ import sys
 from collections.abc import Sequence
 
 from roberta_jax.errors import UsageError
-from roberta_jax.storage.atomic import is_local
+from roberta_jax.storage import is_local
 
 EXAMPLE = (
     "python -m roberta_jax.launch -- pretrain --config=configs/pretrain.py:tiny --workdir=runs/tiny"

@@ -9,7 +9,7 @@ import socket
 from collections.abc import Sequence
 
 from roberta_jax.launching.endings import End, described
-from roberta_jax.storage.atomic import is_local
+from roberta_jax.storage import is_local
 
 FOLDER = "launch"  # in the workdir
 ELSEWHERE = "launch_logs"  # in the current folder, where there is no local workdir

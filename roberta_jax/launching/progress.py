@@ -5,7 +5,7 @@ import pathlib
 import time
 from collections.abc import Callable
 
-from roberta_jax.storage.atomic import is_local
+from roberta_jax.storage import is_local
 
 _WATCHED = ("metrics.jsonl", "checkpoints")  # in the workdir
 
