@@ -14,12 +14,12 @@ import jax.numpy as jnp
 import numpy as np
 from etils import epath
 
-from roberta_jax.diagnostics.hosts import everyone
 from roberta_jax.diagnostics.report import Result, ok, problem, warning
 from roberta_jax.errors import UsageError
 from roberta_jax.storage.atomic import is_local
 from roberta_jax.storage.locks import exclusive_lock, is_locked
 from roberta_jax.storage.objects import check_bucket
+from roberta_jax.training.agreement import exchange
 from roberta_jax.training.checkpoints import Checkpoints
 
 WORKDIR, APPEND, LOCK, CHECKPOINT, DISK = "workdir", "append", "lock", "checkpoint", "free disk"
@@ -36,16 +36,16 @@ def probe_folder(workdir: str) -> Iterator[epath.Path]:
     an object store that cannot be used nothing is removed, so that no library tries it for minutes.
     """
     root = epath.Path(workdir)
-    folder = root / everyone(f".doctor-{secrets.token_hex(4)}")[0]
+    folder = root / exchange("the name of a folder", f".doctor-{secrets.token_hex(4)}")[0]
     local = pathlib.Path(workdir).absolute()
     # `os.path.exists` is False for names that are too long, which `shared` then reports.
     missing = [each for each in (local, *local.parents) if not os.path.exists(each)]
     created = missing if is_local(workdir) else []
-    everyone(None)  # before anything is created
+    exchange("looking at the workdir", None)  # before anything is created
     try:
         yield folder
     finally:
-        everyone(None)
+        exchange("the checks of the workdir", None)
         if jax.process_index() == 0:
             with contextlib.suppress(Exception):  # each kind of object store has its own
                 _check_store(workdir)
@@ -73,7 +73,8 @@ def shared(workdir: str, folder: epath.Path) -> list[Result]:
         refused = error = str(caught)
     except Exception as caught:  # each kind of object store raises errors of its own
         error = _reason(caught)
-    written = [index for index, failed in enumerate(everyone(error)) if not failed]
+    errors = exchange("writing to the workdir", error)
+    written = [index for index, failed in enumerate(errors) if not failed]
     if refused:
         return [problem(WORKDIR, refused, "put that right, and run doctor again.")]
     if error:
@@ -141,9 +142,9 @@ def lock(workdir: str, folder: epath.Path) -> list[Result]:
                 stack.enter_context(exclusive_lock(path))
             except (OSError, UsageError) as caught:
                 error = _reason(caught)
-        error = everyone(error)[0]
+        error = exchange("locking", error)[0]
         locked = bool(error) or is_locked(path)
-        everyone(None)
+        exchange("looking at the lock", None)
     if not is_local(workdir):
         advice = (
             "the account needs the role Storage Object User (roles/storage.objectUser) on the "

@@ -43,7 +43,7 @@ def test_a_workdir_that_cannot_be_written_is_a_problem(tmp_path):
 
 def test_a_missing_file_of_another_process_is_a_problem(workdir, monkeypatch):
     monkeypatch.setattr(files, "SEEN_SECONDS", 0.1)
-    monkeypatch.setattr(files, "everyone", lambda value: [value, value])
+    monkeypatch.setattr(files, "exchange", lambda what, value: [value, value])
     (result,) = files.shared(workdir, files.epath.Path(workdir))
     assert result.level is Level.PROBLEM
     assert f"{workdir} is not shared: files of process 1 are not seen here" in result.text
