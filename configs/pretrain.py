@@ -109,8 +109,8 @@ def _defaults() -> ConfigDict:
     # Order windowed: blocks whose rows are shuffled together. A larger window is closer to the full
     # order, and more of the store is read at the same time.
     config.data.order_window_blocks = 16
-    # Order windowed: parts of a batch with a window each. A host reads only the blocks of the parts
-    # that its rows are in.
+    # Order windowed: equal parts of a batch with a window each. A host reads only the blocks of the
+    # parts that its rows are in.
     config.data.order_streams = 16
     # Input format (Liu et al. 2019, section 4.2): "full_sentences", "doc_sentences",
     # "segment_pair", "sentence_pair", or "sentences" for single sentences.

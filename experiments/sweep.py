@@ -218,14 +218,13 @@ def _run_command(argv: Sequence[str] | None) -> None:
     arguments = parser.parse_args(argv)
     if arguments.distributed and not arguments.point:
         parser.error("--distributed takes --point")
-    if arguments.runner == "local" and arguments.print is None:
-        unread = [
-            name
-            for name in ("cpus_per_point", "gpus_per_point")
-            if getattr(arguments, name) is not None
-        ]
-        if unread:
-            parser.error(f"--{unread[0]} takes --runner=ray or --print")
+    where = arguments.print or arguments.runner
+    if where not in ("ray", *launch.SCHEDULERS):
+        for name in ("cpus_per_point", "gpus_per_point"):
+            if getattr(arguments, name) is not None:
+                parser.error(f"--{name} takes --runner=ray, --print=slurm or --print=k8s")
+    if arguments.print and arguments.processes > 1 and where not in launch.SCHEDULERS:
+        parser.error(f"--processes has no effect with --print={where}: run as many as you like")
     if arguments.runner == "ray" and arguments.processes > 1:
         parser.error("--processes takes --runner=local; --cpus_per_point says how many points fit")
     for name in ("image", "volume"):

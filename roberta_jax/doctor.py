@@ -50,6 +50,7 @@ def examine(
         import jax
 
         from roberta_jax.diagnostics import devices, files, hosts, machine, versions
+        from roberta_jax.training.agreement import exchange
 
         platform = jax.devices()[0].platform
     found: list[Result] = []
@@ -57,7 +58,8 @@ def examine(
     def check(name: str, function: Callable[[], list[Result]]) -> bool:
         """Makes a check on all processes; returns whether it found no problem on any."""
         with time_limit(name, seconds, _ADVICE.get(name, _OTHER_ADVICE)):
-            by_process = hosts.everyone([result.to_json() for result in _results(name, function)])
+            mine = [result.to_json() for result in _results(name, function)]
+            by_process = exchange(f"the check {name!r}", mine)
         results = [[Result.from_json(each) for each in values] for values in by_process]
         for where, result in merged(results):
             found.append(result)

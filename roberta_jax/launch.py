@@ -25,7 +25,7 @@ import os
 import pathlib
 import shlex
 import sys
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 
 from roberta_jax.errors import UsageError
 from roberta_jax.launching import command, environment
@@ -98,14 +98,14 @@ def _parser() -> argparse.ArgumentParser:
     )
     parser.add_argument(
         "--processes",
-        type=_whole(1),
+        type=whole(1),
         default=1,
         metavar="N",
         help="processes of the run on this machine, which share its GPUs (default: 1)",
     )
     parser.add_argument(
         "--max_restarts",
-        type=_whole(0),
+        type=whole(0),
         default=DEFAULTS.max_restarts,
         metavar="N",
         help="restarts in a row without a newer checkpoint (default: %(default)s)",
@@ -160,7 +160,9 @@ def _parser() -> argparse.ArgumentParser:
     return parser
 
 
-def _whole(least: int):
+def whole(least: int) -> Callable[[str], int]:
+    """Returns a parser of whole numbers from `least`."""
+
     def parse(text: str) -> int:
         try:
             number = int(text)

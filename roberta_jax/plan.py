@@ -28,12 +28,11 @@ from ml_collections import ConfigDict
 from roberta_jax import cli
 from roberta_jax.errors import UsageError, shortened
 from roberta_jax.pretraining.config_keys import RENAMED
+from roberta_jax.training.mesh import MESH_AXES
 
 if TYPE_CHECKING:
     from roberta_jax.planning.report import Plan
     from roberta_jax.planning.topologies import Topology
-
-AXES = ("data", "fsdp", "tensor")
 
 
 def make_plan(
@@ -112,7 +111,7 @@ def read_mesh(text: str) -> dict[str, int]:
     for part in filter(None, text.split(",")):
         axis, equals, size = part.strip().partition("=")
         number = size.strip().removeprefix("-")
-        if axis not in AXES or not equals or not (number.isascii() and number.isdigit()):
+        if axis not in MESH_AXES or not equals or not (number.isascii() and number.isdigit()):
             raise UsageError(
                 f"--mesh={shortened(text)}: {shortened(part)!r} is not a mesh axis with its size. "
                 "Write it as --mesh=data=4,fsdp=8,tensor=2; -1 is all remaining chips."

@@ -26,8 +26,8 @@ def main(config: ConfigDict, values: flags.FlagValues) -> None:
 
     --runner=ray and --runner=beam tokenise on a cluster and write the same stores. All its machines
     need this package (with the extra `ray` or `beam`), and --config.data.cache_dir must be a folder
-    that they share. The text is read on this machine only. After an interruption the same command
-    continues, with any runner.
+    that they share, not gs://. The text is read on this machine only. After an interruption the
+    same command continues, with any runner.
 
     With --runner=ray the tasks run on the cluster in RAY_ADDRESS, on one that was started on this
     machine, or on this machine's cores. With --runner=beam they run on this machine, or where
@@ -35,7 +35,7 @@ def main(config: ConfigDict, values: flags.FlagValues) -> None:
     """
     spec = read_text_spec(config)
     runner = _runner(values)
-    check_sources(spec)
+    check_sources(spec, runner)
     prepared = prepare(spec, verify=values.verify, runner=runner)
     print(summary(prepared))
     if not prepared.is_new:

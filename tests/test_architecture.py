@@ -24,7 +24,7 @@ ALLOWED = {
     "planning": {"data", "kernels", "modeling", "pretraining", "training"},
     "compat": {"modeling", "storage", "weights"},
     "exporting": {"modeling", "storage", "weights"},
-    "launching": {"training"},
+    "launching": {"storage", "training"},
     "diagnostics": {"launching", "modeling", "storage", "training"},
     "errors": set(),
     "__init__": set(),

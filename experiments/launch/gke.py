@@ -20,6 +20,7 @@ from collections.abc import Sequence
 from experiments.command_line import command
 from experiments.launch import supervised
 from experiments.launch.supervised import Commands
+from roberta_jax.launch import whole
 from roberta_jax.launching import command as launched
 
 
@@ -59,12 +60,10 @@ def main(argv: Sequence[str] | None = None) -> None:
     parser.add_argument("--name", required=True, help="of the workload")
     parser.add_argument("--type", required=True, help="such as v5litepod-256 or h200-141gb-8")
     parser.add_argument(
-        "--slices", type=supervised.whole(1), default=1, metavar="N", help="or nodes with GPUs"
+        "--slices", type=whole(1), default=1, metavar="N", help="or nodes with GPUs"
     )
     parser.add_argument("--image", required=True, help="the container's image")
-    parser.add_argument(
-        "--max_restarts", type=supervised.whole(0), default=50, help="(default: %(default)s)"
-    )
+    parser.add_argument("--max_restarts", type=whole(0), default=50, help="(default: %(default)s)")
     with command():
         arguments = parser.parse_args(own)
         supervised.run(commands(arguments, words), dry_run=arguments.dry_run)

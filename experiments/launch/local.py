@@ -15,6 +15,7 @@ from collections.abc import Sequence
 from experiments.command_line import command
 from experiments.launch import supervised
 from experiments.launch.supervised import Commands
+from roberta_jax.launch import whole
 from roberta_jax.launching import command as launched
 
 
@@ -37,9 +38,9 @@ def main(argv: Sequence[str] | None = None) -> None:
     """Runs the command; exits with a message, without a traceback, on wrong input."""
     own, words = launched.split(sys.argv[1:] if argv is None else argv)
     parser = supervised.parser("local", __doc__)
-    parser.add_argument("--processes", type=supervised.whole(1), default=2, metavar="N")
+    parser.add_argument("--processes", type=whole(1), default=2, metavar="N")
     parser.add_argument(
-        "--devices", type=supervised.whole(1), metavar="N", help="virtual devices of a process"
+        "--devices", type=whole(1), metavar="N", help="virtual devices of a process"
     )
     with command():
         arguments = parser.parse_args(own)

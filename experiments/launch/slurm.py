@@ -19,9 +19,9 @@ from collections.abc import Sequence
 from experiments.command_line import command
 from experiments.launch import supervised
 from roberta_jax.errors import UsageError
+from roberta_jax.launch import whole
 from roberta_jax.launching import command as launched
-
-STOPPED = 143  # the exit status of a run that was stopped by SIGTERM
+from roberta_jax.training.preemption import TERMINATED
 
 
 def script(arguments, words: Sequence[str]) -> str:
@@ -57,7 +57,7 @@ def script(arguments, words: Sequence[str]) -> str:
             f"cd {shlex.quote(arguments.folder or str(pathlib.Path.cwd()))} || exit 1",
             *supervised.lines(srun),
             "status=$?",
-            f'if [ "$status" -eq {STOPPED} ]; then  # the time is over',
+            f'if [ "$status" -eq {TERMINATED} ]; then  # the time is over',
             '  scontrol requeue "$SLURM_JOB_ID"',
             "fi",
             'exit "$status"',
@@ -70,9 +70,9 @@ def main(argv: Sequence[str] | None = None) -> None:
     """Runs the command; exits with a message, without a traceback, on wrong input."""
     own, words = launched.split(sys.argv[1:] if argv is None else argv)
     parser = supervised.parser("slurm", __doc__)
-    parser.add_argument("--nodes", type=supervised.whole(1), default=1, metavar="N")
+    parser.add_argument("--nodes", type=whole(1), default=1, metavar="N")
     parser.add_argument(
-        "--gpus", type=supervised.whole(1), default=8, metavar="N", help="of a node (default: 8)"
+        "--gpus", type=whole(1), default=8, metavar="N", help="of a node (default: 8)"
     )
     parser.add_argument(
         "--tasks", choices=("node", "gpu"), default="node", help="one for each (default: node)"

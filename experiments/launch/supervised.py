@@ -4,10 +4,11 @@ import argparse
 import shlex
 import subprocess
 import sys
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Iterator, Sequence
 
 from roberta_jax.errors import UsageError
 from roberta_jax.launching import command
+from roberta_jax.storage import is_local
 
 Commands = list[list[str]]
 
@@ -80,7 +81,7 @@ def check_shared(words: Sequence[str]) -> None:
         if words and words[0] == "pretrain":
             raise UsageError("name the folder of the run: --workdir=gs://BUCKET/NAME")
         return
-    if not command.is_remote(workdir) and not workdir.startswith("/"):
+    if is_local(workdir) and not workdir.startswith("/"):
         raise UsageError(
             f"--workdir={workdir} is a folder of each host. Give one that all hosts share: "
             "gs://BUCKET/NAME, or the full path of a mounted folder."
@@ -118,18 +119,3 @@ def lines(command: Sequence[str]) -> Iterator[str]:
     for index, word in enumerate(command):
         end = " \\" if index < len(command) - 1 else ""
         yield f"{'  ' if index else ''}{shlex.quote(word)}{end}"
-
-
-def whole(least: int) -> Callable[[str], int]:
-    """Returns a parser of whole numbers from `least`."""
-
-    def parse(text: str) -> int:
-        try:
-            number = int(text)
-            if number < least:
-                raise ValueError
-        except ValueError:
-            raise argparse.ArgumentTypeError(f"{text!r} is no whole number from {least}") from None
-        return number
-
-    return parse

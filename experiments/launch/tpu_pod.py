@@ -31,7 +31,9 @@ from experiments.command_line import command
 from experiments.launch import supervised
 from experiments.launch.supervised import Commands
 from roberta_jax.errors import UsageError
+from roberta_jax.launch import whole
 from roberta_jax.launching import command as launched
+from roberta_jax.training.preemption import INTERRUPTED, TERMINATED
 
 # https://cloud.google.com/tpu/docs/runtimes
 RUNTIMES = {
@@ -46,7 +48,7 @@ PENDING = {
 }  # fmt: skip
 LOST = {"SUSPENDED", "FAILED"}  # preempted, or never granted
 LOG, PID, DONE = "roberta_jax.log", "roberta_jax.pid", "roberta_jax.status"
-STOPPED = (130, 143)  # the exit statuses of a run that was told to stop
+STOPPED = (INTERRUPTED, TERMINATED)  # the exit statuses of a run that was told to stop
 LOOKS_AFTER_STOP = 5  # until a run that was stopped counts as stopped by a person
 PYTHON = "$HOME/roberta_jax_env/bin/python"
 
@@ -275,7 +277,7 @@ def main(argv: Sequence[str] | None = None) -> None:
     parser.add_argument("--project", help="of Google Cloud (default: gcloud's)")
     parser.add_argument("--type", default="v5litepod-16", help="of a slice (default: %(default)s)")
     parser.add_argument("--runtime", help="software of the hosts (default: that of the type)")
-    parser.add_argument("--slices", type=supervised.whole(1), default=1, metavar="N")
+    parser.add_argument("--slices", type=whole(1), default=1, metavar="N")
     parser.add_argument("--spot", action="store_true", help="cheaper slices that can be preempted")
     parser.add_argument("--package", help="what to install: a wheel on gs://, or pip's name for it")
     parser.add_argument(
@@ -290,7 +292,7 @@ def main(argv: Sequence[str] | None = None) -> None:
     )
     parser.add_argument(
         "--every",
-        type=supervised.whole(1),
+        type=whole(1),
         default=60,
         metavar="SECONDS",
         help="how often `keep` looks",

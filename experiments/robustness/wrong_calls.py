@@ -38,7 +38,12 @@ from collections.abc import Callable, Iterable, Iterator, Sequence
 from experiments.robustness import forked_runs, wrong_files
 from experiments.robustness.wrong_call import MODULES, Call
 from experiments.robustness.wrong_calls_of_configs import config_calls, config_values, small_run
-from experiments.robustness.wrong_calls_of_tools import benchmark_calls, study_calls, tool_calls
+from experiments.robustness.wrong_calls_of_tools import (
+    benchmark_calls,
+    cluster_calls,
+    study_calls,
+    tool_calls,
+)
 from experiments.study.loading import ROOT
 from roberta_jax.training.preemption import OUTPUT_CLOSED
 from roberta_jax.training.workdir import LOCK
@@ -173,6 +178,7 @@ def all_calls() -> list[Call]:
     """Returns every call, each once."""
     makers: tuple[Callable[[], Iterable[Call]], ...] = (
         tool_calls,
+        cluster_calls,
         study_calls,
         benchmark_calls,
         config_calls,

@@ -110,6 +110,51 @@ def tool_calls() -> Iterator[Call]:
         yield Call("export", ("no-such-model", "{out}", f"--to={to}"), "model")
 
 
+def cluster_calls() -> Iterator[Call]:
+    """Wrong calls of `plan`, `doctor` and `launch`."""
+    config, topology = "--config={root}/configs/pretrain.py:tiny", "--topology=v5e:4x4"
+    for name in (
+        "", " ", "v5e", "v5e:", "v5e:0x4", "v5e:3x3", "v5e:4x4x4", "v5e:-4x4", "v5e:4by4", "v9:4x4",
+        "V5E:4x4", "v5p:4x4", "gpu:", "gpu:h200", "gpu:h200x0", "gpu:h200x12", "gpu:none8", "cpu",
+        "gpu:h200x9999999999", f"v5e:{10**30}x4", "local:3", _LONG, "\udcff",
+    ):  # fmt: skip
+        yield Call("plan", (config, f"--topology={name}"), "flags")
+    for flags in (
+        ("--slices=0",), ("--slices=-1",), ("--slices=many",), (f"--slices={10**20}",),
+        ("--slices=1025",), ("--mesh=data",), ("--mesh=data=",), ("--mesh=data=x",), ("--mesh=,=",),
+        ("--mesh=data=4,data=4",), ("--mesh=rows=4",), ("--mesh=data=0",), ("--mesh=data=-2",),
+        ("--mesh=data=-1,fsdp=-1",), ("--mesh=data=5",), ("--mesh=data=1,fsdp=16", "--slices=2"),
+        (f"--mesh=data={10**30}",), ("--largest",), ("--compile=3",), ("--unknown=3",), ("stray",),
+        ("--output=",), ("--output={files}",), ("--output=/nonexistent/plan.md",),
+        ("--config.mesh.slices=2",), ("--config.mesh.slices=2", "--slices=4"),
+        ("--config.data.order=windowed", "--config.data.order_streams=5"), ("--config.seq_len=0",),
+    ):  # fmt: skip
+        yield Call("plan", (config, topology, *flags), "flags")
+    for arguments in ((), (config,), (topology,), ("--config=none.py", topology)):
+        yield Call("plan", arguments, "flags")
+    yield Call("plan", (config, "--topology=local", "--slices=2"), "flags")
+    yield Call("plan", (config, "--topology=gpu:h200x8", "--compile"), "flags")
+    yield Call("plan", (config, "--topology=gpu:h200x16", "--slices=2"), "flags")
+
+    for arguments in (
+        ("--workdir=",), ("--workdir= ",), ("--workdir",), ("--work=x",), ("--unknown=3",),
+        ("stray",), ("--distributed=3",), ("--",  "pretrain"),
+    ):  # fmt: skip
+        yield Call("doctor", arguments, "flags")
+
+    for flag in ("processes", "max_restarts", "backoff", "stalled_after", "stalled_at_start"):
+        for value in ("-1", "many", "", "nan", "-inf"):
+            yield Call("launch", (f"--{flag}={value}", "--", "true"), "flags")
+    for arguments in (
+        (), ("--",), ("pretrain",), ("--dry_run",), ("--", ""), ("--", " "), ("--", "pretrian"),
+        ("--", "/nonexistent/program"), ("--", "{files}/corpus.txt"), ("--", _LONG),
+        ("--processes=0", "--", "true"), ("--processes=1.5", "--", "true"), ("--", "\udcff"),
+        ("--flags=all", "--", "true"), ("--flags=", "--", "true"), ("--unknown=3", "--", "true"),
+        ("stray", "--", "true"), ("--process=2", "--", "true"), ("--backoff", "--", "true"),
+    ):  # fmt: skip
+        yield Call("launch", arguments, "flags")
+
+
 def study_calls() -> Iterator[Call]:
     """Wrong calls of `sweep`, `report` and `plot_metrics`."""
     studies = (

@@ -174,6 +174,8 @@ def tpu_commands(
     return "\n".join(head + lines)
 
 
+SCHEDULERS = ("slurm", "k8s")  # those that read `Resources`
+
 PRINTERS: dict[str, Callable[[Sequence[str], Sequence[str], Resources], str]] = {
     "slurm": slurm_script,
     "k8s": kubernetes_job,

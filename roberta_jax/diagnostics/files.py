@@ -14,11 +14,12 @@ import jax.numpy as jnp
 import numpy as np
 from etils import epath
 
-from roberta_jax.diagnostics.hosts import everyone
 from roberta_jax.diagnostics.report import Result, ok, problem, warning
 from roberta_jax.errors import UsageError
 from roberta_jax.storage.atomic import is_local
-from roberta_jax.storage.locks import AlreadyLocked, exclusive_lock, is_locked
+from roberta_jax.storage.locks import exclusive_lock, is_locked
+from roberta_jax.storage.objects import check_bucket
+from roberta_jax.training.agreement import exchange
 from roberta_jax.training.checkpoints import Checkpoints
 
 WORKDIR, APPEND, LOCK, CHECKPOINT, DISK = "workdir", "append", "lock", "checkpoint", "free disk"
@@ -31,21 +32,23 @@ SEEN_SECONDS = 10.0  # until a file of another host must be visible
 def probe_folder(workdir: str) -> Iterator[epath.Path]:
     """Yields the name of a folder in the workdir, the same on all processes, and removes it.
 
-    Folders above it that did not exist are removed as well. Errors while removing are ignored.
+    Folders above it that did not exist are removed as well. Errors while removing are ignored. On
+    an object store that cannot be used nothing is removed, so that no library tries it for minutes.
     """
     root = epath.Path(workdir)
-    folder = root / everyone(f".doctor-{secrets.token_hex(4)}")[0]
+    folder = root / exchange("the name of a folder", f".doctor-{secrets.token_hex(4)}")[0]
     local = pathlib.Path(workdir).absolute()
     # `os.path.exists` is False for names that are too long, which `shared` then reports.
     missing = [each for each in (local, *local.parents) if not os.path.exists(each)]
     created = missing if is_local(workdir) else []
-    everyone(None)  # before anything is created
+    exchange("looking at the workdir", None)  # before anything is created
     try:
         yield folder
     finally:
-        everyone(None)
+        exchange("the checks of the workdir", None)
         if jax.process_index() == 0:
             with contextlib.suppress(Exception):  # each kind of object store has its own
+                _check_store(workdir)
                 folder.rmtree()
                 for each in created:
                     each.rmdir()
@@ -59,15 +62,21 @@ def shared(workdir: str, folder: epath.Path) -> list[Result]:
       folder: from `probe_folder`.
     """
     index = jax.process_index()
-    error = ""
+    error = refused = ""
     try:
+        _check_store(workdir)  # in seconds, and before a library tries it for minutes
         folder.mkdir(parents=True, exist_ok=True)
         (folder / f"probe-{index}").write_text(str(index))
         if (folder / f"probe-{index}").read_text() != str(index):
             error = "a file reads back with other contents"
+    except UsageError as caught:  # it says what to do
+        refused = error = str(caught)
     except Exception as caught:  # each kind of object store raises errors of its own
         error = _reason(caught)
-    written = [index for index, failed in enumerate(everyone(error)) if not failed]
+    errors = exchange("writing to the workdir", error)
+    written = [index for index, failed in enumerate(errors) if not failed]
+    if refused:
+        return [problem(WORKDIR, refused, "put that right, and run doctor again.")]
     if error:
         return [
             problem(
@@ -121,20 +130,31 @@ def append(workdir: str, folder: epath.Path) -> list[Result]:
 
 
 def lock(workdir: str, folder: epath.Path) -> list[Result]:
-    """Locks a file on the first process, and looks from all whether it is locked."""
-    if not is_local(workdir):
-        return [ok(LOCK, "an object store has no locks of files")]
-    path = pathlib.Path(folder) / "lock"
+    """Locks a file on the first process, and looks from all whether it is locked.
+
+    On an object store it is a lease, and the check waits until it is renewed.
+    """
+    path = folder / "lock"
     with contextlib.ExitStack() as stack:
         error = ""
         if jax.process_index() == 0:
             try:
                 stack.enter_context(exclusive_lock(path))
-            except (OSError, AlreadyLocked) as caught:
+            except (OSError, UsageError) as caught:
                 error = _reason(caught)
-        error = everyone(error)[0]
+        error = exchange("locking", error)[0]
         locked = bool(error) or is_locked(path)
-        everyone(None)
+        exchange("looking at the lock", None)
+    if not is_local(workdir):
+        advice = (
+            "the account needs the role Storage Object User (roles/storage.objectUser) on the "
+            "bucket: a run holds a lease there, so that no other one writes to its workdir."
+        )
+        if error:
+            return [problem(LOCK, f"no lease can be taken in {workdir}: {error}.", advice)]
+        if not locked:
+            return [problem(LOCK, f"a lease in {workdir} is not renewed in time.", advice)]
+        return [ok(LOCK, "a lease is taken, renewed and seen by all processes")]
     advice = (
         "use another file system (a mount without locks is often an old NFS or a FUSE mount), or "
         "make sure yourself that only one run at a time uses the workdir."
@@ -220,6 +240,11 @@ def disk(folders: dict[str, str]) -> list[Result]:
         else:
             results.append(ok(DISK, text))
     return results
+
+
+def _check_store(workdir: str) -> None:
+    """Checks that an object store can be used, and makes the checkpoints use the same server."""
+    check_bucket(workdir, writes=True, option="--workdir")
 
 
 def _missing(folder: epath.Path, written: list[int]) -> list[int]:

@@ -1,37 +1,15 @@
-"""What the processes of a run tell each other."""
+"""Compares the hosts of a run."""
 
-import json
 import socket
 from collections.abc import Mapping
 from typing import Any
 
 import jax
-import numpy as np
 
 from roberta_jax.diagnostics.report import Result, ok, problem, warning
+from roberta_jax.training.agreement import exchange
 
 CHECK = "hosts"
-
-
-def everyone(value: Any) -> list[Any]:
-    """Returns the values of all processes, by their index. All have to call it.
-
-    Args:
-      value: what JSON can hold.
-    """
-    if jax.process_count() == 1:
-        return [value]
-    from jax.experimental import multihost_utils
-
-    text = np.frombuffer(json.dumps(value).encode(), np.uint8)
-    sizes = np.asarray(multihost_utils.process_allgather(np.asarray([text.size], np.int32)))
-    padded = np.zeros(int(sizes.max()), np.uint8)
-    padded[: text.size] = text
-    texts = np.asarray(multihost_utils.process_allgather(padded))
-    return [
-        json.loads(bytes(row[: int(size)]))
-        for row, size in zip(texts.reshape(jax.process_count(), -1), sizes.reshape(-1), strict=True)
-    ]
 
 
 def check(versions: Mapping[str, str]) -> list[Result]:
@@ -41,7 +19,7 @@ def check(versions: Mapping[str, str]) -> list[Result]:
       versions: those of this process.
     """
     own = [socket.gethostname(), jax.local_device_count(), jax.devices()[0].device_kind]
-    hosts = everyone([*own, dict(versions)])
+    hosts = exchange("the versions", [*own, dict(versions)])
     names = list(dict.fromkeys(host[0] for host in hosts))
     shown = ", ".join(names[:4]) + (f" and {len(names) - 4} more" if len(names) > 4 else "")
     results = [

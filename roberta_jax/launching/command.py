@@ -8,6 +8,7 @@ import sys
 from collections.abc import Sequence
 
 from roberta_jax.errors import UsageError
+from roberta_jax.storage import is_local
 
 EXAMPLE = (
     "python -m roberta_jax.launch -- pretrain --config=configs/pretrain.py:tiny --workdir=runs/tiny"
@@ -17,12 +18,14 @@ _TAKE_DISTRIBUTED = ("pretrain", "doctor")
 _DISTRIBUTED = ("distributed", "nodistributed")
 STORE_SECONDS = 120  # to list the checkpoints of a run on an object store
 
-# Lists a folder on an object store in a process of its own, since its client is slow to import.
+# Lists the complete checkpoints on an object store, in a process of its own: jax and the client are
+# slow to import. jax is not to take the devices.
 _LIST = """
 import sys
-from etils import epath
-folder = epath.Path(sys.argv[1])
-print(*([path.name for path in folder.iterdir()] if folder.exists() else []))
+from roberta_jax.storage.objects import check_readable
+from roberta_jax.training.checkpoints import checkpoint_steps
+check_readable(sys.argv[1])
+print(*checkpoint_steps(sys.argv[1]))
 """
 
 
@@ -83,18 +86,13 @@ def joined(command: Sequence[str]) -> list[str]:
     return [*command, DISTRIBUTED] if takes and not given else command
 
 
-def is_remote(folder: str) -> bool:
-    """Whether a folder is on an object store."""
-    return "://" in folder
-
-
 def newest_step(folder: str | None) -> int | None:
     """Returns the step of the newest checkpoint of a workdir; None if there is none to be seen."""
     if folder is None:
         return None
     checkpoints = f"{folder.rstrip('/')}/checkpoints"
-    names = _remote_names(checkpoints) if is_remote(folder) else _local_names(checkpoints)
-    return max((int(name.strip("/")) for name in names if name.strip("/").isdigit()), default=None)
+    names = _local_names(checkpoints) if is_local(folder) else _remote_names(checkpoints)
+    return max((int(name) for name in names if name.isdigit()), default=None)
 
 
 def _local_names(folder: str) -> list[str]:
@@ -111,6 +109,7 @@ def _remote_names(folder: str) -> list[str]:
             capture_output=True,
             text=True,
             timeout=STORE_SECONDS,
+            env={**os.environ, "JAX_PLATFORMS": "cpu"},
             check=True,
         ).stdout
     except (OSError, subprocess.SubprocessError):

@@ -8,8 +8,8 @@ import shlex
 import socket
 from collections.abc import Sequence
 
-from roberta_jax.launching.command import is_remote
 from roberta_jax.launching.endings import End, described
+from roberta_jax.storage import is_local
 
 FOLDER = "launch"  # in the workdir
 ELSEWHERE = "launch_logs"  # in the current folder, where there is no local workdir
@@ -17,7 +17,7 @@ ELSEWHERE = "launch_logs"  # in the current folder, where there is no local work
 
 def default_folder(workdir: str | None) -> pathlib.Path:
     """Returns the folder of the crash files of a run."""
-    if workdir is None or is_remote(workdir):
+    if workdir is None or not is_local(workdir):
         return pathlib.Path(ELSEWHERE)
     return pathlib.Path(workdir) / FOLDER
 

@@ -8,6 +8,7 @@ import subprocess
 from collections.abc import Mapping
 
 from roberta_jax.errors import UsageError
+from roberta_jax.training.clusters import visible_gpus
 
 CACHE = "JAX_COMPILATION_CACHE_DIR"
 
@@ -91,9 +92,8 @@ def count_gpus(environment: Mapping[str, str]) -> int:
     platforms = environment.get("JAX_PLATFORMS", "")
     if platforms and not {"cuda", "gpu"} & set(platforms.split(",")):
         return 0
-    visible = environment.get("CUDA_VISIBLE_DEVICES")
-    if visible is not None:
-        return len([each for each in visible.split(",") if each.strip() not in ("", "-1")])
+    if "CUDA_VISIBLE_DEVICES" in environment:
+        return visible_gpus(environment)
     if shutil.which("nvidia-smi") is None:
         return 0
     try:

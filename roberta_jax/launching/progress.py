@@ -5,7 +5,7 @@ import pathlib
 import time
 from collections.abc import Callable
 
-from roberta_jax.launching.command import is_remote
+from roberta_jax.storage import is_local
 
 _WATCHED = ("metrics.jsonl", "checkpoints")  # in the workdir
 
@@ -35,7 +35,7 @@ class Watch:
           clock: returns seconds.
         """
         self._heartbeat = pathlib.Path(heartbeat)
-        self._workdir = None if workdir is None or is_remote(workdir) else pathlib.Path(workdir)
+        self._workdir = pathlib.Path(workdir) if workdir and is_local(workdir) else None
         self._clock = clock
         self.started = False
         self._first = self._last = self._signs()

@@ -22,12 +22,12 @@ from roberta_jax.launching.endings import (
 from roberta_jax.launching.process import Process, say
 from roberta_jax.launching.progress import Watch
 from roberta_jax.training import heartbeat
+from roberta_jax.training.preemption import INTERRUPTED, OUTPUT_CLOSED, TERMINATED
 
 SHOWN_LINES = 30  # of a crash, printed when the supervisor gives up
 _BEATS = "heartbeat"
-_SIGPIPE = 13  # not every system defines it
 _STOP = (signal.SIGTERM, signal.SIGINT)
-STOP_STATUSES = tuple(128 + number for number in _STOP)  # of a run that was told to stop
+STOP_STATUSES = (INTERRUPTED, TERMINATED)  # of a run that was told to stop
 
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
@@ -258,7 +258,7 @@ class Supervisor:
 
     def _stop_status(self, status: int) -> int:
         if self._output_closed:
-            return 128 + _SIGPIPE
+            return OUTPUT_CLOSED
         return status if status > 0 else 128 + self._signals[0]
 
     def _stopped_within(self, seconds: float) -> bool:

@@ -90,13 +90,6 @@ class CompiledStep:
         """Bytes on a chip."""
         return sum(self.memory.values())
 
-    @property
-    def step_seconds(self) -> float | None:
-        """The estimated cycles and, one after the other, the collectives."""
-        if self.compute_seconds is None:
-            return None
-        return self.compute_seconds + sum(each.seconds for each in self.collectives)
-
 
 def compile_step(
     spec: PretrainingSpec, chip: Chip | None, progress: TextIO | None = sys.stderr

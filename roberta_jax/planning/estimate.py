@@ -73,17 +73,11 @@ def estimate(spec: PretrainingSpec, topology: Topology) -> Estimate:
     """Applies the formulas.
 
     Raises:
-      UsageError: `data`, the only mesh axis that may cross slices, is not divisible by their
-        number.
+      UsageError: `data`, the only mesh axis that may cross TPU slices, is not divisible by their
+        number, or the config names another number of them.
     """
-    data = spec.training.mesh.shape["data"]
-    if data % topology.slices:
-        raise UsageError(
-            f"--config.mesh.data={data} is not divisible by the {topology.slices} "
-            f"{'slices' if topology.is_tpu else 'nodes'} of {topology}: only `data` crosses the "
-            "slow network between them. Choose fsdp and tensor whose product divides "
-            f"{topology.per_slice}, such as --mesh=data=-1,fsdp={topology.per_slice}."
-        )
+    if topology.is_tpu:
+        _check_slices(spec, topology)
     work, usable = workload(spec), usable_memory(topology)
     chip = topology.chip
     collectives = traffic(work, chip, topology.slices)
@@ -96,6 +90,23 @@ def estimate(spec: PretrainingSpec, topology: Topology) -> Estimate:
         collectives=collectives,
         time=None if chip is None else step_time(work, chip, collectives),
     )
+
+
+def _check_slices(spec: PretrainingSpec, topology: Topology) -> None:
+    """Checks what the run checks by the devices' slices; planned devices have none."""
+    slices, data = spec.config["mesh"]["slices"], spec.training.mesh.shape["data"]
+    if slices not in (None, topology.slices):
+        raise UsageError(
+            f"--config.mesh.slices={slices}, but {topology} has {topology.slices} slice(s). Use "
+            f"--config.mesh.slices=none, and --slices={slices} to plan for as many slices."
+        )
+    if data % topology.slices:
+        raise UsageError(
+            f"--config.mesh.data={data} is not divisible by the {topology.slices} slices of "
+            f"{topology}: only `data` crosses the slow network between them. Choose fsdp and "
+            f"tensor whose product divides {topology.per_slice}, such as "
+            f"--mesh=data=-1,fsdp={topology.per_slice}."
+        )
 
 
 def usable_memory(topology: Topology) -> float | None:

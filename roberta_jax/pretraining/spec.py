@@ -222,11 +222,12 @@ def _row_order(config: ConfigDict) -> RowOrder:
     _check_one_of("data.order", data.order, ORDERS)
     if data.order == "full":
         return FULL
-    if data.order_streams > config.train.batch_size:
+    if config.train.batch_size % data.order_streams:
         raise UsageError(
-            f"--config.data.order_streams={data.order_streams} divides a batch of "
-            f"--config.train.batch_size={config.train.batch_size} rows into more streams than rows."
-            " Use at most one stream for each row."
+            f"--config.data.order_streams={data.order_streams} does not divide a batch of "
+            f"--config.train.batch_size={config.train.batch_size} rows into equal parts, one for "
+            "each stream. Use a number of streams that divides the batch, such as "
+            f"{math.gcd(config.train.batch_size, data.order_streams)}."
         )
     return WindowedOrder(
         block_rows=max(1, data.order_block_tokens // config.seq_len),

@@ -40,7 +40,6 @@ from roberta_jax.data.store.build import (
 from roberta_jax.data.store.digests import (
     DamagedError,
     check_files,
-    describe_file,
     read_json,
     with_digest,
 )
@@ -53,6 +52,7 @@ from roberta_jax.pretraining.remote_cache import RemoteCache
 from roberta_jax.pretraining.text_spec import CorpusSpec, TextSpec
 from roberta_jax.storage.atomic import create_folder, write_json
 from roberta_jax.storage.hub import tokenizer_folder
+from roberta_jax.storage.reading import describe_file
 from roberta_jax.tokenizer import RobertaTokenizer
 
 # More text than this would hardly change a vocabulary, and counting it takes memory and minutes.
@@ -79,17 +79,21 @@ class Prepared:
     is_new: bool = True
 
 
-def check_sources(spec: TextSpec) -> None:
+def check_sources(spec: TextSpec, runner: Runner = LOCAL) -> None:
     """Checks that the text can be read: that its files or datasets exist, and how each one begins.
+
+    Also that the cache can be used.
 
     It takes little time, so that a mistake is reported before anything is written.
 
     Args:
       spec: from `text_spec.read_text_spec`.
+      runner: what is to run the tokenisation.
 
     Raises:
-      UsageError: a source is wrong; the message says what to do.
+      UsageError: a source or the cache is wrong; the message says what to do.
     """
+    _check_shared(spec, runner)
     RemoteCache(spec.remote_cache, spec.cache_dir, progress=False).check()
     for number, corpus in enumerate(spec.corpora):
         try:
@@ -119,6 +123,7 @@ def prepare(
       UsageError: the text cannot be read or is empty, the cache cannot be written, or something in
         it is damaged; the message says what to do.
     """
+    _check_shared(spec, runner)
     corpora = [(open_corpus(corpus.source), _recipe(spec, corpus)) for corpus in spec.corpora]
     stores = []
     remote = RemoteCache(spec.remote_cache, spec.cache_dir, progress)
@@ -155,6 +160,18 @@ def prepare(
                 _verify(corpus, train, heldout)
             stores.append((train, heldout))
     return Prepared(tokenizer, *stores[0], tuple(train for train, _ in stores[1:]), is_new)
+
+
+def _check_shared(spec: TextSpec, runner: Runner) -> None:
+    """Refuses a cluster whose machines have a local cache each, since they write parts of one."""
+    here = runner.is_local or (runner.name == "beam" and not runner.options)
+    if spec.remote_cache is not None and not here:
+        raise UsageError(
+            f"--runner={runner.name} takes a cache folder that all machines of the cluster share. "
+            f"With --config.data.cache_dir={spec.remote_cache} each has a folder of its own. Give "
+            "a mounted folder, such as --config.data.cache_dir=/shared/prepared, also to the runs; "
+            "or leave out --runner."
+        )
 
 
 def _recipe(spec: TextSpec, corpus: CorpusSpec) -> Recipe:

@@ -13,3 +13,8 @@ if importlib.util.find_spec("gcsfs") is not None:
     os.environ.setdefault("GCSFS_EXPERIMENTAL_ZB_HNS_SUPPORT", "false")
     # Other libraries write to the same folders, so no listing may come from a cache.
     os.environ.setdefault("FSSPEC_GCS", '{"use_listings_cache": false}')
+
+
+def is_local(path: os.PathLike | str) -> bool:
+    """Whether a path is on a file system, and not on an object store (`gs://...`)."""
+    return "://" not in os.fspath(path)

@@ -22,11 +22,7 @@ from typing import Any
 from etils import epath
 
 from roberta_jax.errors import UsageError, listed
-
-
-def is_local(path: os.PathLike | str) -> bool:
-    """Whether a path is on a file system, and not on an object store (`gs://...`)."""
-    return "://" not in os.fspath(path)
+from roberta_jax.storage import is_local
 
 
 def removal_command(*folders: os.PathLike | str) -> str:

@@ -12,14 +12,12 @@ STORAGE_EMULATOR_HOST names a server to use instead of Google's.
 import concurrent.futures
 import contextlib
 import functools
-import hashlib
 import importlib.util
 import json
 import logging
 import os
 import pathlib
 import secrets
-import shutil
 from collections.abc import Callable, Iterator
 from typing import Any, BinaryIO
 
@@ -27,6 +25,7 @@ from etils import epath
 
 from roberta_jax.errors import NotFoundError, UsageError, listed, shortened
 from roberta_jax.storage.atomic import is_local, write_json
+from roberta_jax.storage.reading import describe_file, new_hash
 
 MANIFEST = "files.json"
 _MANIFEST_VERSION = 1
@@ -273,24 +272,6 @@ def download_folder(
     partial.rename(folder)
 
 
-def delete_folder(folder: os.PathLike | str) -> None:
-    """Deletes a folder, its `MANIFEST` first; one that does not exist is left alone."""
-    folder = epath.Path(folder)
-    with explained("delete", folder):
-        (folder / MANIFEST).unlink(missing_ok=True)
-        if is_local(folder):
-            shutil.rmtree(folder, ignore_errors=True)
-        else:
-            folder.rmtree(missing_ok=True)
-
-
-def describe_file(path: pathlib.Path) -> dict[str, Any]:
-    """Returns the size and digest of a local file, as they are in the `MANIFEST`."""
-    with path.open("rb") as file:
-        digest = hashlib.file_digest(file, _new_digest).hexdigest()
-        return {"bytes": file.tell(), "blake2b": digest}
-
-
 def _read_manifest(folder: epath.Path) -> dict[str, dict[str, Any]]:
     path = folder / MANIFEST
     try:
@@ -323,13 +304,9 @@ def _damaged(folder: epath.Path, reason: str) -> UsageError:
     )
 
 
-def _new_digest() -> Any:
-    return hashlib.blake2b(digest_size=16)
-
-
 def _copy(source: BinaryIO, sink: BinaryIO, on_bytes: Callable[[int], Any]) -> dict[str, Any]:
     """Copies an open file; returns the size and digest of what was copied."""
-    digest, count = _new_digest(), 0
+    digest, count = new_hash(), 0
     while chunk := source.read(_CHUNK_BYTES):
         sink.write(chunk)
         digest.update(chunk)

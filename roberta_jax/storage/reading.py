@@ -1,7 +1,12 @@
-"""Reads files that others wrote: refuses what is not a regular file or is larger than it can be."""
+"""Reads files that others wrote: refuses what is not a regular file or is larger than it can be.
 
+Also describes files by their digests, to notice later that they have changed.
+"""
+
+import hashlib
 import json
 import os
+import pathlib
 import stat
 from typing import Any
 
@@ -89,3 +94,15 @@ def parse_json(text: str) -> Any:
         return json.loads(text)
     except RecursionError:
         raise ValueError("it is nested too deep") from None
+
+
+def new_hash() -> Any:
+    """Returns the hash of files that are written and compared; has `update` and `hexdigest`."""
+    return hashlib.blake2b(digest_size=16)
+
+
+def describe_file(path: pathlib.Path) -> dict[str, Any]:
+    """Reads a local file; returns {"bytes": its size, "blake2b": its hash}."""
+    with path.open("rb") as file:
+        digest = hashlib.file_digest(file, new_hash).hexdigest()
+        return {"bytes": file.tell(), "blake2b": digest}

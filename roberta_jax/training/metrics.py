@@ -174,7 +174,7 @@ class MetricsWriter:
         with (
             contextlib.nullcontext() if error is None else contextlib.suppress(OSError, UsageError)
         ):
-            self.close()
+            self.close(after_error=error is not None)
 
     def write(self, step: int, values: Mapping[str, float]) -> None:
         """Appends the record {"step": step, **values}, and adds the values to TensorBoard."""

@@ -97,7 +97,8 @@ class Job:
         ..., see `loop.fit`.
       identity: what the run is made from, as values that JSON can hold. It is saved in each
         checkpoint, and a checkpoint with another one is refused. It must be the same on all hosts.
-      sample: step s -> a digest of the data of the update s + 1, which all hosts compute alike.
+      sample: position p -> a digest of the batch there, which all hosts compute alike. They compare
+        it at p = the step of the newest checkpoint, whether or not batches were skipped before.
       evaluate: (params, should_stop) -> metrics, or None if it was told to stop; None where there
         is nothing to evaluate on.
       final_metrics: () -> more metrics to record with the final evaluation.

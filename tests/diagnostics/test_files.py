@@ -7,6 +7,8 @@ import pytest
 from roberta_jax.diagnostics import files
 from roberta_jax.diagnostics.report import Level
 from roberta_jax.errors import UsageError
+from roberta_jax.storage import leases
+from tests.support import object_store
 
 
 @pytest.fixture
@@ -41,7 +43,7 @@ def test_a_workdir_that_cannot_be_written_is_a_problem(tmp_path):
 
 def test_a_missing_file_of_another_process_is_a_problem(workdir, monkeypatch):
     monkeypatch.setattr(files, "SEEN_SECONDS", 0.1)
-    monkeypatch.setattr(files, "everyone", lambda value: [value, value])
+    monkeypatch.setattr(files, "exchange", lambda what, value: [value, value])
     (result,) = files.shared(workdir, files.epath.Path(workdir))
     assert result.level is Level.PROBLEM
     assert f"{workdir} is not shared: files of process 1 are not seen here" in result.text
@@ -83,9 +85,56 @@ def test_a_file_system_without_locks_is_a_problem(workdir, monkeypatch):
     assert "cannot be locked: No locks available." in result.text
 
 
-def test_an_object_store_needs_neither_appending_nor_locks():
-    for check in (files.append, files.lock):
-        assert check("gs://bucket/run", None)[0].level is Level.OK
+@pytest.fixture
+def store(tmp_path, monkeypatch):
+    monkeypatch.setattr(leases, "RENEW_SECONDS", 0.05)
+    return object_store.install(tmp_path, monkeypatch.setattr)
+
+
+def test_a_good_bucket_is_left_as_it_was(store):
+    workdir = "gs://bucket/run"
+    with files.probe_folder(workdir) as folder:
+        checks = (files.shared, files.append, files.lock, files.checkpoint)
+        results = [result for check in checks for result in check(workdir, folder)]
+    assert [result.level for result in results] == [Level.OK] * 4, results
+    assert not [path for path in (store / "bucket").rglob("*") if path.is_file()]
+
+
+def test_a_bucket_that_cannot_be_used_is_explained_without_trying_it(store, monkeypatch):
+    def used(*_, **__):
+        raise AssertionError("the store was used")
+
+    monkeypatch.setattr(object_store.ObjectFileSystem, "_open", used)
+    monkeypatch.setattr(object_store.ObjectFileSystem, "rm", used)
+    with files.probe_folder("gs://nobucket/run") as folder:
+        (result,) = files.shared("gs://nobucket/run", folder)
+    assert result.level is Level.PROBLEM
+    assert result.text == "--workdir=gs://nobucket/run: there is no bucket 'nobucket'."
+
+
+def test_a_lease_that_cannot_be_taken_is_a_problem(store, monkeypatch):
+    def refuse(self, *_):
+        raise PermissionError("403 forbidden")
+
+    with files.probe_folder("gs://bucket/run") as folder:
+        monkeypatch.setattr(object_store.FakeObject, "write", refuse)
+        (result,) = files.lock("gs://bucket/run", folder)
+    assert result.level is Level.PROBLEM
+    assert "403 forbidden" in result.text
+    assert "Storage Object User" in result.advice
+
+
+def test_a_lease_that_is_not_renewed_is_a_problem(store, monkeypatch):
+    monkeypatch.setattr(leases, "RENEW_SECONDS", 60.0)
+    monkeypatch.setattr(leases, "EXPIRE_SECONDS", 0.2)
+    with files.probe_folder("gs://bucket/run") as folder:
+        (result,) = files.lock("gs://bucket/run", folder)
+    assert result.level is Level.PROBLEM
+    assert "is not renewed in time" in result.text
+
+
+def test_an_object_store_needs_no_appending():
+    assert files.append("gs://bucket/run", None)[0].level is Level.OK
 
 
 def test_a_checkpoint_that_cannot_be_read_is_a_problem(workdir, monkeypatch):

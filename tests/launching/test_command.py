@@ -6,6 +6,7 @@ import pytest
 
 from roberta_jax.errors import UsageError
 from roberta_jax.launching import command
+from tests.support.processes import ROOT
 
 
 def test_the_command_follows_the_first_double_dash():
@@ -51,9 +52,17 @@ def test_the_newest_checkpoint_is_the_one_with_the_largest_step(tmp_path):
     assert command.newest_step(str(tmp_path)) == 40
 
 
-def test_checkpoints_on_an_object_store_are_listed_by_another_process(tmp_path, monkeypatch):
-    (tmp_path / "checkpoints" / "30").mkdir(parents=True)
-    # etils reads file:// as a local path, without an object store.
-    monkeypatch.setattr(command, "_LIST", command._LIST.replace("sys.argv[1]", "sys.argv[1][7:]"))
-    assert command.newest_step(f"file://{tmp_path}") == 30
-    assert command.newest_step(f"file://{tmp_path}/missing") is None
+def test_complete_checkpoints_on_an_object_store_are_listed_by_another_process(
+    tmp_path, monkeypatch
+):
+    for step, complete in ((30, True), (40, False)):
+        folder = tmp_path / "bucket" / "run" / "checkpoints" / str(step)
+        folder.mkdir(parents=True)
+        (folder / "_CHECKPOINT_METADATA").write_text("{}")
+        if complete:
+            (folder / "commit_success.txt").write_text("")
+    install = f"from tests.support import object_store\nobject_store.install({str(tmp_path)!r})\n"
+    monkeypatch.setattr(command, "_LIST", install + command._LIST)
+    monkeypatch.setenv("PYTHONPATH", str(ROOT))
+    assert command.newest_step("gs://bucket/run") == 30
+    assert command.newest_step("gs://bucket/missing") is None

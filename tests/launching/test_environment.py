@@ -54,6 +54,7 @@ def test_gpus_that_cannot_be_divided_are_an_error():
         ({"CUDA_VISIBLE_DEVICES": "2,5"}, 2),
         ({"CUDA_VISIBLE_DEVICES": ""}, 0),
         ({"CUDA_VISIBLE_DEVICES": "-1"}, 0),
+        ({"CUDA_VISIBLE_DEVICES": "0,-1,1"}, 1),  # CUDA ignores what follows an invalid one
         ({"CUDA_VISIBLE_DEVICES": "0", "JAX_PLATFORMS": "cpu"}, 0),
         ({"CUDA_VISIBLE_DEVICES": "0", "JAX_PLATFORMS": "cuda"}, 1),
     ],

@@ -211,6 +211,31 @@ def test_only_data_may_cross_slices():
     assert "--mesh=data=-1,fsdp=16" in str(error.value)
 
 
+def test_any_axis_may_cross_nodes_of_gpus():
+    found = planned("base", "gpu:h200x16", mesh__data=1, mesh__fsdp=16)
+    within = planned("base", "gpu:h200x8", mesh__data=1, mesh__fsdp=8)
+    assert {(each.axes, each.network) for each in found.collectives} == {("fsdp", "network")}
+    assert {each.network for each in within.collectives} == {"NVLink"}
+    # Eight rings, each over the network of another GPU of a node.
+    chip = found.topology.chip
+    assert 8 * chip.network < chip.link
+    for each in found.collectives:
+        assert each.seconds == pytest.approx(each.bytes / (8 * chip.network))
+    pairs = planned("base", "gpu:h200x16", mesh__data=2, mesh__fsdp=4, mesh__tensor=2)
+    assert {(each.axes, each.network) for each in pairs.collectives} == {
+        *(("fsdp", "NVLink"), ("tensor", "NVLink"), ("data", "network"))
+    }
+    with pytest.raises(UsageError, match=r"of 2 slices, and only the axis `data` can cross"):
+        planned("base", "gpu:h200x16", mesh__data=1, mesh__fsdp=16, mesh__slices=2)
+
+
+def test_the_slices_of_the_config_are_those_of_the_tpu():
+    assert planned("base", "v5e:4x4", 2, mesh__slices=2).work.mesh["data"] == 32
+    with pytest.raises(UsageError, match=r"mesh.slices=2, but v5e:4x4 has 1 slice") as error:
+        planned("base", "v5e:4x4", mesh__slices=2)
+    assert "--slices=2" in str(error.value)
+
+
 @pytest.mark.parametrize("limit", [1, 3, 4, 16, 60, 512])
 @pytest.mark.parametrize("guess", [1, 4, 64, 512])
 def test_bisection_finds_the_largest_microbatch_in_few_calls(limit, guess):

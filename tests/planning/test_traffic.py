@@ -1,6 +1,5 @@
 """The formula of what is sent, against the program that is compiled for eight CPU devices."""
 
-import importlib.util
 import json
 
 import pytest
@@ -43,10 +42,6 @@ def test_the_bytes_over_fsdp_are_those_of_the_compiled_program():
     assert compiled["all-reduce over fsdp"] >= 2 * formula["reduce-scatter over fsdp"]
 
 
-@pytest.mark.skipif(
-    importlib.util.find_spec("roberta_jax.training.steps") is None,
-    reason="the step adds up the gradients of data shards in every microbatch",
-)
 def test_the_bytes_over_data_are_those_of_the_compiled_program():
     output = processes.run(__name__, "on_eight_devices", "8", "1", devices=8)
     formula, compiled = json.loads(output.splitlines()[-1])

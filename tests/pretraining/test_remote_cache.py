@@ -8,6 +8,7 @@ import time
 
 import pytest
 
+from roberta_jax.data.executors import Runner
 from roberta_jax.data.packing.index import load_or_pack
 from roberta_jax.errors import UsageError
 from roberta_jax.pretraining import remote_cache
@@ -196,3 +197,17 @@ def test_the_bucket_is_checked_before_any_work(bucket, tmp_path):
         config = texts.small_config(corpus, pathlib.Path("unused"), **{"data.cache_dir": url})
         with pytest.raises(UsageError, match=message):
             check_sources(read_text_spec(config))
+
+
+@pytest.mark.parametrize("runner", [Runner("ray"), Runner("beam", ("--runner=FlinkRunner",))])
+def test_a_cluster_needs_a_cache_that_its_machines_share(bucket, tmp_path, runner):
+    corpus = texts.write_corpus(tmp_path / "corpus.jsonl")
+    options = {"data.cache_dir": "gs://bucket/cache"}
+    spec = read_text_spec(texts.small_config(corpus, pathlib.Path("unused"), **options))
+    for refused in (lambda: check_sources(spec, runner), lambda: prepare(spec, runner=runner)):
+        with pytest.raises(UsageError, match=rf"--runner={runner.name} takes a cache folder that"):
+            refused()
+    assert not list(bucket.iterdir())
+    check_sources(spec, Runner("beam"))  # Beam's runner for one machine
+    shared = texts.small_config(corpus, tmp_path / "shared")
+    check_sources(read_text_spec(shared), runner)

@@ -77,6 +77,10 @@ WRONG_VALUES = {
         {"data.order": "windowed", "data.order_streams": 9},
         r"data\.order_streams=9.*train\.batch_size=8",
     ),
+    "streams that do not divide the rows": (
+        {"data.order": "windowed", "data.order_streams": 6},
+        r"data\.order_streams=6 does not divide.*train\.batch_size=8.*such as 2\.",
+    ),
     "unknown engine": ({"data.engine": "torch"}, r"data\.engine=torch.*numpy"),
     "unknown optimizer": (
         {"optimizer.name": "sgd"},

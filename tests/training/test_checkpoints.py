@@ -380,3 +380,12 @@ def on_disk(folder):
 def test_a_negative_interval_is_refused(tmp_path):
     with pytest.raises(UsageError, match="--config.train.keep_every=-1 must be positive"):
         Checkpoints(tmp_path / "c", keep_every=-1)
+
+
+def test_the_command_that_deletes_damaged_checkpoints_suits_where_they_are(tmp_path):
+    with Checkpoints(tmp_path) as checkpoints:
+        checkpoints.folder = epath.Path("gs://bucket/run/checkpoints")
+        message = checkpoints._damage_message({2: ValueError("bad"), 3: ValueError("worse")}, 1)
+    assert message.endswith(
+        "\n  gcloud storage rm -r gs://bucket/run/checkpoints/2 gs://bucket/run/checkpoints/3"
+    )

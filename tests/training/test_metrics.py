@@ -1,3 +1,4 @@
+import contextlib
 import json
 import struct
 import subprocess
@@ -190,6 +191,19 @@ def test_nothing_is_left_of_a_rewrite_that_fails(tmp_path, monkeypatch):
         MetricsWriter(tmp_path, step=0, steps=10)
     assert (tmp_path / "metrics.jsonl").read_text() == lines
     assert {path.name for path in tmp_path.iterdir()} == {"metrics.jsonl", "tensorboard"}
+
+
+@pytest.mark.parametrize("error", [None, ValueError("of the training")])
+def test_after_an_error_files_are_not_published_to_a_store_that_failed(
+    tmp_path, monkeypatch, error
+):
+    asked = []
+    writer = MetricsWriter(tmp_path, step=0, steps=10)
+    monkeypatch.setattr(writer._files, "close", asked.append)
+    with contextlib.suppress(ValueError), writer:
+        if error is not None:
+            raise error
+    assert asked == [error is not None]
 
 
 def test_only_the_primary_process_writes(tmp_path, capsys):

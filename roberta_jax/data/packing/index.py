@@ -44,7 +44,6 @@ from roberta_jax.data.packing.row_sharing import share_rows
 from roberta_jax.data.store.digests import (
     DamagedError,
     check_files,
-    describe_file,
     read_json,
     remember_files,
     with_digest,
@@ -53,6 +52,7 @@ from roberta_jax.data.store.token_store import TokenStore
 from roberta_jax.errors import UsageError
 from roberta_jax.storage.atomic import create_folder, write_json
 from roberta_jax.storage.locks import exclusive_lock
+from roberta_jax.storage.reading import describe_file
 
 VERSION = 2
 _FOLDER, _INDEX, _TABLES = "packed", "index.json", ("inputs.bin", "rows.bin")

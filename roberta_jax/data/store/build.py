@@ -24,7 +24,6 @@ from typing import NamedTuple
 import tqdm.auto
 
 from roberta_jax.data.executors import LOCAL, Runner, open_executor, usable_cores
-from roberta_jax.data.store.digests import new_hash
 from roberta_jax.data.store.layout import INDEX, lay_out, token_dtype
 from roberta_jax.data.store.shards import BUILDING, HELDOUT, TRAIN, ShardWriter, write_part
 from roberta_jax.data.store.token_store import TokenStore
@@ -32,6 +31,7 @@ from roberta_jax.data.text.corpus import Corpus, Piece, is_heldout
 from roberta_jax.data.text.sentences import split_sentences
 from roberta_jax.errors import UsageError
 from roberta_jax.storage.locks import exclusive_lock
+from roberta_jax.storage.reading import new_hash
 from roberta_jax.tokenizer import RobertaTokenizer
 from roberta_jax.tokenizer.bulk import BulkEncoder
 

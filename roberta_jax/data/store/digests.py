@@ -15,13 +15,14 @@ remembered, and each process reads the files once, when it opens the folder.
 
 import concurrent.futures
 import contextlib
-import hashlib
 import json
 import os
 import pathlib
 import sys
 from collections.abc import Mapping
 from typing import Any
+
+from roberta_jax.storage.reading import describe_file, new_hash
 
 CHECKED = "checked.json"
 _KEY = "blake2b"
@@ -31,16 +32,6 @@ _ANNOUNCED_BYTES = 4 << 30  # reading more than this takes long enough to say so
 
 class DamagedError(Exception):
     """A file is not what was written; the message names it and says what is wrong."""
-
-
-def new_hash():
-    """The hash of files and text in the cache; has `update` and `hexdigest`."""
-    return hashlib.blake2b(digest_size=16)
-
-
-def describe_file(path: pathlib.Path) -> dict[str, Any]:
-    """Reads a file; returns {"bytes": its size, "blake2b": its hash}."""
-    return {"bytes": path.stat().st_size, "blake2b": _hash_of(path)}
 
 
 def check_files(
@@ -54,7 +45,7 @@ def check_files(
 
     Args:
       folder: Their folder.
-      expected: {name: {"bytes": size, "blake2b": hash}}, see `describe_file`.
+      expected: {name: {"bytes": size, "blake2b": hash}}, see `storage.reading.describe_file`.
       remember: Whether to read only the files that have changed since they were last read, and to
         remember those that were read.
       read_all: Whether to read all files, whatever is remembered.
@@ -143,8 +134,7 @@ def _digest(value: Mapping[str, Any]) -> str:
 
 
 def _hash_of(path: pathlib.Path) -> str:
-    with path.open("rb") as file:
-        return hashlib.file_digest(file, new_hash).hexdigest()
+    return describe_file(path)["blake2b"]
 
 
 def _hash_or_error(path: pathlib.Path) -> str | OSError:

@@ -27,8 +27,9 @@ from typing import Any
 
 import numpy as np
 
-from roberta_jax.data.store.digests import new_hash, with_digest
+from roberta_jax.data.store.digests import with_digest
 from roberta_jax.storage.atomic import replace_file, write_json
+from roberta_jax.storage.reading import new_hash
 
 FORMAT = "roberta_jax token store"
 VERSION = 1

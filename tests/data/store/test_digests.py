@@ -12,13 +12,13 @@ from roberta_jax.data.store.digests import (
     CHECKED,
     DamagedError,
     check_files,
-    describe_file,
     read_json,
     remember_files,
     with_digest,
     without_digest,
 )
 from roberta_jax.storage.atomic import write_json
+from roberta_jax.storage.reading import describe_file
 
 NAMES = ("a", "b", "c")
 

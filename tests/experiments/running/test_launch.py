@@ -191,7 +191,17 @@ def test_local_workdirs_are_in_a_volume_on_kubernetes(capsys):
         ),
         (["--out=/s", "--print=k8s", "--image=i", "--volume=c"], "--volume=c is not CLAIM:/PATH"),
         (["--out=gs://b", "--image=i"], "--image takes --print=k8s"),
-        (["--out=runs", "--cpus_per_point=2"], "--cpus_per_point takes --runner=ray or --print"),
+        (
+            ["--out=runs", "--cpus_per_point=2"],
+            "--cpus_per_point takes --runner=ray, --print=slurm",
+        ),
+        (["--out=runs", "--print=tpu", "--gpus_per_point=1"], "--gpus_per_point takes --runner"),
+        (["--out=runs", "--print=local", "--cpus_per_point=1"], "--cpus_per_point takes --runner"),
+        (
+            ["--out=runs", "--print=local", "--runner=ray", "--cpus_per_point=1"],
+            "--cpus_per_point takes --runner=ray",
+        ),
+        (["--out=runs", "--print=tpu", "--processes=2"], "--processes has no effect with --print"),
         (["--out=runs", "--runner=ray", "--processes=2"], "--processes takes --runner=local"),
         (["--out=runs", "--gpus_per_point=x"], "invalid value 'x': give a number from 0"),
     ],
