@@ -230,7 +230,8 @@ def _run(place: Place, processes: int, pipe: int | None, overrides: dict[str, ob
         argv = ["pretrain", "--config=configs/pretrain.py:tiny", f"--workdir={place.workdir}"]
         argv += ["--distributed"] if processes > 1 else []
         argv += [f"--config.{key}={value}" for key, value in values.items()]
-        cli.run_config_job(pretrain.main, pretrain._flags, argv)
+        sys.argv = argv  # the command's own, so that it also ends as the command does
+        cli.run_config_job(pretrain.main, pretrain._flags)
         status = 0
     except SystemExit as end:
         status = end.code or 0
