@@ -97,7 +97,8 @@ def test_contents(wheel):
         return {path.relative_to(ROOT) for path in (ROOT / folder).rglob("*.py")}
 
     left_out = [
-        pathlib.Path("experiments", name) for name in ("benchmarks", "results", "robustness")
+        pathlib.Path("experiments", name)
+        for name in ("benchmarks", "launch", "results", "robustness")
     ]
     bundled = {
         path
