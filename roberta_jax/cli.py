@@ -5,6 +5,7 @@ call, and a `main(config, flags)`, which `run_config_job` calls if the module ru
 """
 
 import ast
+import atexit
 import contextlib
 import functools
 import os
@@ -52,7 +53,7 @@ def run_config_job(
     with contextlib.ExitStack() as stack:
         if is_command:
             stack.push(_bound_end)
-            stack.callback(preemption.end_quietly)
+            stack.callback(atexit.register, preemption.end_quietly)
         stack.enter_context(usage_errors("Stopping; the same command continues from here."))
         if {"-h", "--help"} & set(argv[1:]):
             print(_help(job, define_flags, argv))

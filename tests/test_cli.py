@@ -361,13 +361,40 @@ cli.run_config_job(job)
 
 
 def test_a_command_ends_after_its_message_though_a_thread_does_not():
-    process = subprocess.run(
-        [sys.executable, "-c", _HANGS_AT_EXIT],
+    process = run_program(_HANGS_AT_EXIT)
+    assert process.returncode == 2
+    assert (process.stdout, process.stderr) == ("fails\n", "error: the store is gone\n")
+
+
+_GOES_ON = """
+import signal, sys, time
+from roberta_jax import cli
+from roberta_jax.errors import UsageError
+
+def job(config, values):
+    raise UsageError("the store is gone")
+
+cli._EXIT_SECONDS = 0.1
+sys.argv = ["job", "--config=configs/pretrain.py:tiny"]
+try:
+    cli.run_config_job(job)
+except SystemExit:
+    time.sleep(1)
+print("goes on", signal.getsignal(signal.SIGINT) is signal.default_int_handler)
+"""
+
+
+def test_a_process_may_go_on_after_a_command():
+    process = run_program(_GOES_ON)
+    assert (process.returncode, process.stdout) == (0, "goes on True\n")
+
+
+def run_program(text):
+    return subprocess.run(
+        [sys.executable, "-c", text],
         env=processes.environment(),
         cwd=processes.ROOT,
         capture_output=True,
         text=True,
         timeout=60,
     )
-    assert process.returncode == 2
-    assert (process.stdout, process.stderr) == ("fails\n", "error: the store is gone\n")

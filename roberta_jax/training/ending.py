@@ -96,9 +96,14 @@ def ends_within(function: Callable[[], Any], seconds: float) -> bool:
 
 
 def end_within(seconds: float, status: int) -> None:
-    """Ends this process with a status after some time, whatever its threads still wait for."""
+    """Ends this process with a status so long after its main thread, if other threads go on.
+
+    The main thread ends where the interpreter begins to exit. Nothing happens before that, such as
+    in a notebook that goes on after an error.
+    """
 
     def end() -> None:
+        threading.main_thread().join()
         time.sleep(seconds)
         flush()
         os._exit(status)

@@ -241,6 +241,7 @@ def end_quietly() -> None:
     """Makes Ctrl-C at the exit of the interpreter do nothing, and a second one end the process.
 
     The work is done. KeyboardInterrupt in what still runs then is reported, and changes nothing.
+    Register it with `atexit`, since a process may also go on after a command, as a test does.
     """
     if (
         threading.current_thread() is threading.main_thread()
