@@ -314,9 +314,12 @@ def test_a_supervisor_is_told_whether_a_restart_may_help(tmp_path, monkeypatch, 
     assert (tmp_path / "restart").exists() is (error is PartnerLost)
 
 
+# A process that a shell starts in the background ignores Ctrl-C.
 _INTERRUPTED_AT_EXIT = """
 import atexit, os, signal, sys, time
 from roberta_jax import cli
+
+signal.signal(signal.SIGINT, signal.default_int_handler)
 
 def job(config, values):
     def interrupt():
@@ -375,6 +378,7 @@ def job(config, values):
     raise UsageError("the store is gone")
 
 cli._EXIT_SECONDS = 0.1
+signal.signal(signal.SIGINT, signal.default_int_handler)
 sys.argv = ["job", "--config=configs/pretrain.py:tiny"]
 try:
     cli.run_config_job(job)
