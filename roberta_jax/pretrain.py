@@ -38,7 +38,6 @@ from roberta_jax.pretraining.spec import (
     check_schedule_is_stated,
     read_spec,
 )
-from roberta_jax.training import loop
 from roberta_jax.training.agreement import together
 from roberta_jax.training.checkpoints import ON_DAMAGE
 from roberta_jax.training.distributed import join_processes, watched
@@ -46,6 +45,7 @@ from roberta_jax.training.partners import Timeouts
 from roberta_jax.training.run import EXPORT, Job, RunResult, finished_metrics, run, say
 from roberta_jax.training.same_start import require_same_program
 from roberta_jax.training.state import TrainState, count_parameters
+from roberta_jax.training.steps import stream_key
 from roberta_jax.training.workdir import trained_config
 
 
@@ -144,7 +144,7 @@ def make_job(spec: PretrainingSpec, folder: epath.Path) -> Job:
     evaluate = Evaluation(spec, model, validation_sets) if validation_sets else None
 
     def init_params() -> Any:
-        key = loop.stream_key(training.seed, "params", jnp.int32(0))
+        key = stream_key(training.seed, "params", jnp.int32(0))
         return model.init(key, jnp.zeros((1, 1), jnp.int32))["params"]
 
     def pretrained_params() -> Any:
@@ -177,16 +177,7 @@ def make_job(spec: PretrainingSpec, folder: epath.Path) -> Job:
         return _describe_run(spec, model, state, train_set, validation_sets)
 
     return Job(
-        train_step=loop.make_train_step(
-            model,
-            training.optimizer,
-            training.schedule,
-            training.mesh,
-            seed=training.seed,
-            accumulation=training.accumulation,
-            deterministic=training.deterministic,
-            rules=training.rules,
-        ),
+        train_step=training.train_step(model),
         init_params=init_params,
         pretrained_params=pretrained_params if spec.init_from else None,
         batches=lambda position: datasets.device_train_batches(

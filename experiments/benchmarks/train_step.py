@@ -139,10 +139,10 @@ def _ours(shape: str) -> Callable[[], float]:
     from roberta_jax.data.masking import num_slots
     from roberta_jax.modeling.config import RobertaConfig
     from roberta_jax.modeling.heads import RobertaForMaskedLM
-    from roberta_jax.training.loop import make_train_step
     from roberta_jax.training.optimizer import adamw
     from roberta_jax.training.partitioning import create_mesh, to_global
     from roberta_jax.training.state import create_state
+    from roberta_jax.training.steps import make_train_step
 
     rows, length, changes = SHAPES[shape]
     model = RobertaForMaskedLM(RobertaConfig.base(**changes))

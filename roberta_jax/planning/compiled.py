@@ -31,7 +31,6 @@ from roberta_jax.planning.workload import (
     workload,
 )
 from roberta_jax.pretraining.spec import PretrainingSpec
-from roberta_jax.training.loop import make_train_step
 
 OTHER = "other temporaries (present layer, LM head, buffers of collectives)"
 PROGRAM = "program"
@@ -107,16 +106,7 @@ def compile_step(
     training = spec.training
     state, batch = state_shapes(spec), batch_shapes(spec)
     model = spec.model_class(spec.model, spec.execution)
-    step = make_train_step(
-        model,
-        training.optimizer,
-        training.schedule,
-        training.mesh,
-        seed=training.seed,
-        accumulation=training.accumulation,
-        deterministic=training.deterministic,
-        rules=training.rules,
-    )
+    step = training.train_step(model)
     started = time.perf_counter()
     what = f"{training.mesh.size} x {training.mesh.devices.flat[0].device_kind}"
     rows = training.rows_per_microbatch

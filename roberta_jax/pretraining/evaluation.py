@@ -10,6 +10,7 @@ from roberta_jax.data.batches import PackedDataset
 from roberta_jax.pretraining.datasets import Dataset, device_eval_batches
 from roberta_jax.pretraining.spec import PretrainingSpec
 from roberta_jax.training import loop
+from roberta_jax.training.steps import make_eval_step
 
 # The targets of masked LM. They are dropped from pairs, so that the LM head is not computed there.
 _MASKED_TARGETS = ("masked_positions", "masked_labels", "masked_weights")
@@ -30,7 +31,7 @@ class Evaluation:
         self._spec, self._datasets = spec, datasets
         mesh = spec.training.mesh
         self._steps = {
-            name: loop.make_eval_step(
+            name: make_eval_step(
                 model, mesh, "evaluate" if name == "pairs" else "loss", spec.training.rules
             )
             for name in datasets

@@ -24,10 +24,6 @@ from roberta_jax.training.metrics import Meter, MetricsWriter
 from roberta_jax.training.spikes import LossSpike, SpikePolicy, SpikeWatch
 from roberta_jax.training.state import TrainState
 from roberta_jax.training.steps import Batch, EvalStep, TrainStep
-from roberta_jax.training.steps import apply as apply
-from roberta_jax.training.steps import make_eval_step as make_eval_step
-from roberta_jax.training.steps import make_train_step as make_train_step
-from roberta_jax.training.steps import stream_key as stream_key
 
 # Keys in a checkpoint, beside those of `fit`'s `extra`.
 EVALUATION_DUE = "evaluation_due"

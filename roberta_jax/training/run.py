@@ -11,6 +11,7 @@ import signal
 from collections.abc import Callable, Collection, Iterator, Mapping
 from typing import Any
 
+import flax.linen as nn
 import jax
 import optax
 from etils import epath
@@ -32,6 +33,7 @@ from roberta_jax.training.state import (
     abstract_state,
     create_state,
 )
+from roberta_jax.training.steps import Batch, TrainStep, make_train_step
 from roberta_jax.training.workdir import (
     CHECKPOINTS,
     EXPORT,
@@ -57,7 +59,7 @@ class TrainingSpec:
       accumulation: microbatches per batch.
       cadence: when to log, evaluate and save.
       keep_checkpoints: how many of the newest checkpoints to keep.
-      deterministic: see `loop.make_train_step`.
+      deterministic: see `steps.make_train_step`.
       optimizer: turns gradients into updates.
       schedule: updates made -> learning rate.
       warmup_steps: updates until the learning rate has its peak.
@@ -83,13 +85,26 @@ class TrainingSpec:
     keep_every: int = 0
     spikes: SpikePolicy = dataclasses.field(default_factory=SpikePolicy)
 
+    def train_step(self, model: nn.Module) -> TrainStep:
+        """The compiled update of a model, see `steps.make_train_step`."""
+        return make_train_step(
+            model,
+            self.optimizer,
+            self.schedule,
+            self.mesh,
+            seed=self.seed,
+            accumulation=self.accumulation,
+            deterministic=self.deterministic,
+            rules=self.rules,
+        )
+
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
 class Job:
     """What is trained.
 
     Attributes:
-      train_step: from `loop.make_train_step`.
+      train_step: from `TrainingSpec.train_step`.
       init_params: () -> new parameters, boxed with their logical axes.
       pretrained_params: () -> parameters on the host to start from in place of new ones; None
         starts from new ones. It is called only where there is no checkpoint.
@@ -109,10 +124,10 @@ class Job:
       flops_per_step: floating-point operations of one update over all devices.
     """
 
-    train_step: loop.TrainStep
+    train_step: TrainStep
     init_params: InitParams
     pretrained_params: Callable[[], Any] | None
-    batches: Callable[[int], Iterator[loop.Batch]]
+    batches: Callable[[int], Iterator[Batch]]
     identity: Mapping[str, Any]
     evaluate: Evaluate | None
     final_metrics: Callable[[], Metrics]

@@ -14,7 +14,7 @@ from roberta_jax.modeling.config import RobertaConfig
 from roberta_jax.modeling.execution import Execution
 from roberta_jax.modeling.heads import RobertaForMaskedLM, RobertaForPreTraining
 from roberta_jax.modeling.model import RobertaModel
-from roberta_jax.training import loop
+from roberta_jax.training import steps
 from roberta_jax.training.optimizer import OPTIMIZERS
 from roberta_jax.training.partitioning import create_mesh, local_batch_rows, to_global
 from roberta_jax.training.schedules import polynomial_schedule
@@ -87,7 +87,7 @@ def apply(model, params, batch, embeds=None):
 @functools.partial(jax.jit, static_argnames=("model", "method"))
 def summed(model, method, params, batch):
     """The sums that the method "loss" or "evaluate" returns for a batch, without dropout."""
-    return loop.apply(model, method, params, batch, None)
+    return steps.apply(model, method, params, batch, None)
 
 
 @pytest.mark.parametrize("format", FORMATS)
@@ -188,7 +188,7 @@ def optimizer_and_step(model, accumulation=1, optimizer="adamw", mesh=None):
     schedule = polynomial_schedule(1e-3, warmup_steps=0, decay_steps=10)
     tx = OPTIMIZERS[optimizer](schedule)
     mesh = mesh or create_mesh()
-    step = loop.make_train_step(model, tx, schedule, mesh, seed=0, accumulation=accumulation)
+    step = steps.make_train_step(model, tx, schedule, mesh, seed=0, accumulation=accumulation)
     return tx, step
 
 

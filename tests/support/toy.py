@@ -7,11 +7,11 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 
-from roberta_jax.training.loop import make_train_step
 from roberta_jax.training.optimizer import adamw
 from roberta_jax.training.partitioning import create_mesh, local_batch_rows, to_global
 from roberta_jax.training.schedules import polynomial_schedule
 from roberta_jax.training.state import create_state
+from roberta_jax.training.steps import make_train_step
 
 WIDTH, TARGETS = 8, 5
 

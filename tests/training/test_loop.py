@@ -11,10 +11,11 @@ from roberta_jax.errors import UsageError
 from roberta_jax.training import flops
 from roberta_jax.training.checkpoints import Checkpoints
 from roberta_jax.training.divergence import Diverged
-from roberta_jax.training.loop import Cadence, evaluate, fit, make_eval_step, stream_key
+from roberta_jax.training.loop import Cadence, evaluate, fit
 from roberta_jax.training.metrics import MetricsWriter, read_metrics
 from roberta_jax.training.partitioning import create_mesh
 from roberta_jax.training.state import abstract_state, create_state
+from roberta_jax.training.steps import make_eval_step, stream_key
 from tests.support import toy
 
 BATCH = 8

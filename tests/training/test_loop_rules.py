@@ -6,9 +6,9 @@ import json
 import numpy as np
 from jax.sharding import PartitionSpec
 
-from roberta_jax.training.loop import make_eval_step, make_train_step
 from roberta_jax.training.partitioning import RULES, create_mesh, rules_with
 from roberta_jax.training.state import create_state
+from roberta_jax.training.steps import make_eval_step, make_train_step
 from tests.support import processes, toy
 
 BATCH = 8

@@ -19,6 +19,7 @@ from roberta_jax.training.divergence import Diverged
 from roberta_jax.training.metrics import MetricsWriter, read_metrics
 from roberta_jax.training.partitioning import RULES, create_mesh
 from roberta_jax.training.schedules import polynomial_schedule
+from roberta_jax.training.steps import make_train_step
 from tests.support import toy
 
 BATCH, STEPS = 8, 6
@@ -47,7 +48,7 @@ def spec():
 
 @pytest.fixture(scope="module")
 def train_step(spec):
-    return loop.make_train_step(toy.Toy(), spec.optimizer, spec.schedule, spec.mesh, seed=0)
+    return make_train_step(toy.Toy(), spec.optimizer, spec.schedule, spec.mesh, seed=0)
 
 
 @pytest.fixture
