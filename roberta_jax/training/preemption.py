@@ -5,7 +5,6 @@ later if that is compiling or waiting for a device. What is said about a signal,
 Ctrl-C does to a command, is therefore done in a thread of its own.
 """
 
-import _thread
 import contextlib
 import errno
 import os
@@ -201,7 +200,9 @@ def interruptible_command(notice: str) -> Iterator[None]:
         # Raised in a callback of the garbage collector, KeyboardInterrupt is reported and lost.
         if unraisable.exc_type is KeyboardInterrupt:
             repeated.append(signal.SIGINT)
-            threading.Timer(0.05, _thread.interrupt_main).start()
+            # A real signal, which also ends a wait, unlike `_thread.interrupt_main`.
+            main = threading.main_thread().ident
+            threading.Timer(0.05, signal.pthread_kill, (main, signal.SIGINT)).start()
         else:
             hook(unraisable)
 

@@ -119,13 +119,23 @@ def test_a_stop_for_a_signal_to_another_process(capfd):
 
 # Commands. The work of each is one call that takes minutes and in which no signal handler runs.
 
-WORK = "hashlib.pbkdf2_hmac('sha256', b'', b'', 10**9)"
+# It says that it begins. Nothing between the two calls is an instruction of Python, after which a
+# signal handler could run.
+WORK = """collections.deque(map(
+    operator.call,
+    [
+        functools.partial(os.write, 1, b"ready\\n"),
+        functools.partial(hashlib.pbkdf2_hmac, "sha256", b"", b"", 10**9),
+    ],
+))"""
+
+WAIT = """print("ready", flush=True); time.sleep(60)"""
 
 
 def start(body):
     """Starts a command in which Ctrl-C works, also if it is ignored here."""
     program = (
-        "import hashlib, os, signal, sys, time\n"
+        "import collections, functools, hashlib, operator, os, signal, sys, time\n"
         "from roberta_jax.training.preemption import *\n"
         "from roberta_jax.training.preemption import checked_output, interruptible_command\n"
         "signal.signal(signal.SIGINT, signal.default_int_handler)\n" + body
@@ -151,13 +161,12 @@ def interrupt(process, times=1):
 
 COMMAND = """
 with interruptible_command("Stopping."):
-    print("ready", flush=True)
     WORK
 """
 
 
 def test_ctrl_c_ends_a_command_with_130_and_one_line():
-    process = start(COMMAND.replace("WORK", "time.sleep(60)"))
+    process = start(COMMAND.replace("WORK", WAIT))
     assert interrupt(process) == ["Stopping.\n"]
     assert process.communicate() == ("", "")
     assert process.returncode == 130
@@ -181,20 +190,19 @@ def callback(*_):
 with interruptible_command("Stopping."):
     gc.callbacks.append(callback)
     gc.collect()
-    time.sleep(60)
+    time.sleep(600)
 """
 
 
 def test_ctrl_c_during_a_garbage_collection_is_not_lost():
     process = start(COLLECTING)
-    assert process.communicate() == ("", "\nStopping.\n")
+    assert process.communicate(timeout=120) == ("", "\nStopping.\n")
     assert process.returncode == 130
 
 
 TRAINING = """
 with interruptible_command("Stopping."):
     with stop_requests(lambda number: "Saving.", lambda: "Not saved.") as should_stop:
-        print("ready", flush=True)
         WORK
 """
 
@@ -214,7 +222,6 @@ def end():
     os._exit(143)
 
 with interruptible_command("Stopping."), terminated_by(end):
-    print("ready", flush=True)
     WORK
 """
 
@@ -228,7 +235,7 @@ def test_sigterm_is_answered_at_once_by_a_busy_process():
 
 
 def test_ctrl_c_works_where_sigterm_is_answered():
-    process = start(TERMINATED.replace("WORK", "time.sleep(60)"))
+    process = start(TERMINATED.replace("WORK", WAIT))
     assert interrupt(process) == ["Stopping.\n"]
     assert process.wait() == 130
 
