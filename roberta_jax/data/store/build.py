@@ -27,7 +27,7 @@ from roberta_jax.data.executors import LOCAL, Runner, open_executor, usable_core
 from roberta_jax.data.store.layout import INDEX, lay_out, token_dtype
 from roberta_jax.data.store.shards import BUILDING, HELDOUT, TRAIN, ShardWriter, write_part
 from roberta_jax.data.store.token_store import TokenStore
-from roberta_jax.data.text.corpus import Corpus, Piece, is_heldout
+from roberta_jax.data.text.corpus import Corpus, Piece, grouped, is_heldout
 from roberta_jax.data.text.sentences import split_sentences
 from roberta_jax.errors import UsageError
 from roberta_jax.storage.locks import exclusive_lock
@@ -252,16 +252,9 @@ def _wait_for_part(writer: ShardWriter, number: int) -> None:
 
 def _chunks(pieces: Iterator[Piece], hasher) -> Iterator[list[Piece]]:
     """Groups pieces into chunks of at least CHUNK_BYTES, except the last; hashes all of them."""
-    chunk: list[Piece] = []
-    size = 0
-    for piece in pieces:
-        hasher.update(piece.data)
-        chunk.append(piece)
-        size += len(piece.data)
-        if size >= CHUNK_BYTES:
-            yield chunk
-            chunk, size = [], 0
-    if chunk:
+    for chunk in grouped(pieces, CHUNK_BYTES):
+        for piece in chunk:
+            hasher.update(piece.data)
         yield chunk
 
 

@@ -21,7 +21,7 @@ import json
 import pathlib
 import re
 import sys
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterable, Iterator, Sequence
 from typing import Any, NamedTuple
 
 from roberta_jax.data.text import builtin, files
@@ -128,6 +128,20 @@ def open_corpus(source: TextSource) -> Corpus:
     raise UsageError(
         f"--config.data.source is {source.source!r}, but it must be one of {', '.join(SOURCES)}."
     )
+
+
+def grouped(pieces: Iterable[Piece], num_bytes: int) -> Iterator[list[Piece]]:
+    """Groups successive pieces: each group has at least `num_bytes`, except the last."""
+    group: list[Piece] = []
+    size = 0
+    for piece in pieces:
+        group.append(piece)
+        size += len(piece.data)
+        if size >= num_bytes:
+            yield group
+            group, size = [], 0
+    if group:
+        yield group
 
 
 def is_heldout(text: str, fraction: float) -> bool:

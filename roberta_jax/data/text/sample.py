@@ -11,10 +11,10 @@ process.
 
 import collections
 import itertools
-from collections.abc import Iterable, Iterator
+from collections.abc import Iterator
 
 from roberta_jax.data.executors import open_executor, usable_cores
-from roberta_jax.data.text.corpus import Corpus, Piece, is_heldout
+from roberta_jax.data.text.corpus import Corpus, Piece, grouped, is_heldout
 from roberta_jax.data.text.sentences import split_sentences
 
 # Text up to this size is kept in memory while it is measured, and not read a second time.
@@ -46,7 +46,7 @@ def training_sentences(
     """
     workers = workers or usable_cores()
     split = _Splitter(corpus, validation_fraction, sentences, language)
-    groups = _groups(_sampled_pieces(corpus, sample_bytes, workers))
+    groups = grouped(_sampled_pieces(corpus, sample_bytes, workers), _TASK_BYTES)
     first = list(itertools.islice(groups, 4))
     if len(first) < 4:
         workers = 1  # starting processes takes longer
@@ -99,19 +99,6 @@ def _measure(corpus: Corpus, workers: int) -> tuple[int, list[Piece] | None]:
 def _num_bytes(corpus: Corpus) -> int:
     known = corpus.num_bytes()
     return sum(len(piece.data) for piece in corpus.pieces()) if known is None else known
-
-
-def _groups(pieces: Iterable[Piece]) -> Iterator[list[Piece]]:
-    group: list[Piece] = []
-    size = 0
-    for piece in pieces:
-        group.append(piece)
-        size += len(piece.data)
-        if size >= _TASK_BYTES:
-            yield group
-            group, size = [], 0
-    if group:
-        yield group
 
 
 class _Splitter:
