@@ -2,6 +2,7 @@
 
 import contextlib
 import os
+import re
 import signal
 import socket
 import sys
@@ -23,6 +24,9 @@ Mode = Literal["auto", "on", "off"]
 _SHUTDOWN_TIMEOUT = 30  # seconds for the other processes to end, after all have finished
 # JAX aborts a process whose partner is lost; `Partners` notices it before and says so.
 _LATER = 60  # seconds
+_RUNTIME_STATUS = re.compile(
+    "(ABORTED|CANCELLED|DEADLINE_EXCEEDED|FAILED_PRECONDITION|INTERNAL|UNAVAILABLE|UNKNOWN): "
+)
 
 
 def join_processes(mode: Mode = "on", timeouts: Timeouts | None = None) -> bool:
@@ -176,9 +180,20 @@ def failing_together() -> Iterator[None]:
         partners.leave(status, f"it ended with status {status}.")
     except BaseException as error:
         text = shortened(" ".join(f"{type(error).__name__}: {error}".split()), 300)
-        if isinstance(error, jax.errors.JaxRuntimeError) and "RESOURCE_EXHAUSTED" not in text:
-            # Most likely of a computation with a process that has ended.
+        if _may_be_of_others(error):
             print(f"{text}\nChecking the other processes...", file=sys.stderr, flush=True)
             partners.wait_for_verdict()
         traceback.print_exc()
         partners.leave(1, f"{text} (see its output).")
+
+
+def _may_be_of_others(error: BaseException) -> bool:
+    """Whether an error may be that of a computation with a process that has ended.
+
+    The runtime raises some of its errors as ValueError; their text begins with the status as well.
+    """
+    if "RESOURCE_EXHAUSTED" in str(error):
+        return False
+    return isinstance(error, jax.errors.JaxRuntimeError) or (
+        isinstance(error, ValueError) and _RUNTIME_STATUS.match(str(error)) is not None
+    )

@@ -185,6 +185,28 @@ def test_a_process_says_whether_a_restart_may_help(clock, monkeypatch, error, st
     assert first._loss(clock.now)[1] is restart
 
 
+@pytest.mark.parametrize(
+    ("error", "waits"),
+    [
+        (jax.errors.JaxRuntimeError("INTERNAL: the slice has failed"), True),
+        (jax.errors.JaxRuntimeError("RESOURCE_EXHAUSTED: out of memory"), False),
+        # So raised by `multihost_utils.sync_global_devices` when a process ends during it.
+        (ValueError("UNKNOWN: Gloo AllGather failed: Connection reset by peer"), True),
+        (ValueError("operands could not be broadcast together"), False),
+    ],
+)
+def test_an_error_of_the_runtime_may_be_that_of_a_lost_process(monkeypatch, error, waits):
+    first, _ = several(2, heartbeat=10)
+    verdicts = []
+    monkeypatch.setattr(first, "wait_for_verdict", lambda: verdicts.append(True))
+    monkeypatch.setattr(partners, "_current", first)
+    monkeypatch.setattr(os, "_exit", sys.exit)
+    with pytest.raises(SystemExit) as end, distributed.failing_together():
+        raise error
+    assert end.value.code == 1
+    assert bool(verdicts) is waits
+
+
 @pytest.mark.parametrize("restart", [False, True])
 def test_why_the_coordinator_ended_is_passed_on(clock, restart):
     _, second = several(2, heartbeat=10)
