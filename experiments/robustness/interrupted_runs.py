@@ -152,14 +152,14 @@ class Running:
             self.phase = phases[-1]
         return phases
 
-    def poll(self) -> bool:
-        """Whether a process still runs."""
+    def poll(self, process: int | None = None) -> bool:
+        """Whether a process still runs, or any of them."""
         for number, child in enumerate(self._children):
             if self.statuses[number] is None:
                 ended, status = os.waitpid(child, os.WNOHANG)
                 if ended:
                     self.statuses[number] = os.waitstatus_to_exitcode(status)
-        return None in self.statuses
+        return None in (self.statuses if process is None else [self.statuses[process]])
 
     def send(self, number: int, process: int | None = None) -> None:
         """Sends a signal to one process, or to all."""

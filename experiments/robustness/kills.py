@@ -19,6 +19,7 @@ processes is interrupted in one of them or in all at once.
 
 import argparse
 import collections
+import contextlib
 import itertools
 import json
 import os
@@ -33,6 +34,7 @@ from typing import Any
 
 from experiments.robustness import interrupted_runs
 from experiments.robustness.interrupted_runs import PHASES, STORES, Place, Running
+from roberta_jax.storage.locks import AlreadyLocked, exclusive_lock
 
 KINDS = {
     "SIGKILL": [signal.SIGKILL],
@@ -156,6 +158,7 @@ class Campaign:
         hit = running.wait_for(phase, times, began + self._limit)
         if hit:
             time.sleep(delay)
+            hit = running.poll(one)  # it may have ended since
         seen = running.look()
         for number in KINDS[kind] if hit else ():
             running.send(number, one)
@@ -300,6 +303,15 @@ def main(argv: Sequence[str] | None = None) -> int:
         parser.error(f"--store={options.store}: only {', '.join(STORES)} are known")
     folder = pathlib.Path(options.out).absolute()
     folder.mkdir(parents=True, exist_ok=True)
+    with contextlib.ExitStack() as stack:
+        try:
+            stack.enter_context(exclusive_lock(folder / ".lock"))
+        except AlreadyLocked:
+            parser.error(f"--out={folder}: another campaign is running there")
+        return _run(folder, stores, options)
+
+
+def _run(folder: pathlib.Path, stores: Sequence[str], options: argparse.Namespace) -> int:
     corpus = folder / "corpus.jsonl"
     if not corpus.exists():
         interrupted_runs.write_corpus(corpus)

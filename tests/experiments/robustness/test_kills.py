@@ -8,6 +8,7 @@ import pytest
 
 from experiments.robustness import interrupted_runs, kills
 from experiments.study.loading import ROOT
+from roberta_jax.storage.locks import exclusive_lock
 
 KEY = {"processes": 1, "store": "local"}
 
@@ -100,3 +101,9 @@ def test_a_few_interruptions_and_more_later(tmp_path):
     assert "2 interruptions; run0_1_local: identical" in campaign(2)
     assert "3 interruptions; run1_1_local: identical" in campaign(3)
     assert "| **all** | | 3 | **3** |" in (tmp_path / "kills.md").read_text()
+
+
+def test_two_campaigns_do_not_share_a_folder(tmp_path, capsys):
+    with exclusive_lock(tmp_path / ".lock"), pytest.raises(SystemExit):
+        kills.main([f"--out={tmp_path}"])
+    assert "another campaign is running there" in capsys.readouterr().err
