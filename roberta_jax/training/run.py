@@ -212,7 +212,7 @@ def run(
             return RunResult(folder, spec.steps, spec.steps, True, metrics)
         with together("preparing the data"):
             job = make_job(folder)
-            sample = job.sample(latest_step or 0)
+            sample = job.sample(latest_step or 0) if jax.process_count() > 1 else None
         require_same_data({**job.identity, "batch": sample, "newest checkpoint": latest_step})
         with together("writing the config"):
             if primary:
