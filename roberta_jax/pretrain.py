@@ -282,10 +282,8 @@ def main(config: ConfigDict, values: flags.FlagValues) -> None:
         return
     if not values.workdir:
         raise UsageError("no folder for the run: give one, such as --workdir=runs/tiny")
-    limits = timeouts(config)
-    join_processes(values.distributed, limits)
-    with watched(limits):
-        result = pretrain(config, values.workdir, values.on_damage)
+    join_processes(values.distributed, timeouts(config))
+    result = pretrain(config, values.workdir, values.on_damage)
     if not result.finished:
         sys.exit(128 + (result.signal or signal.SIGTERM))
 
