@@ -33,7 +33,7 @@ from experiments.launch.supervised import Commands
 from roberta_jax.errors import UsageError
 from roberta_jax.launch import whole
 from roberta_jax.launching import command as launched
-from roberta_jax.training.preemption import INTERRUPTED, TERMINATED
+from roberta_jax.launching.supervisor import STOP_STATUSES
 
 # https://cloud.google.com/tpu/docs/runtimes
 RUNTIMES = {
@@ -48,7 +48,6 @@ PENDING = {
 }  # fmt: skip
 LOST = {"SUSPENDED", "FAILED"}  # preempted, or never granted
 LOG, PID, DONE = "roberta_jax.log", "roberta_jax.pid", "roberta_jax.status"
-STOPPED = (INTERRUPTED, TERMINATED)  # the exit statuses of a run that was told to stop
 LOOKS_AFTER_STOP = 5  # until a run that was stopped counts as stopped by a person
 PYTHON = "$HOME/roberta_jax_env/bin/python"
 
@@ -202,11 +201,11 @@ def keep(pod: Pod, words: Sequence[str], *, every: float, dry_run: bool) -> int:
                 started = all(_try(commands) for commands in begin)
             status = _status(pod) if started else None
             # The hosts of a preempted slice stop as well, shortly before the state says so.
-            stopped = stopped + 1 if status in STOPPED else 0
+            stopped = stopped + 1 if status in STOP_STATUSES else 0
             if stopped >= LOOKS_AFTER_STOP:
                 print("The run was stopped; the slices are kept.", flush=True)
                 return status
-            if status is not None and status not in STOPPED:
+            if status is not None and status not in STOP_STATUSES:
                 if status:
                     _try(pod.logs())
                 supervised.run(pod.delete(), dry_run=False)
@@ -244,7 +243,7 @@ def _status(pod: Pod) -> int | None:
         statuses += [int(word) for word in words if word.isdigit()]
     failed = sorted(status for status in statuses if status)
     if failed:  # the cause, where others were told to stop
-        return next((status for status in failed if status not in STOPPED), failed[0])
+        return next((status for status in failed if status not in STOP_STATUSES), failed[0])
     return 0 if complete else None
 
 

@@ -8,7 +8,7 @@ import jax
 
 from roberta_jax.errors import UsageError, listed
 from roberta_jax.training.checkpoints import Checkpoints
-from roberta_jax.training.spikes import LossSpike, SpikeWatch
+from roberta_jax.training.spikes import LossSpike, SpikeWatch, not_finite
 from roberta_jax.training.state import LARGEST_PARAMETER, TrainState, unsound_arrays
 
 _ADVICE_FOR_THE_RUN = (
@@ -24,9 +24,8 @@ class Diverged(UsageError):
 
 def check_finite(step: int, values: Mapping[str, float], checkpoints: Checkpoints) -> None:
     """Raises `Diverged` if the loss or the gradient norm of a step is not finite."""
-    bad = [name for name in ("loss", "gradient_norm") if not math.isfinite(values[name])]
-    if bad:
-        what = f"the {' and the '.join(bad).replace('_', ' ')} is not finite"
+    what = not_finite(values)
+    if what:
         raise diverged(step, what, checkpoints)
 
 

@@ -54,6 +54,12 @@ class SpikePolicy:
             )
 
 
+def not_finite(values: Mapping[str, float]) -> str:
+    """Says which of `loss` and `gradient_norm` are not finite; empty if both are."""
+    bad = [name for name in ("loss", "gradient_norm") if not math.isfinite(values[name])]
+    return f"the {' and the '.join(bad).replace('_', ' ')} is not finite" if bad else ""
+
+
 class LossSpike(Exception):
     """The loss of a step is a spike.
 
@@ -105,10 +111,9 @@ class SpikeWatch:
         policy, loss = self.policy, values["loss"]
         if policy.policy == "none":
             return
-        bad = [name for name in ("loss", "gradient_norm") if not math.isfinite(values[name])]
-        if bad:
+        what = not_finite(values)
+        if what:
             if policy.policy == "skip":
-                what = f"the {' and the '.join(bad).replace('_', ' ')} is not finite"
                 raise LossSpike(step, loss, what)
             return  # ends the run as it does without a policy
         if len(self._losses) == policy.window:
