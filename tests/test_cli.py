@@ -336,14 +336,7 @@ cli.run_config_job(job)
 
 @pytest.mark.parametrize(("times", "status"), [(1, 0), (2, -signal.SIGINT)])
 def test_ctrl_c_at_the_exit_of_a_command_prints_nothing(times, status):
-    process = subprocess.run(
-        [sys.executable, "-c", _INTERRUPTED_AT_EXIT.format(times=times)],
-        env=processes.environment(),
-        cwd=processes.ROOT,
-        capture_output=True,
-        text=True,
-        timeout=120,
-    )
+    process = run_program(_INTERRUPTED_AT_EXIT.format(times=times))
     assert (process.returncode, process.stdout, process.stderr) == (status, "finished\n", "")
 
 
