@@ -6,7 +6,6 @@ point then continues from its newest checkpoint. The nodes need the same project
 and share the folder of the workdirs and the cache of prepared text.
 """
 
-import contextlib
 import os
 import signal
 import subprocess
@@ -19,6 +18,7 @@ from experiments.running.child_processes import StopRequests
 from experiments.running.jobs import LOG_LINES, Outcome
 from experiments.study.definition import Point
 from experiments.study.loading import ROOT
+from roberta_jax.data.cluster_executors import connected_to_ray
 from roberta_jax.errors import UsageError
 
 RETRIES = 3  # of a task whose node or worker is lost; Ray counts them
@@ -67,14 +67,14 @@ class RayRunner:
         SIGTERM and Ctrl-C stop the tasks after they have saved checkpoints.
 
         Raises:
-          UsageError: no node of the cluster can run a point.
+          UsageError: the cluster cannot be reached, or no node of it can run a point.
         """
         finished = [each for each in points if each.progress(self._out).finished]
         waiting = [each for each in points if each not in finished]
         if finished:
             print(f"{len(finished)} of {len(points)} points were finished before", flush=True)
         failed: list[Point] = []
-        with self._stop, self._connected():
+        with self._stop, connected_to_ray():
             self._check_resources()
             train = self._ray.remote(num_cpus=self._cpus, num_gpus=self._gpus, max_retries=RETRIES)(
                 _train
@@ -104,18 +104,6 @@ class RayRunner:
                         print(f"failed {point}: {message}", flush=True)
         lists = (finished, failed, [], waiting)
         return Outcome(*([point.name for point in each] for each in lists))
-
-    @contextlib.contextmanager
-    def _connected(self):
-        """Connects to a cluster, or starts one, which ends with the context."""
-        here = self._ray.is_initialized()
-        if not here:
-            self._ray.init(log_to_driver=False, logging_level="warning", configure_logging=False)
-        try:
-            yield
-        finally:
-            if not here:
-                self._ray.shutdown()
 
     def _check_resources(self) -> None:
         """Raises a UsageError where tasks would wait for ever."""

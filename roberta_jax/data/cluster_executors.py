@@ -18,6 +18,7 @@ import os
 import pathlib
 import pickle
 import secrets
+import socket
 from collections.abc import Callable, Iterator
 from typing import Any
 
@@ -41,13 +42,20 @@ def open_cluster(task: Callable[..., Any], workers: int, runner: Runner) -> Iter
     if runner.name == "beam":
         yield _Beam(task, workers, runner.options)
         return
-    with _connected_to_ray(workers):
+    with connected_to_ray(workers):
         yield _Ray(task, workers)
 
 
 @contextlib.contextmanager
-def _connected_to_ray(workers: int) -> Iterator[None]:
-    """Connects to the cluster of RAY_ADDRESS, or one on this machine, or starts one here."""
+def connected_to_ray(cores: int | None = None) -> Iterator[None]:
+    """Connects to the cluster of RAY_ADDRESS, or one on this machine, or starts one here.
+
+    Args:
+      cores: those of a cluster that is started here, which ends with the context; None has all.
+
+    Raises:
+      UsageError: the cluster cannot be reached or started.
+    """
     import ray
 
     if ray.is_initialized():
@@ -57,6 +65,7 @@ def _connected_to_ray(workers: int) -> Iterator[None]:
     address = os.environ.get("RAY_ADDRESS")
     try:
         if address and address != "local":
+            _check_answers(address)
             ray.init(address=address, **quiet)
         else:
             try:
@@ -64,7 +73,7 @@ def _connected_to_ray(workers: int) -> Iterator[None]:
                     raise ConnectionError
                 ray.init(address="auto", **quiet)
             except ConnectionError:  # none is running on this machine
-                ray.init(address="local", num_cpus=workers, include_dashboard=False, **quiet)
+                ray.init(address="local", num_cpus=cores, include_dashboard=False, **quiet)
     except Exception as error:  # Ray raises errors of many types, also plain exceptions
         where = f"the Ray cluster {address} (RAY_ADDRESS)" if address else "Ray"
         raise UsageError(
@@ -75,6 +84,13 @@ def _connected_to_ray(workers: int) -> Iterator[None]:
         yield
     finally:
         ray.shutdown()
+
+
+def _check_answers(address: str) -> None:
+    """Raises OSError if nobody listens at an address, which Ray tries for many minutes."""
+    host, colon, port = address.rpartition("://")[2].rpartition(":")
+    if colon and port.isdigit():
+        socket.create_connection((host.strip("[]"), int(port)), timeout=10).close()
 
 
 class _Ray:

@@ -8,7 +8,7 @@ import types
 
 import pytest
 
-from roberta_jax.data import executors
+from roberta_jax.data import cluster_executors, executors
 from roberta_jax.data.executors import Runner, check_runner, open_executor
 from roberta_jax.data.store import build
 from roberta_jax.data.store.build import Recipe, build_stores
@@ -16,7 +16,7 @@ from roberta_jax.data.store.token_store import TokenStore
 from roberta_jax.data.text import corpus as corpora
 from roberta_jax.errors import UsageError
 from roberta_jax.tokenizer import RobertaTokenizer
-from tests.support import texts
+from tests.support import processes, texts
 
 ROOT = pathlib.Path(__file__).parents[2]
 RECIPE = Recipe(validation_fraction=0.2, sentences="split", language="en", max_overlap=0.5)
@@ -215,16 +215,29 @@ def test_stores_open_where_no_engine_is_installed(tmp_path, text, tokenizer):
     assert TokenStore.open(tmp_path / "x" / "train").num_documents
 
 
-def test_a_ray_cluster_that_cannot_be_reached(monkeypatch):
+@pytest.mark.parametrize("scheme", ["", "ray://"])
+def test_nobody_listens_at_the_address_of_a_ray_cluster(monkeypatch, scheme):
+    fake = types.SimpleNamespace(is_initialized=lambda: False)
+    monkeypatch.setitem(sys.modules, "ray", fake)
+    address = f"{scheme}127.0.0.1:{processes.free_port()}"
+    monkeypatch.setenv("RAY_ADDRESS", address)
+    with (
+        pytest.raises(UsageError, match=rf"{address} \(RAY_ADDRESS\) cannot be used.*refused"),
+        cluster_executors.connected_to_ray(),
+    ):
+        pass
+
+
+def test_a_ray_cluster_that_cannot_be_used(monkeypatch):
     def init(**options):
         raise Exception("The current node timed out during startup.")
 
     fake = types.SimpleNamespace(is_initialized=lambda: False, init=init)
     monkeypatch.setitem(sys.modules, "ray", fake)
     monkeypatch.setattr(executors, "check_runner", lambda runner: None)
-    monkeypatch.setenv("RAY_ADDRESS", "10.0.0.1:6379")
+    monkeypatch.setenv("RAY_ADDRESS", "tpu-head")
     with (
-        pytest.raises(UsageError, match=r"10\.0\.0\.1:6379 \(RAY_ADDRESS\) cannot be used.*unset"),
+        pytest.raises(UsageError, match=r"tpu-head \(RAY_ADDRESS\) cannot be used.*unset"),
         open_executor(print, 2, Runner("ray")),
     ):
         pass
