@@ -36,6 +36,7 @@ import optax
 
 from configs.pretrain import get_config
 from experiments.benchmarks.arguments import positive, some_of
+from experiments.benchmarks.synthetic_store import dataset_of, make_store
 from roberta_jax import cli
 from roberta_jax.data.batches import PackedDataset
 from roberta_jax.data.masking import Masking
@@ -284,22 +285,6 @@ def compare_training(training: Training, seeds: int) -> None:
         print(f"| {name} | {statistics.mean(losses):.4f} | {gap} | {each} |", flush=True)
 
 
-def make_store(folder: pathlib.Path, num_tokens: int) -> TokenStore:
-    """A store of random ids, with sentences of 8 to 44 tokens and documents of 20 sentences."""
-    rng = np.random.default_rng(0)
-    entries = []
-    shard_tokens = min(num_tokens, layout.SHARD_TOKENS)
-    lengths = rng.integers(8, 45, shard_tokens // 26)
-    documents = np.full(len(lengths) // 20, 20)
-    lengths = lengths[: documents.sum()]
-    for number in range(max(1, num_tokens // shard_tokens)):
-        ids = rng.integers(4, 50_000, int(lengths.sum()), np.uint16)
-        arrays = layout.lay_out(ids, lengths, documents, 2)
-        entries.append(layout.write_shard(folder, f"{number:05d}", ids.dtype, [arrays]))
-    layout.write_index(folder, vocab_size=50265, eos_id=2, fingerprint="", shards=entries)
-    return TokenStore.open(folder)
-
-
 def reads(disk_tokens: int, read_steps: int) -> None:
     seq_len, batch, block_tokens = 512, 8192, 1 << 22
     rows = 40 * 10**9 // seq_len
@@ -330,7 +315,9 @@ def reads(disk_tokens: int, read_steps: int) -> None:
         print(f"| {name} | {pages:,} | {blocks:,} | {' | '.join(needed)} |", flush=True)
 
     with tempfile.TemporaryDirectory(dir=".") as folder:
-        store = make_store(pathlib.Path(folder), disk_tokens)
+        shard_tokens = min(disk_tokens, layout.SHARD_TOKENS)
+        make_store(pathlib.Path(folder), max(1, disk_tokens // shard_tokens), shard_tokens)
+        store = TokenStore.open(pathlib.Path(folder))
         packed = load_or_pack(store, "full_sentences", seq_len)
         index = store.index
         del store  # with its memory maps, whose pages would stay in memory
@@ -356,18 +343,7 @@ def read_from_disk(folder, index, packed, order, batch: int, steps: int) -> tupl
         with layout.array_path(store.folder, shard.name, "tokens").open("rb") as file:
             os.fsync(file.fileno())
             os.posix_fadvise(file.fileno(), 0, 0, os.POSIX_FADV_DONTNEED)
-    dataset = PackedDataset(
-        store,
-        packed,
-        Masking(),
-        0,
-        vocab_size=50265,
-        bos_id=0,
-        pad_id=1,
-        mask_id=50264,
-        special_ids=(0, 1, 2, 3, 50264),
-        row_order=order,
-    )
+    dataset = dataset_of(store, packed, order)
     before, start = bytes_read(), time.perf_counter()
     for step in range(steps):
         positions = step * batch + np.arange(batch)

@@ -19,17 +19,15 @@ from typing import Any
 import numpy as np
 
 from experiments.benchmarks.arguments import positive
+from experiments.benchmarks.synthetic_store import dataset_of, make_store
 from roberta_jax.data.batches import PackedDataset
-from roberta_jax.data.masking import Masking
 from roberta_jax.data.packing.index import load_or_pack
 from roberta_jax.data.pipeline import rows_at
 from roberta_jax.data.row_order import FULL, WindowedOrder
 from roberta_jax.data.store import layout
 from roberta_jax.data.store.token_store import TokenStore
 
-SHARD_TOKENS = 1 << 27
 SEQ_LEN, BATCH = 512, 8192
-EOS = 2
 
 
 def main() -> None:
@@ -39,7 +37,7 @@ def main() -> None:
     arguments = parser.parse_args()
     folder = pathlib.Path(arguments.folder)
     if not (folder / layout.INDEX).exists():
-        make_store(folder, arguments.shards)
+        make_store(folder, arguments.shards, layout.SHARD_TOKENS, linked=True)
     store = measured("first open, which hashes every file", TokenStore.open, folder)
     store = measured("open again", TokenStore.open, folder)
     print(
@@ -52,42 +50,12 @@ def main() -> None:
     print(f"{packed.num_rows:,} rows, index of {size:.0f} MB")
     windowed = WindowedOrder(8192, 16, 16, BATCH // 16)
     for name, order in (("full", FULL), ("windowed", windowed)):
-        dataset = PackedDataset(
-            store,
-            packed,
-            Masking(),
-            0,
-            vocab_size=50265,
-            bos_id=0,
-            pad_id=1,
-            mask_id=50264,
-            special_ids=(0, 1, 2, 3, 50264),
-            row_order=order,
-        )
+        dataset = dataset_of(store, packed, order)
         for hosts in (1, 16):
             for step in range(3):
                 positions = step * BATCH + np.arange(BATCH // hosts)
                 what = f"batch {step}, order {name}, {len(positions)} rows"
                 measured(what, make_batch, dataset, positions, order)
-
-
-def make_store(folder: pathlib.Path, shards: int) -> None:
-    """Writes a store of random sentences of 8 to 44 tokens, 20 in a document."""
-    folder.mkdir(parents=True, exist_ok=True)
-    rng = np.random.default_rng(0)
-    lengths = rng.integers(8, 45, SHARD_TOKENS // 27)
-    documents = np.full(len(lengths) // 20, 20)
-    lengths = lengths[: documents.sum()]
-    tokens = rng.integers(4, 50_000, int(lengths.sum()), np.uint16)
-    arrays = layout.lay_out(tokens, lengths, documents, EOS)
-    first = layout.write_shard(folder, "00000", np.dtype("<u2"), [arrays])
-    entries = [{**first, "name": f"{number:05d}"} for number in range(shards)]
-    for entry in entries[1:]:
-        for array in layout.ARRAYS:
-            path = layout.array_path(folder, entry["name"], array)
-            path.unlink(missing_ok=True)
-            os.link(layout.array_path(folder, "00000", array), path)
-    layout.write_index(folder, vocab_size=50265, eos_id=EOS, fingerprint="-", shards=entries)
 
 
 def make_batch(dataset: PackedDataset, positions: np.ndarray, order: Any) -> None:
