@@ -84,23 +84,27 @@ def test_places(tmp_path):
     assert objects.files == tmp_path / "objects" / "bucket" / "run"
 
 
+def campaign(folder, *arguments):
+    command = [sys.executable, "-m", "experiments.robustness.kills", *arguments]
+    command += [f"--out={folder / 'out'}", f"--results={folder}", "--override=train.steps=20"]
+    done = subprocess.run(command, cwd=ROOT, capture_output=True, text=True, check=False)
+    assert done.returncode == 0, done.stdout + done.stderr
+    return done.stdout
+
+
 @pytest.mark.slow
 @pytest.mark.skipif(sys.platform == "win32", reason="forks")
 def test_a_few_interruptions_and_more_later(tmp_path):
-    def campaign(count):
-        command = [sys.executable, "-m", "experiments.robustness.kills", f"--count={count}"]
-        command += [
-            f"--out={tmp_path / 'out'}",
-            f"--results={tmp_path}",
-            "--override=train.steps=20",
-        ]
-        done = subprocess.run(command, cwd=ROOT, capture_output=True, text=True, check=False)
-        assert done.returncode == 0, done.stdout + done.stderr
-        return done.stdout
-
-    assert "2 interruptions; run0_1_local: identical" in campaign(2)
-    assert "3 interruptions; run1_1_local: identical" in campaign(3)
+    assert "2 interruptions; run0_1_local: identical" in campaign(tmp_path, "--count=2")
+    assert "3 interruptions; run1_1_local: identical" in campaign(tmp_path, "--count=3")
     assert "| **all** | | 3 | **3** |" in (tmp_path / "kills.md").read_text()
+
+
+@pytest.mark.slow
+@pytest.mark.skipif(sys.platform == "win32", reason="forks")
+def test_interruptions_of_two_processes_in_an_object_store(tmp_path):
+    text = campaign(tmp_path, "--count=1", "--processes=2", "--store=objects")
+    assert "1 interruptions; run0_2_objects: identical" in text
 
 
 def test_two_campaigns_do_not_share_a_folder(tmp_path, capsys):
