@@ -122,8 +122,9 @@ class Campaign:
         _remove(place)
         rng = random.Random(f"{self._seed}/{place.name}")
         wrong: list[str] = []
-        for phase in PHASES[:most]:
-            if not self._interrupt(place, phase, rng, wrong):
+        chosen = sorted(rng.sample(range(len(PHASES)), min(most, len(PHASES))))
+        for number in chosen:
+            if not self._interrupt(place, PHASES[number], rng, wrong):
                 break
         running = self._start(place)
         if not running.finish(self._limit):
