@@ -42,6 +42,8 @@ OVERRIDES = {
     "train.checkpoint_every": 10,
     "train.keep_every": 20,
     "eval.batch_size": 8,
+    "distributed.start_timeout": 60.0,
+    "distributed.heartbeat_timeout": 20.0,
 }
 PHASES = ("preparing", "compiling", "training", "evaluating", "saving", "exporting")
 STORES = ("local", "objects")
