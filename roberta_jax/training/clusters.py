@@ -16,8 +16,9 @@ from collections.abc import Callable, Mapping
 from roberta_jax.errors import UsageError
 
 HOW = (
-    "Outside of TPU pods, Slurm, Open MPI and Kubernetes set JAX_COORDINATOR_ADDRESS=HOST:PORT, "
-    "JAX_NUM_PROCESSES and JAX_PROCESS_ID (from 0) for each process."
+    "Outside of TPU pods, Slurm, Open MPI, xpk and Kubernetes set "
+    "JAX_COORDINATOR_ADDRESS=HOST:PORT, JAX_NUM_PROCESSES and JAX_PROCESS_ID (from 0) for each "
+    "process."
 )
 _METADATA = "http://metadata.google.internal/computeMetadata/v1/instance/attributes/"
 _METADATA_TIMEOUT = 2.0  # seconds
@@ -74,6 +75,7 @@ def find_cluster(
         _by_variables,
         lambda env: _open_mpi(env, num_gpus),
         lambda env: _slurm(env, num_gpus),
+        _xpk,
         lambda env: _tpu_pod(env, has_tpu, metadata or _metadata),
     ):
         cluster = find(env)
@@ -98,11 +100,7 @@ def _by_variables(env: Mapping[str, str]) -> Cluster | None:
         raise UsageError(f"JAX_NUM_PROCESSES is set, but not JAX_COORDINATOR_ADDRESS.\n{HOW}")
     if address and not re.fullmatch(r".+:[0-9]{1,5}", address):
         raise UsageError(f"JAX_COORDINATOR_ADDRESS={address} is not HOST:PORT.\n{HOW}")
-    if not 0 <= index < count:
-        raise UsageError(
-            f"the number of this process is {index}, but must be from 0 to {count - 1} "
-            f"(JAX_NUM_PROCESSES={count}).\n{HOW}"
-        )
+    _check_index(index, count, "JAX_NUM_PROCESSES")
     return Cluster(
         name="environment variables",
         num_processes=count,
@@ -178,6 +176,30 @@ def _own_gpus(gpus: int, tasks: int, task: int) -> tuple[int, ...] | None:
         return tuple(range(gpus))
     share = gpus // tasks
     return tuple(range(task * share, (task + 1) * share))
+
+
+def _xpk(env: Mapping[str, str]) -> Cluster | None:
+    """GPU nodes of GKE: xpk starts a container on each, which uses all GPUs of its node."""
+    numbers = ("NNODES", "NODE_RANK", "JAX_COORDINATOR_PORT")
+    if not all(env.get(name) for name in (*numbers, "JAX_COORDINATOR_ADDRESS")):
+        return None
+    count, index, port = (_integer(env, name) for name in numbers)
+    _check_index(index, count, "NNODES")
+    return Cluster(
+        name="xpk",
+        num_processes=count,
+        process_id=index,
+        coordinator_address=f"{env['JAX_COORDINATOR_ADDRESS']}:{port}",
+        detect=False,
+    )
+
+
+def _check_index(index: int, count: int, variable: str) -> None:
+    if not 0 <= index < count:
+        raise UsageError(
+            f"the number of this process is {index}, but must be from 0 to {count - 1} "
+            f"({variable}={count}).\n{HOW}"
+        )
 
 
 def _tpu_pod(

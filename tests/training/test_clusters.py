@@ -158,6 +158,51 @@ def test_open_mpi_with_one_process_is_alone():
     assert find({**MPI, "OMPI_COMM_WORLD_SIZE": "1", "OMPI_COMM_WORLD_RANK": "0"}) is None
 
 
+XPK = {  # as a container on a node with GPUs has them
+    "KUBERNETES_SERVICE_HOST": "10.0.0.1",
+    "JOB_COMPLETION_INDEX": "2",
+    "REPLICATED_JOB_NAME": "slice-job",
+    "JOBSET_NAME": "base",
+    "JAX_COORDINATOR_ADDRESS": "base-slice-job-0-0.base",
+    "JAX_COORDINATOR_PORT": "6002",
+    "NNODES": "4",
+    "NODE_RANK": "2",
+    "GPUS_PER_NODE": "8",
+}
+
+
+def test_gpu_nodes_of_xpk():
+    assert find(XPK, gpus=8) == Cluster(
+        name="xpk",
+        num_processes=4,
+        process_id=2,
+        coordinator_address="base-slice-job-0-0.base:6002",
+        detect=False,
+    )
+
+
+def test_one_gpu_node_of_xpk_is_alone():
+    assert find({**XPK, "NNODES": "1", "NODE_RANK": "0"}, gpus=8) is None
+
+
+def test_variables_of_other_launchers_are_not_those_of_xpk():
+    for name in ("JAX_COORDINATOR_ADDRESS", "JAX_COORDINATOR_PORT", "NNODES", "NODE_RANK"):
+        assert find({key: value for key, value in XPK.items() if key != name}, gpus=8) is None
+    assert find({**slurm(4, "1(x4)"), **XPK}, gpus=8).name == "Slurm"
+
+
+@pytest.mark.parametrize(
+    ("changes", "message"),
+    [
+        ({"NODE_RANK": "4"}, r"is 4, but must be from 0 to 3 \(NNODES=4\)"),
+        ({"NNODES": "many"}, "NNODES='many' is not an integer"),
+    ],
+)
+def test_wrong_variables_of_xpk(changes, message):
+    with pytest.raises(UsageError, match=message):
+        find({**XPK, **changes})
+
+
 def test_a_tpu_pod_of_gke():
     assert find({"TPU_WORKER_HOSTNAMES": "w-0,w-1,w-2,w-3"}, tpu=True) == Cluster(name="GKE")
 
