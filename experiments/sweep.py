@@ -14,7 +14,8 @@ GPUs of one machine, with a different CUDA_VISIBLE_DEVICES for each command.
 Clusters run a point as a task each: --runner=ray on the Ray cluster of this machine (RAY_ADDRESS
 names another one; without a cluster, one is started on this machine), --print=slurm prints an array
 job for sbatch, --print=k8s an indexed Job for kubectl, and --print=tpu the commands for a TPU pod.
-All nodes share --out and the cache of prepared text.
+All nodes share --out and the cache of prepared text. Prepare the text once with --prepare before
+the points are submitted; otherwise the first ones prepare it, on nodes with accelerators.
 
 Ctrl-C and SIGTERM stop a sweep after its points have saved checkpoints; a second one stops it at
 once. The exit status is 0 if nothing is left to do here, 1 if points failed, 2 if the study or the
@@ -177,10 +178,13 @@ def _parser() -> argparse.ArgumentParser:
         "--cpus_per_point",
         type=_amount,
         metavar="N",
-        help="CPU cores of a point on a cluster (Ray: 1)",
+        help="CPU cores of a point on a cluster (Ray: 1); whole ones on Slurm",
     )
     parser.add_argument(
-        "--gpus_per_point", type=_amount, metavar="N", help="GPUs of a point on a cluster (Ray: 0)"
+        "--gpus_per_point",
+        type=_amount,
+        metavar="N",
+        help="GPUs of a point on a cluster (Ray: 0); parts of one, such as 0.5, on Ray only",
     )
     parser.add_argument("--image", help="of the container, for --print=k8s")
     parser.add_argument(
@@ -251,7 +255,10 @@ def _run_command(argv: Sequence[str] | None) -> None:
             image=arguments.image,
             volume=arguments.volume,
         )
-        print(launch.PRINTERS[arguments.print](shared, [each.name for each in points], resources))
+        names = [each.name for each in points]
+        print(launch.PRINTERS[arguments.print](shared, names, resources))
+        if arguments.print in launch.NOTES:
+            print(launch.NOTES[arguments.print](shared, names), file=sys.stderr)
     elif arguments.list:
         print(progress_table(points, arguments.out))
     elif arguments.distributed:

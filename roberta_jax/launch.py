@@ -32,6 +32,7 @@ from roberta_jax.launching import command, environment
 from roberta_jax.launching.process import say
 from roberta_jax.launching.supervisor import Policy, Supervisor
 from roberta_jax.training import preemption
+from roberta_jax.training.clusters import num_slices
 
 DEFAULTS = Policy()
 
@@ -61,6 +62,7 @@ def launch(argv: Sequence[str]) -> int:
         cache="" if cache == "none" else cache or environment.default_cache(),
         flags=arguments.flags,
         gpus=gpus,
+        slices=num_slices() if arguments.flags == "recommended" else 1,
     )
     if arguments.dry_run:
         for name, value in sorted(variables.items()):

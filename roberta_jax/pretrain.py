@@ -270,10 +270,11 @@ def main(config: ConfigDict, values: flags.FlagValues) -> None:
     `pretrain ... && ...` goes on only with a finished model.
 
     On several hosts, start the same command on each. TPU pods (VMs and GKE), Slurm with one task
-    per node or per GPU, and Open MPI are detected; elsewhere set JAX_COORDINATOR_ADDRESS=HOST:PORT,
-    JAX_NUM_PROCESSES and JAX_PROCESS_ID. The hosts must share the workdir and hold the same text
-    files. SIGTERM or Ctrl-C to one process stops all of them at the same step. If one is lost, the
-    others say which, and end with status 2; start all again to continue.
+    per node or per GPU, Open MPI, and GPU nodes of xpk are detected; elsewhere set
+    JAX_COORDINATOR_ADDRESS=HOST:PORT, JAX_NUM_PROCESSES and JAX_PROCESS_ID. The hosts must share
+    the workdir and hold the same text files. SIGTERM or Ctrl-C to one process stops all of them at
+    the same step. If one is lost, the others say which, and end with status 2; start all again to
+    continue.
     """
     if values.print:
         from roberta_jax.pretraining.sharding_table import describe_sharding

@@ -1,12 +1,16 @@
 """The command `launch`."""
 
+import http.server
 import os
 import subprocess
 import sys
+import threading
 
 import pytest
 
 from roberta_jax import launch
+from roberta_jax.launching import environment
+from roberta_jax.training import clusters
 from tests.support import processes
 
 
@@ -55,6 +59,43 @@ def test_the_supervisor_imports_no_library():
     )
     environment = {**os.environ, "PYTHONPATH": str(processes.ROOT)}
     subprocess.run([sys.executable, "-c", code], env=environment, check=True)
+
+
+class Metadata(http.server.BaseHTTPRequestHandler):
+    """The metadata server of a TPU VM that belongs to one of two slices."""
+
+    def do_GET(self):
+        known = self.path == "/tpu-env" and self.headers["Metadata-Flavor"] == "Google"
+        self.send_response(200 if known else 404)
+        self.end_headers()
+        self.wfile.write(b"ACCELERATOR_TYPE: 'v5litepod-16'\nMEGASCALE_NUM_SLICES: '2'\n")
+
+    def log_message(self, *arguments):
+        pass
+
+
+def test_slices_of_tpu_vms_get_their_flags(capsys, tmp_path, monkeypatch):
+    (tmp_path / "chip").mkdir()
+    (tmp_path / "chip" / "vendor").write_text("0x1ae0\n")
+    for name in ("LIBTPU_INIT_ARGS", "TPU_SKIP_MDS_QUERY", "MEGASCALE_NUM_SLICES"):
+        monkeypatch.delenv(name, raising=False)
+    flags = f"export LIBTPU_INIT_ARGS={environment.MULTISLICE_FLAGS}"
+    with http.server.HTTPServer(("127.0.0.1", 0), Metadata) as server:
+        threading.Thread(target=server.serve_forever, daemon=True).start()
+        monkeypatch.setattr(clusters, "_METADATA", f"http://127.0.0.1:{server.server_port}/")
+        monkeypatch.setattr(clusters, "_PCI_VENDORS", f"{tmp_path}/nothing/*/vendor")
+        assert ends("--dry_run", "--", "true") == 0
+        assert flags not in capsys.readouterr().out.splitlines()
+        monkeypatch.setattr(clusters, "_PCI_VENDORS", f"{tmp_path}/*/vendor")
+        assert ends("--dry_run", "--", "true") == 0
+        assert flags in capsys.readouterr().out.splitlines()
+        server.shutdown()
+
+
+def test_a_wrong_number_of_slices_starts_nothing(capsys, monkeypatch):
+    monkeypatch.setenv("MEGASCALE_NUM_SLICES", "two")
+    assert ends("--", "true") == 2
+    assert "MEGASCALE_NUM_SLICES='two' is not an integer" in capsys.readouterr().err
 
 
 def test_the_status_is_that_of_the_command():

@@ -27,10 +27,12 @@ from roberta_jax.launching import command as launched
 def commands(arguments, words: Sequence[str]) -> Commands:
     """Returns the command that submits the workload."""
     supervised.check_shared(words)
-    full = supervised.supervised(
-        words, python="python3", cache=arguments.compile_cache, distributed=True
-    )
     gpus = re.fullmatch(r"[a-z0-9-]*(a100|h100|h200|b200|l4)[a-z0-9-]*", arguments.type)
+    # One node with GPUs is a process of its own. How many hosts a TPU slice has is found there.
+    several = not gpus or arguments.slices > 1
+    full = supervised.supervised(
+        words, python="python3", cache=arguments.compile_cache, distributed=several
+    )
     kind = "--device-type" if gpus else "--tpu-type"
     count = "--num-nodes" if gpus else "--num-slices"
     where = [f"--cluster={arguments.cluster}", f"--zone={arguments.zone}"]

@@ -1,8 +1,10 @@
 """Commands that run the points of a study on Slurm, Kubernetes, a TPU pod or this machine."""
 
 import dataclasses
+import hashlib
 import json
 import pathlib
+import re
 import shlex
 import sys
 from collections.abc import Callable, Sequence
@@ -14,6 +16,7 @@ from roberta_jax.storage.atomic import is_local
 
 MODULE = ["-m", "experiments.sweep"]
 RETRIES = 3  # of a point on Kubernetes whose container was killed
+KEPT_HOURS = 24  # of a Job of Kubernetes and its logs, after its end
 
 
 @dataclasses.dataclass(frozen=True)
@@ -21,8 +24,8 @@ class Resources:
     """What a point gets on a cluster.
 
     Attributes:
-      cpus: CPU cores; None leaves it to the scheduler.
-      gpus: GPUs; None as well.
+      cpus: CPU cores; None leaves it to the scheduler. Slurm takes whole numbers only.
+      gpus: GPUs; None as well. Slurm and Kubernetes take whole numbers only.
       processes: how many points may run at a time.
       image: of the container, for Kubernetes.
       volume: CLAIM:PATH, a persistent volume claim of Kubernetes and where it is mounted.
@@ -57,8 +60,14 @@ def slurm_script(
     Slurm sends SIGTERM two minutes before a task's time ends, so that training can save a
     checkpoint. Arguments as in `local_commands`; `resources` says what a task asks for, and with
     several processes how many tasks run at a time.
+
+    Raises:
+      UsageError: the number of CPU cores or GPUs is not a whole number.
     """
-    needs = {"cpus-per-task": resources.cpus, "gpus-per-task": resources.gpus}
+    needs = {
+        "cpus-per-task": _whole(resources.cpus, "--cpus_per_point", "Slurm"),
+        "gpus-per-task": _whole(resources.gpus, "--gpus_per_point", "Slurm"),
+    }
     limit = f"%{resources.processes}" if resources.processes > 1 else ""
     prepare = shlex.join([sys.executable, *MODULE, *arguments, "--prepare"])
     command = shlex.join([sys.executable, *MODULE, *arguments])
@@ -67,7 +76,8 @@ def slurm_script(
             "#!/bin/bash",
             "#SBATCH --job-name=sweep",
             f"#SBATCH --array=0-{len(names) - 1}{limit}",
-            *(f"#SBATCH --{name}={number:g}" for name, number in needs.items() if number),
+            "#SBATCH --ntasks=1",  # of each element of the array; --gpus-per-task requires it
+            *(f"#SBATCH --{name}={number}" for name, number in needs.items() if number),
             "#SBATCH --output=slurm-%x-%A_%a.txt",
             "#SBATCH --open-mode=append",
             "#SBATCH --requeue",
@@ -92,10 +102,13 @@ def kubernetes_job(
     """Returns an indexed Job for `kubectl apply -f`, as JSON, with a container for each point.
 
     A point whose container is killed, or whose node is lost or preempted, is started again and
-    continues from its newest checkpoint; one that fails is not. Arguments as in `local_commands`.
+    continues from its newest checkpoint; one that fails is not. The Job has a name of its own for
+    each study, --out and selection of points, and is deleted `KEPT_HOURS` after its end. Arguments
+    as in `local_commands`.
 
     Raises:
-      UsageError: the image is missing, or the folder of the workdirs is in no volume.
+      UsageError: the image is missing, the folder of the workdirs is in no volume, or the number of
+        GPUs is not a whole number.
     """
     if not resources.image:
         raise UsageError("--print=k8s needs the container's image: --image=REGISTRY/NAME:TAG")
@@ -117,7 +130,8 @@ def kubernetes_job(
         "image": resources.image,
         "command": ["bash", "-c", script + '"--point=${points[$JOB_COMPLETION_INDEX]}"'],
     }
-    limits = {"nvidia.com/gpu": f"{resources.gpus:g}"} if resources.gpus else {}
+    gpus = _whole(resources.gpus, "--gpus_per_point", "Kubernetes")
+    limits = {"nvidia.com/gpu": str(gpus)} if gpus else {}
     requests = {"cpu": f"{resources.cpus:g}"} if resources.cpus else {}
     if limits or requests:
         container["resources"] = {"limits": limits, "requests": requests}
@@ -132,8 +146,12 @@ def kubernetes_job(
     job = {
         "apiVersion": "batch/v1",
         "kind": "Job",
-        "metadata": {"name": "sweep"},
+        "metadata": {
+            "name": _job_name(arguments, names),
+            "annotations": {"kubernetes.io/description": kubernetes_note(arguments, names)},
+        },
         "spec": {
+            "ttlSecondsAfterFinished": KEPT_HOURS * 3600,
             "completionMode": "Indexed",
             "completions": len(names),
             "parallelism": min(resources.processes, len(names)),
@@ -152,6 +170,18 @@ def kubernetes_job(
         },
     }
     return json.dumps(job, indent=2)
+
+
+def kubernetes_note(arguments: Sequence[str], names: Sequence[str]) -> str:
+    """Returns what to do before the Job of `kubernetes_job` is applied, and to continue it."""
+    prepare = shlex.join(["roberta-jax", "sweep", *arguments, "--prepare"])
+    return (
+        "First prepare the text, once, on a machine that shares the cache of prepared text with "
+        f"the points: {prepare}\n"
+        "To continue points that are not finished after the Job has ended, delete it with "
+        f"`kubectl delete job {_job_name(arguments, names)}` and apply it again. Kubernetes "
+        f"deletes it by itself {KEPT_HOURS} hours after its end."
+    )
 
 
 def tpu_commands(
@@ -176,12 +206,31 @@ def tpu_commands(
 
 SCHEDULERS = ("slurm", "k8s")  # those that read `Resources`
 
+NOTES = {"k8s": kubernetes_note}  # printed on stderr; the others are comments in what is printed
+
 PRINTERS: dict[str, Callable[[Sequence[str], Sequence[str], Resources], str]] = {
     "slurm": slurm_script,
     "k8s": kubernetes_job,
     "tpu": tpu_commands,
     "local": local_commands,
 }
+
+
+def _whole(number: float | None, option: str, scheduler: str) -> int | None:
+    if number is not None and number != int(number):
+        raise UsageError(
+            f"{option}={number:g}: {scheduler} gives out whole ones only. Give a whole number; "
+            "parts of one are for --runner=ray."
+        )
+    return None if number is None else int(number)
+
+
+def _job_name(arguments: Sequence[str], names: Sequence[str]) -> str:
+    """A name for Kubernetes: of a study, and different for each --out and selection of points."""
+    study = pathlib.PurePath(arguments[0]).name.replace(".py", "")
+    words = re.sub(r"[^a-z0-9]+", "-", study.lower()).strip("-")[:32].strip("-")
+    digest = hashlib.sha256(json.dumps([list(arguments), list(names)]).encode()).hexdigest()
+    return "-".join(part for part in ("sweep", words, digest[:8]) if part)
 
 
 def _point_command(interpreter: Sequence[str], arguments: Sequence[str], name: str) -> str:

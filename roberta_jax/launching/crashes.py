@@ -52,8 +52,8 @@ def write(
         f"command: {shlex.join(command)}",
     ]
     for end in ends:
-        lines += ["", f"--- process {end.process} {described(end.status)}; end of its stderr:"]
-        lines += end.stderr
+        lines += ["", f"--- process {end.process} {described(end.status)}; end of its stdout:"]
+        lines += [*end.stdout, f"--- process {end.process}: end of its stderr:", *end.stderr]
     path = folder / f"crash-{now:%Y%m%d-%H%M%S-%f}-{host}.txt"
     try:
         folder.mkdir(parents=True, exist_ok=True)

@@ -26,6 +26,7 @@ class End:
     Attributes:
       process: its index among the processes of this machine.
       status: its return code; the negative number of the signal that ended it.
+      stdout: the last lines that it wrote to stdout.
       stderr: the last lines that it wrote to stderr.
       partner_lost: whether it says that it may succeed if it is started again, because another
         process of the run was lost (it wrote `errors.RESTART_FILE`). Its status is 2 nevertheless.
@@ -33,6 +34,7 @@ class End:
 
     process: int
     status: int
+    stdout: Sequence[str] = ()
     stderr: Sequence[str] = ()
     partner_lost: bool = False
 

@@ -27,7 +27,7 @@ def default_cache() -> str:
 
 
 def shared_variables(
-    environment: Mapping[str, str], *, cache: str, flags: str, gpus: int
+    environment: Mapping[str, str], *, cache: str, flags: str, gpus: int, slices: int
 ) -> dict[str, str]:
     """Returns the variables that all processes get in addition to `environment`.
 
@@ -38,6 +38,7 @@ def shared_variables(
       cache: the folder of compiled programs, "" for none.
       flags: "recommended", or "none" to add no flags of the compiler.
       gpus: how many GPUs this machine has.
+      slices: how many TPU slices the run has.
     """
     # The Python stack of a crash in native code, and of a process that is stopped with SIGABRT.
     added = {"PYTHONFAULTHANDLER": "1", "PYTHONUNBUFFERED": "1"}
@@ -46,7 +47,7 @@ def shared_variables(
     if flags == "recommended":
         if gpus:
             _add_flag(added, environment, "XLA_FLAGS", GPU_FLAGS)
-        if int(environment.get("MEGASCALE_NUM_SLICES") or "1") > 1:
+        if slices > 1:
             _add_flag(added, environment, "LIBTPU_INIT_ARGS", MULTISLICE_FLAGS)
     return added
 

@@ -10,7 +10,8 @@ import threading
 from collections.abc import Callable, Mapping, Sequence
 from typing import BinaryIO
 
-KEPT_BYTES = 64 << 10  # of the end of what a process writes to stderr
+from roberta_jax.launching.tail import Tail
+
 JOIN_SECONDS = 5.0  # to wait for the rest of the output of a process that has ended
 
 _printing = threading.Lock()
@@ -24,6 +25,8 @@ class Process:
     Attributes:
       index: its number among the processes of the machine.
       outputs: how many pieces of output it has written.
+      stdout: the end of what it wrote to stdout.
+      stderr: the end of what it wrote to stderr.
     """
 
     def __init__(
@@ -47,7 +50,7 @@ class Process:
         self.outputs = 0
         self._prefix = prefix.encode()
         self._on_closed_output = on_closed_output
-        self._kept = bytearray()
+        self.stdout, self.stderr = Tail(), Tail()
         self._process = subprocess.Popen(
             list(command),
             env={**os.environ, **variables},
@@ -58,8 +61,8 @@ class Process:
             preexec_fn=_end_with_parent,
         )
         streams = (
-            (self._process.stdout, sys.stdout, None),
-            (self._process.stderr, sys.stderr, self._kept),
+            (self._process.stdout, sys.stdout, self.stdout),
+            (self._process.stderr, sys.stderr, self.stderr),
         )
         self._threads = [
             threading.Thread(target=self._pass_on, args=stream, daemon=True) for stream in streams
@@ -86,19 +89,13 @@ class Process:
             # A child that has left the group may still hold the pipe.
             thread.join(JOIN_SECONDS)
 
-    def last_lines(self) -> list[str]:
-        """Returns the end of what it wrote to stderr."""
-        return bytes(self._kept).decode("utf-8", "replace").splitlines()
-
-    def _pass_on(self, source: BinaryIO, target: object, kept: bytearray | None) -> None:
+    def _pass_on(self, source: BinaryIO, target: object, tail: Tail) -> None:
         """Copies a stream of the process to one of the supervisor's until it ends."""
         with source:
             read = source.readline if self._prefix else (lambda: source.read1(1 << 16))
             while piece := read():
                 self.outputs += 1
-                if kept is not None:
-                    kept += piece
-                    del kept[:-KEPT_BYTES]
+                tail.add(piece)
                 if not _write(target, self._prefix + piece):
                     self._on_closed_output()
 

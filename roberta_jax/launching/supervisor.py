@@ -24,7 +24,8 @@ from roberta_jax.launching.progress import Watch
 from roberta_jax.training import heartbeat
 from roberta_jax.training.preemption import INTERRUPTED, OUTPUT_CLOSED, TERMINATED
 
-SHOWN_LINES = 30  # of a crash, printed when the supervisor gives up
+# The lines of a crash that are printed when the supervisor gives up.
+SHOWN_STDOUT, SHOWN_STDERR = 5, 30
 _BEATS = "heartbeat"
 _STOP = (signal.SIGTERM, signal.SIGINT)
 STOP_STATUSES = (INTERRUPTED, TERMINATED)  # of a run that was told to stop
@@ -161,8 +162,9 @@ class Supervisor:
             End(
                 each.index,
                 each.status,
-                each.last_lines(),
-                _restart_file(folder, each.index).exists(),
+                stdout=each.stdout.lines(),
+                stderr=each.stderr.lines(),
+                partner_lost=_restart_file(folder, each.index).exists(),
             )
             for each in [*ends, *running]
         ]
@@ -275,9 +277,8 @@ class Supervisor:
         return f"{process} {described(end.status)}"
 
     def _give_up(self, what: str, end: End, restarts: int, path: pathlib.Path | None) -> None:
-        lines = list(end.stderr)[-SHOWN_LINES:]
         say(f"{what}. The end of what it printed:")
-        for line in lines:
+        for line in [*end.stdout[-SHOWN_STDOUT:], *end.stderr[-SHOWN_STDERR:]]:
             say(f"  {line}")
         since = "without a new checkpoint" if self._workdir else "in a row"
         say(

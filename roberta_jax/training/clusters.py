@@ -8,6 +8,7 @@ each Slurm task the one GPU of its number, although a task may be alone on a nod
 import dataclasses
 import glob
 import os
+import pathlib
 import re
 import urllib.error
 import urllib.request
@@ -16,11 +17,14 @@ from collections.abc import Callable, Mapping
 from roberta_jax.errors import UsageError
 
 HOW = (
-    "Outside of TPU pods, Slurm, Open MPI and Kubernetes set JAX_COORDINATOR_ADDRESS=HOST:PORT, "
-    "JAX_NUM_PROCESSES and JAX_PROCESS_ID (from 0) for each process."
+    "Outside of TPU pods, Slurm, Open MPI, xpk and Kubernetes set "
+    "JAX_COORDINATOR_ADDRESS=HOST:PORT, JAX_NUM_PROCESSES and JAX_PROCESS_ID (from 0) for each "
+    "process."
 )
 _METADATA = "http://metadata.google.internal/computeMetadata/v1/instance/attributes/"
 _METADATA_TIMEOUT = 2.0  # seconds
+_PCI_VENDORS = "/sys/bus/pci/devices/*/vendor"  # of Linux: a file for each device of a machine
+_GOOGLE = "0x1ae0"  # the vendor of TPU chips
 
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
@@ -74,6 +78,7 @@ def find_cluster(
         _by_variables,
         lambda env: _open_mpi(env, num_gpus),
         lambda env: _slurm(env, num_gpus),
+        _xpk,
         lambda env: _tpu_pod(env, has_tpu, metadata or _metadata),
     ):
         cluster = find(env)
@@ -98,11 +103,7 @@ def _by_variables(env: Mapping[str, str]) -> Cluster | None:
         raise UsageError(f"JAX_NUM_PROCESSES is set, but not JAX_COORDINATOR_ADDRESS.\n{HOW}")
     if address and not re.fullmatch(r".+:[0-9]{1,5}", address):
         raise UsageError(f"JAX_COORDINATOR_ADDRESS={address} is not HOST:PORT.\n{HOW}")
-    if not 0 <= index < count:
-        raise UsageError(
-            f"the number of this process is {index}, but must be from 0 to {count - 1} "
-            f"(JAX_NUM_PROCESSES={count}).\n{HOW}"
-        )
+    _check_index(index, count, "JAX_NUM_PROCESSES")
     return Cluster(
         name="environment variables",
         num_processes=count,
@@ -180,14 +181,36 @@ def _own_gpus(gpus: int, tasks: int, task: int) -> tuple[int, ...] | None:
     return tuple(range(task * share, (task + 1) * share))
 
 
+def _xpk(env: Mapping[str, str]) -> Cluster | None:
+    """GPU nodes of GKE: xpk starts a container on each, which uses all GPUs of its node."""
+    numbers = ("NNODES", "NODE_RANK", "JAX_COORDINATOR_PORT")
+    if not all(env.get(name) for name in (*numbers, "JAX_COORDINATOR_ADDRESS")):
+        return None
+    count, index, port = (_integer(env, name) for name in numbers)
+    _check_index(index, count, "NNODES")
+    return Cluster(
+        name="xpk",
+        num_processes=count,
+        process_id=index,
+        coordinator_address=f"{env['JAX_COORDINATOR_ADDRESS']}:{port}",
+        detect=False,
+    )
+
+
+def _check_index(index: int, count: int, variable: str) -> None:
+    if not 0 <= index < count:
+        raise UsageError(
+            f"the number of this process is {index}, but must be from 0 to {count - 1} "
+            f"({variable}={count}).\n{HOW}"
+        )
+
+
 def _tpu_pod(
     env: Mapping[str, str], has_tpu: Callable[[], bool], metadata: Callable[[str], str | None]
 ) -> Cluster | None:
     if not has_tpu():
         return None
-    hosts = env.get("TPU_PROCESS_ADDRESSES") or env.get("TPU_WORKER_HOSTNAMES")
-    name = "GKE"
-    slices = _integer(env, "MEGASCALE_NUM_SLICES")
+    hosts, name = _gke_hosts(env), "GKE"
     if not hosts:
         name = "TPU VM"
         if env.get("TPU_SKIP_MDS_QUERY"):
@@ -195,12 +218,43 @@ def _tpu_pod(
         hosts = metadata("worker-network-endpoints")
         if not hosts:
             return None
-        if slices is None:
-            match = re.search(r"MEGASCALE_NUM_SLICES\s*:\s*'?(\d+)", metadata("tpu-env") or "")
-            slices = int(match[1]) if match else 1
-    if len(hosts.split(",")) * (slices or 1) == 1:
+    if len(hosts.split(",")) * num_slices(env, has_tpu=has_tpu, metadata=metadata) == 1:
         return None
     return Cluster(name=name)  # JAX finds everything
+
+
+def _gke_hosts(env: Mapping[str, str]) -> str | None:
+    return env.get("TPU_PROCESS_ADDRESSES") or env.get("TPU_WORKER_HOSTNAMES")
+
+
+def num_slices(
+    env: Mapping[str, str] | None = None,
+    *,
+    has_tpu: Callable[[], bool] | None = None,
+    metadata: Callable[[str], str | None] | None = None,
+) -> int:
+    """Returns how many TPU slices the run of this machine has; 1 without TPUs.
+
+    GKE says it in the environment. A TPU VM is told by its metadata server, which is asked only if
+    this machine has TPU chips, and for a few seconds at most. JAX is not imported.
+
+    Args:
+      env: environment variables; by default those of this process.
+      has_tpu: () -> whether this machine has TPU chips.
+      metadata: name -> the value of an attribute of this virtual machine, None without one.
+
+    Raises:
+      UsageError: a variable is not a number.
+    """
+    env = os.environ if env is None else env
+    slices = _integer(env, "MEGASCALE_NUM_SLICES")
+    if slices is not None:
+        return max(1, slices)
+    if _gke_hosts(env) or env.get("TPU_SKIP_MDS_QUERY") or not (has_tpu or _has_google_device)():
+        return 1
+    told = (metadata or _metadata)("tpu-env") or ""
+    match = re.search(r"MEGASCALE_NUM_SLICES\s*:\s*'?(\d+)", told)
+    return max(1, int(match[1])) if match else 1
 
 
 def visible_gpus(env: Mapping[str, str]) -> int:
@@ -219,6 +273,17 @@ def _has_tpu() -> bool:
     from jax._src import cloud_tpu_init
 
     return cloud_tpu_init.running_in_cloud_tpu_vm
+
+
+def _has_google_device() -> bool:
+    """Whether this may be a machine with TPU chips, whose vendor also makes network cards."""
+    for path in glob.glob(_PCI_VENDORS):
+        try:
+            if pathlib.Path(path).read_text().strip() == _GOOGLE:
+                return True
+        except OSError:
+            continue
+    return False
 
 
 def _metadata(name: str) -> str | None:

@@ -32,9 +32,10 @@ _RUNTIME_STATUS = re.compile(
 def join_processes(mode: Mode = "on", timeouts: Timeouts | None = None) -> bool:
     """Connects this process to the other processes of the run. Call it before any other JAX code.
 
-    Detected are TPU pods (VMs and GKE), Slurm with one task per node or several, Open MPI, and
-    JAX's environment variables JAX_COORDINATOR_ADDRESS, JAX_NUM_PROCESSES and JAX_PROCESS_ID. With
-    "on", JAX looks for other clusters as well, such as indexed Jobs of Kubernetes.
+    Detected are TPU pods (VMs and GKE), Slurm with one task per node or several, Open MPI, GPU
+    nodes of xpk, and JAX's environment variables JAX_COORDINATOR_ADDRESS, JAX_NUM_PROCESSES and
+    JAX_PROCESS_ID. With "on", JAX looks for other clusters as well, such as indexed Jobs of
+    Kubernetes.
 
     Args:
       mode: "auto" connects to what is detected, "on" requires it, "off" does nothing.

@@ -44,6 +44,42 @@ def test_a_gradient_that_is_slow_on_repeated_ids_is_a_warning(monkeypatch):
     )
 
 
+@pytest.mark.usefixtures("small")
+def test_a_microbatch_that_is_lost_is_a_problem(monkeypatch):
+    scan = devices.jax.lax.scan
+    lost = lambda body, total, xs: scan(body, total, tuple(x[1:] for x in xs))  # noqa: E731
+    monkeypatch.setattr(devices.jax.lax, "scan", lost)
+    (result,) = devices.embedding()
+    assert result.level is Level.PROBLEM
+    assert "added up over 2 microbatches on 1 device, differs from the reference" in result.text
+
+
+@pytest.mark.usefixtures("small")
+@pytest.mark.parametrize("scattered", [1e-3, float("nan")])
+def test_what_training_does_not_use_is_a_warning(monkeypatch, scattered):
+    right = devices._accumulated_differences
+    monkeypatch.setattr(
+        devices, "_accumulated_differences", lambda *arrays: (right(*arrays)[0], scattered)
+    )
+    first, second = devices.embedding()
+    assert first.text.startswith("the gradient equals the reference to ")
+    assert second.level is Level.WARNING
+    assert second.text.startswith("`sum.at[ids].add(gradient)` within jax.lax.scan")
+
+
+def add_up_over_devices():
+    devices.ROWS, devices.FEATURES, devices.IDS = 300, 8, 200
+    (result,) = devices.embedding()
+    print(result.level.name, result.text)
+
+
+def test_gradients_are_added_up_over_all_devices():
+    # 200 ids are no multiple of 3.
+    text = processes.run(__name__, "add_up_over_devices", devices=3)
+    assert "OK the gradient equals the reference to " in text
+    assert ", added up over 2 microbatches on 3 devices to " in text
+
+
 def reduce_over_devices():
     (result,) = devices.all_reduce()
     print(result.level.name, result.text)

@@ -7,23 +7,27 @@ from roberta_jax.diagnostics.report import Level
 
 
 @pytest.mark.parametrize(
-    ("package", "version", "platform", "warned"),
+    ("package", "version", "platform", "issues"),
     [
-        ("jaxlib", "0.10.1", "gpu", False),
-        ("jaxlib", "0.10.2", "gpu", True),
-        ("jaxlib", "0.11.0", "gpu", True),
-        ("jaxlib", "0.11.1", "gpu", False),
-        ("jaxlib", "0.10.2", "cpu", False),
-        ("libtpu", "0.0.42.1", "tpu", True),
-        ("libtpu", "0.0.41", "tpu", False),
+        ("jaxlib", "0.10.1", "gpu", []),
+        ("jaxlib", "0.10.2", "gpu", ["jax issue 38806"]),
+        ("jaxlib", "0.11.0", "gpu", ["jax issue 38806"]),
+        ("jaxlib", "0.11.1", "gpu", []),
+        ("jaxlib", "0.10.2", "cpu", []),
+        ("libtpu", "0.0.40", "tpu", []),
+        ("libtpu", "0.0.41", "tpu", ["xla issue 49143"]),
+        ("libtpu", "0.0.42.1", "tpu", ["jax issue 39025", "xla issue 49143"]),
+        ("libtpu", "0.0.48", "tpu", ["xla issue 49143"]),
+        ("libtpu", "0.0.50", "tpu", []),
     ],
 )
-def test_versions_with_faults_of_this_platform_are_named(package, version, platform, warned):
+def test_versions_with_faults_of_this_platform_are_named(package, version, platform, issues):
     results = versions.check({"Python": "3.11", package: version}, platform)
     assert results[0].text == f"Python 3.11, {package} {version}"
-    levels = [result.level for result in results[1:]]
-    assert levels == ([Level.WARNING] if warned else [])
-    assert not warned or results[1].text.startswith(f"{package} {version}: ")
+    for result, issue in zip(results[1:], issues, strict=True):
+        assert result.level is Level.WARNING
+        assert result.text.startswith(f"{package} {version}: ")
+        assert f"({issue})" in result.text
 
 
 def test_versions_are_compared_by_their_numbers():

@@ -10,7 +10,7 @@ from roberta_jax.launching import environment
 
 def shared(variables=None, **options):
     return environment.shared_variables(
-        variables or {}, **{"cache": "c", "flags": "recommended", "gpus": 0, **options}
+        variables or {}, **{"cache": "c", "flags": "recommended", "gpus": 0, "slices": 1, **options}
     )
 
 
@@ -23,9 +23,9 @@ def test_the_compile_cache_is_set_unless_the_user_has_set_it():
 def test_flags_are_added_where_they_have_an_effect():
     assert "XLA_FLAGS" not in shared()
     assert shared({"XLA_FLAGS": "--a=1"}, gpus=2)["XLA_FLAGS"] == f"--a=1 {environment.GPU_FLAGS}"
-    assert "LIBTPU_INIT_ARGS" not in shared({"MEGASCALE_NUM_SLICES": "1"})
-    slices = shared({"MEGASCALE_NUM_SLICES": "2"})
-    assert slices["LIBTPU_INIT_ARGS"] == environment.MULTISLICE_FLAGS
+    assert "LIBTPU_INIT_ARGS" not in shared()
+    assert shared(slices=2)["LIBTPU_INIT_ARGS"] == environment.MULTISLICE_FLAGS
+    assert "LIBTPU_INIT_ARGS" not in shared(slices=2, flags="none")
     assert "XLA_FLAGS" not in shared(gpus=2, flags="none")
 
 

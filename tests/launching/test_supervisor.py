@@ -84,7 +84,12 @@ def test_a_lost_partner_is_restarted_although_it_exits_with_two(folder):
 
 
 def test_it_gives_up_and_keeps_the_cause(folder, capfd):
-    status = supervise("print(f'cause {start}', file=sys.stderr); os.abort()")
+    code = """
+    print("step 10", f"step {start}0", sep="\\n", flush=True)
+    print(f"cause {start}", file=sys.stderr, flush=True)
+    os.abort()
+    """
+    status = supervise(code)
     assert status == 128 + signal.SIGABRT
     assert starts(folder) == 4
     files = crash_files(folder)
@@ -92,9 +97,16 @@ def test_it_gives_up_and_keeps_the_cause(folder, capfd):
     text = files[-1].read_text()
     assert text.startswith("the process was ended by SIGABRT on ")
     assert "newest checkpoint: none\ncommand: " in text
-    assert "cause 3\n" in text
-    err = capfd.readouterr().err
-    assert "launch:   cause 3\n" in err
+    assert (
+        "\n--- process 0 was ended by SIGABRT; end of its stdout:\nstep 10\nstep 30\n"
+        "--- process 0: end of its stderr:\ncause 3\n"
+    ) in text
+    captured = capfd.readouterr()
+    assert (
+        captured.out == "step 10\nstep 00\nstep 10\nstep 10\nstep 10\nstep 20\nstep 10\nstep 30\n"
+    )
+    err = captured.err
+    assert "launch:   step 10\nlaunch:   step 30\nlaunch:   cause 3\n" in err
     assert f"gave up after 3 restarts in a row. What is known of the crash is in {files[-1]}" in (
         err.replace("launch_logs", str(folder / "launch_logs"))
     )
@@ -107,6 +119,38 @@ def test_the_python_stack_of_a_crash_in_native_code_is_kept(folder):
     text = crash_files(folder)[0].read_text()
     assert "Fatal Python error: Segmentation fault" in text
     assert 'File "<string>"' in text
+
+
+def test_a_progress_bar_is_passed_on_as_it_is_and_its_last_state_kept(folder, capfd):
+    drawn = "".join(f"\r{percent:3}% of the epoch" for percent in range(100))
+    code = f"""
+    print("loaded")
+    for state in {drawn!r}.split("\\r")[1:]:
+        print("\\r" + state, end="", flush=True)
+    os.abort()
+    """
+    assert supervise(code, Policy(max_restarts=0)) == 128 + signal.SIGABRT
+    assert capfd.readouterr().out == f"loaded\n{drawn}"
+    lines = crash_files(folder)[0].read_text().splitlines()
+    start = lines.index("--- process 0 was ended by SIGABRT; end of its stdout:")
+    assert lines[start + 1 : start + 3] == ["loaded", " 99% of the epoch"]
+    assert lines[start + 3] == "--- process 0: end of its stderr:"
+
+
+def test_output_is_passed_on_before_its_line_ends(folder, capfd):
+    code = "print('half', end='', flush=True); pathlib.Path('said').touch(); time.sleep(3)"
+    seen = []
+
+    def look():
+        wait_for((folder / "said").exists)
+        time.sleep(0.5)
+        seen.append(capfd.readouterr().out)
+
+    watcher = threading.Thread(target=look)
+    watcher.start()
+    assert supervise(code) == 0
+    watcher.join()
+    assert seen == ["half"]
 
 
 def test_a_new_checkpoint_allows_as_many_restarts_again(folder):

@@ -4,7 +4,7 @@ import pytest
 
 from roberta_jax.errors import UsageError
 from roberta_jax.training import clusters
-from roberta_jax.training.clusters import Cluster, find_cluster, visible_gpus
+from roberta_jax.training.clusters import Cluster, find_cluster, num_slices, visible_gpus
 
 
 def no_metadata(name):
@@ -158,6 +158,51 @@ def test_open_mpi_with_one_process_is_alone():
     assert find({**MPI, "OMPI_COMM_WORLD_SIZE": "1", "OMPI_COMM_WORLD_RANK": "0"}) is None
 
 
+XPK = {  # as a container on a node with GPUs has them
+    "KUBERNETES_SERVICE_HOST": "10.0.0.1",
+    "JOB_COMPLETION_INDEX": "2",
+    "REPLICATED_JOB_NAME": "slice-job",
+    "JOBSET_NAME": "base",
+    "JAX_COORDINATOR_ADDRESS": "base-slice-job-0-0.base",
+    "JAX_COORDINATOR_PORT": "6002",
+    "NNODES": "4",
+    "NODE_RANK": "2",
+    "GPUS_PER_NODE": "8",
+}
+
+
+def test_gpu_nodes_of_xpk():
+    assert find(XPK, gpus=8) == Cluster(
+        name="xpk",
+        num_processes=4,
+        process_id=2,
+        coordinator_address="base-slice-job-0-0.base:6002",
+        detect=False,
+    )
+
+
+def test_one_gpu_node_of_xpk_is_alone():
+    assert find({**XPK, "NNODES": "1", "NODE_RANK": "0"}, gpus=8) is None
+
+
+def test_variables_of_other_launchers_are_not_those_of_xpk():
+    for name in ("JAX_COORDINATOR_ADDRESS", "JAX_COORDINATOR_PORT", "NNODES", "NODE_RANK"):
+        assert find({key: value for key, value in XPK.items() if key != name}, gpus=8) is None
+    assert find({**slurm(4, "1(x4)"), **XPK}, gpus=8).name == "Slurm"
+
+
+@pytest.mark.parametrize(
+    ("changes", "message"),
+    [
+        ({"NODE_RANK": "4"}, r"is 4, but must be from 0 to 3 \(NNODES=4\)"),
+        ({"NNODES": "many"}, "NNODES='many' is not an integer"),
+    ],
+)
+def test_wrong_variables_of_xpk(changes, message):
+    with pytest.raises(UsageError, match=message):
+        find({**XPK, **changes})
+
+
 def test_a_tpu_pod_of_gke():
     assert find({"TPU_WORKER_HOSTNAMES": "w-0,w-1,w-2,w-3"}, tpu=True) == Cluster(name="GKE")
 
@@ -190,6 +235,37 @@ def test_a_tpu_vm_asks_for_the_hosts_of_its_pod(endpoints, slices, joins):
 def test_a_metadata_server_that_does_not_answer_is_given_up_at_once(monkeypatch):
     monkeypatch.setattr(clusters, "_METADATA", "http://localhost:9/")
     assert find_cluster({}, num_gpus=lambda: 0, has_tpu=lambda: True) is None
+
+
+def slices(env, told=None, tpu=True):
+    return num_slices(
+        env, has_tpu=lambda: tpu, metadata=no_metadata if told is None else {"tpu-env": told}.get
+    )
+
+
+def test_the_number_of_slices():
+    assert slices({"MEGASCALE_NUM_SLICES": "4"}) == 4
+    assert slices({}, "ZONE: 'a'\nMEGASCALE_NUM_SLICES: '2'\n") == 2
+    assert slices({}, "ZONE: 'a'\n") == 1
+    # Nobody is asked.
+    assert slices({}, tpu=False) == 1
+    assert slices({"TPU_WORKER_HOSTNAMES": "w-0,w-1"}) == 1
+    assert slices({"TPU_SKIP_MDS_QUERY": "1"}) == 1
+    with pytest.raises(UsageError, match="MEGASCALE_NUM_SLICES='two' is not an integer"):
+        slices({"MEGASCALE_NUM_SLICES": "two"})
+
+
+@pytest.mark.parametrize("vendors", [[], ["0x8086"], ["0x8086", "0x1ae0"]])
+def test_tpu_chips_are_found_without_jax(tmp_path, monkeypatch, vendors):
+    for number, vendor in enumerate(vendors):
+        (tmp_path / str(number)).mkdir()
+        (tmp_path / str(number) / "vendor").write_text(f"{vendor}\n")
+    (tmp_path / "gone").mkdir()
+    (tmp_path / "gone" / "vendor").symlink_to("nothing")
+    monkeypatch.setattr(clusters, "_PCI_VENDORS", f"{tmp_path}/*/vendor")
+    asked = []
+    found = num_slices({}, metadata=lambda name: asked.append(name) or "MEGASCALE_NUM_SLICES: '2'")
+    assert (found, asked) == ((2, ["tpu-env"]) if "0x1ae0" in vendors else (1, []))
 
 
 @pytest.mark.parametrize(

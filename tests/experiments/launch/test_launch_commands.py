@@ -61,6 +61,8 @@ def test_gke_submits_a_workload_of_xpk(capsys):
     assert command[-1] == DISTRIBUTED
     gpu = shlex.split(printed(gke, capsys, *options, "--type=h200-141gb-8", "--slices=4"))
     assert {"--device-type=h200-141gb-8", "--num-nodes=4"} <= set(gpu)
+    assert DISTRIBUTED in shlex.split(gpu[-1])
+    assert DISTRIBUTED not in printed(gke, capsys, *options, "--type=h200-141gb-8")
 
 
 def test_processes_of_one_machine_are_those_of_the_launcher(capsys):

@@ -2,6 +2,7 @@
 
 import json
 import os
+import re
 import shlex
 import subprocess
 
@@ -204,6 +205,18 @@ def test_local_workdirs_are_in_a_volume_on_kubernetes(capsys):
         (["--out=runs", "--print=tpu", "--processes=2"], "--processes has no effect with --print"),
         (["--out=runs", "--runner=ray", "--processes=2"], "--processes takes --runner=local"),
         (["--out=runs", "--gpus_per_point=x"], "invalid value 'x': give a number from 0"),
+        (
+            ["--out=runs", "--print=slurm", "--cpus_per_point=0.5"],
+            "--cpus_per_point=0.5: Slurm gives out whole ones only. Give a whole number",
+        ),
+        (
+            ["--out=runs", "--print=slurm", "--gpus_per_point=1.5"],
+            "--gpus_per_point=1.5: Slurm gives out whole ones only",
+        ),
+        (
+            ["--out=gs://b", "--print=k8s", "--image=i", "--gpus_per_point=0.5"],
+            "--gpus_per_point=0.5: Kubernetes gives out whole ones only",
+        ),
     ],
 )
 def test_options_of_clusters_are_checked(capsys, arguments, message):
@@ -217,4 +230,60 @@ def test_a_slurm_task_asks_for_what_a_point_needs(capsys):
     script = printed_for(
         "slurm", capsys, "--out=o", "--processes=2", "--cpus_per_point=8", "--gpus_per_point=1"
     )
-    assert "#SBATCH --array=0-3%2\n#SBATCH --cpus-per-task=8\n#SBATCH --gpus-per-task=1\n" in script
+    # Slurm refuses --gpus-per-task without a number of tasks.
+    assert (
+        "#SBATCH --array=0-3%2\n#SBATCH --ntasks=1\n#SBATCH --cpus-per-task=8\n"
+        "#SBATCH --gpus-per-task=1\n"
+    ) in script
+    assert "#SBATCH --cpus-per-task=1000000\n" in printed_for(
+        "slurm", capsys, "--out=o", "--cpus_per_point=1e6"
+    )
+
+
+def test_kubernetes_takes_parts_of_a_cpu(capsys):
+    job = kubernetes(capsys, "--out=gs://bucket", "--cpus_per_point=0.5")
+    (container,) = job["spec"]["template"]["spec"]["containers"]
+    assert container["resources"]["requests"] == {"cpu": "0.5"}
+
+
+def test_each_sweep_has_a_job_of_its_own_on_kubernetes(capsys):
+    job, again, *others = (
+        kubernetes(capsys, *options)
+        for options in (
+            ["--out=gs://bucket"],
+            ["--out=gs://bucket", "--processes=3"],
+            ["--out=gs://other"],
+            ["--out=gs://bucket", "--shard=1/2"],
+        )
+    )
+    names = [each["metadata"]["name"] for each in (job, *others)]
+    assert len(set(names)) == 3
+    assert again["metadata"]["name"] == names[0]
+    for name in names:
+        assert re.fullmatch(r"sweep-toy-study-quick-[0-9a-f]{8}", name)
+    assert job["spec"]["ttlSecondsAfterFinished"] == 24 * 3600
+
+
+def test_the_names_of_jobs_are_valid_and_short():
+    for study in ("table2:tiny", "Ünï/" + "_very.long-" * 20 + ".py:paper", "---", "x" * 31 + ".y"):
+        name = launch._job_name([study, "--out=gs://b"], ["point"])
+        assert re.fullmatch(r"[a-z0-9]([-a-z0-9]*[a-z0-9])?", name)
+        assert "--" not in name
+        assert len(name) <= 50  # Kubernetes: 63, with the index of a point
+
+
+def test_a_kubernetes_job_says_how_to_prepare_and_to_continue(capsys):
+    text = f"--set=data.files={AWKWARD}"
+    options = [f"{TOY}:quick", text, "--seeds=3,4", "--out=gs://bucket"]
+    sweep.main([*options, "--image=i", "--print=k8s"])
+    captured = capsys.readouterr()
+    metadata = json.loads(captured.out)["metadata"]
+    note = metadata["annotations"]["kubernetes.io/description"]
+    assert captured.err == f"{note}\n"
+    prepare, delete = note.splitlines()
+    words = shlex.split(prepare.split(": ", 1)[1])
+    assert words[:2] == ["roberta-jax", "sweep"]
+    parsed = sweep._parser().parse_args(words[2:])
+    assert parsed.prepare
+    assert parsed_study(parsed).points()[0].config().data.files == AWKWARD
+    assert f"`kubectl delete job {metadata['name']}`" in delete
