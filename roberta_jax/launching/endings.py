@@ -28,7 +28,8 @@ class End:
       status: its return code; the negative number of the signal that ended it.
       stderr: the last lines that it wrote to stderr.
       partner_lost: whether it says that it may succeed if it is started again, because another
-        process of the run was lost (it wrote `errors.RESTART_FILE`). Its status is 2 nevertheless.
+        process of the run was lost or an object store could not be reached (it wrote
+        `errors.RESTART_FILE`). Its status is 2 nevertheless.
     """
 
     process: int

@@ -22,6 +22,7 @@ from typing import Any, Protocol
 
 from roberta_jax.errors import UsageError
 from roberta_jax.storage import objects
+from roberta_jax.storage.store_errors import reason, store_error
 
 RENEW_SECONDS = 10.0
 EXPIRE_SECONDS = 45.0
@@ -146,7 +147,8 @@ def lease(
 
     Raises:
       Held: another process holds the lease and renews it.
-      UsageError: the object store cannot be written.
+      StoreUnavailable: the object store cannot be reached.
+      UsageError: it cannot be written.
     """
     path = os.fspath(path)
     try:
@@ -154,7 +156,7 @@ def lease(
     except (Held, UsageError):
         raise
     except Exception as error:
-        raise UsageError(f"cannot write {path}: {objects.reason(error)}") from error
+        raise store_error(f"cannot write {path}: {reason(error)}", error) from error
     _held[path] = held
     try:
         yield

@@ -7,7 +7,7 @@ import time
 
 import pytest
 
-from roberta_jax.errors import UsageError
+from roberta_jax.errors import StoreUnavailable, UsageError
 from roberta_jax.storage import leases
 from roberta_jax.storage.leases import Held, check_held, lease
 from tests.support import object_store, processes
@@ -133,6 +133,6 @@ def test_a_store_that_cannot_be_written_is_a_usage_error(stored, monkeypatch):
         raise ConnectionError("no route")
 
     monkeypatch.setattr(object_store.FakeObject, "read", fail)
-    with pytest.raises(UsageError, match="cannot write gs://bucket/run/.lock: no route"), \
+    with pytest.raises(StoreUnavailable, match="cannot write gs://bucket/run/.lock: no route"), \
          lease(PATH):  # fmt: skip
         pass
