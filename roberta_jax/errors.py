@@ -3,7 +3,8 @@
 from collections.abc import Sequence
 
 # Environment variable: a file that a command writes when it ends with status 2, but may succeed if
-# it is started again as it is, because another process of the run was lost. Supervisors set it.
+# it is started again as it is, because another process of the run was lost or an object store could
+# not be reached. Supervisors set it.
 RESTART_FILE = "ROBERTA_JAX_RESTART_FILE"
 
 
@@ -26,6 +27,12 @@ class NotFoundError(UsageError, FileNotFoundError):
 
     It is an `OSError` as well, which is what transformers' `from_pretrained` raises.
     """
+
+
+class StoreUnavailable(UsageError):
+    """An object store that cannot be reached, or failed, at the moment."""
+
+    restart = True
 
 
 def listed(names: Sequence[str], most: int = 8) -> str:

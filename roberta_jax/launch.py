@@ -8,8 +8,8 @@ so that a restart loses only the steps since then. The command is started again 
 (out of memory, a driver, a lost partner on another host) or if it failed with another status than
 2, and also if it makes no progress: no training step, no new record or checkpoint, and before the
 first step no output. It is not started again after status 2, which is a mistake that the message
-explains, unless the run says that it lost a partner. SIGTERM and Ctrl-C are passed on, so that the
-run saves a checkpoint; it is not restarted then.
+explains, unless the run says that it lost a partner or that an object store cannot be reached.
+SIGTERM and Ctrl-C are passed on, so that the run saves a checkpoint; it is not restarted then.
 
 Start one launcher on each host. It sets the folder of JAX's compiled programs, so that a restart
 does not compile again, and recommended flags of the compiler. Each crash is described in a file in

@@ -29,7 +29,8 @@ class End:
       stdout: the last lines that it wrote to stdout.
       stderr: the last lines that it wrote to stderr.
       partner_lost: whether it says that it may succeed if it is started again, because another
-        process of the run was lost (it wrote `errors.RESTART_FILE`). Its status is 2 nevertheless.
+        process of the run was lost or an object store could not be reached (it wrote
+        `errors.RESTART_FILE`). Its status is 2 nevertheless.
     """
 
     process: int

@@ -1,7 +1,27 @@
 """Files and folders: the Hugging Face hub, object stores, writes that are whole or not at all."""
 
 import importlib.util
+import json
 import os
+import sys
+
+
+def _forbid_cached_listings() -> None:
+    """Makes fsspec list a bucket anew each time, since other libraries write to the same folders.
+
+    fsspec reads its environment variables once, when it is imported.
+    """
+    options = {"use_listings_cache": False}
+    if (loaded := sys.modules.get("fsspec.config")) is not None:
+        loaded.conf.setdefault("gcs", {}).update(options)
+    try:
+        of_user = json.loads(os.environ.get("FSSPEC_GCS", "{}"))
+    except ValueError:
+        of_user = None
+    if not isinstance(of_user, dict):  # fsspec ignores it, too
+        of_user = {}
+    os.environ["FSSPEC_GCS"] = json.dumps(of_user | options)
+
 
 # etils reaches gs:// through TensorFlow wherever that is installed, which needs settings of its own
 # and retries for minutes. With the extra `gcs` there is one way, whatever else is installed. It is
@@ -11,8 +31,7 @@ if importlib.util.find_spec("gcsfs") is not None:
     # Zonal buckets need a request for the kind of each bucket, which prints a warning where it is
     # not permitted.
     os.environ.setdefault("GCSFS_EXPERIMENTAL_ZB_HNS_SUPPORT", "false")
-    # Other libraries write to the same folders, so no listing may come from a cache.
-    os.environ.setdefault("FSSPEC_GCS", '{"use_listings_cache": false}')
+    _forbid_cached_listings()
 
 
 def is_local(path: os.PathLike | str) -> bool:

@@ -6,7 +6,8 @@ store changes at each write). A process that was killed renews nothing: another 
 over when it has not changed for `EXPIRE_SECONDS`, or at once where it can see that the owner, on
 the same machine, no longer runs. Clocks are not compared: the one that waits measures the time.
 
-An owner that was cut off for that long has lost its lease, and `check_held` tells it so.
+An owner that was cut off for that long, or suspended, has lost its lease. `check_held` tells it so
+before it writes anything: it renews a lease of which nothing is known for half of that time.
 """
 
 import contextlib
@@ -22,10 +23,12 @@ from typing import Any, Protocol
 
 from roberta_jax.errors import UsageError
 from roberta_jax.storage import objects
+from roberta_jax.storage.store_errors import reason, store_error
 
 RENEW_SECONDS = 10.0
 EXPIRE_SECONDS = 45.0
 _TIMEOUT_SECONDS = 10.0
+_INSIST_SECONDS = 30.0  # for which `check_held` tries to renew a lease
 
 
 class Held(OSError):
@@ -94,34 +97,66 @@ def open_object(path: str) -> ConditionalObject:
 
 
 class _Lease:
-    """A lease that this process holds."""
+    """A lease that this process holds.
 
-    def __init__(self, path: str, stored: ConditionalObject, generation: int):
+    Attributes:
+      path: of its object.
+      lost: whether another process has taken it over.
+    """
+
+    def __init__(self, path: str, stored: ConditionalObject, generation: int, renewed: float):
         self.path = path
         self.lost = False
         self._object, self._generation = stored, generation
+        self._count = 0
+        self._renewed = renewed
+        self._renewing = threading.Lock()
         self._released = threading.Event()
-        self._thread = threading.Thread(target=self._renew, name="lease", daemon=True)
+        self._thread = threading.Thread(target=self._renew_regularly, name="lease", daemon=True)
         self._thread.start()
 
-    def _renew(self) -> None:
-        count = 0
-        while not self._released.wait(RENEW_SECONDS):
-            count += 1
-            data = _owner(count)
+    def _renew_regularly(self) -> None:
+        while not self.lost and not self._released.wait(RENEW_SECONDS):
+            with contextlib.suppress(Exception):  # the store may be reached at the next attempt
+                self._renew(older_than=0.0)
+
+    def renew_if_old(self) -> None:
+        """Renews the lease if it was last renewed so long ago that it may expire soon.
+
+        Raises:
+          StoreUnavailable: the object store cannot be reached.
+          UsageError: it cannot be written.
+        """
+        deadline = time.monotonic() + _INSIST_SECONDS
+        while True:
             try:
-                generation = self._object.write(data, self._generation)
-                if generation is None:
-                    # The previous write may have succeeded although its answer was lost.
-                    found = self._object.read()
-                    is_ours = found is not None and _same_owner(found[0], data)
-                    generation = found[1] if is_ours else None
-            except Exception:  # the store cannot be reached; it may be at the next attempt
-                continue
+                self._renew(older_than=EXPIRE_SECONDS / 2)
+                return
+            except Exception as error:
+                if time.monotonic() > deadline:
+                    raise store_error(
+                        f"cannot write {self.path}: {reason(error)}", error
+                    ) from error
+            time.sleep(min(1.0, _INSIST_SECONDS / 10))
+
+    def _renew(self, older_than: float) -> None:
+        """Renews the lease, unless it is lost or was renewed less than `older_than` seconds ago."""
+        with self._renewing:
+            started = time.monotonic()
+            if self.lost or started - self._renewed < older_than:
+                return
+            self._count += 1
+            data = _owner(self._count)
+            generation = self._object.write(data, self._generation)
+            if generation is None:
+                # The previous write may have succeeded although its answer was lost.
+                found = self._object.read()
+                is_ours = found is not None and _same_owner(found[0], data)
+                generation = found[1] if is_ours else None
             if generation is None:
                 self.lost = True
-                return
-            self._generation = generation
+            else:
+                self._generation, self._renewed = generation, started
 
     def release(self) -> None:
         self._released.set()
@@ -146,7 +181,8 @@ def lease(
 
     Raises:
       Held: another process holds the lease and renews it.
-      UsageError: the object store cannot be written.
+      StoreUnavailable: the object store cannot be reached.
+      UsageError: it cannot be written.
     """
     path = os.fspath(path)
     try:
@@ -154,7 +190,7 @@ def lease(
     except (Held, UsageError):
         raise
     except Exception as error:
-        raise UsageError(f"cannot write {path}: {objects.reason(error)}") from error
+        raise store_error(f"cannot write {path}: {reason(error)}", error) from error
     _held[path] = held
     try:
         yield
@@ -164,13 +200,20 @@ def lease(
 
 
 def check_held(path: os.PathLike | str) -> None:
-    """Checks that this process has not lost a lease that it took; call it before writing.
+    """Checks that this process has not lost a lease that it took; call it before each write.
+
+    It asks the store only if the lease was not renewed for `EXPIRE_SECONDS` / 2: this process may
+    have been suspended, and another one may have taken the lease over.
 
     Raises:
+      StoreUnavailable: the lease was not renewed for that long, and the store cannot be reached.
       UsageError: another process has taken it over, because this one could not renew it.
     """
     held = _held.get(os.fspath(path))
-    if held is not None and held.lost:
+    if held is None:
+        return
+    held.renew_if_old()
+    if held.lost:
         raise UsageError(
             f"this process could not renew its lease {held.path} for {EXPIRE_SECONDS:.0f} s, and "
             "another one has taken it over. It stops, so that not both of them write."
@@ -193,9 +236,10 @@ def _acquire(path: str, on_wait: Callable[[str], None]) -> _Lease:
             on_wait(_describe(data))
             if _is_renewed(stored, generation):
                 raise Held(f"{_describe(data)} holds the lease {path}")
+        started = time.monotonic()
         written = stored.write(_owner(0), generation)
         if written is not None:
-            return _Lease(path, stored, written)
+            return _Lease(path, stored, written, renewed=started)
     raise Held(f"several processes try to take the lease {path}")
 
 

@@ -18,20 +18,24 @@ import logging
 import os
 import pathlib
 import secrets
+import time
 from collections.abc import Callable, Iterator
 from typing import Any, BinaryIO
 
 from etils import epath
 
-from roberta_jax.errors import NotFoundError, UsageError, listed, shortened
+from roberta_jax.errors import NotFoundError, StoreUnavailable, UsageError, listed, shortened
 from roberta_jax.storage.atomic import is_local, write_json
 from roberta_jax.storage.reading import describe_file, new_hash
+from roberta_jax.storage.store_errors import may_pass, reason, store_error
 
 MANIFEST = "files.json"
 _MANIFEST_VERSION = 1
 _CHUNK_BYTES = 1 << 23
 _WORKERS = 8
 _PROBE_SECONDS = 10.0
+_PATIENCE = 30.0  # seconds for which a request of the probe is repeated while the store fails
+_ANSWER_PATIENCE = 10.0  # the same while no server answers at all
 _SERVER = "https://storage.googleapis.com"
 # Scheme -> the package that fsspec needs for it.
 _PACKAGES = {"gs": "gcsfs", "s3": "s3fs", "az": "adlfs", "hf": "huggingface_hub"}
@@ -41,6 +45,7 @@ def check_readable(path: os.PathLike | str) -> None:
     """Checks that the library of an object store is installed; a local path is always readable.
 
     Raises:
+      StoreUnavailable: the object store does not answer.
       UsageError: the path is on an object store that cannot be used; the message says why.
     """
     if is_local(path):
@@ -73,8 +78,9 @@ def check_bucket(path: os.PathLike | str, *, writes: bool, option: str) -> None:
       option: how the user gave it, such as "--workdir", for the messages.
 
     Raises:
-      UsageError: a library is missing, there are no credentials, no such bucket or no permission,
-        or the store cannot be reached; the message says what to do.
+      StoreUnavailable: the store cannot be reached, or failed for half a minute.
+      UsageError: a library is missing, there are no credentials, no such bucket or no permission;
+        the message says what to do.
     """
     if is_local(path):
         return
@@ -88,7 +94,7 @@ def check_bucket(path: os.PathLike | str, *, writes: bool, option: str) -> None:
         raise UsageError(f"{given} needs the extra gcs: pip install 'roberta_jax[gcs]'")
     check_readable(path)
     bucket, name = _split(path)
-    if not bucket or ".." in name.split("/"):
+    if not (bucket[:1].isalnum() and bucket[-1:].isalnum()) or ".." in name.split("/"):
         raise UsageError(f"{given} is not a folder in a bucket; give gs://BUCKET/FOLDER")
     _ask_for_bucket(bucket, name, writes, given)
 
@@ -97,21 +103,25 @@ def check_bucket(path: os.PathLike | str, *, writes: bool, option: str) -> None:
 def _ask_for_bucket(bucket: str, name: str, writes: bool, given: str) -> None:
     from google.api_core import exceptions
     from google.auth import exceptions as auth_exceptions
+    from google.cloud.storage.retry import DEFAULT_RETRY
 
-    once = {"retry": None, "timeout": _PROBE_SECONDS}
+    options = {"retry": DEFAULT_RETRY.with_timeout(_PATIENCE), "timeout": _PROBE_SECONDS}
     doing = "read"
     try:
         client = _google_client()
         # Orbax asks for it too, and would fail at the first checkpoint.
-        client.get_bucket(bucket, **once)
+        client.get_bucket(bucket, **options)
         if writes:
             doing = "written"
             probe = f"{name}/.probe.{secrets.token_hex(4)}".strip("/")
             blob = client.bucket(bucket).blob(probe)
-            blob.upload_from_string(b"", **once)
+            blob.upload_from_string(b"", **options)
             doing = "deleted from"
-            blob.delete(**once)
+            with contextlib.suppress(exceptions.NotFound):  # deleted, but the answer was lost
+                blob.delete(**options)
     except auth_exceptions.GoogleAuthError as error:
+        if may_pass(error):
+            raise _unreachable(given, error) from error
         raise UsageError(
             f"{given} needs credentials for Google Cloud ({reason(error)}). Run `gcloud auth "
             "application-default login`, or set GOOGLE_APPLICATION_CREDENTIALS to the file of a "
@@ -133,7 +143,15 @@ def _ask_for_bucket(bucket: str, name: str, writes: bool, given: str) -> None:
             raise UsageError(
                 f"{given} needs the name of a Google Cloud project: set GOOGLE_CLOUD_PROJECT"
             ) from error
-        raise UsageError(f"{given} cannot be reached: {reason(error)}") from error
+        if may_pass(error):
+            raise _unreachable(given, error) from error
+        raise UsageError(f"{given} cannot be used: {reason(error)}") from error
+
+
+def _unreachable(given: str, error: Exception) -> StoreUnavailable:
+    return StoreUnavailable(
+        f"{given} cannot be reached: {reason(error)}. When it can be, run the same command again."
+    )
 
 
 def _answer(error: Exception) -> str:
@@ -201,7 +219,8 @@ def upload_folder(
       on_bytes: called with the number of bytes after each part that was copied.
 
     Raises:
-      UsageError: the object store cannot be written.
+      StoreUnavailable: the object store cannot be reached.
+      UsageError: it cannot be written.
     """
     target = epath.Path(target)
     if is_uploaded(target):
@@ -239,6 +258,7 @@ def download_folder(
 
     Raises:
       NotFoundError: the folder on the object store is not complete.
+      StoreUnavailable: the object store cannot be reached.
       UsageError: it is damaged, or cannot be read; the message says what to do.
     """
     source = epath.Path(source)
@@ -327,7 +347,12 @@ def _in_parallel(function: Callable[[str], Any], names: list[str]) -> list[Any]:
 
 @contextlib.contextmanager
 def explained(action: str, path: os.PathLike | str) -> Iterator[None]:
-    """Turns the errors of an object store, which are of many types, into a UsageError."""
+    """Turns the errors of an object store, which are of many types, into a UsageError.
+
+    Raises:
+      StoreUnavailable: the object store may work later.
+      UsageError: it refused the request.
+    """
     if not is_local(path):
         check_readable(path)
     try:
@@ -337,12 +362,7 @@ def explained(action: str, path: os.PathLike | str) -> Iterator[None]:
     except Exception as error:
         if is_local(path):
             raise
-        raise UsageError(f"cannot {action} {os.fspath(path)}: {reason(error)}") from error
-
-
-def reason(error: BaseException) -> str:
-    """Returns the first words of an error's message, without line breaks."""
-    return shortened(" ".join(str(error).split()) or type(error).__name__, 200)
+        raise store_error(f"cannot {action} {os.fspath(path)}: {reason(error)}", error) from error
 
 
 def _scheme(path: os.PathLike | str) -> str:
@@ -379,13 +399,18 @@ def _use_one_server() -> str:
 
 @functools.cache  # of one that answers; errors are not kept
 def _check_answers(server: str) -> None:
-    """Asks once, where the libraries would ask again and again for a minute."""
+    """Asks for some seconds, where the libraries would ask again and again for a minute."""
     import requests
 
-    try:
-        requests.head(server, timeout=_PROBE_SECONDS)
-    except requests.RequestException as error:
-        raise UsageError(
-            f"Google Cloud Storage does not answer at {server} ({type(error).__name__}). Check the "
-            "network, and STORAGE_EMULATOR_HOST if it is set."
-        ) from error
+    deadline = time.monotonic() + _ANSWER_PATIENCE
+    while True:
+        try:
+            requests.head(server, timeout=_PROBE_SECONDS)
+            return
+        except requests.RequestException as error:
+            if time.monotonic() > deadline:
+                raise StoreUnavailable(
+                    f"Google Cloud Storage does not answer at {server} ({type(error).__name__}). "
+                    "Check the network, and STORAGE_EMULATOR_HOST if it is set."
+                ) from error
+        time.sleep(1.0)

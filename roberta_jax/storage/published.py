@@ -52,18 +52,20 @@ class PublishedFolder:
         """Writes the files that have changed to the object store.
 
         Raises:
+          StoreUnavailable: the object store cannot be reached.
           UsageError: it cannot be written, or the lease was lost.
         """
         if self._target is None:
             return
         self._last_time = time.monotonic()
         self._failed = True
-        check_held(self._lease)
+        check_held(self._lease)  # also if nothing has changed: a checkpoint is written next
         for path in sorted(self.local.rglob("*")):
             if path.is_file():
                 name, stat = path.relative_to(self.local).as_posix(), path.stat()
                 state = (stat.st_size, stat.st_mtime_ns)
                 if self._published.get(name) != state:
+                    check_held(self._lease)  # the file before it may have taken long
                     with explained("write", self._target / name):
                         (self._target / name).write_bytes(path.read_bytes())
                     self._published[name] = state

@@ -128,7 +128,7 @@ def together(what: str) -> Iterator[None]:
     except UsageError as error:
         if not getattr(error, "on_all_processes", False):
             with contextlib.suppress(UsageError):  # what happened here says more
-                _exchange(what, {"error": str(error)}, None)
+                _exchange(what, {"error": str(error), "restart": error.restart}, None)
             agreed(error)
         raise
     exchange(what, None)
@@ -164,7 +164,9 @@ def _exchange(what: str, answer: dict[str, Any], timeout: float | None) -> list[
             first = answers[failed[0]]
             more = f" (and {len(failed) - 1} more)" if len(failed) > 1 else ""
             name = f"{first['host']} (process {failed[0]}){more}"
-            raise agreed(UsageError(f"on host {name}: {first['error']}"))
+            error = UsageError(f"on host {name}: {first['error']}")
+            error.restart = all(answers[number]["restart"] for number in failed)
+            raise agreed(error)
         raise agreed(
             UsageError(
                 f"the processes of the run do different things: {'; '.join(points)}. Start all of "

@@ -21,6 +21,7 @@ from etils import epath
 
 from roberta_jax.errors import UsageError, listed
 from roberta_jax.storage.atomic import is_local, move_aside, removal_command
+from roberta_jax.storage.store_errors import store_error
 from roberta_jax.training.agreement import exchange, host, require_equal, together
 from roberta_jax.training.array_digests import check_same_leaves, describe
 from roberta_jax.training.ending import ends_within
@@ -239,7 +240,7 @@ class Checkpoints:
     def _restore(self, step: int, like: Any) -> tuple[Any, dict[str, Any]]:
         # Each process reads its part on its own, and all agree that they could read it before they
         # compute the digests together. Orbax's `restore` would wait for all of them at its end.
-        mine: dict[str, str | None] = {"damage": None, "other": None, "meta": None}
+        mine: dict[str, Any] = {"damage": None, "other": None, "restart": False, "meta": None}
         try:
             leaves, extra, mine["meta"] = self._read_meta(step)
             check_same_leaves(leaves, like, self.folder / str(step))
@@ -249,11 +250,12 @@ class Checkpoints:
         except _DamagedError as error:
             mine["damage"] = f"on {host()}: {error}" if self._barrier else str(error)
         except UsageError as error:
-            mine["other"] = str(error)
+            mine["other"], mine["restart"] = str(error), error.restart
         all_read = exchange("reading a checkpoint", mine)
-        for each in all_read:
-            if each["other"] is not None:
-                raise UsageError(each["other"])
+        if others := [each for each in all_read if each["other"] is not None]:
+            other = UsageError(others[0]["other"])
+            other.restart = all(each["restart"] for each in others)
+            raise other
         damages = [each["damage"] for each in all_read if each["damage"] is not None]
         if damages:
             raise _DamagedError(textwrap.shorten(listed(damages, 2), 400))
@@ -289,9 +291,10 @@ class Checkpoints:
                 return handler.restore(self.folder / str(step) / item, args=args)
             except Exception as error:
                 if not is_local(self.folder) and (reason := store_reason(error)):
-                    raise UsageError(
+                    raise store_error(
                         f"cannot read the checkpoint {self.folder / str(step)}: {reason}. When it "
-                        "can be, run the same command again."
+                        "can be, run the same command again.",
+                        error,
                     ) from error
                 # Orbax and tensorstore raise many types of exceptions for damaged files.
                 reason = f"{type(error).__name__}: {error}".splitlines()[0]
@@ -353,7 +356,7 @@ class Checkpoints:
 
     @contextlib.contextmanager
     def _file_system_errors(self, action: str) -> Iterator[None]:
-        """Turns errors of the file system that a user can fix into a UsageError."""
+        """Turns errors of the file system or the object store into a UsageError."""
         try:
             yield
         except UsageError:
@@ -367,7 +370,8 @@ class Checkpoints:
             message = f"cannot {action} checkpoints in {self.folder}: {reason}."
             if not is_local(self.folder):  # and may not be asked again
                 advice = "When it can be, run the same command again; it continues the run."
-            elif action == "open":
+                raise store_error(f"{message}\n{advice}", error) from error
+            if action == "open":
                 advice = "Choose a --workdir that can be written."
             else:
                 steps = self.steps()

@@ -11,7 +11,7 @@ import orbax.checkpoint as ocp
 import pytest
 from etils import epath
 
-from roberta_jax.errors import UsageError
+from roberta_jax.errors import StoreUnavailable, UsageError
 from roberta_jax.pretrain import pretrain
 from roberta_jax.storage import leases
 from roberta_jax.training import loop, run
@@ -135,7 +135,7 @@ def test_a_store_that_does_not_answer_is_no_damage(folder, store, monkeypatch):
     with monkeypatch.context() as patch:
         patch.setattr(ocp.StandardCheckpointHandler, "restore", no_answer)
         message = f"cannot read the checkpoint {RUN}/checkpoints/30: UNAVAILABLE: CURL error"
-        with pytest.raises(UsageError, match=message):
+        with pytest.raises(StoreUnavailable, match=message):
             pretrain(small_config(folder), RUN, on_damage="older")
     assert checkpoint_steps(f"{RUN}/checkpoints") == [27, 30]
 
@@ -143,7 +143,7 @@ def test_a_store_that_does_not_answer_is_no_damage(folder, store, monkeypatch):
 def test_a_checkpoint_that_a_store_does_not_take_is_reported(folder, store, monkeypatch):
     monkeypatch.setattr(ocp.CheckpointManager, "save", no_answer)
     message = f"cannot write checkpoints in {RUN}/checkpoints: UNAVAILABLE: .* to server\\.\n"
-    with pytest.raises(UsageError, match=message):
+    with pytest.raises(StoreUnavailable, match=message):
         pretrain(small_config(folder), RUN)
 
 

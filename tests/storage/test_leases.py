@@ -1,18 +1,21 @@
 import json
 import os
+import signal
 import subprocess
 import sys
 import threading
 import time
 
 import pytest
+from etils import epath
 
-from roberta_jax.errors import UsageError
+from roberta_jax.errors import StoreUnavailable, UsageError
 from roberta_jax.storage import leases
 from roberta_jax.storage.leases import Held, check_held, lease
 from tests.support import object_store, processes
 
 PATH = "gs://bucket/run/.lock"
+COUNT = epath.Path("gs://bucket/run/count")
 
 
 def hold(root):
@@ -21,6 +24,18 @@ def hold(root):
     with lease(PATH):
         print("held", flush=True)
         time.sleep(600)
+
+
+def write_while_held(root):
+    """Counts in an object while the lease is held; its thread that renews the lease never does."""
+    object_store.install(root)
+    leases.RENEW_SECONDS, leases.EXPIRE_SECONDS = 1000.0, 1.0
+    with lease(PATH):
+        for count in range(1_000_000):
+            check_held(PATH)
+            COUNT.write_text(str(count))
+            print(count, flush=True)
+            time.sleep(0.3)  # it is suspended here
 
 
 @pytest.fixture
@@ -95,12 +110,82 @@ def test_the_lease_of_a_killed_process_of_this_machine_is_taken_over_at_once(sto
 
 def test_one_who_lost_the_lease_is_told_and_leaves_it_to_the_other(stored):
     with lease(PATH):
-        other = stored.write(of_another_machine(), stored.read()[1])
-        while other is None:  # it was renewed in between
-            other = stored.write(of_another_machine(), stored.read()[1])
+        other = take_over(stored)
         time.sleep(0.5)
         with pytest.raises(UsageError, match="another one has taken it over"):
             check_held(PATH)
+    assert stored.read() == (of_another_machine(), other)
+
+
+def take_over(stored) -> int:
+    while (generation := stored.write(of_another_machine(), stored.read()[1])) is None:
+        pass  # it was renewed in between
+    return generation
+
+
+def test_a_lease_that_was_not_renewed_for_long_is_renewed_before_writing(stored, monkeypatch):
+    monkeypatch.setattr(leases, "RENEW_SECONDS", 1000.0)
+    with lease(PATH):
+        first = stored.read()[1]
+        check_held(PATH)
+        assert stored.read()[1] == first
+        time.sleep(0.6)
+        check_held(PATH)
+        renewed = stored.read()[1]
+        assert renewed != first
+        check_held(PATH)
+        assert stored.read()[1] == renewed
+        other = take_over(stored)
+        time.sleep(0.6)
+        with pytest.raises(UsageError, match="another one has taken it over"):
+            check_held(PATH)
+    assert stored.read() == (of_another_machine(), other)
+
+
+def test_a_store_that_cannot_be_reached_is_asked_again_before_writing(stored, monkeypatch):
+    write, failures = object_store.FakeObject.write, []
+
+    def fail(self, data, generation):
+        failures.append(generation)
+        if len(failures) % 3:
+            raise ConnectionError("no route")
+        return write(self, data, generation)
+
+    monkeypatch.setattr(leases, "RENEW_SECONDS", 1000.0)
+    monkeypatch.setattr(leases, "_INSIST_SECONDS", 5.0)
+    with lease(PATH):
+        monkeypatch.setattr(object_store.FakeObject, "write", fail)
+        time.sleep(0.6)
+        check_held(PATH)
+        assert len(failures) == 3
+        time.sleep(0.6)
+        monkeypatch.setattr(leases, "_INSIST_SECONDS", 0.0)
+        with pytest.raises(StoreUnavailable, match=f"cannot write {PATH}: no route"):
+            check_held(PATH)
+    assert stored.read() is None
+
+
+@pytest.mark.skipif(sys.platform == "win32", reason="processes cannot be suspended")
+def test_a_process_that_was_suspended_writes_no_more(stored, tmp_path):
+    writer = subprocess.Popen(
+        processes.command("tests.storage.test_leases", "write_while_held", str(tmp_path)),
+        env=processes.environment(),
+        stdout=subprocess.PIPE,
+        stderr=subprocess.PIPE,
+        text=True,
+    )
+    try:
+        assert [writer.stdout.readline() for _ in range(3)] == ["0\n", "1\n", "2\n"]
+        writer.send_signal(signal.SIGSTOP)
+        time.sleep(1.1)  # as long as another process waits
+        other = take_over(stored)
+        COUNT.write_text("of the other process")
+        writer.send_signal(signal.SIGCONT)
+        _, errors = writer.communicate(timeout=60)
+    finally:
+        writer.kill()
+    assert "another one has taken it over" in errors
+    assert COUNT.read_text() == "of the other process"
     assert stored.read() == (of_another_machine(), other)
 
 
@@ -133,6 +218,6 @@ def test_a_store_that_cannot_be_written_is_a_usage_error(stored, monkeypatch):
         raise ConnectionError("no route")
 
     monkeypatch.setattr(object_store.FakeObject, "read", fail)
-    with pytest.raises(UsageError, match="cannot write gs://bucket/run/.lock: no route"), \
+    with pytest.raises(StoreUnavailable, match="cannot write gs://bucket/run/.lock: no route"), \
          lease(PATH):  # fmt: skip
         pass

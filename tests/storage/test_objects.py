@@ -1,10 +1,13 @@
+import contextlib
+import http.server
 import json
 import pathlib
+import threading
 
 import pytest
 from etils import epath
 
-from roberta_jax.errors import NotFoundError, UsageError
+from roberta_jax.errors import NotFoundError, StoreUnavailable, UsageError
 from roberta_jax.storage import objects
 from roberta_jax.storage.objects import (
     MANIFEST,
@@ -88,7 +91,7 @@ def test_an_upload_that_was_cut_short_is_not_complete(store, folder, tmp_path, m
         raise OSError("killed")
 
     monkeypatch.setattr(objects, "write_json", fail)
-    with pytest.raises(UsageError, match=r"cannot write gs://bucket/entry: killed"):
+    with pytest.raises(StoreUnavailable, match=r"cannot write gs://bucket/entry: killed"):
         upload_folder(folder, "gs://bucket/entry")
     assert not is_uploaded("gs://bucket/entry")
     with pytest.raises(NotFoundError, match="is not complete"):
@@ -164,3 +167,78 @@ def test_one_variable_names_the_server_of_all_libraries(monkeypatch):
     monkeypatch.delenv("TENSORSTORE_GCS_HTTP_URL")
     objects.check_readable("gs://bucket/x")
     assert objects.os.environ["TENSORSTORE_GCS_HTTP_URL"] == "http://localhost:9023"
+
+
+@contextlib.contextmanager
+def answering(monkeypatch, *statuses):
+    """A server that answers with these statuses and then with the last one; yields its requests."""
+    pytest.importorskip("google.cloud.storage")
+    requests = []
+
+    class Handler(http.server.BaseHTTPRequestHandler):
+        def answer(self):
+            self.rfile.read(int(self.headers.get("Content-Length", 0)))
+            status = statuses[min(len(requests), len(statuses) - 1)]
+            requests.append(self.command)
+            self.send_response(status)
+            self.send_header("Content-Type", "application/json")
+            self.send_header("Content-Length", "2")
+            self.end_headers()
+            self.wfile.write(b"{}")
+
+        do_GET = do_POST = do_DELETE = answer
+
+        def log_message(self, *_):
+            pass
+
+    server = http.server.ThreadingHTTPServer(("127.0.0.1", 0), Handler)
+    thread = threading.Thread(target=server.serve_forever)
+    thread.start()
+    monkeypatch.setenv("STORAGE_EMULATOR_HOST", f"http://127.0.0.1:{server.server_port}")
+    objects._google_client.cache_clear()
+    try:
+        yield requests
+    finally:
+        server.shutdown()
+        thread.join()
+        server.server_close()
+        objects._google_client.cache_clear()
+
+
+def ask_for_bucket():
+    objects._ask_for_bucket.__wrapped__("bucket", "run", True, "--workdir=gs://bucket/run")
+
+
+def test_the_probe_of_a_bucket_outlasts_short_failures(monkeypatch):
+    with answering(monkeypatch, 503, 200) as requests:
+        ask_for_bucket()
+    assert requests == ["GET", "GET", "POST", "DELETE"]
+
+
+def test_a_probe_whose_deletion_was_made_but_not_confirmed(monkeypatch):
+    with answering(monkeypatch, 200, 200, 503, 404) as requests:
+        ask_for_bucket()
+    assert requests == ["GET", "POST", "DELETE", "DELETE"]
+
+
+@pytest.mark.parametrize(
+    ("status", "kind", "message"),
+    [
+        (503, StoreUnavailable, "cannot be reached: .*503.* run the same command again"),
+        (404, UsageError, "there is no bucket"),
+        (403, UsageError, "may not be read"),
+        (401, UsageError, "needs credentials"),
+        (400, UsageError, "cannot be used"),
+    ],
+)
+def test_a_bucket_that_cannot_be_used(monkeypatch, status, kind, message):
+    monkeypatch.setattr(objects, "_PATIENCE", 1.0)
+    with answering(monkeypatch, status), pytest.raises(UsageError, match=message) as error:
+        ask_for_bucket()
+    assert type(error.value) is kind
+
+
+def test_a_server_that_does_not_answer_may_do_so_later(monkeypatch):
+    monkeypatch.setattr(objects, "_ANSWER_PATIENCE", 0.5)
+    with pytest.raises(StoreUnavailable, match="does not answer at http://127.0.0.1:1 "):
+        objects._check_answers.__wrapped__("http://127.0.0.1:1")

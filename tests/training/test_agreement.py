@@ -5,7 +5,7 @@ import json
 import jax
 import pytest
 
-from roberta_jax.errors import UsageError
+from roberta_jax.errors import StoreUnavailable, UsageError
 from roberta_jax.training import agreement, distributed
 from roberta_jax.training.agreement import exchange, require_equal, together
 from tests.support import processes
@@ -44,6 +44,15 @@ def agree(folder):
             exchange("something", 1)
             raise AssertionError("not reached")
 
+    def fail_all(restarts):
+        """Whether a restart may help, as each process sees it, if some raise errors."""
+        try:
+            with together("a block"):
+                if index in restarts:
+                    raise (StoreUnavailable if restarts[index] else UsageError)("an error")
+        except UsageError as error:
+            return error.restart
+
     def late():
         if index != 2:
             exchange("the rows", 1, timeout=1)
@@ -61,6 +70,8 @@ def agree(folder):
         "failure": attempt(lambda: fail(1)),
         "failure of the coordinator": attempt(lambda: fail(0)),
         "failure inside": attempt(lambda: fail_before_an_exchange(2)),
+        "outage": fail_all({1: True}),
+        "outage and mistake": fail_all({0: True, 1: False}),
         "still": exchange("a value", index),
         "elsewhere": attempt(lambda: exchange(f"point {index // 2}", index)),
         "late": attempt(late),
@@ -127,6 +138,12 @@ def test_all_processes_fail_together(results, name, failing):
         else:
             assert each[name].startswith("UsageError: on host ")
             assert each[name].endswith(f"(process {failing}): no such file")
+
+
+def test_all_know_whether_a_restart_may_help(results):
+    assert [each["outage"] for each in results] == [True, True, True]
+    # The first process raises its own error, of an outage; the others also know of the mistake.
+    assert [each["outage and mistake"] for each in results] == [True, False, False]
 
 
 def test_processes_at_different_points(results):

@@ -13,7 +13,7 @@ import jax
 import jax.numpy as jnp
 import pytest
 
-from roberta_jax.errors import UsageError
+from roberta_jax.errors import StoreUnavailable, UsageError
 from roberta_jax.training import distributed
 from roberta_jax.training.agreement import exchange
 from roberta_jax.training.checkpoints import Checkpoints
@@ -33,6 +33,10 @@ def attempt(function):
     except UsageError as error:
         value = f"UsageError: {error}"
     return [value, time.monotonic() - started]
+
+
+def unavailable(*arguments):
+    raise StoreUnavailable("no route")
 
 
 def main(folder):
@@ -100,6 +104,16 @@ def save_and_restore(folder):
             checkpoints.wait()
             return [extra["seen"], steps, checkpoints.steps()]
 
+    def outage():
+        """Whether a restart may help if process 1 cannot reach the store."""
+        with Checkpoints(f"{folder}/shared") as checkpoints:
+            if index == 1:
+                checkpoints._read = unavailable
+            try:
+                checkpoints.restore(like)
+            except UsageError as error:
+                return [str(error), error.restart]
+
     def end_of_limit():
         unlimited = (resource.RLIM_INFINITY, resource.RLIM_INFINITY)
         resource.setrlimit(resource.RLIMIT_FSIZE, unlimited)
@@ -119,6 +133,7 @@ def save_and_restore(folder):
             file.write_bytes(file.read_bytes()[: file.stat().st_size // 2])
     exchange("the copy", None)
     mine = "copy" if index else "shared"
+    results["outage"] = attempt(outage)
     results["unreadable"] = attempt(lambda: restore(mine))
     results["older"] = attempt(lambda: restore(mine, "older"))
     results["full"] = attempt(lambda: save("full", (1, 2), limited=1))
@@ -158,6 +173,10 @@ def test_a_file_that_one_host_cannot_read(results):
         assert "(process 1): " in message
         assert "The checkpoint of step 1 is intact." in message
         assert "--on_damage=older" in message
+
+
+def test_a_store_that_one_host_cannot_reach(results):
+    assert both(results, "outage") == [["no route", True]] * 2
 
 
 def test_all_hosts_go_back_to_the_same_step(results):
