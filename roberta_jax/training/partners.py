@@ -27,6 +27,7 @@ from roberta_jax.training import agreement
 from roberta_jax.training.ending import flush, report
 
 _FOLDER = f"{agreement.KEYS}/processes"
+_STOP_FOLDER = f"{agreement.KEYS}/stop"
 _JUDGE_EVERY = 0.5  # seconds
 _COMPILING = 6  # times as late as otherwise may be the first step
 _GRACE = 6.0  # seconds in which this process may end by itself after another one has ended
@@ -77,10 +78,15 @@ class _Other:
 class Partners:
     """The other processes of the run, as seen by the threads that watch them.
 
+    What the processes post stays in the coordination service for as long as it runs. A process may
+    watch several times in a row, so each time has keys of its own, by its number.
+
     Attributes:
       doing: () -> what this process is at, for the messages of the others: "step 12".
       on_stop: called with the number of the signal and the host's name when a stop was requested.
     """
+
+    _objects = 0
 
     def __init__(
         self,
@@ -90,6 +96,7 @@ class Partners:
         index: int | None = None,
         count: int | None = None,
         interval: float | None = None,
+        number: int | None = None,
     ):
         """Prepares to watch; `start` starts it. Call it after `jax.distributed.initialize`.
 
@@ -98,7 +105,14 @@ class Partners:
           client: of the coordination service; by default this process's.
           index, count: the number of this process, and how many there are; by default JAX's.
           interval: seconds between heartbeats; by default 1, more with more than 64 processes.
+          number: the same on all processes, and another one each time; by default how many such
+            objects this process has made before.
         """
+        if number is None:
+            number = Partners._objects
+            Partners._objects += 1
+        self._folder = f"{_FOLDER}/{number}"
+        self._stop_folder = f"{_STOP_FOLDER}/{number}"
         self._timeouts = timeouts
         self._client = client or agreement.client()
         self._index = jax.process_index() if index is None else index
@@ -171,7 +185,7 @@ class Partners:
             (run, number), self._requested = self._requested, None
             request = json.dumps({"signal": number, "host": socket.gethostname()})
             try:
-                self._client.key_value_set(f"{_FOLDER}/stop/{run}", request)
+                self._client.key_value_set(f"{self._folder}/stop/{run}", request)
             except jax.errors.JaxRuntimeError as error:
                 if "ALREADY_EXISTS" not in str(error):  # else another one was first
                     self._requested = self._requested or (run, number)
@@ -184,7 +198,7 @@ class Partners:
         computations, so no process can keep the others waiting. A request that the service does not
         answer is made again: the others may have counted the polls of this process already.
         """
-        folder = f"{agreement.KEYS}/stop/{run}"
+        folder = f"{self._stop_folder}/{run}"
         with contextlib.suppress(Exception):  # of whatever announces it: no reason not to stop
             self.on_stop(request["signal"], request["host"])
         with self._lock:
@@ -226,7 +240,7 @@ class Partners:
 
         def tell() -> None:
             with contextlib.suppress(jax.errors.JaxRuntimeError):
-                self._client.key_value_set(f"{_FOLDER}/ended/{self._index}", value, True)
+                self._client.key_value_set(f"{self._folder}/ended/{self._index}", value, True)
             if self._index == 0:  # the others read it here
                 time.sleep(2.5 * self._interval)
             done.set()
@@ -253,12 +267,14 @@ class Partners:
         """Exchanges heartbeats; returns the requests to stop by the number of the run."""
         self._beats += 1
         beat = json.dumps([self._beats, self._polls, self._doing(), socket.gethostname()])
-        self._client.key_value_set(f"{_FOLDER}/alive/{self._index}", beat, allow_overwrite=True)
-        values = self._client.key_value_dir_get(_FOLDER)
+        self._client.key_value_set(
+            f"{self._folder}/alive/{self._index}", beat, allow_overwrite=True
+        )
+        values = self._client.key_value_dir_get(self._folder)
         now = self._answered = time.monotonic()
         requests = {}
         for key, text in values:
-            kind, number = key.removeprefix(f"{_FOLDER}/").split("/")
+            kind, number = key.removeprefix(f"{self._folder}/").split("/")
             value, other = json.loads(text), self._others.get(int(number))
             if kind == "stop":
                 requests[int(number)] = value

@@ -47,12 +47,11 @@ def clock(monkeypatch):
     return clock
 
 
-def several(count, **timeouts):
-    store = Store()
-    return [
-        Partners(Timeouts(**timeouts), client=store, index=index, count=count, interval=0.003)
-        for index in range(count)
-    ]
+def several(count, *, store=None, number=0, **timeouts):
+    """The partners of each of several processes, the `number`-th ones of a store."""
+    store = store or Store()
+    common = {"client": store, "count": count, "interval": 0.003, "number": number}
+    return [Partners(Timeouts(**timeouts), index=index, **common) for index in range(count)]
 
 
 def listen(*watchers):
@@ -144,7 +143,7 @@ def test_long_waits_of_all_are_nobodys_delay(clock):
 def test_a_process_that_ended_with_an_error(clock, status, restart):
     first, _ = several(2, heartbeat=10)
     ended = {"status": status, "cause": "no such file", "restart": restart}
-    first._client.key_value_set(f"{partners._FOLDER}/ended/1", json.dumps(ended))
+    first._client.key_value_set(f"{first._folder}/ended/1", json.dumps(ended))
     listen(first)
     assert first._loss(clock.now) is None  # it may be about to end itself
     clock.now += partners._GRACE + 1
@@ -157,7 +156,7 @@ def test_a_process_that_ended_with_an_error(clock, status, restart):
 def test_a_process_that_ended_well_is_not_missed(clock):
     first, _ = several(2, heartbeat=10)
     ended = {"status": 0, "cause": "", "restart": False}
-    first._client.key_value_set(f"{partners._FOLDER}/ended/1", json.dumps(ended))
+    first._client.key_value_set(f"{first._folder}/ended/1", json.dumps(ended))
     listen(first)
     clock.now += 100
     listen(first)
@@ -211,7 +210,7 @@ def test_an_error_of_the_runtime_may_be_that_of_a_lost_process(monkeypatch, erro
 def test_why_the_coordinator_ended_is_passed_on(clock, restart):
     _, second = several(2, heartbeat=10)
     ended = {"status": 2, "cause": "lost host tpu-3", "restart": restart}
-    second._client.key_value_set(f"{partners._FOLDER}/ended/0", json.dumps(ended))
+    second._client.key_value_set(f"{second._folder}/ended/0", json.dumps(ended))
     listen(second)
     clock.now += 11
     message, may_restart = second._loss(clock.now)
@@ -303,6 +302,28 @@ def test_a_request_after_the_last_poll_stops_nobody():
     finally:
         for each in everyone:
             each.close()
+
+
+def test_a_stop_is_one_of_the_run_that_was_asked_to():
+    """What is posted stays in the store, and a later run of the same processes finds it there."""
+    rng, store = random.Random(0), Store()
+    for number, requests in enumerate([[(0.01, 0, signal.SIGTERM)], [], []]):
+        everyone = several(2, store=store, number=number)
+        for each in everyone:
+            each.start()
+        try:
+            stopped = stops(everyone, requests, rng, polls=10_000 if requests else 50)
+        finally:
+            for each in everyone:
+                each.close()
+        assert [stop is not None for stop in stopped] == [bool(requests)] * 2
+
+
+def test_what_a_process_posts_has_keys_of_its_own_each_time():
+    store = Store()
+    for _ in range(3):
+        Partners(Timeouts(), client=store, index=0, count=2, interval=0.1)._listen()
+    assert len(store.values) == 3
 
 
 def test_other_processes_are_told_of_the_signal():
