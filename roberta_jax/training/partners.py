@@ -31,6 +31,7 @@ _STOP_FOLDER = f"{agreement.KEYS}/stop"
 _JUDGE_EVERY = 0.5  # seconds
 _COMPILING = 6  # times as late as otherwise may be the first step
 _GRACE = 6.0  # seconds in which this process may end by itself after another one has ended
+_LAST_WORDS = 5.0  # seconds that it may take to tell the others of the end of this process
 
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
@@ -242,12 +243,25 @@ class Partners:
             with contextlib.suppress(jax.errors.JaxRuntimeError):
                 self._client.key_value_set(f"{self._folder}/ended/{self._index}", value, True)
             if self._index == 0:  # the others read it here
-                time.sleep(2.5 * self._interval)
+                self._await_readers()
             done.set()
 
         # The service may never answer, so not in this thread.
         threading.Thread(target=tell, daemon=True).start()
-        done.wait(max(5.0, 4 * self._interval))
+        patience = max(_LAST_WORDS, 4 * self._interval)
+        done.wait(patience if self._index else 2 * patience)
+
+    def _await_readers(self) -> None:
+        """Waits until the processes that are alive have read what this one has posted."""
+        # At the next beat a process may have read already, and at the one after it may be reading.
+        awaited = {number: other.beat + 3 for number, other in self._others.items()}
+        while any(
+            other.ended is None
+            and other.beat < awaited[number]
+            and time.monotonic() - other.heard < self._timeouts.heartbeat / 2
+            for number, other in self._others.items()
+        ):
+            time.sleep(0.1 * self._interval)
 
     # Heartbeats
 
@@ -317,7 +331,7 @@ class Partners:
         for number, other in self._others.items():
             name = f"host {other.host} (process {number})"
             if other.ended is not None:
-                if other.ended["status"] and now - other.ended_at > _GRACE:
+                if now - other.ended_at > _GRACE:
                     return f"{name} ended: {other.ended['cause']}", other.ended["restart"]
             elif now - other.heard > timeouts.heartbeat:
                 return (
@@ -364,11 +378,15 @@ class Partners:
         """Waits until a lost process must have been noticed; then this process has ended."""
         time.sleep(self._timeouts.heartbeat + 3 * self._interval + _GRACE)
 
-    def aborted(self) -> None:
-        """Called when the runtime aborts this process: ends it if the coordinator is lost."""
-        answered = self._answered
+    def check_coordinator(self) -> None:
+        """Ends this process if the coordination service does not answer any more.
+
+        Call it where the runtime aborts this process, or a call of the service has failed. It
+        returns if the service still answers.
+        """
+        answered, coordinator = self._answered, self._others.get(0)
         deadline = time.monotonic() + max(5.0, 4 * self._interval)
-        while time.monotonic() < deadline:
+        while time.monotonic() < deadline and (coordinator is None or coordinator.ended is None):
             time.sleep(0.1)
             if self._answered > answered + 2 * self._interval:
                 return  # the service still answers: something else is wrong
