@@ -1,8 +1,9 @@
 """The config keys that a resumed run may change, and those that differ from earlier versions."""
 
 # A resumed run may change how long it trains, how often it logs, evaluates and saves, and where and
-# in which portions it computes. None of this changes the updates already made, beyond the rounding
-# of another mesh or number of microbatches. A key that ends in a dot stands for its whole group.
+# in which portions it computes. None of this changes the updates already made. Those to come change
+# by the rounding of another mesh or number of microbatches; with dropout, another number of
+# microbatches also draws other random bits. A key that ends in a dot stands for its whole group.
 MAY_CHANGE = (
     "train.steps",
     "schedule.decay_steps",

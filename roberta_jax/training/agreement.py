@@ -42,6 +42,10 @@ class PartnerLost(UsageError):
     restart = True
 
 
+class CoordinatorLost(PartnerLost):
+    """Process 0, which coordinates the run, does not answer."""
+
+
 def client() -> Any:
     """Returns the client of the coordination service, or None without `jax.distributed`."""
     # jax.distributed has no public access to it; Orbax uses the same attribute.
@@ -65,7 +69,7 @@ def exchange(what: str, value: Any, *, timeout: float | None = None) -> list[Any
         or `PATIENCE` seconds where nobody watches them.
 
     Raises:
-      PartnerLost: a process did not answer in time.
+      PartnerLost: a process did not answer in time; `CoordinatorLost` if it is process 0.
       UsageError: another process failed (see `together`), or is at another exchange.
     """
     if jax.process_count() == 1:
@@ -117,6 +121,10 @@ def together(what: str) -> Iterator[None]:
     of its host. It does so in the first exchange that it comes to, in the block or at its end, so
     the block may itself contain exchanges. It must not contain computations of several processes.
 
+    Where the processes are watched, the error is raised at once, and only on the process that
+    failed. It must not be caught: it ends that process, and with it the others, whatever they are
+    doing (see `distributed.watched`).
+
     Args:
       what: what the block does, for messages: "preparing the text".
     """
@@ -126,6 +134,8 @@ def together(what: str) -> Iterator[None]:
     try:
         yield
     except UsageError as error:
+        if watched:  # others may still work in the block for hours
+            raise
         if not getattr(error, "on_all_processes", False):
             with contextlib.suppress(UsageError):  # what happened here says more
                 _exchange(what, {"error": str(error), "restart": error.restart}, None)
@@ -150,7 +160,7 @@ def _exchange(what: str, answer: dict[str, Any], timeout: float | None) -> list[
         service.key_value_set(f"{folder}/{index}", json.dumps(answer))
         answers = _collect(service, folder, count, what, timeout)
     except jax.errors.JaxRuntimeError as error:
-        raise PartnerLost(
+        raise CoordinatorLost(
             f"the process that coordinates the run does not answer ({_reason(error)}); its host "
             "or the network failed. Start all processes again."
         ) from error

@@ -148,13 +148,20 @@ def _slurm(env: Mapping[str, str], num_gpus: Callable[[], int]) -> Cluster | Non
         return None
     tasks = _slurm_tasks_here(env, count)
     gpus = num_gpus()
-    bound = _integer(env, "SLURM_GPUS_PER_TASK") == gpus  # each task sees only its own
+    bound = _slurm_gpus_per_task(env) == gpus  # each task sees only its own
     return Cluster(
         name="Slurm",
         num_processes=count,
         process_id=_integer(env, "SLURM_PROCID"),
         local_device_ids=_own_gpus(gpus, 1 if bound else tasks, _integer(env, "SLURM_LOCALID")),
     )
+
+
+def _slurm_gpus_per_task(env: Mapping[str, str]) -> int | None:
+    """The GPUs of `4`, `h100:4` or `a100:2,h100:2`. It is only a hint: None of anything else."""
+    parts = (env.get("SLURM_GPUS_PER_TASK") or "").split(",")
+    counts = [part.rpartition(":")[2].strip() for part in parts]
+    return sum(map(int, counts)) if all(count.isdecimal() for count in counts) else None
 
 
 def _slurm_tasks_here(env: Mapping[str, str], count: int) -> int:

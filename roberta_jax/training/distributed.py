@@ -146,7 +146,7 @@ def watched(timeouts: Timeouts | None = None) -> Iterator[Partners | None]:
         return
     partners = Partners(timeouts or Timeouts())
     with (
-        handled_aborts(partners.aborted),
+        handled_aborts(partners.check_coordinator),
         made_current(partners),
         preemption.terminated_by(
             lambda: partners.leave(preemption.TERMINATED, "it received SIGTERM.")
@@ -172,6 +172,8 @@ def failing_together() -> Iterator[None]:
     try:
         yield
     except UsageError as error:
+        if isinstance(error, agreement.CoordinatorLost):
+            partners.check_coordinator()  # the process may have said why it ended
         report(f"error: {error}", restart=error.restart)
         partners.leave(2, str(error), restart=error.restart)
     except KeyboardInterrupt:

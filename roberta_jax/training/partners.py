@@ -27,9 +27,11 @@ from roberta_jax.training import agreement
 from roberta_jax.training.ending import flush, report
 
 _FOLDER = f"{agreement.KEYS}/processes"
+_STOP_FOLDER = f"{agreement.KEYS}/stop"
 _JUDGE_EVERY = 0.5  # seconds
 _COMPILING = 6  # times as late as otherwise may be the first step
 _GRACE = 6.0  # seconds in which this process may end by itself after another one has ended
+_LAST_WORDS = 5.0  # seconds that it may take to tell the others of the end of this process
 
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
@@ -77,10 +79,15 @@ class _Other:
 class Partners:
     """The other processes of the run, as seen by the threads that watch them.
 
+    What the processes post stays in the coordination service for as long as it runs. A process may
+    watch several times in a row, so each time has keys of its own, by its number.
+
     Attributes:
       doing: () -> what this process is at, for the messages of the others: "step 12".
       on_stop: called with the number of the signal and the host's name when a stop was requested.
     """
+
+    _objects = 0
 
     def __init__(
         self,
@@ -90,6 +97,7 @@ class Partners:
         index: int | None = None,
         count: int | None = None,
         interval: float | None = None,
+        number: int | None = None,
     ):
         """Prepares to watch; `start` starts it. Call it after `jax.distributed.initialize`.
 
@@ -98,7 +106,14 @@ class Partners:
           client: of the coordination service; by default this process's.
           index, count: the number of this process, and how many there are; by default JAX's.
           interval: seconds between heartbeats; by default 1, more with more than 64 processes.
+          number: the same on all processes, and another one each time; by default how many such
+            objects this process has made before.
         """
+        if number is None:
+            number = Partners._objects
+            Partners._objects += 1
+        self._folder = f"{_FOLDER}/{number}"
+        self._stop_folder = f"{_STOP_FOLDER}/{number}"
         self._timeouts = timeouts
         self._client = client or agreement.client()
         self._index = jax.process_index() if index is None else index
@@ -171,7 +186,7 @@ class Partners:
             (run, number), self._requested = self._requested, None
             request = json.dumps({"signal": number, "host": socket.gethostname()})
             try:
-                self._client.key_value_set(f"{_FOLDER}/stop/{run}", request)
+                self._client.key_value_set(f"{self._folder}/stop/{run}", request)
             except jax.errors.JaxRuntimeError as error:
                 if "ALREADY_EXISTS" not in str(error):  # else another one was first
                     self._requested = self._requested or (run, number)
@@ -184,7 +199,7 @@ class Partners:
         computations, so no process can keep the others waiting. A request that the service does not
         answer is made again: the others may have counted the polls of this process already.
         """
-        folder = f"{agreement.KEYS}/stop/{run}"
+        folder = f"{self._stop_folder}/{run}"
         with contextlib.suppress(Exception):  # of whatever announces it: no reason not to stop
             self.on_stop(request["signal"], request["host"])
         with self._lock:
@@ -226,14 +241,27 @@ class Partners:
 
         def tell() -> None:
             with contextlib.suppress(jax.errors.JaxRuntimeError):
-                self._client.key_value_set(f"{_FOLDER}/ended/{self._index}", value, True)
+                self._client.key_value_set(f"{self._folder}/ended/{self._index}", value, True)
             if self._index == 0:  # the others read it here
-                time.sleep(2.5 * self._interval)
+                self._await_readers()
             done.set()
 
         # The service may never answer, so not in this thread.
         threading.Thread(target=tell, daemon=True).start()
-        done.wait(max(5.0, 4 * self._interval))
+        patience = max(_LAST_WORDS, 4 * self._interval)
+        done.wait(patience if self._index else 2 * patience)
+
+    def _await_readers(self) -> None:
+        """Waits until the processes that are alive have read what this one has posted."""
+        # At the next beat a process may have read already, and at the one after it may be reading.
+        awaited = {number: other.beat + 3 for number, other in self._others.items()}
+        while any(
+            other.ended is None
+            and other.beat < awaited[number]
+            and time.monotonic() - other.heard < self._timeouts.heartbeat / 2
+            for number, other in self._others.items()
+        ):
+            time.sleep(0.1 * self._interval)
 
     # Heartbeats
 
@@ -253,12 +281,14 @@ class Partners:
         """Exchanges heartbeats; returns the requests to stop by the number of the run."""
         self._beats += 1
         beat = json.dumps([self._beats, self._polls, self._doing(), socket.gethostname()])
-        self._client.key_value_set(f"{_FOLDER}/alive/{self._index}", beat, allow_overwrite=True)
-        values = self._client.key_value_dir_get(_FOLDER)
+        self._client.key_value_set(
+            f"{self._folder}/alive/{self._index}", beat, allow_overwrite=True
+        )
+        values = self._client.key_value_dir_get(self._folder)
         now = self._answered = time.monotonic()
         requests = {}
         for key, text in values:
-            kind, number = key.removeprefix(f"{_FOLDER}/").split("/")
+            kind, number = key.removeprefix(f"{self._folder}/").split("/")
             value, other = json.loads(text), self._others.get(int(number))
             if kind == "stop":
                 requests[int(number)] = value
@@ -301,7 +331,7 @@ class Partners:
         for number, other in self._others.items():
             name = f"host {other.host} (process {number})"
             if other.ended is not None:
-                if other.ended["status"] and now - other.ended_at > _GRACE:
+                if now - other.ended_at > _GRACE:
                     return f"{name} ended: {other.ended['cause']}", other.ended["restart"]
             elif now - other.heard > timeouts.heartbeat:
                 return (
@@ -348,11 +378,15 @@ class Partners:
         """Waits until a lost process must have been noticed; then this process has ended."""
         time.sleep(self._timeouts.heartbeat + 3 * self._interval + _GRACE)
 
-    def aborted(self) -> None:
-        """Called when the runtime aborts this process: ends it if the coordinator is lost."""
-        answered = self._answered
+    def check_coordinator(self) -> None:
+        """Ends this process if the coordination service does not answer any more.
+
+        Call it where the runtime aborts this process, or a call of the service has failed. It
+        returns if the service still answers.
+        """
+        answered, coordinator = self._answered, self._others.get(0)
         deadline = time.monotonic() + max(5.0, 4 * self._interval)
-        while time.monotonic() < deadline:
+        while time.monotonic() < deadline and (coordinator is None or coordinator.ended is None):
             time.sleep(0.1)
             if self._answered > answered + 2 * self._interval:
                 return  # the service still answers: something else is wrong

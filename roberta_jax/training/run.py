@@ -174,7 +174,7 @@ def run(
     """Starts or continues a training run.
 
     With several processes, all of them call this alike. Before the state is made they agree on the
-    workdir, its newest checkpoint and the data; an error of one is raised on all.
+    workdir, its newest checkpoint and the data; an error of one ends all, each with a message.
 
     Args:
       workdir: folder of the run, on a file system that all hosts share; created if needed.

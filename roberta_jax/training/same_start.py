@@ -18,6 +18,7 @@ from roberta_jax.errors import UsageError, listed
 from roberta_jax.storage.objects import explained
 from roberta_jax.training import agreement
 
+_PACKAGE = pathlib.Path(__file__).parents[1]
 _PACKAGES = ("jax", "jaxlib", "flax", "optax", "orbax-checkpoint", "numpy")
 _VISIBLE_WITHIN = 20.0  # seconds: a network file system may show a new file late
 
@@ -98,9 +99,12 @@ def check_shared(folder: epath.Path) -> None:
         )
 
 
-def code_digest() -> str:
-    """Returns a digest of the source files of the package."""
-    root = pathlib.Path(__file__).parents[1]
+def code_digest(root: pathlib.Path = _PACKAGE) -> str:
+    """Returns a digest of the names and contents of the source files in a folder.
+
+    Args:
+      root: the folder; by default that of the package.
+    """
     digest = hashlib.blake2b(digest_size=8)
     for path in sorted(root.rglob("*.py")):
         digest.update(f"{path.relative_to(root).as_posix()}\n".encode())

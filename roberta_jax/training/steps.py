@@ -74,7 +74,7 @@ def make_train_step(
       mesh: the mesh of the state and of the batch [B, ...].
       seed: seed of the dropout.
       accumulation: number of microbatches, which are computed one after the other. Each has
-        B / accumulation rows, the same share of every device's rows.
+        B / accumulation rows, the same share of every device's rows, and its own random bits.
       deterministic: on a GPU, use only operations whose result does not vary from run to run, and
         do not select kernels by timing them. (CPUs and TPUs are deterministic as they are.)
       rules: the sharding of activations by logical axis, see `partitioning.RULES`.

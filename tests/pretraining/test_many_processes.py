@@ -100,8 +100,8 @@ def test_a_file_that_one_host_lacks(launcher, folder):
         **{"data.files": "corpus.jsonl", **QUICK},
     )
     assert_all_end(run, 2, "corpus.jsonl")
-    assert "error: on host " in run.errors(0)
-    assert "(process 1): " in run.errors(0)
+    assert "error: host " in run.errors(0)
+    assert "(process 1) ended: " in run.errors(0)
 
 
 @pytest.mark.slow

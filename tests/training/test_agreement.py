@@ -1,13 +1,14 @@
 """Exchanges between processes of one machine."""
 
 import json
+import types
 
 import jax
 import pytest
 
 from roberta_jax.errors import StoreUnavailable, UsageError
 from roberta_jax.training import agreement, distributed
-from roberta_jax.training.agreement import exchange, require_equal, together
+from roberta_jax.training.agreement import CoordinatorLost, exchange, require_equal, together
 from tests.support import processes
 
 
@@ -18,6 +19,18 @@ def test_one_process_is_alone():
         pass
     with pytest.raises(UsageError, match="wrong"), together("a block"):
         raise UsageError("wrong")
+
+
+def test_a_coordinator_that_does_not_answer(monkeypatch):
+    def fail(*_):
+        raise jax.errors.JaxRuntimeError("UNAVAILABLE: failed to connect")
+
+    service = types.SimpleNamespace(key_value_set=fail)
+    monkeypatch.setattr(agreement, "client", lambda: service)
+    monkeypatch.setattr(jax, "process_count", lambda: 2)
+    with pytest.raises(CoordinatorLost, match=r"does not answer \(UNAVAILABLE: failed") as raised:
+        exchange("a value", 1)
+    assert raised.value.restart
 
 
 def attempt(function):

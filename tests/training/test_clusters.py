@@ -104,10 +104,25 @@ def test_slurm_with_two_tasks_on_eight_gpus():
     assert own == [(0, 1, 2, 3), (4, 5, 6, 7)]
 
 
-@pytest.mark.parametrize(("gpus", "more"), [(1, {}), (4, {"SLURM_GPUS_PER_TASK": "4"})])
+@pytest.mark.parametrize(
+    ("gpus", "more"),
+    [
+        (1, {}),
+        *(
+            (4, {"SLURM_GPUS_PER_TASK": text})
+            for text in ("4", "h100:4", "gpu:h100:4", "a100:1,h100:3")
+        ),
+    ],
+)
 def test_slurm_where_each_task_sees_only_its_own_gpus(gpus, more):
     env = slurm(8, "2(x4)", local=1, **more)
     assert find(env, gpus=gpus).local_device_ids == tuple(range(gpus))
+
+
+@pytest.mark.parametrize("text", ["", "4", "h100:4", "h100", "h100:", "all"])
+def test_slurm_where_each_task_sees_the_gpus_of_all(text):
+    env = slurm(8, "2(x4)", local=1, SLURM_GPUS_PER_TASK=text)
+    assert find(env, gpus=8).local_device_ids == (4, 5, 6, 7)
 
 
 def test_slurm_with_uneven_nodes():

@@ -15,7 +15,7 @@ import pytest
 
 from roberta_jax.errors import RESTART_FILE, UsageError
 from roberta_jax.training import distributed, ending, partners
-from roberta_jax.training.agreement import PartnerLost
+from roberta_jax.training.agreement import CoordinatorLost, PartnerLost
 from roberta_jax.training.partners import Partners, Timeouts
 from tests.support import processes
 
@@ -47,12 +47,11 @@ def clock(monkeypatch):
     return clock
 
 
-def several(count, **timeouts):
-    store = Store()
-    return [
-        Partners(Timeouts(**timeouts), client=store, index=index, count=count, interval=0.003)
-        for index in range(count)
-    ]
+def several(count, *, store=None, number=0, **timeouts):
+    """The partners of each of several processes, the `number`-th ones of a store."""
+    store = store or Store()
+    common = {"client": store, "count": count, "interval": 0.003, "number": number}
+    return [Partners(Timeouts(**timeouts), index=index, **common) for index in range(count)]
 
 
 def listen(*watchers):
@@ -140,11 +139,11 @@ def test_long_waits_of_all_are_nobodys_delay(clock):
         assert first._loss(clock.now) is None
 
 
-@pytest.mark.parametrize(("status", "restart"), [(2, False), (2, True), (1, True)])
-def test_a_process_that_ended_with_an_error(clock, status, restart):
+@pytest.mark.parametrize(("status", "restart"), [(2, False), (2, True), (1, True), (0, True)])
+def test_a_process_that_ended_before_the_others(clock, status, restart):
     first, _ = several(2, heartbeat=10)
     ended = {"status": status, "cause": "no such file", "restart": restart}
-    first._client.key_value_set(f"{partners._FOLDER}/ended/1", json.dumps(ended))
+    first._client.key_value_set(f"{first._folder}/ended/1", json.dumps(ended))
     listen(first)
     assert first._loss(clock.now) is None  # it may be about to end itself
     clock.now += partners._GRACE + 1
@@ -152,16 +151,6 @@ def test_a_process_that_ended_with_an_error(clock, status, restart):
     message, may_restart = first._loss(clock.now)
     assert message.endswith("ended: no such file")
     assert may_restart is restart
-
-
-def test_a_process_that_ended_well_is_not_missed(clock):
-    first, _ = several(2, heartbeat=10)
-    ended = {"status": 0, "cause": "", "restart": False}
-    first._client.key_value_set(f"{partners._FOLDER}/ended/1", json.dumps(ended))
-    listen(first)
-    clock.now += 100
-    listen(first)
-    assert first._loss(clock.now) is None
 
 
 @pytest.mark.parametrize(
@@ -211,12 +200,46 @@ def test_an_error_of_the_runtime_may_be_that_of_a_lost_process(monkeypatch, erro
 def test_why_the_coordinator_ended_is_passed_on(clock, restart):
     _, second = several(2, heartbeat=10)
     ended = {"status": 2, "cause": "lost host tpu-3", "restart": restart}
-    second._client.key_value_set(f"{partners._FOLDER}/ended/0", json.dumps(ended))
+    second._client.key_value_set(f"{second._folder}/ended/0", json.dumps(ended))
     listen(second)
     clock.now += 11
     message, may_restart = second._loss(clock.now)
     assert message.endswith("(process 0) ended: lost host tpu-3")
     assert may_restart is restart
+
+
+@pytest.mark.parametrize("restart", [False, True])
+def test_why_the_coordinator_ended_is_said_if_an_exchange_fails(monkeypatch, capfd, restart):
+    _, second = several(2)
+    ended = {"status": 2, "cause": "no such file", "restart": restart}
+    second._client.key_value_set(f"{second._folder}/ended/0", json.dumps(ended))
+    listen(second)
+    monkeypatch.setattr(partners, "_current", second)
+    monkeypatch.setattr(os, "_exit", sys.exit)
+    with pytest.raises(SystemExit) as end, distributed.failing_together():
+        raise CoordinatorLost("process 0 does not answer")
+    assert end.value.code == 2
+    errors = capfd.readouterr().err
+    assert "(process 0) ended: no such file\n" in errors
+    assert "does not answer" not in errors
+    assert ("Start all processes again" in errors) is restart
+
+
+def test_the_coordinator_stays_until_the_others_know_why_it_ends():
+    first, second, third = several(3, heartbeat=10)
+    listen(second, third, first)
+    first.start()
+    telling = threading.Thread(target=first._tell_the_end, args=(2, "no such file", False))
+    telling.start()
+    listen(second, second)
+    telling.join(0.3)
+    assert telling.is_alive()
+    third._tell_the_end(1, "another mistake", True)  # it waits for nobody
+    listen(second)
+    telling.join(5)
+    assert not telling.is_alive()
+    assert second._others[0].ended["cause"] == "no such file"
+    first.close()
 
 
 def stops(everyone, requests, rng, polls=10_000):
@@ -305,6 +328,28 @@ def test_a_request_after_the_last_poll_stops_nobody():
             each.close()
 
 
+def test_a_stop_is_one_of_the_run_that_was_asked_to():
+    """What is posted stays in the store, and a later run of the same processes finds it there."""
+    rng, store = random.Random(0), Store()
+    for number, requests in enumerate([[(0.01, 0, signal.SIGTERM)], [], []]):
+        everyone = several(2, store=store, number=number)
+        for each in everyone:
+            each.start()
+        try:
+            stopped = stops(everyone, requests, rng, polls=10_000 if requests else 50)
+        finally:
+            for each in everyone:
+                each.close()
+        assert [stop is not None for stop in stopped] == [bool(requests)] * 2
+
+
+def test_what_a_process_posts_has_keys_of_its_own_each_time():
+    store = Store()
+    for _ in range(3):
+        Partners(Timeouts(), client=store, index=0, count=2, interval=0.1)._listen()
+    assert len(store.values) == 3
+
+
 def test_other_processes_are_told_of_the_signal():
     everyone = several(2)
     told = []
@@ -334,13 +379,13 @@ def test_other_processes_are_told_of_the_signal():
 
 def lose_the_coordinator():
     watcher = Partners(Timeouts(), client=Store(), index=1, count=2, interval=0.1)
-    with ending.handled_aborts(watcher.aborted):
+    with ending.handled_aborts(watcher.check_coordinator):
         os.abort()
 
 
 def fail_otherwise():
     watcher = Partners(Timeouts(), client=Store(), index=1, count=2, interval=0.1)
-    with ending.handled_aborts(watcher.aborted):
+    with ending.handled_aborts(watcher.check_coordinator):
         watcher.start()  # the service answers
         time.sleep(0.5)
         os.abort()
@@ -348,7 +393,7 @@ def fail_otherwise():
 
 def hang():
     watcher = Partners(Timeouts(), client=Store(), index=1, count=2, interval=0.1)
-    with ending.handled_aborts(watcher.aborted):
+    with ending.handled_aborts(watcher.check_coordinator):
         watcher.start()
         print("hangs", flush=True)
         time.sleep(1000)

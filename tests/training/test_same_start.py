@@ -8,10 +8,16 @@ import jax
 import pytest
 from etils import epath
 
+import roberta_jax
 from roberta_jax.errors import UsageError
 from roberta_jax.storage import objects
 from roberta_jax.training import distributed, same_start
-from roberta_jax.training.same_start import check_shared, require_same_data, require_same_program
+from roberta_jax.training.same_start import (
+    check_shared,
+    code_digest,
+    require_same_data,
+    require_same_program,
+)
 from tests.support import processes
 
 
@@ -130,6 +136,43 @@ def test_errors_of_an_object_store_are_explained(second_process, fails, message)
         check_shared(Probe([fails]))
 
 
-def test_the_digest_of_the_code_is_that_of_its_files():
-    assert same_start.code_digest() == same_start.code_digest()
-    assert len(same_start.code_digest()) == 16
+@pytest.fixture
+def code(tmp_path):
+    """A folder with two source files and another one."""
+    (tmp_path / "model").mkdir()
+    (tmp_path / "model" / "layers.py").write_text("x = 1\n")
+    (tmp_path / "run.py").write_text("x = 2\n")
+    (tmp_path / "notes.txt").write_text("three")
+    return tmp_path
+
+
+CHANGES = {
+    "a byte": lambda code: (code / "run.py").write_text("x = 3\n"),
+    "a name": lambda code: (code / "run.py").rename(code / "start.py"),
+    "a folder": lambda code: (code / "model").rename(code / "models"),
+    "another file": lambda code: (code / "empty.py").write_text(""),
+    "a file less": lambda code: (code / "run.py").unlink(),
+    "a line elsewhere": lambda code: (
+        (code / "model" / "layers.py").write_text(""),
+        (code / "run.py").write_text("x = 1\nx = 2\n"),
+    ),
+}
+
+
+@pytest.mark.parametrize("change", CHANGES.values(), ids=CHANGES)
+def test_every_change_of_the_code_changes_its_digest(code, change):
+    before = code_digest(code)
+    assert code_digest(code) == before
+    change(code)
+    assert code_digest(code) != before
+
+
+def test_other_files_are_no_code(code):
+    before = code_digest(code)
+    (code / "notes.txt").write_text("four")
+    assert code_digest(code) == before
+
+
+def test_the_digest_is_that_of_the_package(code):
+    package = pathlib.Path(roberta_jax.__file__).parent
+    assert code_digest() == code_digest(package) != code_digest(code)
