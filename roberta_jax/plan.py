@@ -96,7 +96,7 @@ def _notes(config: ConfigDict, target: "Topology") -> list[str]:
     if not target.is_tpu and not target.local:
         notes.append(
             "Programs for GPUs can be compiled only on the GPU itself. JAX uses three quarters of "
-            "its memory unless XLA_PYTHON_CLIENT_MEM_FRACTION is set."
+            "its memory unless XLA_CLIENT_MEM_FRACTION is set."
         )
     return notes
 
