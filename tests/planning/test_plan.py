@@ -123,14 +123,14 @@ def test_plans_for_gpus_and_for_this_machine_say_what_they_are():
 
 
 def test_messages_of_exhausted_memory_are_read():
-    sizes = compiled.sizes_of_overflow(
+    size = compiled.size_of_overflow(
         "RESOURCE_EXHAUSTED: Ran out of memory on HBM, the total memory required for HLO "
         "temporaries (52.12G) exceeds available HBM (15.75G)."
     )
-    assert sizes == (52.12 * 2**30, 15.75 * 2**30)
-    sizes = compiled.sizes_of_overflow("Used 16.5G of 15.75G hbm. Exceeded hbm capacity by 768M.")
-    assert sizes == (16.5 * 2**30, 15.75 * 2**30)
-    assert compiled.sizes_of_overflow("RESOURCE_EXHAUSTED: something else") == (None, None)
+    assert size == 52.12 * 2**30
+    size = compiled.size_of_overflow("Used 16.5G of 15.75G hbm. Exceeded hbm capacity by 768M.")
+    assert size == 16.5 * 2**30
+    assert compiled.size_of_overflow("RESOURCE_EXHAUSTED: something else") is None
 
 
 def test_importing_pretrain_does_not_load_planning():
