@@ -69,7 +69,7 @@ def test_wrong_topologies_are_explained(text, slices, message):
 
 
 def test_only_tpus_are_compiled_for():
-    with pytest.raises(UsageError, match="--compile works for TPUs alone"):
+    with pytest.raises(UsageError, match="--compile works for TPUs and for --topology=local"):
         compile_only_devices(parse("gpu:h200x8"))
 
 
