@@ -160,11 +160,11 @@ def remedies(
     read: ReadSpec,
     topology: Topology,
     limit: float,
-    first: Sequence[Mapping[str, Any]] = (),
+    knobs: Sequence[Mapping[str, Any]] = (),
 ) -> list[Attempt]:
     """Tries what makes a run smaller, each with the largest microbatch that fits.
 
-    Tried are fewer rows in a microbatch, `execution.remat`, the changes of `first` and every size
+    Tried are fewer rows in a microbatch, `execution.remat`, the changes of `knobs` and every size
     of `fsdp`; if none of them fits, also `tensor`. Microbatches have at most the rows of the run as
     configured. Without a batch that fits, an attempt has the smallest.
 
@@ -172,11 +172,11 @@ def remedies(
       read: reads the specification with changes.
       topology: what it is planned for.
       limit: bytes that what is tried has to stay below by formula.
-      first: changes of the config to try before all others.
+      knobs: other changes of the config to try.
     """
     start = workload(read({}))
     attempts = list(
-        _attempts(read, topology, limit, start, [*first, {}, *_with_fsdp(start, topology)])
+        _attempts(read, topology, limit, start, [{}, *knobs, *_with_fsdp(start, topology)])
     )
     if not any(attempt.fits for attempt in attempts):
         attempts += _attempts(read, topology, limit, start, _with_tensor(start, topology))

@@ -33,6 +33,7 @@ class Plan:
       tried: {rows of a microbatch: bytes that the compiler wants, None where it does not say}, for
         every microbatch of this run that was compiled.
       attempts: what was tried because the run does not fit.
+      limit: bytes that they had to stay below by formula; None if that is unknown.
       proposal: the one of them that is proposed; None if the run fits or nothing does.
       command: the command to type.
       notes: what the reader has to know besides.
@@ -44,6 +45,7 @@ class Plan:
     compiled: CompiledStep | None
     tried: Mapping[int, float | None]
     attempts: Sequence[Attempt]
+    limit: float | None
     proposal: Attempt | None
     command: str
     notes: Sequence[str] = ()
@@ -221,6 +223,7 @@ def _overflow(plan: Plan) -> list[str]:
         f"By formula the run as configured needs {estimate.needed / 1e9:.2f} GB{usable}.",
         "",
         *(_tried(plan) if plan.tried else []),
+        *_limit(plan),
         "Tried, by formula unless it says otherwise:",
         "",
         "| change | GB | s per step | |",
@@ -263,6 +266,17 @@ def _overflow(plan: Plan) -> list[str]:
             "This run was not compiled; the compiler may need more than the formula says.",
         ]
     return [*lines, ""]
+
+
+def _limit(plan: Plan) -> list[str]:
+    usable = plan.estimate.usable
+    if not plan.compiler or usable is None or plan.limit >= usable:
+        return []
+    return [
+        f"The compiler needs more memory than the formula says, so that a change has to stay below "
+        f"{plan.limit / 1e9:.2f} GB by formula.",
+        "",
+    ]
 
 
 def _typed(changes: Mapping[str, object]) -> str:

@@ -100,7 +100,8 @@ def plan(
         not compile.
       largest: whether to compile several microbatches, to find the largest that fits.
       notes: for the report.
-      knobs: changes of the config to try first if the run does not fit.
+      knobs: changes of the config to try, besides microbatches, `remat` and the mesh, if the run
+        does not fit.
 
     Raises:
       UsageError: the mesh or the batch does not suit the topology, or a value of the config is
@@ -136,6 +137,7 @@ def plan(
         compiled=best,
         tried=tried,
         attempts=attempts,
+        limit=compiler.limit if compiler else found.usable,
         proposal=proposal,
         command=_command(arguments, given, found, proposal),
         notes=notes,
@@ -156,7 +158,7 @@ def _propose(
       compiler: compiles the proposal; None does not.
       found: what the formulas say about the run as configured.
       best: the run with the largest microbatch that was compiled, if one fits.
-      knobs: changes of the config to try first.
+      knobs: changes of the config to try, besides microbatches, `remat` and the mesh.
     """
     known: list[Attempt] = []
     if best is not None:

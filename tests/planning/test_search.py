@@ -74,6 +74,8 @@ def test_the_proposal_is_smaller_than_what_was_refused_and_is_compiled(compiling
     if says_how_much:  # then the first proposal fits
         assert len(others) == 1
     text = markdown(made)
+    assert f"has to stay below {made.limit / 1e9:.2f} GB by formula" in text
+    assert made.proposal.estimate.needed < made.limit <= refused[0]
     assert "Compiled: 16 rows do not fit" in text
     assert "**fits, compiled: " in text
     assert f"| compiled, {work.rows} rows |" in text
