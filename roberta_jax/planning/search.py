@@ -172,9 +172,8 @@ def _propose(
         refused = [each.changes for each in known if not each.fits]
         attempts = known + [each for each in attempts if each.changes not in refused]
         proposal = fastest(attempts)
-        if compiler is None or proposal is None or proposal.compiled:
-            break
-        if compilations == MOST_PROPOSALS:
+        is_known = compiler is None or proposal is None or proposal.compiled is not None
+        if is_known or compilations == MOST_PROPOSALS:
             break
         step, needed = compiler(proposal.changes, proposal.estimate)
         if step is not None:
