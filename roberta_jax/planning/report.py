@@ -233,9 +233,11 @@ def _overflow(plan: Plan) -> list[str]:
         run, size, seconds = attempt.estimate, "", ""
         if run is not None:
             size = f"{run.needed / 1e9:.2f}"
+            result = attempt.problem or ("fits" if attempt.fits else "too much")
             if run.time is not None and attempt.fits:
                 seconds = _seconds(run.time.seconds)
-        result = attempt.problem or ("fits" if attempt.fits else "too much")
+        else:
+            result = f"not possible: {attempt.problem}"
         if attempt.compiled:
             result = f"fits, compiled: {attempt.compiled.needed / 1e9:.2f} GB"
         if attempt is proposal:

@@ -77,9 +77,12 @@ def test_the_tables_of_a_run_that_does_not_fit_are_those_of_its_command(monkeypa
 
 
 def test_if_nothing_fits_the_report_says_what_its_tables_are(monkeypatch, capsys):
+    base, layers = LARGE.replace("large", "base"), "--config.model.num_hidden_layers=9600"
     with pytest.raises(SystemExit):
-        run(monkeypatch, LARGE, "--topology=v5e:1x1", "--config.model.num_hidden_layers=960")
+        run(monkeypatch, base, "--topology=v5e:2x4", layers)
     text = capsys.readouterr().out
+    assert "| too much |" in text
+    assert "| not possible: --config.model.num_attention_heads=12 is not divisible" in text
     assert "Everything below is about the run as configured, which does not fit." in text
     assert "with the changes" not in text
 
