@@ -4,7 +4,9 @@
 
 Formulas answer at once, without any accelerator: the memory of a chip split by use, the largest
 microbatch, what the collectives send over which network, and the time. With `--compile` the train
-step itself is compiled for TPUs that need not be there (the extra `plan`), which takes minutes.
+step itself is compiled as well, which takes minutes: for TPUs that need not be there (the extra
+`plan`), or for the devices of this machine with `--topology=local`. For a run that does not fit,
+the report and the command are those of the fastest change of the config that was found to fit.
 From Python:
 
     from configs.pretrain import get_config
@@ -96,7 +98,7 @@ def _notes(config: ConfigDict, target: "Topology") -> list[str]:
     if not target.is_tpu and not target.local:
         notes.append(
             "Programs for GPUs can be compiled only on the GPU itself. JAX uses three quarters of "
-            "its memory unless XLA_PYTHON_CLIENT_MEM_FRACTION is set."
+            "its memory unless XLA_CLIENT_MEM_FRACTION is set."
         )
     return notes
 
@@ -213,7 +215,9 @@ def _flags(values: flags.FlagValues) -> None:
     flags.DEFINE_bool(
         "compile",
         False,
-        "Whether to compile the train step for these TPUs as well, which takes minutes.",
+        "Whether to compile the train step as well, which takes minutes: for TPUs that need not be "
+        "there, or with --topology=local for the devices of this machine. A run that does not fit "
+        "has its proposal compiled, too.",
         flag_values=values,
     )
     flags.DEFINE_bool(

@@ -3,7 +3,8 @@
     python -m experiments.benchmarks.plans                           # formulas, in seconds
     python -m experiments.benchmarks.plans --compile=base_v5e-4x4    # minutes each
 
-Each plan is the report of `python -m roberta_jax.plan`. `scaling.md` and `scaling.png` have the
+Each plan is the report of `python -m roberta_jax.plan`. A compiled report is kept, with its
+figures by formula, until `--compile` makes it again. `scaling.md` and `scaling.png` have the
 time of a step, tokens/s and efficiency of base and large from 16 to 1,024 chips; nothing in them
 was measured or compiled.
 """
@@ -11,12 +12,13 @@ was measured or compiled.
 import argparse
 import dataclasses
 import pathlib
+from collections.abc import Sequence
 
 from configs.pretrain import get_config
 from experiments.benchmarks.arguments import some_of
 from roberta_jax import cli
 from roberta_jax.plan import make_plan
-from roberta_jax.planning.report import Plan, markdown
+from roberta_jax.planning.report import Plan, markdown, was_compiled
 from roberta_jax.planning.topologies import parse
 from roberta_jax.storage.atomic import replace_file, write_text
 
@@ -63,6 +65,28 @@ def plan_of(size: str, pod: Pod, compile: bool = False) -> Plan:
             config.eval.batch_size = chips
         arguments.append(f"--config.eval.batch_size={chips}")
     return make_plan(config, pod.topology, slices=pod.slices, compile=compile, arguments=arguments)
+
+
+def write_plans(folder: pathlib.Path, compiled: Sequence[str] = ()) -> None:
+    """Writes the reports of `PLANS`.
+
+    Args:
+      folder: where they are written. A compiled report that is there is kept unless `compiled`
+        names it, because it takes minutes to make.
+      compiled: the plans to compile. Only these are written then; without any, all are, by
+        formula.
+    """
+    for name, (size, pod) in PLANS.items():
+        path = folder / f"{name}.md"
+        if compiled and name not in compiled:
+            continue
+        if not compiled and path.exists() and was_compiled(path.read_text()):
+            print(
+                f"{name}: kept, since it is compiled; --compile={name} makes it again", flush=True
+            )
+            continue
+        write_text(path, markdown(plan_of(size, pod, compile=name in compiled)))
+        print(name, flush=True)
 
 
 def write_scaling(folder: pathlib.Path) -> None:
@@ -140,18 +164,17 @@ def main() -> None:
         description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
     )
     parser.add_argument(
-        "--compile", type=some_of(PLANS), help="plans to compile as well, with commas"
+        "--compile",
+        type=some_of(PLANS),
+        help="only these plans, compiled as well, with commas between them; without it, all plans "
+        "by formula, except those that are compiled already",
     )
     parser.add_argument("--output", type=pathlib.Path, default=RESULTS, help="a folder")
     arguments = parser.parse_args()
     with cli.usage_errors():
         arguments.output.mkdir(parents=True, exist_ok=True)
         compiled = arguments.compile.split(",") if arguments.compile else []
-        for name, (size, pod) in PLANS.items():
-            if not compiled or name in compiled:
-                plan = plan_of(size, pod, compile=name in compiled)
-                write_text(arguments.output / f"{name}.md", markdown(plan))
-                print(name, flush=True)
+        write_plans(arguments.output, compiled)
         if not compiled:
             write_scaling(arguments.output)
 

@@ -10,10 +10,15 @@ Sources, all per chip:
   a host of 4 chips. The memory that a program can use is what libtpu 0.0.42 names when a program
   does not fit ("available HBM (15.75G)").
 * GPU: NVIDIA's data sheets of the A100 (SXM, 80 GB), H100 (SXM) and H200 (SXM): dense bfloat16
-  rate, memory, memory bandwidth, and NVLink, whose figure counts both directions. Between nodes:
-  one ConnectX-7 card of 400 Gbit/s for each GPU, as in the DGX H100 and H200, and of 200 Gbit/s, as
-  in the DGX A100. JAX uses three quarters of a GPU's memory unless XLA_PYTHON_CLIENT_MEM_FRACTION
-  says otherwise (docs.jax.dev, "GPU memory allocation").
+  rate, memory bandwidth, and NVLink, whose figure counts both directions. Between nodes: one
+  ConnectX-7 card of 400 Gbit/s for each GPU, as in the DGX H100 and H200, and of 200 Gbit/s, as in
+  the DGX A100. The memory is not the data sheets' 80 and 141 GB but the total that CUDA's driver
+  reports, rounded down, which PyTorch's messages of exhausted memory name ("GPU 0 has a total
+  capacity of 139.80 GiB" on an H200, 79.11 GiB on an H100, 79.15 GiB on an A100). `nvidia-smi`
+  shows 143,771, 81,559 and 81,920 MiB, which includes what the driver keeps for itself. XLA
+  allocates `GPU_FRACTION` of this total, and a program can use no more (docs.jax.dev, "GPU memory
+  allocation": 75% unless XLA_CLIENT_MEM_FRACTION says otherwise). None of this was measured with
+  this package.
 
 A multiply-add counts as two operations. GB are 10^9 bytes, GiB are 2^30 bytes.
 """
@@ -21,6 +26,9 @@ A multiply-add counts as two operations. GB are 10^9 bytes, GiB are 2^30 bytes.
 import dataclasses
 
 GB, GIB = 10**9, 2**30
+
+# The part of a GPU's memory that XLA allocates, and that a program can use.
+GPU_FRACTION = 0.75
 
 
 @dataclasses.dataclass(frozen=True)
@@ -30,8 +38,7 @@ class Chip:
     Attributes:
       name: as in `--topology`, such as "v5e".
       kind: what JAX calls the device.
-      memory: bytes of memory.
-      usable: bytes of it that a program can use.
+      usable: bytes of memory that a program can use.
       flops: peak bfloat16 operations per second, dense.
       memory_bandwidth: bytes per second from and to the memory.
       link: bytes per second that a collective over one mesh axis can send within a slice (TPU: one
@@ -44,7 +51,6 @@ class Chip:
 
     name: str
     kind: str
-    memory: float
     usable: float
     flops: float
     memory_bandwidth: float
@@ -56,9 +62,9 @@ class Chip:
     outer: str
 
 
-def _tpu(name, kind, memory, usable, flops, bandwidth, port, network, dimensions, per_host):
+def _tpu(name, kind, usable, flops, bandwidth, port, network, dimensions, per_host):
     return Chip(
-        name=name, kind=kind, memory=memory * GB, usable=usable * GIB, flops=flops * 1e12,
+        name=name, kind=kind, usable=usable * GIB, flops=flops * 1e12,
         memory_bandwidth=bandwidth * GB, link=2 * port * GB, network=network * GB,
         dimensions=dimensions, per_host=per_host, inner="ICI", outer="DCN",
     )  # fmt: skip
@@ -66,7 +72,7 @@ def _tpu(name, kind, memory, usable, flops, bandwidth, port, network, dimensions
 
 def _gpu(name, kind, memory, flops, bandwidth, nvlink, network):
     return Chip(
-        name=name, kind=kind, memory=memory * GB, usable=0.75 * memory * GB, flops=flops * 1e12,
+        name=name, kind=kind, usable=GPU_FRACTION * memory * GIB, flops=flops * 1e12,
         memory_bandwidth=bandwidth * GB, link=nvlink / 2 * GB, network=network * GB,
         dimensions=0, per_host=8, inner="NVLink", outer="network",
     )  # fmt: skip
@@ -75,14 +81,14 @@ def _gpu(name, kind, memory, flops, bandwidth, nvlink, network):
 CHIPS = {
     chip.name: chip
     for chip in (
-        # GB, usable GiB, TFLOP/s, GB/s of memory, GB/s of a port, GB/s of network
-        _tpu("v5e", "TPU v5 lite", 16, 15.75, 197, 819, 50, 3.125, 2, 8),
-        _tpu("v5p", "TPU v5", 95, 95.74, 459, 2765, 100, 6.25, 3, 4),
-        _tpu("v6e", "TPU v6 lite", 32, 31.25, 918, 1600, 100, 12.5, 2, 8),
-        # GB, TFLOP/s, GB/s of memory, GB/s of NVLink in both directions, GB/s of network
-        _gpu("a100", "NVIDIA A100-SXM4-80GB", 80, 312, 2039, 600, 25),
-        _gpu("h100", "NVIDIA H100 80GB HBM3", 80, 989, 3350, 900, 50),
-        _gpu("h200", "NVIDIA H200", 141, 989, 4800, 900, 50),
+        # usable GiB, TFLOP/s, GB/s of memory, GB/s of a port, GB/s of network
+        _tpu("v5e", "TPU v5 lite", 15.75, 197, 819, 50, 3.125, 2, 8),
+        _tpu("v5p", "TPU v5", 95.74, 459, 2765, 100, 6.25, 3, 4),
+        _tpu("v6e", "TPU v6 lite", 31.25, 918, 1600, 100, 12.5, 2, 8),
+        # GiB of memory, TFLOP/s, GB/s of memory, GB/s of NVLink in both directions, GB/s of network
+        _gpu("a100", "NVIDIA A100-SXM4-80GB", 79.1, 312, 2039, 600, 25),
+        _gpu("h100", "NVIDIA H100 80GB HBM3", 79.1, 989, 3350, 900, 50),
+        _gpu("h200", "NVIDIA H200", 139.7, 989, 4800, 900, 50),
     )
 }
 

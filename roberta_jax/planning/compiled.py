@@ -1,12 +1,14 @@
 """Compiles the train step for chips that need not exist, and reads what the compiler made.
 
 What is compiled is the train step of `roberta_jax.pretrain` itself, with shapes in place of arrays.
-The memory is the compiler's own; its temporary part is split by what the loops of the program
-carry. The collectives are those of the optimised program with the loops' iterations counted.
+The memory is the compiler's own: on TPUs its peak, elsewhere the arguments, temporaries and outputs
+together. Its temporary part is split by what the loops of the program carry. The collectives are
+those of the optimised program with the loops' iterations counted.
 """
 
 import contextlib
 import dataclasses
+import importlib.metadata
 import math
 import re
 import sys
@@ -26,6 +28,7 @@ from roberta_jax.planning.traffic import Traffic
 from roberta_jax.planning.workload import (
     Workload,
     batch_shapes,
+    counted,
     shard_bytes,
     state_shapes,
     workload,
@@ -48,14 +51,12 @@ class DoesNotFit(Exception):
     """The compiler found no place for the program.
 
     Attributes:
-      needed: bytes that it wants, as far as the compiler says.
-      usable: bytes that it has.
-      seconds: spent compiling.
+      needed: bytes that it wants, or None where the compiler does not say.
     """
 
-    def __init__(self, needed: float | None, usable: float | None, seconds: float):
-        super().__init__(f"needs {needed} bytes of {usable}")
-        self.needed, self.usable, self.seconds = needed, usable, seconds
+    def __init__(self, needed: float | None):
+        super().__init__(f"needs {needed or 'an unknown number of'} bytes")
+        self.needed = needed
 
 
 @dataclasses.dataclass(frozen=True)
@@ -109,18 +110,17 @@ def compile_step(
     step = training.train_step(model)
     started = time.perf_counter()
     what = f"{training.mesh.size} x {training.mesh.devices.flat[0].device_kind}"
-    rows = training.rows_per_microbatch
+    rows = counted(training.rows_per_microbatch, "row")
     with (
         _without_cache(),
-        _progress(f"Compiling the train step for {what}, {rows} rows per chip", progress),
+        _progress(f"Compiling the train step for {what}, {rows} per chip", progress),
     ):
         try:
             program = step.lower(state, batch).compile()
         except jax.errors.JaxRuntimeError as error:
             if "RESOURCE_EXHAUSTED" not in str(error):
                 raise
-            seconds = time.perf_counter() - started
-            raise DoesNotFit(*sizes_of_overflow(str(error)), seconds) from error
+            raise DoesNotFit(size_of_overflow(str(error))) from error
     seconds = time.perf_counter() - started
     slices = len({getattr(each, "slice_index", 0) for each in training.mesh.devices.flat})
     cycles, collectives, problem, work = None, [], "", workload(spec)
@@ -135,7 +135,7 @@ def compile_step(
     stats = program.memory_analysis()
     return CompiledStep(
         rows=training.rows_per_microbatch,
-        memory=_by_use(carried, work, stats, shard_bytes(state.params)),
+        memory=_by_use(carried, work, stats, shard_bytes(state.params), platform_of(spec)),
         allocated=stats.temp_size_in_bytes,
         collectives=collectives,
         cycles=cycles,
@@ -145,23 +145,54 @@ def compile_step(
     )
 
 
-def sizes_of_overflow(message: str) -> tuple[float | None, float | None]:
-    """(bytes needed, bytes there are) in the compiler's message that memory is exhausted."""
+def platform_of(spec: PretrainingSpec) -> str:
+    """The platform of the devices of a run: "tpu", "cpu", ..."""
+    return spec.training.mesh.devices.flat[0].platform
+
+
+def compiler_name(platform: str) -> str:
+    """The compiler for a platform with its version, such as "the TPU compiler (libtpu 0.0.42)"."""
+    package = "libtpu" if platform == "tpu" else "jaxlib"
+    with contextlib.suppress(importlib.metadata.PackageNotFoundError):  # of the machine's image
+        package += f" {importlib.metadata.version(package)}"
+    return f"the {platform.upper()} compiler ({package})"
+
+
+def size_of_overflow(message: str) -> float | None:
+    """The bytes needed by the compiler's message that memory is exhausted; None without them."""
     for pattern in (
-        rf"\({_SIZE}\) exceeds available HBM \({_SIZE}\)",
+        rf"\({_SIZE}\) exceeds available HBM",
         rf"Used {_SIZE} of {_SIZE} hbm",
-        rf"{_SIZE} exceeds.*?{_SIZE}",
+        rf"{_SIZE} exceeds",
     ):
         match = re.search(pattern, message)
         if match:
-            return tuple(float(match[i]) * _UNITS[match[i + 1]] for i in (1, 3))
-    return None, None
+            return float(match[1]) * _UNITS[match[2]]
+    return None
+
+
+def total_memory(stats: Any, platform: str) -> float:
+    """Bytes that the arguments, the temporaries and the outputs of a program take on a device.
+
+    On TPUs it is the compiler's peak. Elsewhere the temporaries are one block that is allocated for
+    the whole program, next to the arguments and to the outputs that reuse none of them, and the
+    peak does not count it.
+
+    Args:
+      stats: the result of `memory_analysis` of a compiled program.
+      platform: "tpu", "cpu", ...
+    """
+    peak = getattr(stats, "peak_memory_in_bytes", 0)
+    if platform == "tpu" and peak > stats.argument_size_in_bytes:  # old compilers have no peak
+        return peak
+    outputs = stats.output_size_in_bytes - stats.alias_size_in_bytes
+    return stats.argument_size_in_bytes + stats.temp_size_in_bytes + max(0, outputs)
 
 
 def _by_use(
-    carried: Mapping[str, float], work: Workload, stats: Any, parameters: int
+    carried: Mapping[str, float], work: Workload, stats: Any, parameters: int, platform: str
 ) -> dict[str, float]:
-    """Splits the peak by use; see `carried_by_use` for the temporary part."""
+    """Splits `total_memory` by use; see `carried_by_use` for the temporary part."""
     arguments = stats.argument_size_in_bytes
     optimizer, batch = work.optimizer_bytes, work.batch_bytes
     # The layouts of TPUs pad arrays; the padding is counted with the batch, whose rows it is.
@@ -170,10 +201,7 @@ def _by_use(
         memory.OPTIMIZER: optimizer,
         memory.BATCH: max(batch, arguments - parameters - optimizer),
     }
-    peak = getattr(stats, "peak_memory_in_bytes", 0)
-    if peak <= arguments:  # a CPU's compiler leaves out the arguments, older ones have no peak
-        peak = arguments + stats.temp_size_in_bytes
-    temporary = max(0, peak - arguments)
+    temporary = max(0, total_memory(stats, platform) - arguments)
     scale = min(1.0, temporary / sum(carried.values())) if any(carried.values()) else 1.0
     uses |= {use: scale * size for use, size in carried.items()}
     uses[OTHER] = temporary - scale * sum(carried.values())

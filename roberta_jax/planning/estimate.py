@@ -1,22 +1,29 @@
 """Applies the formulas to a run: does it fit, which microbatch is the largest, what would help."""
 
 import dataclasses
-import itertools
 import math
-from collections.abc import Callable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from typing import Any
 
 from roberta_jax.errors import UsageError
+from roberta_jax.planning.compiled import CompiledStep
 from roberta_jax.planning.memory import memory_by_use
 from roberta_jax.planning.speed import StepTime, step_time
 from roberta_jax.planning.topologies import Topology
 from roberta_jax.planning.traffic import Traffic, traffic
-from roberta_jax.planning.workload import Workload, workload
+from roberta_jax.planning.workload import Workload, counted, workload
 from roberta_jax.pretraining.spec import PretrainingSpec
 from roberta_jax.training.state import memory_limit
 
 # Reads the specification with some config keys changed: {"mesh.fsdp": 8, ...} -> spec.
 ReadSpec = Callable[[Mapping[str, Any]], PretrainingSpec]
+
+ROWS = "train.per_device_batch_size"
+_REMAT = "execution.remat"
+_REMATS = ("none", "dots", "full")  # from the largest memory to the smallest
+
+# Changes whose times differ by less are equally fast: the formula is not better than that.
+CLOSE = 1.05
 
 
 @dataclasses.dataclass(frozen=True)
@@ -58,15 +65,17 @@ class Attempt:
 
     Attributes:
       changes: {config key: value}.
-      needed: bytes on a chip with it; None if the change is not possible.
-      fits: whether that fits.
-      problem: why it is not possible, or "".
+      estimate: what the formulas say about the run with it; None if it is not possible.
+      fits: whether that fits, by the compiler if it was asked and by formula otherwise.
+      problem: why it is not possible, or why it does not fit although its formula does; or "".
+      compiled: what the compiler says about it; None if it was not asked or refused it.
     """
 
     changes: dict[str, Any]
-    needed: float | None
+    estimate: Estimate | None
     fits: bool
     problem: str = ""
+    compiled: CompiledStep | None = None
 
 
 def estimate(spec: PretrainingSpec, topology: Topology) -> Estimate:
@@ -78,8 +87,12 @@ def estimate(spec: PretrainingSpec, topology: Topology) -> Estimate:
     """
     if topology.is_tpu:
         _check_slices(spec, topology)
-    work, usable = workload(spec), usable_memory(topology)
-    chip = topology.chip
+    return estimate_of(workload(spec), topology)
+
+
+def estimate_of(work: Workload, topology: Topology) -> Estimate:
+    """Applies the formulas to a run that suits the topology."""
+    usable, chip = usable_memory(topology), topology.chip
     collectives = traffic(work, chip, topology.slices)
     return Estimate(
         topology=topology,
@@ -97,8 +110,9 @@ def _check_slices(spec: PretrainingSpec, topology: Topology) -> None:
     slices, data = spec.config["mesh"]["slices"], spec.training.mesh.shape["data"]
     if slices not in (None, topology.slices):
         raise UsageError(
-            f"--config.mesh.slices={slices}, but {topology} has {topology.slices} slice(s). Use "
-            f"--config.mesh.slices=none, and --slices={slices} to plan for as many slices."
+            f"--config.mesh.slices={slices}, but {topology} has "
+            f"{counted(topology.slices, 'slice')}. Use "
+            f"--config.mesh.slices=none, and --slices={slices} to plan for as many."
         )
     if data % topology.slices:
         raise UsageError(
@@ -145,59 +159,87 @@ def largest_rows(work: Workload, usable: float) -> int:
 def remedies(
     read: ReadSpec,
     topology: Topology,
-    ratio: float = 1.0,
-    first: Sequence[Mapping[str, Any]] = (),
+    limit: float,
+    knobs: Sequence[Mapping[str, Any]] = (),
 ) -> list[Attempt]:
-    """Tries what makes a run smaller, from the cheapest change to the dearest, until one fits.
+    """Tries what makes a run smaller, each with the largest microbatch that fits.
+
+    Tried are fewer rows in a microbatch, `execution.remat`, the changes of `knobs` and every size
+    of `fsdp`; if none of them fits, also `tensor`. Microbatches have at most the rows of the run as
+    configured. Without a batch that fits, an attempt has the smallest.
 
     Args:
       read: reads the specification with changes.
       topology: what it is planned for.
-      ratio: how many times more memory the compiler needs than the formula says.
-      first: changes of the config to try before all others.
-
-    Returns:
-      What was tried; the last one fits, unless nothing does.
+      limit: bytes that what is tried has to stay below by formula.
+      knobs: other changes of the config to try.
     """
-    attempts: list[Attempt] = []
-    memory = usable_memory(topology)
-    if memory is None:
-        return []
-    usable = memory / ratio
-    for changes in itertools.chain(first, _changes(read, topology, usable)):
-        try:
-            found = estimate(read(changes), topology)
-        except UsageError as error:
-            attempts.append(Attempt(dict(changes), None, False, str(error).splitlines()[0]))
-            continue
-        fits = found.needed <= usable
-        attempts.append(Attempt(dict(changes), found.needed * ratio, fits))
-        if fits:
-            break
+    start = workload(read({}))
+    attempts = list(
+        _attempts(read, topology, limit, start, [{}, *knobs, *_with_fsdp(start, topology)])
+    )
+    if not any(attempt.fits for attempt in attempts):
+        attempts += _attempts(read, topology, limit, start, _with_tensor(start, topology))
     return attempts
 
 
-def _changes(read: ReadSpec, topology: Topology, usable: float) -> Iterator[dict[str, Any]]:
-    start = workload(read({}))
-    full = {"execution.remat": "full"}
-    for base in ({}, full) if start.execution.remat != "full" else ({},):
-        if base:
-            yield dict(base)
-        rows = largest_rows(workload(read(base)), usable)
-        if 0 < rows < start.rows:
-            yield {**base, "train.per_device_batch_size": rows}
-        elif rows == 0:
-            yield {**base, "train.per_device_batch_size": 1}
-    total = topology.per_slice
-    sizes = [n for n in range(2, total + 1) if total % n == 0]
-    for parts in sizes:
+def fastest(attempts: Sequence[Attempt]) -> Attempt | None:
+    """The attempt that fits and takes the least time; None if none fits.
+
+    Of those that are about equally fast, and of all of them on a device of unknown speed, it is the
+    first.
+    """
+    fitting = [attempt for attempt in attempts if attempt.fits]
+    if not fitting or fitting[0].estimate.time is None:
+        return fitting[0] if fitting else None
+    least = min(attempt.estimate.time.seconds for attempt in fitting)
+    return next(each for each in fitting if each.estimate.time.seconds <= CLOSE * least)
+
+
+def _with_fsdp(start: Workload, topology: Topology) -> Iterator[dict[str, Any]]:
+    for parts in _divisors(topology.per_slice):
         if parts > start.mesh["fsdp"]:
-            mesh = {"mesh.data": -1, "mesh.fsdp": parts, "mesh.tensor": 1}
-            yield mesh
-            yield {**mesh, **full, "train.per_device_batch_size": 1}
-    for parts in sizes:
+            yield {"mesh.data": topology.chips // parts, "mesh.fsdp": parts, "mesh.tensor": 1}
+
+
+def _with_tensor(start: Workload, topology: Topology) -> Iterator[dict[str, Any]]:
+    for parts in _divisors(topology.per_slice):
         if parts > start.mesh["tensor"]:
-            mesh = {"mesh.data": topology.slices, "mesh.fsdp": total // parts}
-            yield {
-                **mesh, "mesh.tensor": parts, **full, "train.per_device_batch_size": 1,
-            }  # fmt: skip
+            fsdp = topology.per_slice // parts
+            yield {"mesh.data": topology.slices, "mesh.fsdp": fsdp, "mesh.tensor": parts}
+
+
+def _divisors(number: int) -> list[int]:
+    return [n for n in range(2, number + 1) if number % n == 0]
+
+
+def _attempts(
+    read: ReadSpec,
+    topology: Topology,
+    limit: float,
+    start: Workload,
+    bases: Iterable[Mapping[str, Any]],
+) -> Iterator[Attempt]:
+    """Each base with `execution.remat` as configured and with each value that saves memory."""
+    smaller = _REMATS[_REMATS.index(start.execution.remat) + 1 :]
+    for base in bases:
+        for remat in ({}, *({_REMAT: value} for value in smaller)):
+            changes = {**base, **remat}
+            try:
+                work = estimate(read(changes), topology).work
+            except UsageError as error:
+                yield Attempt(changes, None, False, str(error).splitlines()[0])
+                break
+            most = start.rows if changes else start.rows - 1
+            rows = [n for n in possible_rows(work) if n <= most]
+            if not rows:  # the run as configured has one row
+                continue
+            runs = [estimate_of(with_rows(work, n), topology) for n in rows]
+            found = max((run for run in runs if run.needed < limit), key=_rows, default=runs[0])
+            if found.work.rows != work.rows:
+                changes[ROWS] = found.work.rows
+            yield Attempt(changes, found, found.needed < limit)
+
+
+def _rows(run: Estimate) -> int:
+    return run.work.rows

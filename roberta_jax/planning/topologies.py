@@ -2,7 +2,8 @@
 
 The formulas need no accelerator and no library of its maker: they run on `PlannedDevice`s, which
 have a number and a name. To compile, the TPU's own compiler is asked for the topology
-(`compile_only_devices`); it comes with the package `libtpu`, the extra `plan`.
+(`compile_only_devices`); it comes with the package `libtpu`, the extra `plan`. The devices of
+`local` are compiled for by their own compiler.
 """
 
 import dataclasses
@@ -189,8 +190,9 @@ def compile_only_devices(topology: Topology) -> Sequence[Any]:
     """
     if not topology.is_tpu:
         raise UsageError(
-            f"--compile works for TPUs alone: the compiler for {topology.name} needs the device. "
-            "Leave out --compile for the formulas."
+            f"--compile works for TPUs and for --topology=local: the compiler for {topology.name} "
+            "needs the device. Leave out --compile for the formulas, or plan for local on the "
+            "device itself."
         )
     # Without these, libtpu asks the metadata server of a TPU VM, and refuses a second process.
     os.environ.setdefault("TPU_SKIP_MDS_QUERY", "1")

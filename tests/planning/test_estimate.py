@@ -11,8 +11,10 @@ import pytest
 from roberta_jax.errors import UsageError
 from roberta_jax.planning import memory, search
 from roberta_jax.planning.estimate import (
+    ROWS,
     Attempt,
     estimate,
+    fastest,
     largest_rows,
     possible_rows,
     remedies,
@@ -168,41 +170,62 @@ def test_the_base_step_on_v5e_is_near_the_compilers_estimate():
         assert found.time.seconds - waiting == pytest.approx(cycles / 1.5e9, rel=0.1)
 
 
-def test_what_does_not_fit_gets_the_first_change_that_does():
-    target = parse("v5e:2x2")
+def reader(size, target, **values):
+    """Reads the config of a size with some values, and with changes of it."""
 
     def read(changes):
-        changes = {"train.per_device_batch_size": 64, "execution.remat": "none"} | dict(changes)
-        return read_spec(
-            config_of("large", **{key.replace(".", "__"): v for key, v in changes.items()}),
-            target.devices(),
-        )
+        replaced = {key.replace(".", "__"): value for key, value in changes.items()}
+        return read_spec(config_of(size, **{**values, **replaced}), target.devices())
 
-    assert not estimate(read({}), target).fits
-    attempts = remedies(read, target)
-    assert [attempt.fits for attempt in attempts] == [False] * (len(attempts) - 1) + [True]
-    assert estimate(read(attempts[-1].changes), target).fits
+    return read
+
+
+def test_what_does_not_fit_gets_the_fastest_change_that_does():
+    target = parse("v5e:2x2")
+    read = reader("large", target, train__per_device_batch_size=64, execution__remat="none")
+    found = estimate(read({}), target)
+    assert not found.fits
+    attempts = remedies(read, target, found.usable)
+    best = fastest(attempts)
+    for attempt in attempts:
+        # An estimate is that of the run with the changes, and the microbatch is the largest.
+        again = estimate(read(attempt.changes), target)
+        assert (again.needed, again.time) == (attempt.estimate.needed, attempt.estimate.time)
+        assert attempt.fits == again.fits
+        assert again.work.rows == min(64, again.largest_rows)
+        assert again.work.rows < 64 or attempt.changes.get(ROWS) is None
+        assert best.estimate.time.seconds <= 1.05 * again.time.seconds
+    assert {a.estimate.work.execution.remat for a in attempts} == {"none", "dots", "full"}
+    assert {a.estimate.work.mesh["fsdp"] for a in attempts} == {1, 2, 4}
     # If the compiler needs twice as much as the formula says, more has to change.
-    doubled = remedies(read, target, 2.0)
-    assert doubled[-1].fits
-    assert doubled[-1].needed <= estimate(read({}), target).usable
-    assert doubled[-1].changes != attempts[-1].changes
+    doubled = fastest(remedies(read, target, found.usable / 2))
+    assert doubled.estimate.needed < found.usable / 2 < best.estimate.needed
+
+
+def test_of_changes_that_are_about_equally_fast_the_first_is_proposed():
+    found = planned("base", "v5e:4x4")
+
+    def attempt(fits, factor):
+        time = dataclasses.replace(found.time, parts={"all": factor})
+        return Attempt({}, dataclasses.replace(found, time=time), fits)
+
+    slow, near, least = (attempt(True, factor) for factor in (1.2, 1.04, 1.0))
+    assert fastest([attempt(False, 0.5), slow, near, least]) is near
+    assert fastest([slow, least, near]) is least
+    assert fastest([attempt(False, 0.5), Attempt({}, None, False, "not possible")]) is None
+    unknown = [Attempt({}, dataclasses.replace(found, time=None), fits) for fits in (False, True)]
+    assert fastest([*unknown, unknown[1]]) is unknown[1]
 
 
 def test_a_model_that_is_too_large_in_every_way_says_so():
-    target = parse("v5e:1x1")
-
-    def read(changes):
-        changes = {"model.num_hidden_layers": 4000, "train.batch_size": 8} | dict(changes)
-        return read_spec(
-            config_of("large", **{key.replace(".", "__"): v for key, v in changes.items()}),
-            target.devices(),
-        )
-
-    attempts = remedies(read, target)
-    assert attempts
+    target = parse("v5e:2x2")
+    read = reader("large", target, model__num_hidden_layers=4000, train__batch_size=8)
+    attempts = remedies(read, target, estimate(read({}), target).usable)
     assert not any(attempt.fits for attempt in attempts)
     assert all(isinstance(attempt, Attempt) for attempt in attempts)
+    assert fastest(attempts) is None
+    # Nothing else fits, so that `tensor` is tried as well.
+    assert {a.estimate.work.mesh["tensor"] for a in attempts if a.estimate} == {1, 2, 4}
 
 
 def test_only_data_may_cross_slices():

@@ -10,7 +10,7 @@ import pytest
 from roberta_jax import cli, plan
 from roberta_jax.errors import UsageError
 from roberta_jax.planning import compiled, memory
-from roberta_jax.planning.report import command_of, markdown
+from roberta_jax.planning.report import command_of, markdown, was_compiled
 from tests.planning.programs import config_of
 from tests.support import processes
 from tests.support.messages import one_screen
@@ -57,6 +57,56 @@ def test_a_run_that_does_not_fit_ends_with_status_2_and_the_change_that_fits(mon
     assert f"{rows}=64" not in command
 
 
+def test_the_tables_of_a_run_that_does_not_fit_are_those_of_its_command(monkeypatch, capsys):
+    with pytest.raises(SystemExit):
+        run(monkeypatch, LARGE, "--topology=v5e:4x4", "--config.model.num_hidden_layers=96")
+    text = capsys.readouterr().out
+    assert "the run as configured needs 37.04 GB of 16.91 GB usable" in text
+    assert "| GB | formula, as configured | formula |" in text
+    tables = text[text.index("## Memory of a chip, with the changes") : text.index("## Command")]
+    words = text[text.index("python -m roberta_jax.pretrain") :].replace("\\", "").split()
+    typed = [word for word in words if word.startswith("--config")]
+    # The command that is printed, planned on its own: it fits, with the same traffic and time.
+    run(monkeypatch, *typed, "--topology=v5e:4x4")
+    again = capsys.readouterr().out
+    assert "It does not fit" not in again
+    for title in ("## Collectives", "## Time"):
+        section = again[again.index(title) :].split("##")[1].split("\n", 1)[1]
+        assert section in tables
+    assert "| formula | 43.534 | 96.3k | 24% | 6,046 | 96,743 |" in tables
+
+
+def test_if_nothing_fits_the_report_says_what_its_tables_are(monkeypatch, capsys):
+    base, layers = LARGE.replace("large", "base"), "--config.model.num_hidden_layers=9600"
+    with pytest.raises(SystemExit):
+        run(monkeypatch, base, "--topology=v5e:2x4", layers)
+    text = capsys.readouterr().out
+    assert "| too much |" in text
+    assert "| not possible: --config.model.num_attention_heads=12 is not divisible" in text
+    assert "Everything below is about the run as configured, which does not fit." in text
+    assert "with the changes" not in text
+
+
+def test_numbers_have_their_nouns():
+    config = config_of("tiny", train__batch_size=1, train__per_device_batch_size=1)
+    text = markdown(plan.make_plan(config, "v5e:1x1"))
+    assert "1 chip (data=1, fsdp=1, tensor=1)" in text
+    assert "in 1 microbatch of 1 row per chip;" in text
+    assert "Largest microbatch by formula: 1 row (the whole share" in text
+    config = config_of("tiny", train__batch_size=64, train__per_device_batch_size=8)
+    text = markdown(plan.make_plan(config, "v5e:1x1"))
+    assert "in 8 microbatches of 8 rows per chip;" in text
+
+
+def test_a_report_says_whether_and_by_what_it_was_compiled():
+    config = config_of("tiny", train__batch_size=8)
+    made = plan.make_plan(config, "local", compile=True)
+    text = markdown(made)
+    assert text.splitlines()[2].startswith("Compiled by the CPU compiler (jaxlib ")
+    assert was_compiled(text)
+    assert not was_compiled(markdown(plan.make_plan(config, "local")))
+
+
 @pytest.mark.parametrize(
     ("arguments", "message"),
     [
@@ -73,7 +123,10 @@ def test_a_run_that_does_not_fit_ends_with_status_2_and_the_change_that_fits(mon
             "--config.train.batch_size=100 is not divisible by 64",
         ),
         (["--topology=v5e:8x8", "--largest"], "add --compile"),
-        (["--topology=gpu:h200x8", "--compile"], "--compile works for TPUs alone"),
+        (
+            ["--topology=gpu:h200x8", "--compile"],
+            "--compile works for TPUs and for --topology=local",
+        ),
         (["--topology=v5e:8x8", "--output=no/such/folder/plan.md"], "in an existing folder"),
         (["--topology=v5e:8x8", "--slices=many"], "--slices"),
     ],
@@ -123,14 +176,14 @@ def test_plans_for_gpus_and_for_this_machine_say_what_they_are():
 
 
 def test_messages_of_exhausted_memory_are_read():
-    sizes = compiled.sizes_of_overflow(
+    size = compiled.size_of_overflow(
         "RESOURCE_EXHAUSTED: Ran out of memory on HBM, the total memory required for HLO "
         "temporaries (52.12G) exceeds available HBM (15.75G)."
     )
-    assert sizes == (52.12 * 2**30, 15.75 * 2**30)
-    sizes = compiled.sizes_of_overflow("Used 16.5G of 15.75G hbm. Exceeded hbm capacity by 768M.")
-    assert sizes == (16.5 * 2**30, 15.75 * 2**30)
-    assert compiled.sizes_of_overflow("RESOURCE_EXHAUSTED: something else") == (None, None)
+    assert size == 52.12 * 2**30
+    size = compiled.size_of_overflow("Used 16.5G of 15.75G hbm. Exceeded hbm capacity by 768M.")
+    assert size == 16.5 * 2**30
+    assert compiled.size_of_overflow("RESOURCE_EXHAUSTED: something else") is None
 
 
 def test_importing_pretrain_does_not_load_planning():
@@ -161,7 +214,7 @@ def compile_tiny():
 @pytest.mark.slow
 def test_the_train_step_compiles_for_a_tpu():
     text = processes.run(__name__, "compile_tiny", XLA_FLAGS="")
-    assert "Compiled by the TPU compiler and by formula." in text
+    assert "Compiled by the TPU compiler (libtpu " in text
     assert "| compiled, 4 rows |" in text
 
 
