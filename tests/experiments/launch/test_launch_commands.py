@@ -3,6 +3,7 @@
 import os
 import pathlib
 import shlex
+import signal
 import subprocess
 import sys
 
@@ -65,6 +66,51 @@ def test_processes_of_one_machine_are_those_of_the_launcher(capsys):
     options, command = check_supervised(words[3:], sys.executable)
     assert options == ["--processes=3"]
     assert command == TRAIN[1:]  # the launcher adds what joins the processes
+
+
+def rehearsal(folder, *command):
+    """Starts `local` in a folder, with one process of a program in place of the training."""
+    code = (
+        "from experiments.launch import local, supervised\n"
+        f"command = {list(command)!r}\n"
+        "supervised.supervised = lambda *_, python, **__: [python, '-m', 'roberta_jax.launch',\n"
+        "    '--max_restarts=0', '--', *command]\n"
+        "local.main(['--processes=1', '--devices=3', '--', 'pretrain'])\n"
+    )
+    environment = {**os.environ, "PYTHONPATH": str(processes.ROOT)}
+    return subprocess.Popen(
+        [sys.executable, "-c", code],
+        cwd=folder,
+        env=environment,
+        stdout=subprocess.PIPE,
+        text=True,
+    )
+
+
+@pytest.mark.parametrize("status", [0, 2, 7])
+def test_the_status_of_processes_of_one_machine_is_that_of_the_run(tmp_path, status):
+    process = rehearsal(tmp_path, "bash", "-c", f"echo $JAX_PLATFORMS $XLA_FLAGS; exit {status}")
+    output, _ = process.communicate(timeout=60)
+    assert output == "cpu --xla_force_host_platform_device_count=3\n"
+    assert process.returncode == status
+
+
+@pytest.mark.parametrize(("number", "status"), [(signal.SIGTERM, 143), (signal.SIGINT, 130)])
+def test_processes_of_one_machine_are_stopped_by_a_signal(tmp_path, number, status):
+    script = 'trap "echo saved; exit 143" TERM; trap "echo saved; exit 130" INT; echo running; '
+    process = rehearsal(tmp_path, "bash", "-c", f"{script} while true; do sleep 0.05; done")
+    assert process.stdout.readline() == "running\n"
+    process.send_signal(number)
+    output, _ = process.communicate(timeout=60)
+    assert output == "saved\n"
+    assert process.returncode == status
+
+
+def test_the_environment_of_the_processes_is_not_kept(monkeypatch):
+    monkeypatch.setattr(local.launch, "launch", lambda own: 0)
+    before = dict(os.environ)
+    local.main(["--devices=3", *TRAIN])
+    assert dict(os.environ) == before
 
 
 SLURM = """#!/bin/bash
