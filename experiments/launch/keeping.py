@@ -24,7 +24,9 @@ LOOKS_AFTER_STOP = 5  # until a run that was stopped counts as stopped by a pers
 LOOKS_AFTER_FAILURE = 3  # until a run counts as failed
 LOOKS_WHEN_IDLE = 3  # until the run is started again on a host where nothing is running
 LOOKS_WHEN_DELETED = 3  # until slices that are gone count as deleted by a person
-LOOKS_WITHOUT_ANSWER = 15  # of the hosts: until it gives up, or says so if the run was started
+# Of hosts that do not answer: until it gives up if the run was not started or has failed on others,
+# or says so.
+LOOKS_WITHOUT_ANSWER = 15
 
 # How long gcloud may take, in seconds.
 LOOK_SECONDS = 300.0
@@ -188,16 +190,21 @@ class _Keeper:
             self._ended += 1
             # The cause, where others were told to stop.
             status = next((each for each in failed if each not in STOP_STATUSES), failed[0])
-            looks = LOOKS_AFTER_STOP if status in STOP_STATUSES else LOOKS_AFTER_FAILURE
-            return status if self._ended >= looks else None
-        self._ended = 0
+            if status in STOP_STATUSES:
+                return status if self._ended >= LOOKS_AFTER_STOP else None
+            # A run that has lost a host fails on the others. It goes on when that host is back.
+            lost = not complete or IDLE in answers
+            if self._ended >= (LOOKS_WITHOUT_ANSWER if lost else LOOKS_AFTER_FAILURE):
+                return status
+        else:
+            self._ended = 0
         if IDLE in answers:
             self._idle += 1
             if self._idle >= LOOKS_WHEN_IDLE:
                 number = answers.count(IDLE)
                 self._say(f"nothing is running on {number} of the hosts; starting the run there")
                 self._begin()
-        elif complete:
+        elif complete and not failed:
             self._idle = self._begins = 0
             if RUNNING not in answers:
                 return 0
@@ -224,7 +231,7 @@ class _Keeper:
         """
         times = f"hosts of {self._pod.name} did not answer {self._unanswered} times in a row"
         if self._started:
-            self._say(f"{times}. {self._left()} `keep` requests them again then.")
+            self._say(f"{times}. {self._left()}")
             return
         self._give_up(
             f"{times}; the cause is above. Is the key in the ssh-agent (see --help)?",

@@ -65,10 +65,10 @@ def started(pod, starts=(1, 1)):
     return lambda: wait_for(lambda: pod.count("started") == list(starts))
 
 
-def ended(pod, status=0):
+def ended(pod, status=0, hosts=(0, 1)):
     def event():
         pod.write("end", str(status))
-        for host in range(len(pod.hosts)):
+        for host in hosts:
             wait_for(lambda host=host: pod.status(host) is not None)
 
     return event
@@ -185,6 +185,29 @@ def test_a_host_that_is_down_for_a_while_is_waited_for(pod, monkeypatch, capfd):
     assert "hosts of base did not answer 15 times in a row" in output
     assert BILLED in output
     assert error.count("no route to host") == 1
+
+
+def test_a_run_that_fails_since_a_host_is_down_goes_on_when_it_is_back(pod, monkeypatch, capfd):
+    down = pod.hosts[1] / "down"
+
+    def lose():
+        pod.reboot(1)
+        down.touch()
+        ended(pod, 1, hosts=[0])()
+
+    back = [(pod.folder / "end").unlink, down.unlink, 3, started(pod, (2, 2))]
+    assert keep(monkeypatch, 1, started(pod), lose, 8, *back, ended(pod)) == 0
+    assert pod.actions().count("create") == 1
+
+
+def test_a_run_that_fails_since_a_host_is_lost_ends(pod, monkeypatch, capfd):
+    def lose():
+        (pod.hosts[1] / "down").touch()
+        ended(pod, 134)()
+
+    assert keep(monkeypatch, 1, started(pod), lose, 13) == 134
+    assert pod.state is None
+    assert "the run failed with status 134" in capfd.readouterr().out
 
 
 def test_hosts_that_never_answer_are_deleted_if_they_were_requested_here(pod, monkeypatch, capfd):
