@@ -115,7 +115,8 @@ class _Keeper:
         else:
             self._told, self._failed_looks = True, 0
             self._errors.pop("state", None)
-        if state not in (MISSING, UNKNOWN):
+        # A deletion of its own may go on for a moment after gcloud has reported it.
+        if state not in (MISSING, UNKNOWN, DELETING):
             self._seen, self._failed_requests, self._deleted_looks = True, 0, 0
         if state != self._shown:
             reason = self._reason() if state == FAILED else ""

@@ -127,6 +127,13 @@ def test_preempted_slices_are_requested_again(pod, monkeypatch):
     assert pod.count("started") == [2, 2]
 
 
+def test_a_deletion_that_takes_a_while_is_not_that_of_a_person(pod, monkeypatch):
+    pod.write("after-delete", "echo DELETING > $here/state; rm $here/after-delete")
+    lost = [set_state(pod, "SUSPENDED"), 2, (pod.folder / "state").unlink]
+    assert keep(monkeypatch, 1, started(pod), *lost, 2, started(pod, (2, 2)), ended(pod)) == 0
+    assert pod.actions().count("create") == 2
+
+
 @pytest.mark.parametrize("status", [1, 143])
 def test_a_run_that_ends_just_before_its_preemption_is_continued(pod, monkeypatch, status):
     events = [started(pod), ended(pod, status), 1, set_state(pod, "SUSPENDING"), 6]
