@@ -5,33 +5,48 @@
 
 With --devices each process has so many virtual devices on the CPU. Without it the processes share
 the GPUs of the machine, or each uses the CPU. It is `python -m roberta_jax.launch --processes=N`
-with this environment, which restarts all processes when one crashes.
+with this environment, which restarts all processes when one crashes, passes SIGTERM and Ctrl-C on
+to them, and exits with the status of the run.
 """
 
+import contextlib
+import os
 import shlex
 import sys
-from collections.abc import Sequence
+from collections.abc import Iterator, Mapping, Sequence
 
 from experiments.command_line import command
 from experiments.launch import supervised
-from experiments.launch.supervised import Commands
+from roberta_jax import launch
 from roberta_jax.launch import whole
 from roberta_jax.launching import command as launched
 
 
-def commands(arguments, words: Sequence[str]) -> Commands:
-    """Returns the command that starts the processes."""
+def launcher(arguments, words: Sequence[str]) -> tuple[dict[str, str], list[str]]:
+    """Returns the environment variables of the launcher, and its arguments."""
     full = supervised.supervised(
         words, python=sys.executable, cache=arguments.compile_cache, distributed=False
     )
-    environment = []
+    variables = {}
     if arguments.devices:
         flag = f"--xla_force_host_platform_device_count={arguments.devices}"
-        environment = ["env", "JAX_PLATFORMS=cpu", f"XLA_FLAGS={flag}"]
-    split = full.index("--")
-    return [
-        [*environment, *full[:split], f"--processes={arguments.processes}", *full[split:]],
-    ]
+        variables = {"JAX_PLATFORMS": "cpu", "XLA_FLAGS": flag}
+    return variables, [f"--processes={arguments.processes}", *full[3:]]
+
+
+@contextlib.contextmanager
+def _set(variables: Mapping[str, str]) -> Iterator[None]:
+    """Sets environment variables inside the context."""
+    former = {name: os.environ.get(name) for name in variables}
+    os.environ.update(variables)
+    try:
+        yield
+    finally:
+        for name, value in former.items():
+            if value is None:
+                del os.environ[name]
+            else:
+                os.environ[name] = value
 
 
 def main(argv: Sequence[str] | None = None) -> None:
@@ -44,11 +59,16 @@ def main(argv: Sequence[str] | None = None) -> None:
     )
     with command():
         arguments = parser.parse_args(own)
-        (full,) = commands(arguments, words)
+        variables, own = launcher(arguments, words)
         if arguments.dry_run:
-            print(shlex.join(full))
+            environment = [f"{name}={value}" for name, value in variables.items()]
+            start = ["env", *environment] if environment else []
+            print(shlex.join([*start, sys.executable, "-m", "roberta_jax.launch", *own]))
             return
-        supervised.run([full], dry_run=False)
+        with _set(variables):
+            status = launch.launch(own)
+    if status:
+        sys.exit(status)
 
 
 if __name__ == "__main__":

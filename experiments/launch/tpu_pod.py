@@ -7,262 +7,39 @@
 
 ACTION is one of
   create   request the slices; they may be granted hours later
-  install  install the package on all hosts
+  install  install the package on all hosts, in an environment of their own; a host whose Python is
+           older than 3.11 gets a newer one from uv
   doctor   check all hosts (python -m roberta_jax.doctor --distributed), with the run's --workdir
   start    start the run on all hosts; it goes on when this machine is switched off
   logs     show the end of the log of each host
   stop     stop the run; it saves a checkpoint
   delete   delete the slices
-  keep     do all of it until the run has finished: request the slices, wait for them, install,
-           start, and request them anew when they were preempted. It deletes them at the end. It
-           can be interrupted and started again at any time.
+  keep     do all of it until the run has ended: request the slices, wait for them, install, start,
+           start again on hosts that were rebooted, and request the slices anew when they were
+           preempted. It can be interrupted and started again with the same command at any time: a
+           run that is running is left alone.
 
-It needs gcloud, logged in. All commands with their options are printed by --dry_run.
+`keep` deletes the slices when the run has finished or failed, and when it could not be installed or
+started on all hosts in 5 attempts. It leaves them, and says that they are still billed, when the
+run was stopped, when another command is running on them, when hosts that it did not request itself
+do not answer, and when they cannot be deleted. It does not delete anything when it is interrupted.
+Slices that somebody else deletes are not requested again.
+
+It needs gcloud, logged in. For slices of several hosts gcloud needs an ssh-agent with its key:
+  eval $(ssh-agent); ssh-add ~/.ssh/google_compute_engine
+All commands with their options are printed by --dry_run.
 """
 
 import re
-import shlex
-import subprocess
 import sys
-import time
 from collections.abc import Sequence
 
 from experiments.command_line import command
 from experiments.launch import supervised
-from experiments.launch.supervised import Commands
-from roberta_jax.errors import UsageError
+from experiments.launch.keeping import keep
+from experiments.launch.pod import Pod
 from roberta_jax.launch import whole
 from roberta_jax.launching import command as launched
-from roberta_jax.launching.supervisor import STOP_STATUSES
-
-# https://cloud.google.com/tpu/docs/runtimes
-RUNTIMES = {
-    "v5litepod": "v2-alpha-tpuv5-lite",
-    "v5p": "v2-alpha-tpuv5",
-    "v6e": "v2-alpha-tpuv6e",
-}
-OLDER_RUNTIME = "tpu-ubuntu2204-base"
-PENDING = {
-    "WAITING_FOR_RESOURCES", "ACCEPTED", "PROVISIONING", "CREATING", "DELETING", "SUSPENDING",
-    "STATE_UNSPECIFIED",
-}  # fmt: skip
-LOST = {"SUSPENDED", "FAILED"}  # preempted, or never granted
-LOG, PID, DONE = "roberta_jax.log", "roberta_jax.pid", "roberta_jax.status"
-LOOKS_AFTER_STOP = 5  # until a run that was stopped counts as stopped by a person
-PYTHON = "$HOME/roberta_jax_env/bin/python"
-
-
-class Pod:
-    """The commands for the slices of one run."""
-
-    def __init__(self, arguments):
-        self.name, self.slices = arguments.name, arguments.slices
-        self._arguments = arguments
-        self._where = [f"--zone={arguments.zone}"]
-        if arguments.project:
-            self._where.append(f"--project={arguments.project}")
-
-    @property
-    def nodes(self) -> list[str]:
-        """The names of the slices."""
-        if self.slices == 1:
-            return [self.name]
-        return [f"{self.name}-{index}" for index in range(self.slices)]
-
-    def create(self) -> Commands:
-        """Requests the slices."""
-        arguments = self._arguments
-        generation = arguments.type.split("-")[0]
-        nodes = [f"--node-id={self.name}"]
-        if self.slices > 1:
-            nodes = [f"--node-count={self.slices}", f"--node-prefix={self.name}"]
-        return [
-            self._queued(
-                "create",
-                *nodes,
-                f"--accelerator-type={arguments.type}",
-                f"--runtime-version={arguments.runtime or RUNTIMES.get(generation, OLDER_RUNTIME)}",
-                *(["--spot"] if arguments.spot else []),
-            )
-        ]
-
-    def describe(self) -> list[str]:
-        """Asks for the state of the request."""
-        return self._queued("describe", "--format=value(state.state)")
-
-    def delete(self) -> Commands:
-        """Deletes the slices and the request."""
-        return [self._queued("delete", "--force", "--quiet")]
-
-    def install(self) -> Commands:
-        """Installs the package on all hosts."""
-        package = self._arguments.package
-        if not package:
-            raise UsageError(
-                "name what to install: --package=gs://BUCKET/roberta_jax-VERSION.whl (pip wheel "
-                "--no-deps . makes it), or the name of a package or a git+https address for pip."
-            )
-        setup = [*self._arguments.setup, "python3 -m venv $HOME/roberta_jax_env"]
-        source = package
-        if package.startswith("gs://"):
-            source = f"$HOME/{package.rsplit('/', 1)[1]}"
-            setup.append(f"gcloud storage cp {shlex.quote(package)} $HOME/")
-        elif "://" in package:  # pip takes extras of an address in this form only
-            source = f"roberta_jax@{package}"
-        name, at, address = source.partition("@")
-        target = f"{name}[{self._arguments.extras}]{at}{address}"
-        setup.append(f'{PYTHON} -m pip install --quiet "{target}"')
-        return self._on_all_hosts(" && ".join(setup))
-
-    def start(self, words: Sequence[str]) -> Commands:
-        """Starts the run on all hosts, in the background, unless it is running there."""
-        supervised.check_shared(words)
-        full = supervised.supervised(
-            words, python="PYTHON", cache=self._arguments.compile_cache, distributed=True
-        )
-        run = f'"{PYTHON}" {shlex.join(full[1:])}'
-        # A log-out must not end it. The shell outlives a SIGTERM, to keep the status for `keep`.
-        script = f"trap : TERM; {run}; echo $? > {DONE}"
-        return self._on_all_hosts(
-            f"{_running()} || (rm -f {DONE}; setsid nohup bash -c {shlex.quote(script)} "
-            f">> {LOG} 2>&1 < /dev/null & echo $! > {PID})"
-        )
-
-    def doctor(self, words: Sequence[str]) -> Commands:
-        """Checks all hosts together."""
-        workdir = launched.workdir(words)
-        options = [f"--workdir={workdir}"] if workdir else []
-        check = shlex.join(["-m", "roberta_jax.doctor", "--distributed", *options])
-        return self._on_all_hosts(f'"{PYTHON}" {check}')
-
-    def logs(self) -> Commands:
-        """Shows the end of the log of each host."""
-        return self._on_all_hosts(f"hostname; tail -n 40 {LOG}")
-
-    def stop(self) -> Commands:
-        """Stops the run on all hosts, since a host that is not told to would start again."""
-        # The group of the shell: the launcher gets the signal and passes it on.
-        return self._on_all_hosts(f"{_running()} && kill -TERM -- -$(cat {PID}) || true")
-
-    def statuses(self) -> Commands:
-        """Prints the exit status of the run on each host, or `running`."""
-        return self._on_all_hosts(f"cat {DONE} 2>/dev/null || ({_running()} && echo running)")
-
-    def _on_all_hosts(self, script: str) -> Commands:
-        return [
-            [
-                *("gcloud", "compute", "tpus", "tpu-vm", "ssh", node),
-                *self._where,
-                "--worker=all",
-                f"--command={script}",
-            ]
-            for node in self.nodes
-        ]
-
-    def _queued(self, action: str, *options: str) -> list[str]:
-        resources = ["gcloud", "compute", "tpus", "queued-resources", action, self.name]
-        return [*resources, *self._where, *options]
-
-
-def keep(pod: Pod, words: Sequence[str], *, every: float, dry_run: bool) -> int:
-    """Requests, installs, starts and requests again until the run has finished.
-
-    Args:
-      pod: its commands.
-      words: the command of the run.
-      every: seconds between two looks at the state.
-      dry_run: prints the commands in their order.
-
-    Returns:
-      The exit status: 0 if the run finished, else that of the run.
-    """
-    begin = [pod.install(), pod.start(words)]
-    if dry_run:
-        print("# until the run has finished; again from the top when it was preempted:")
-        steps = [pod.create(), [pod.describe()], *begin, pod.statuses(), pod.delete()]
-        for commands in steps:
-            supervised.run(commands, dry_run=True)
-        return 0
-    started, stopped = False, 0
-    shown = ""
-    while True:
-        state = _state(pod)
-        if state != shown:
-            print(f"{time.strftime('%H:%M:%S')} {pod.name}: {state}", flush=True)
-            shown = state
-        if state in LOST:
-            supervised.run(pod.delete(), dry_run=False)
-            started = False
-        elif state == "MISSING":
-            supervised.run(pod.create(), dry_run=False)
-            started = False
-        elif state == "ACTIVE":
-            if not started:
-                started = all(_try(commands) for commands in begin)
-            status = _status(pod) if started else None
-            # The hosts of a preempted slice stop as well, shortly before the state says so.
-            stopped = stopped + 1 if status in STOP_STATUSES else 0
-            if stopped >= LOOKS_AFTER_STOP:
-                print("The run was stopped; the slices are kept.", flush=True)
-                return status
-            if status is not None and status not in STOP_STATUSES:
-                if status:
-                    _try(pod.logs())
-                supervised.run(pod.delete(), dry_run=False)
-                return status
-        _pause(every)
-
-
-def _state(pod: Pod) -> str:
-    """The state of the request; MISSING if there is none."""
-    try:
-        result = subprocess.run(pod.describe(), capture_output=True, text=True)
-    except FileNotFoundError:
-        raise UsageError("gcloud is not installed.") from None
-    if result.returncode:
-        if "NOT_FOUND" in result.stderr or "not found" in result.stderr.lower():
-            return "MISSING"
-        # Such as a network that is down for a moment.
-        print(f"gcloud: {result.stderr.strip()[-300:]}", file=sys.stderr, flush=True)
-        return "unknown"
-    found = re.findall("[A-Z_]{6,}", result.stdout)
-    known = [state for state in found if state in {"ACTIVE", *LOST, *PENDING}]
-    return known[0] if known else "unknown"
-
-
-def _status(pod: Pod) -> int | None:
-    """The exit status of the run: 0 once it has finished on all hosts, or that of a host.
-
-    None while it runs, or while a host does not answer.
-    """
-    statuses, complete = [], True
-    for each in pod.statuses():
-        result = subprocess.run(each, capture_output=True, text=True)
-        words = result.stdout.split()
-        complete &= result.returncode == 0 and bool(words) and "running" not in words
-        statuses += [int(word) for word in words if word.isdigit()]
-    failed = sorted(status for status in statuses if status)
-    if failed:  # the cause, where others were told to stop
-        return next((status for status in failed if status not in STOP_STATUSES), failed[0])
-    return 0 if complete else None
-
-
-def _try(commands: Commands) -> bool:
-    """Runs commands that fail while a slice is being preempted; returns whether they did not."""
-    try:
-        supervised.run(commands, dry_run=False)
-    except UsageError as error:
-        print(f"{error} Trying again.", file=sys.stderr, flush=True)
-        return False
-    return True
-
-
-_pause = time.sleep
-
-
-def _running() -> str:
-    """A command of the shell that succeeds if the run is running."""
-    return f"kill -0 -- -$(cat {PID} 2>/dev/null) 2>/dev/null"
 
 
 def main(argv: Sequence[str] | None = None) -> None:
@@ -287,14 +64,15 @@ def main(argv: Sequence[str] | None = None) -> None:
         action="append",
         default=[],
         metavar="COMMAND",
-        help="what `install` runs first on each host, such as a mount of the text (repeatable)",
+        help="what `install` runs first on each host, such as a mount of the text (repeatable). "
+        "`keep` runs it again on a host that was rebooted",
     )
     parser.add_argument(
         "--every",
         type=whole(1),
         default=60,
         metavar="SECONDS",
-        help="how often `keep` looks",
+        help="how often `keep` looks (default: %(default)s)",
     )
     with command():
         arguments = parser.parse_args(own)

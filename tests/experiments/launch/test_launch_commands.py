@@ -1,12 +1,11 @@
 """What the launch commands print and run; stubs stand for the programs of the clusters."""
 
-import contextlib
 import os
 import pathlib
 import shlex
+import signal
 import subprocess
 import sys
-import time
 
 import pytest
 
@@ -14,6 +13,7 @@ from experiments.launch import gke, local, slurm, supervised, tpu_pod
 from roberta_jax import launch
 from roberta_jax.launching.command import DISTRIBUTED
 from tests.support import processes
+from tests.support.fake_gcloud import Gcloud, program, wait_for
 
 AWKWARD = "--config.data.files=gs://b/it's $HOME/*.zst"
 TRAIN = ["--", "pretrain", "--config=configs/pretrain.py:base", "--workdir=gs://b/base", AWKWARD]
@@ -32,13 +32,6 @@ def check_supervised(words, python):
     launch._parser().parse_args(options)
     assert command in (TRAIN[1:], [*TRAIN[1:], DISTRIBUTED])
     return options, command
-
-
-def stub(folder, name, script):
-    folder.mkdir(exist_ok=True)
-    path = folder / name
-    path.write_text(f"#!/bin/bash\n{script}\n")
-    path.chmod(0o755)
 
 
 @pytest.fixture
@@ -75,6 +68,51 @@ def test_processes_of_one_machine_are_those_of_the_launcher(capsys):
     options, command = check_supervised(words[3:], sys.executable)
     assert options == ["--processes=3"]
     assert command == TRAIN[1:]  # the launcher adds what joins the processes
+
+
+def rehearsal(folder, *command):
+    """Starts `local` in a folder, with one process of a program in place of the training."""
+    code = (
+        "from experiments.launch import local, supervised\n"
+        f"command = {list(command)!r}\n"
+        "supervised.supervised = lambda *_, python, **__: [python, '-m', 'roberta_jax.launch',\n"
+        "    '--max_restarts=0', '--', *command]\n"
+        "local.main(['--processes=1', '--devices=3', '--', 'pretrain'])\n"
+    )
+    environment = {**os.environ, "PYTHONPATH": str(processes.ROOT)}
+    return subprocess.Popen(
+        [sys.executable, "-c", code],
+        cwd=folder,
+        env=environment,
+        stdout=subprocess.PIPE,
+        text=True,
+    )
+
+
+@pytest.mark.parametrize("status", [0, 2, 7])
+def test_the_status_of_processes_of_one_machine_is_that_of_the_run(tmp_path, status):
+    process = rehearsal(tmp_path, "bash", "-c", f"echo $JAX_PLATFORMS $XLA_FLAGS; exit {status}")
+    output, _ = process.communicate(timeout=60)
+    assert output == "cpu --xla_force_host_platform_device_count=3\n"
+    assert process.returncode == status
+
+
+@pytest.mark.parametrize(("number", "status"), [(signal.SIGTERM, 143), (signal.SIGINT, 130)])
+def test_processes_of_one_machine_are_stopped_by_a_signal(tmp_path, number, status):
+    script = 'trap "echo saved; exit 143" TERM; trap "echo saved; exit 130" INT; echo running; '
+    process = rehearsal(tmp_path, "bash", "-c", f"{script} while true; do sleep 0.05; done")
+    assert process.stdout.readline() == "running\n"
+    process.send_signal(number)
+    output, _ = process.communicate(timeout=60)
+    assert output == "saved\n"
+    assert process.returncode == status
+
+
+def test_the_environment_of_the_processes_is_not_kept(monkeypatch):
+    monkeypatch.setattr(local.launch, "launch", lambda own: 0)
+    before = dict(os.environ)
+    local.main(["--devices=3", *TRAIN])
+    assert dict(os.environ) == before
 
 
 SLURM = """#!/bin/bash
@@ -117,8 +155,8 @@ def test_slurm_has_a_task_for_each_node_or_gpu(capsys):
     ("status", "requeued"), [(143, True), (0, False), (2, False), (137, False)]
 )
 def test_a_slurm_job_whose_time_is_over_is_queued_again(capsys, tmp_path, stubs, status, requeued):
-    stub(stubs, "srun", f'printf "%s\\n" "$@" > {tmp_path}/srun; exit {status}')
-    stub(stubs, "scontrol", f'echo "$@" > {tmp_path}/scontrol')
+    program(stubs, "srun", f'printf "%s\\n" "$@" > {tmp_path}/srun; exit {status}')
+    program(stubs, "scontrol", f'echo "$@" > {tmp_path}/scontrol')
     script = tmp_path / "job"
     script.write_text(printed(slurm, capsys, "--nodes=2", f"--folder={tmp_path}"))
     subprocess.run(["bash", "-n", str(script)], check=True)
@@ -132,7 +170,7 @@ def test_a_slurm_job_whose_time_is_over_is_queued_again(capsys, tmp_path, stubs,
 
 def test_slurm_submits_its_script_once(tmp_path, stubs, monkeypatch, capsys):
     monkeypatch.chdir(tmp_path)
-    stub(stubs, "sbatch", f'cat "$1" > {tmp_path}/submitted')
+    program(stubs, "sbatch", f'cat "$1" > {tmp_path}/submitted')
     slurm.main(["--nodes=2", *TRAIN])
     assert (tmp_path / "submitted").read_text() == (tmp_path / "roberta.sbatch").read_text()
     with pytest.raises(SystemExit) as error:
@@ -163,10 +201,11 @@ def test_each_action_reaches_all_hosts_of_all_slices(capsys, action):
     ).splitlines()
     for node, line in zip(("base-0", "base-1"), lines, strict=True):
         words = shlex.split(line)
-        assert words[:8] == [
+        assert words[:9] == [
             *("gcloud", "compute", "tpus", "tpu-vm", "ssh", node, "--zone=z", "--worker=all"),
+            "--ssh-flag=-oServerAliveInterval=30",
         ]
-        script = words[8].removeprefix("--command=")
+        script = words[9].removeprefix("--command=")
         subprocess.run(["bash", "-n", "-c", script], check=True)
         assert action != "doctor" or script.endswith("--distributed --workdir=gs://b/base")
 
@@ -182,129 +221,117 @@ def test_each_action_reaches_all_hosts_of_all_slices(capsys, action):
 def test_packages_are_installed_with_their_extras(capsys, package, target):
     line = printed(tpu_pod, capsys, "install", *POD, f"--package={package}")
     script = shlex.split(line)[-1]
-    assert script.endswith(f'pip install --quiet "{target}"')
+    pip = "$HOME/roberta_jax_env/bin/python -m pip install --quiet"
+    # The second command replaces an older build of the same version.
+    assert script.endswith(f'&& {pip} "{target}" && {pip} --force-reinstall --no-deps "{target}"')
     assert ("gcloud storage cp" in script) == package.startswith("gs:")
 
 
 def test_hosts_are_set_up_before_the_installation(capsys):
-    options = [*POD, "--package=p", "--setup=sudo mount a /b", "--setup=true"]
+    options = [*POD, "--package=p", "--setup=mountpoint -q /b || mount a /b;", "--setup=true"]
     script = shlex.split(printed(tpu_pod, capsys, "install", *options))[-1]
-    assert script.startswith("--command=sudo mount a /b && true && python3 -m venv ")
+    setup, _, rest = script.partition(" && { new()")
+    assert setup == "--command={ mountpoint -q /b || mount a /b; } && { true; }"
+    assert " -m venv " in rest
+
+
+def python_of(version):
+    """A script of bash for a Python that is of a version and creates environments of it."""
+    check = "import sys; sys.version_info = tuple(map(int, sys.argv[1].split('.')))"
+    return f"""
+case "$1 $2" in
+  "-c "*) exec {sys.executable} -c "{check}; exec(sys.argv[2])" {version} "$2";;
+  "-m venv") mkdir -p "$3/bin"; cp "$0" "$3/bin/python";;
+  "-m pip") echo "$PWD $0 $@" >> $HOME/pip;;
+esac
+"""
+
+
+UV = """
+mkdir -p $HOME/.local/bin
+cat > $HOME/.local/bin/uv <<'END'
+#!/bin/bash
+for last; do true; done
+echo "$@" > $HOME/uv; mkdir -p $last/bin; cp $HOME/new_python $last/bin/python
+END
+chmod +x $HOME/.local/bin/uv
+"""
 
 
 @pytest.fixture
-def host(tmp_path, stubs, monkeypatch):
-    """A folder in which a stub of gcloud runs the commands of a host, and keeps a state."""
-    home = tmp_path / "home"
-    python = home / "roberta_jax_env" / "bin" / "python"
-    python.parent.mkdir(parents=True)
-    log = tmp_path / "gcloud"
-    stub(
-        stubs,
-        "gcloud",
-        f"""
-echo "$4 $5" >> {log}
-case "$5" in
-  create) echo ACTIVE > {tmp_path}/state;;
-  delete) rm {tmp_path}/state;;
-  describe) cat {tmp_path}/state 2>/dev/null || {{ echo NOT_FOUND >&2; exit 1; }};;
-esac
-if [ "$5" = ssh ]; then
-  for last; do true; done
-  cd {home} && HOME={home} bash -c "${{last#--command=}}"
-fi
-""".replace("$4 $5", "$3 $4").replace('"$5"', '"$4"'),
-    )
-    stub(stubs, "python3", "true")
-    monkeypatch.chdir(tmp_path)
-    return home, python, log
+def pod(tmp_path, stubs):
+    """A host that has no Python yet."""
+    gcloud = Gcloud(tmp_path, stubs, hosts=1)
+    for each in ("python3", "python3.11", "python3.12", "python3.13"):
+        program(stubs, each, "exit 127")
+    (gcloud.hosts[0] / "roberta_jax_env" / "bin").rmdir()
+    yield gcloud
+    gcloud.end()
 
 
-def runs(python, script):
-    python.write_text(f"#!/bin/bash\n{script}\n")
-    python.chmod(0o755)
+@pytest.mark.parametrize(
+    ("pythons", "version"),
+    [
+        ({"python3": "3.12.3"}, "3.12.3"),
+        ({"python3": "3.10.12", "python3.11": "3.11.0"}, "3.11.0"),
+        ({"python3": "3.10.12", "python3.11": "3.11.0", "python3.13": "3.13.1"}, "3.13.1"),
+        ({"python3": "3.10.12"}, None),
+    ],
+)
+def test_hosts_get_a_python_that_the_package_supports(pod, stubs, pythons, version):
+    for name, each in pythons.items():
+        script = python_of(each)
+        if name == "python3":
+            script += f'[[ "$*" = *"--user uv" ]] && {{ {UV} }}\ntrue'
+        program(stubs, name, script)
+    home = pod.hosts[0]
+    program(home, "new_python", python_of("3.12.9"))
+    for _ in range(2):
+        tpu_pod.main(["install", *POD, "--package=gs://b/r.whl"])
+    chosen = (home / "roberta_jax_env" / "bin" / "python").read_text()
+    assert f" {version or '3.12.9'} " in chosen
+    assert (home / "uv").exists() == (version is None)
+    if version is None:
+        words = (home / "uv").read_text().split()
+        assert words[:2] == ["venv", "--quiet"]
+        assert {"--python", "3.12", "--seed"} <= set(words)
+    installed = [line for line in (home / "pip").read_text().splitlines() if "r.whl[" in line]
+    assert len(installed) == 4
+    assert all("/roberta_jax_env/bin/python -m pip install" in line for line in installed)
 
 
-def wait_for(condition, seconds=20):
-    deadline = time.monotonic() + seconds
-    while not condition():
-        assert time.monotonic() < deadline
-        time.sleep(0.02)
+def test_an_environment_of_an_older_python_is_replaced(pod, stubs):
+    program(stubs, "python3.11", python_of("3.11.0"))
+    old = pod.hosts[0] / "roberta_jax_env" / "bin"
+    program(old, "python", python_of("3.10.12"))
+    tpu_pod.main(["install", *POD, "--package=p"])
+    assert " 3.11.0 " in (old / "python").read_text()
 
 
-def test_a_run_on_a_host_is_started_once_and_stopped(host, capfd):
-    home, python, _ = host
-    runs(
-        python,
-        'if [ "$1" = -m ]; then printf "%s\\n" "$@" >> started; '
-        'trap "echo saved; exit 143" TERM; while true; do sleep 0.05; done; fi',
+def test_a_run_on_a_host_is_started_once_and_stopped(pod, capfd):
+    (home,) = pod.hosts
+    (home / "roberta_jax_env" / "bin").mkdir()
+    pod.run_is(
+        'printf "%s\\n" "$@" >> words; '
+        'trap "echo saved; exit 143" TERM; while true; do sleep 0.05; done'
     )
     for _ in range(2):
         tpu_pod.main(["start", *POD, *TRAIN])
-        wait_for(lambda: (home / "started").exists())
-    words = (home / "started").read_text().splitlines()
+        wait_for(lambda: (home / "words").exists())
+    words = (home / "words").read_text().splitlines()
     check_supervised(["python", *words], "python")
     tpu_pod.main(["stop", *POD])
-    wait_for(lambda: (home / "roberta_jax.status").exists())
-    assert (home / "roberta_jax.status").read_text() == "143\n"
+    wait_for(lambda: pod.status(0))
+    assert pod.status(0) == "143"
     tpu_pod.main(["logs", *POD])
     assert "saved" in capfd.readouterr().out
     tpu_pod.main(["stop", *POD])  # nothing is left to stop
 
 
-def keep(status, monkeypatch):
-    looks = iter([0.05] * 300)  # an endless loop fails
-    monkeypatch.setattr(tpu_pod, "_pause", lambda seconds: time.sleep(next(looks)))
-    options = ["keep", *POD, "--package=gs://b/r.whl", "--every=1", "--spot"]
-    with contextlib.nullcontext() if status == 0 else pytest.raises(SystemExit, match=str(status)):
-        tpu_pod.main([*options, *TRAIN])
-
-
-def actions(log):
-    """The actions of gcloud, without repetitions."""
-    found = [line.split()[1] for line in log.read_text().splitlines()]
-    return [each for index, each in enumerate(found) if index == 0 or found[index - 1] != each]
-
-
-@pytest.mark.parametrize("status", [0, 2])
-def test_keep_goes_on_until_the_run_ends(host, monkeypatch, status):
-    home, python, log = host
-    runs(python, f'if [ "$2" = roberta_jax.launch ]; then sleep 0.3; exit {status}; fi')
-    keep(status, monkeypatch)
-    assert actions(log)[:3] == ["describe", "create", "describe"]
-    assert actions(log)[-1] == "delete"
-    assert (home / "roberta_jax.status").read_text() == f"{status}\n"
-
-
-def test_keep_requests_preempted_slices_again(host, monkeypatch, tmp_path):
-    home, python, log = host
-    # The first start is preempted: the state changes, and the hosts are new ones after that.
-    runs(
-        python,
-        f'if [ "$2" = roberta_jax.launch ]; then if [ -e {tmp_path}/preempted ]; then exit 0; fi; '
-        f"touch {tmp_path}/preempted; echo SUSPENDED > {tmp_path}/state; "
-        "rm -f roberta_jax.pid; sleep 60; fi",
-    )
-    keep(0, monkeypatch)
-    found = actions(log)
-    assert found.count("create") == 2
-    assert found.count("delete") == 2
-    pids = subprocess.run(["pgrep", "-f", str(home)], capture_output=True, text=True)
-    for pid in pids.stdout.split():
-        os.kill(int(pid), 9)
-
-
-def test_keep_leaves_slices_whose_run_a_person_has_stopped(host, monkeypatch):
-    _, python, log = host
-    runs(python, 'if [ "$2" = roberta_jax.launch ]; then exit 143; fi')
-    keep(143, monkeypatch)
-    assert "delete" not in actions(log)
-
-
 def test_keep_prints_all_steps(capsys):
     lines = printed(tpu_pod, capsys, "keep", *POD, "--package=gs://b/r.whl").splitlines()
     assert [line.split()[4] for line in lines[1:]] == [
-        *("create", "describe", "ssh", "ssh", "ssh", "delete")
+        *("create", "describe", "ssh", "ssh", "ssh", "ssh", "delete")
     ]
 
 
