@@ -35,8 +35,8 @@ def keep(monkeypatch, *events, options=(), limit=100):
 
     Args:
       monkeypatch: replaces the pauses.
-      *events: each is called after a look, from the first one on; a number is a count of looks
-        without an event.
+      *events: each is called after a look, from the first one on, and again after the next look if
+        it returns False; a number is a count of looks without an event.
       options: of the command.
       limit: looks, after which the test fails.
     """
@@ -47,9 +47,8 @@ def keep(monkeypatch, *events, options=(), limit=100):
 
     def pause(seconds):
         assert next(looks, None) is not None, "an endless loop"
-        event = left.pop(0) if left else None
-        if event is not None:
-            event()
+        if left and (left[0] is None or left[0]() is not False):
+            left.pop(0)
         time.sleep(0.02)
 
     monkeypatch.setattr(keeping, "_pause", pause)
@@ -62,7 +61,7 @@ def keep(monkeypatch, *events, options=(), limit=100):
 
 
 def started(pod, starts=(1, 1)):
-    return lambda: wait_for(lambda: pod.count("started") == list(starts))
+    return lambda: pod.count("started") == list(starts)
 
 
 def ended(pod, status=0, hosts=(0, 1)):
@@ -121,7 +120,7 @@ def test_preempted_slices_are_requested_again(pod, monkeypatch):
             pod.reboot(host)
         pod.write("state", "SUSPENDED")
 
-    assert keep(monkeypatch, 1, started(pod), preempt, 3, ended(pod)) == 0
+    assert keep(monkeypatch, 1, started(pod), preempt, started(pod, (2, 2)), ended(pod)) == 0
     assert pod.actions().count("create") == 2
     assert pod.actions().count("delete") == 2
     assert pod.count("started") == [2, 2]
@@ -286,7 +285,7 @@ def test_a_run_that_failed_meanwhile_is_started_again(pod, monkeypatch, capfd):
 def test_what_another_command_has_left_is_not_the_end_of_this_one(pod, monkeypatch):
     pod.write("state", "ACTIVE")
     tpu_pod.main(["start", *POD, *TRAIN, "--config.seed=2"])
-    started(pod)()
+    wait_for(started(pod))
     ended(pod)()
     (pod.folder / "end").unlink()
     assert keep(monkeypatch, started(pod, (2, 2)), ended(pod)) == 0
@@ -295,7 +294,7 @@ def test_what_another_command_has_left_is_not_the_end_of_this_one(pod, monkeypat
 def test_another_command_that_is_running_is_left_alone(pod, monkeypatch, capfd):
     pod.write("state", "ACTIVE")
     tpu_pod.main(["start", *POD, *TRAIN, "--config.seed=2"])
-    started(pod)()
+    wait_for(started(pod))
     assert keep(monkeypatch) == 2
     assert pod.state == "ACTIVE"
     assert pod.count("started") == [1, 1]
@@ -395,7 +394,8 @@ def test_a_preemption_is_seen_though_ssh_hangs(pod, monkeypatch, capfd):
             pod.reboot(host)
         pod.write("state", "SUSPENDED")
 
-    assert keep(monkeypatch, 1, started(pod), hang, preempt, 3, ended(pod)) == 0
+    again = [started(pod, (2, 2)), ended(pod)]
+    assert keep(monkeypatch, 1, started(pod), hang, preempt, *again) == 0
     assert pod.actions().count("create") == 2
     assert "gcloud did not answer within 1 s" in capfd.readouterr().err
 
