@@ -19,7 +19,7 @@ import jax
 import orbax.checkpoint as ocp
 from etils import epath
 
-from roberta_jax.errors import UsageError, listed
+from roberta_jax.errors import StoreUnavailable, UsageError, listed
 from roberta_jax.storage.atomic import is_local, move_aside, removal_command
 from roberta_jax.storage.store_errors import store_error
 from roberta_jax.training.agreement import exchange, host, require_equal, together
@@ -186,6 +186,7 @@ class Checkpoints:
           (state, extra), or None if there is no checkpoint.
 
         Raises:
+          StoreUnavailable: the object store of the checkpoints cannot be reached.
           UsageError: the checkpoint belongs to another model or optimizer, or it is damaged. In
             that case the message names the newest intact checkpoint, and the folders to delete to
             resume from it. With several processes all of them raise it if any of them cannot read
@@ -253,9 +254,8 @@ class Checkpoints:
             mine["other"], mine["restart"] = str(error), error.restart
         all_read = exchange("reading a checkpoint", mine)
         if others := [each for each in all_read if each["other"] is not None]:
-            other = UsageError(others[0]["other"])
-            other.restart = all(each["restart"] for each in others)
-            raise other
+            may_pass = all(each["restart"] for each in others)
+            raise (StoreUnavailable if may_pass else UsageError)(others[0]["other"])
         damages = [each["damage"] for each in all_read if each["damage"] is not None]
         if damages:
             raise _DamagedError(textwrap.shorten(listed(damages, 2), 400))

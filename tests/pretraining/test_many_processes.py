@@ -4,16 +4,22 @@ The processes run on this machine and are connected over the loopback interface.
 """
 
 import json
+import os
+import pathlib
 import shutil
 import signal
+import threading
 import time
 
+import jax
 import pytest
 
 from roberta_jax.errors import RESTART_FILE
+from roberta_jax.pretrain import pretrain
+from roberta_jax.training.distributed import join_processes
 from roberta_jax.training.metrics import read_metrics
-from tests.support import texts
-from tests.support.many_processes import Launcher, last_step, losses, wait_for_step
+from tests.support import processes, texts
+from tests.support.many_processes import COMPILE_FAST, Launcher, last_step, losses, wait_for_step
 
 # A run that does not end by itself.
 ENDLESS = {"train.steps": 100_000, "train.log_every": 1, "train.checkpoint_every": 10}
@@ -102,6 +108,18 @@ def test_a_file_that_one_host_lacks(launcher, folder):
     assert_all_end(run, 2, "corpus.jsonl")
     assert "error: host " in run.errors(0)
     assert "(process 1) ended: " in run.errors(0)
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("refusing", [0, 1])
+def test_a_text_that_one_host_refuses_while_the_others_prepare_theirs(launcher, folder, refusing):
+    workdir, working = folder / f"refused_{refusing}", 1 - refusing
+    variables = {refusing: {"TEST_PREPARE": "refuse"}, working: {"TEST_PREPARE": "wait"}}
+    run = launcher.start(workdir, 2, variables=variables, **QUICK)
+    assert_all_end(run, 2, "error: the text cannot be used", of=[refusing])
+    message = f"(process {refusing}) ended: the text cannot be used"
+    assert_all_end(run, 2, message, within=20, of=[working])
+    assert not (workdir / "checkpoints").exists()
 
 
 @pytest.mark.slow
@@ -194,6 +212,37 @@ def test_signals_stop_all_at_one_step(launcher, folder, number, status, everywhe
         assert stopped == saved > step
         assert f"Continuing from the checkpoint of step {step}" in run.output(0) or not step
         step = stopped
+
+
+def stop_and_go_on(folder):
+    """Two calls of `pretrain` in one process of two; process 1 gets SIGTERM in the first."""
+    join_processes()
+    workdir = pathlib.Path(folder) / "in_a_row"
+    files = pathlib.Path(folder) / "corpus.jsonl", pathlib.Path(folder) / "cache"
+
+    def interrupt():
+        while last_step(workdir) < 4:
+            time.sleep(0.02)
+        os.kill(os.getpid(), signal.SIGTERM)
+
+    if jax.process_index() == 1:
+        threading.Thread(target=interrupt, daemon=True).start()
+    stopped = pretrain(texts.small_config(*files, **ENDLESS), workdir)
+    longer = {**ENDLESS, "train.steps": stopped.step + 20}
+    finished = pretrain(texts.small_config(*files, **longer), workdir)
+    if jax.process_index() == 0:
+        print(json.dumps([stopped.finished, stopped.step, finished.finished, finished.step]))
+
+
+@pytest.mark.slow
+def test_the_next_run_of_the_same_processes_does_not_stop(launcher, folder):
+    output, _ = processes.run_together(
+        __name__, "stop_and_go_on", str(folder), count=2, XLA_FLAGS=COMPILE_FAST
+    )
+    stopped, step, finished, last = json.loads(output.splitlines()[-1])
+    assert not stopped
+    assert finished
+    assert last == step + 20
 
 
 # Results

@@ -11,7 +11,7 @@ import orbax.checkpoint as ocp
 import pytest
 from etils import epath
 
-from roberta_jax.errors import StoreUnavailable, UsageError
+from roberta_jax.errors import RESTART_FILE, StoreUnavailable, UsageError
 from roberta_jax.pretrain import pretrain
 from roberta_jax.storage import leases
 from roberta_jax.training import loop, run
@@ -20,6 +20,7 @@ from roberta_jax.training.metrics import read_metrics
 from roberta_jax.training.tensorboard import _tensorboardx, _tf_records
 from roberta_jax.training.workdir import trained_config
 from tests.support import gcs_server, object_store, processes, texts
+from tests.support.many_processes import Launcher
 
 STEPS = {"train.steps": 30, "train.checkpoint_every": 3, "train.eval_every": 7}
 RUN = "gs://bucket/runs/a"
@@ -300,6 +301,49 @@ def check_killed(workdir, expected):
 
 @needs_server
 @pytest.mark.slow
+def test_two_processes_that_are_killed_in_turn_end_with_the_same_bits(folder, server):
+    workdir = "gs://bucket/runs/two"
+    changes = {**STEPS, "train.log_every": 1, "distributed.heartbeat_timeout": 20}
+    launcher = Launcher(folder)
+    try:
+        undisturbed = launcher.start(folder / "two", 2, **changes)
+        assert undisturbed.wait() == [0, 0], undisturbed.all_errors()
+        step = 0
+        for victim, last in ((1, 14), (0, 23)):
+            # Training stops before this step, where a process waits for its batch.
+            variables = {0: server, 1: {**server, "TEST_WAIT_AT": str(last)}}
+            run = launcher.start(workdir, 2, variables=variables, **changes)
+            wait_for_output(run, rf"^step {last - 3}/30")
+            run.processes[victim].kill()
+            assert run.wait(120)[1 - victim] == 2, run.all_errors()
+            assert f"(process {victim})" in run.errors(1 - victim)
+            check_continued(run, step)
+            step = last - 3
+        run = launcher.start(workdir, 2, variables=dict.fromkeys(range(2), server), **changes)
+        assert run.wait() == [0, 0], run.all_errors()
+        check_continued(run, step)
+    finally:
+        launcher.kill_all()
+    processes.run(__name__, "check_killed", workdir, folder / "two", **server)
+
+
+def wait_for_output(run, pattern: str) -> None:
+    """Waits for a line of the first process that matches."""
+    deadline = time.monotonic() + 300
+    while not re.search(pattern, run.output(0), re.MULTILINE):
+        assert all(each.poll() is None for each in run.processes.values()), run.all_errors()
+        assert time.monotonic() < deadline, run.all_errors()
+        time.sleep(0.02)
+
+
+def check_continued(run, step: int) -> None:
+    """Checks that a run continued from one of the last two checkpoints up to a step, if any."""
+    steps = re.findall("Continuing from the checkpoint of step ([0-9]+)", run.output(0))
+    assert [step - 6 < int(each) <= step for each in steps] == [True] * bool(step), steps
+
+
+@needs_server
+@pytest.mark.slow
 @pytest.mark.parametrize(
     ("workdir", "message"),
     [
@@ -308,24 +352,29 @@ def check_killed(workdir, expected):
         ("gs://read-only/run", r"may not be written .*the account has no permission"),
     ],
 )
-def test_the_server_refuses_at_the_start(folder, server, workdir, message):
-    process = start(folder, workdir, server)
+def test_the_server_refuses_at_the_start(folder, server, workdir, message, tmp_path):
+    note = tmp_path / "restart"
+    process = start(folder, workdir, {**server, RESTART_FILE: str(note)})
     output, errors = process.communicate(timeout=60)
     assert process.returncode == 2
     assert re.search(message, errors), errors
     assert "Traceback" not in errors
     assert output == ""
+    assert not note.exists()  # it would be refused again
 
 
 @needs_server
 @pytest.mark.slow
 def test_a_server_that_does_not_answer_is_reported_in_seconds(folder):
     started = time.monotonic()
-    process = start(folder, RUN, {"STORAGE_EMULATOR_HOST": "http://127.0.0.1:1"})
+    note = folder / "no_server.restart"
+    variables = {"STORAGE_EMULATOR_HOST": "http://127.0.0.1:1", RESTART_FILE: str(note)}
+    process = start(folder, RUN, variables)
     _, errors = process.communicate(timeout=60)
     assert process.returncode == 2
     assert "Google Cloud Storage does not answer at http://127.0.0.1:1" in errors
     assert time.monotonic() - started < 30
+    assert "does not answer" in note.read_text()  # a supervisor may start it again
 
 
 @needs_server
@@ -340,13 +389,14 @@ def test_a_store_that_disappears_ends_the_run_with_a_message(folder):
         "    config.train.update({'steps': 100_000, 'log_every': 1, 'checkpoint_every': 5})\n"
         "    return config\n"
     )
+    note = folder / "lost.restart"
     with gcs_server.running() as variables:
         process = subprocess.Popen(
             [
                 *(sys.executable, "-m", "roberta_jax.pretrain"),
                 *(f"--config={config}", "--workdir=gs://bucket/runs/lost"),
             ],
-            env=processes.environment(**variables),
+            env=processes.environment(**variables, **{RESTART_FILE: str(note)}),
             cwd=processes.ROOT,
             stdout=subprocess.PIPE,
             stderr=subprocess.PIPE,
@@ -360,3 +410,4 @@ def test_a_store_that_disappears_ends_the_run_with_a_message(folder):
     assert process.returncode == 2, errors[-4000:]
     assert "error: cannot write " in errors
     assert "Traceback" not in errors
+    assert "cannot write " in note.read_text()

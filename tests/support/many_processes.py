@@ -11,7 +11,7 @@ import time
 from roberta_jax.training.metrics import read_metrics
 from tests.support import processes, texts
 
-_COMPILE_FAST = "--xla_backend_optimization_level=0 --xla_llvm_disable_expensive_passes=true"
+COMPILE_FAST = "--xla_backend_optimization_level=0 --xla_llvm_disable_expensive_passes=true"
 _CONFIG = """
 import os
 import time
@@ -41,10 +41,21 @@ def fail():
     raise RuntimeError("a mistake in the program")
 
 
+def refuse():
+    from roberta_jax.errors import UsageError
+
+    raise UsageError("the text cannot be used")
+
+
 if "TEST_WAIT_AT" in os.environ:
     change_step(os.environ["TEST_WAIT_AT"], lambda: time.sleep(1000))
 if "TEST_FAIL_AT" in os.environ:
     change_step(os.environ["TEST_FAIL_AT"], fail)
+if "TEST_PREPARE" in os.environ:
+    from roberta_jax.pretraining import text
+
+    prepare = {{"wait": lambda: time.sleep(1000), "refuse": refuse}}[os.environ["TEST_PREPARE"]]
+    text.prepare = lambda *arguments, **options: prepare()
 if "TEST_SPIKE_AT" in os.environ:
     from roberta_jax.training.spikes import SpikeWatch
 
@@ -150,7 +161,7 @@ class Launcher:
             flags += [f"--distributed={mode}"] if mode else []
             flags += [f"--config.{key}={value}" for key, value in values.items()]
             env = processes.environment(devices, **(variables or {}).get(index, {}))
-            env |= {"PYTHONUNBUFFERED": "1", "XLA_FLAGS": f"{env['XLA_FLAGS']} {_COMPILE_FAST}"}
+            env |= {"PYTHONUNBUFFERED": "1", "XLA_FLAGS": f"{env['XLA_FLAGS']} {COMPILE_FAST}"}
             if count > 1:
                 env |= {
                     "JAX_COORDINATOR_ADDRESS": address,
