@@ -101,7 +101,8 @@ def check_sources(spec: TextSpec, runner: Runner = LOCAL) -> None:
         except UsageError as error:
             if not number:
                 raise
-            raise UsageError(f"corpus {number} of --config.data.mixture: {error}") from error
+            message = f"corpus {number} of --config.data.mixture: {error}"
+            raise type(error)(message) from error  # a restart may help
 
 
 def prepare(
