@@ -69,8 +69,10 @@ class Gcloud:
             )
 
     def write(self, name: str, text: str = "") -> None:
-        """Writes a file that the program reads."""
-        (self.folder / name).write_text(f"{text}\n")
+        """Writes a file that the program reads, which sees all of it or nothing."""
+        written = self.folder / f"{name}.new"
+        written.write_text(f"{text}\n")
+        written.replace(self.folder / name)
 
     @property
     def state(self) -> str | None:
