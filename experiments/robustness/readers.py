@@ -147,6 +147,11 @@ def resume(folder: pathlib.Path, root: pathlib.Path, on_damage: str = "stop") ->
     records = [json.loads(line) for line in (folder / "metrics.jsonl").read_text().splitlines()]
     for record in records:
         record.pop("tokens_per_second", None)
+        if "finished" in record and record["step"] < config.train.steps:
+            # A run that goes back before its former end makes the evaluation of that step again,
+            # but not the record of a finished run.
+            for key in record.keys() - {"step", "eval_loss", "eval_perplexity"}:
+                del record[key]
     return [read_model(folder / "hf", root), records, {"start": result.start}]
 
 
