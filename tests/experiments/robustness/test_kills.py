@@ -1,6 +1,7 @@
 """The campaign of interruptions: what it records and counts, and a few interruptions."""
 
 import json
+import re
 import subprocess
 import sys
 
@@ -92,11 +93,16 @@ def campaign(folder, *arguments):
     return done.stdout
 
 
+def counted(number, name):
+    """The line of the workdir with the last interruption; one before may have ended too soon."""
+    return re.compile(rf"^{number} interruptions; run\d+_{name}: identical$", re.MULTILINE)
+
+
 @pytest.mark.slow
 @pytest.mark.skipif(sys.platform == "win32", reason="forks")
 def test_a_few_interruptions_and_more_later(tmp_path):
-    assert "2 interruptions; run0_1_local: identical" in campaign(tmp_path, "--count=2")
-    assert "3 interruptions; run1_1_local: identical" in campaign(tmp_path, "--count=3")
+    assert counted(2, "1_local").search(campaign(tmp_path, "--count=2"))
+    assert counted(3, "1_local").search(campaign(tmp_path, "--count=3"))
     assert "| **all** | | 3 | **3** |" in (tmp_path / "kills.md").read_text()
 
 
@@ -104,7 +110,7 @@ def test_a_few_interruptions_and_more_later(tmp_path):
 @pytest.mark.skipif(sys.platform == "win32", reason="forks")
 def test_interruptions_of_two_processes_in_an_object_store(tmp_path):
     text = campaign(tmp_path, "--count=1", "--processes=2", "--store=objects")
-    assert "1 interruptions; run0_2_objects: identical" in text
+    assert counted(1, "2_objects").search(text)
 
 
 def test_two_campaigns_do_not_share_a_folder(tmp_path, capsys):
