@@ -46,6 +46,11 @@ def shortened(text: str, most: int = 80) -> str:
     return text if len(text) <= most else f"{text[:most]}... ({len(text)} characters)"
 
 
+def counted(number: int, singular: str, plural: str = "") -> str:
+    """A number with its noun: "1 chip", "8,192 rows". The plural is by default that with an s."""
+    return f"{number:,} {singular if number == 1 else plural or singular + 's'}"
+
+
 def spelled(value: object) -> str:
     """Returns a config value as it is typed: `none`, `true`, `3`, `a/*.txt`."""
     if value is None or isinstance(value, bool):

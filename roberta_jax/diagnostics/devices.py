@@ -13,6 +13,7 @@ import numpy as np
 from jax.sharding import Mesh, NamedSharding, PartitionSpec
 
 from roberta_jax.diagnostics.report import Result, ok, problem, warning
+from roberta_jax.errors import counted
 from roberta_jax.modeling.layers import Embedding
 
 DEVICES, ALL_REDUCE, EMBEDDING = "devices", "all-reduce", "embedding"
@@ -114,7 +115,7 @@ def embedding() -> list[Result]:
         differences.append(_difference(np.asarray(found), ids, gradient))
     difference = float(np.max(differences))  # NaN if one of them is
     added_up, scattered = _accumulated_differences(repeated, gradient)  # on all processes
-    over = f"over {MICROBATCHES} microbatches on {_count(len(jax.devices()), 'device')}"
+    over = f"over {MICROBATCHES} microbatches on {counted(len(jax.devices()), 'device')}"
     for wrong, which in ((difference, ""), (added_up, f", added up {over},")):
         if not wrong <= _TOLERANCE:
             return [
@@ -190,10 +191,6 @@ def _accumulated_differences(ids: np.ndarray, gradient: np.ndarray) -> tuple[flo
         _difference(np.asarray(each.addressable_data(0)), ids, gradient) for each in sums
     )
     return added_up, scattered
-
-
-def _count(number: int, noun: str) -> str:
-    return f"{number} {noun}" + ("" if number == 1 else "s")
 
 
 def _look_up(table: jax.Array, ids: jax.Array) -> jax.Array:

@@ -7,6 +7,7 @@ from typing import Any
 import jax
 
 from roberta_jax.diagnostics.report import Result, ok, problem, warning
+from roberta_jax.errors import counted, listed
 from roberta_jax.training.agreement import exchange
 
 CHECK = "hosts"
@@ -21,9 +22,12 @@ def check(versions: Mapping[str, str]) -> list[Result]:
     own = [socket.gethostname(), jax.local_device_count(), jax.devices()[0].device_kind]
     hosts = exchange("the versions", [*own, dict(versions)])
     names = list(dict.fromkeys(host[0] for host in hosts))
-    shown = ", ".join(names[:4]) + (f" and {len(names) - 4} more" if len(names) > 4 else "")
     results = [
-        ok(CHECK, f"{_count(len(hosts), 'process', 'es')} on {_count(len(names), 'host')}: {shown}")
+        ok(
+            CHECK,
+            f"{counted(len(hosts), 'process', 'processes')} on {counted(len(names), 'host')}: "
+            f"{listed(names, 4)}",
+        )
     ]
     counts = {index: host[1] for index, host in enumerate(hosts)}
     if len(set(counts.values())) > 1:
@@ -56,7 +60,3 @@ def _differing(values: Mapping[int, Any]) -> str:
         f"{value} on process {', '.join(processes[:6])}{', ...' if len(processes) > 6 else ''}"
         for value, processes in places.items()
     )
-
-
-def _count(number: int, noun: str, plural: str = "s") -> str:
-    return f"{number} {noun}" + ("" if number == 1 else plural)

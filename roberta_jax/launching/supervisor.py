@@ -8,7 +8,7 @@ import tempfile
 import time
 from collections.abc import Iterator, Mapping, Sequence
 
-from roberta_jax.errors import RESTART_FILE
+from roberta_jax.errors import RESTART_FILE, counted
 from roberta_jax.launching import crashes, environment
 from roberta_jax.launching.command import newest_step
 from roberta_jax.launching.endings import (
@@ -116,7 +116,7 @@ class Supervisor:
             seconds = time.monotonic() - started
             if kind is Kind.FINISHED:
                 if restarts:
-                    say(f"finished after {_times(restarts, 'restart')}")
+                    say(f"finished after {counted(restarts, 'restart')}")
                 return 0
             if kind is Kind.MISTAKE:
                 return MISTAKE_STATUS
@@ -282,7 +282,7 @@ class Supervisor:
             say(f"  {line}")
         since = "without a new checkpoint" if self._workdir else "in a row"
         say(
-            f"error: gave up after {_times(restarts, 'restart')} {since}. "
+            f"error: gave up after {counted(restarts, 'restart')} {since}. "
             + (f"What is known of the crash is in {path}. " if path else "")
             + "Correct the cause and run the same command again; it continues from the newest "
             "checkpoint."
@@ -291,7 +291,3 @@ class Supervisor:
 
 def _restart_file(folder: pathlib.Path, index: int) -> pathlib.Path:
     return folder / f"restart-{index}"
-
-
-def _times(number: int, noun: str) -> str:
-    return f"{number} {noun}" + ("" if number == 1 else "s")

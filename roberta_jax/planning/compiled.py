@@ -20,7 +20,7 @@ from typing import Any, TextIO
 
 import jax
 
-from roberta_jax.errors import shortened
+from roberta_jax.errors import counted, shortened
 from roberta_jax.planning import memory
 from roberta_jax.planning.chips import Chip
 from roberta_jax.planning.hlo import Collective, Program, array_bytes, arrays_of, axes_of_groups
@@ -28,7 +28,6 @@ from roberta_jax.planning.traffic import Traffic
 from roberta_jax.planning.workload import (
     Workload,
     batch_shapes,
-    counted,
     shard_bytes,
     state_shapes,
     workload,

@@ -5,13 +5,13 @@ import math
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from typing import Any
 
-from roberta_jax.errors import UsageError
+from roberta_jax.errors import UsageError, counted
 from roberta_jax.planning.compiled import CompiledStep
 from roberta_jax.planning.memory import memory_by_use
 from roberta_jax.planning.speed import StepTime, step_time
 from roberta_jax.planning.topologies import Topology
 from roberta_jax.planning.traffic import Traffic, traffic
-from roberta_jax.planning.workload import Workload, counted, workload
+from roberta_jax.planning.workload import Workload, workload
 from roberta_jax.pretraining.spec import PretrainingSpec
 from roberta_jax.training.state import memory_limit
 

@@ -9,13 +9,13 @@ import math
 import shlex
 from collections.abc import Mapping, Sequence
 
-from roberta_jax.errors import spelled
+from roberta_jax.errors import counted, spelled
 from roberta_jax.planning import speed
 from roberta_jax.planning.compiled import CompiledStep
 from roberta_jax.planning.estimate import CLOSE, Attempt, Estimate, possible_rows
 from roberta_jax.planning.speed import StepTime
 from roberta_jax.planning.traffic import Traffic
-from roberta_jax.planning.workload import Workload, counted, mesh_text
+from roberta_jax.planning.workload import Workload, mesh_text
 
 _COMPILED = "Compiled by"
 

@@ -151,8 +151,3 @@ def mesh_text(mesh: Mesh | dict[str, int]) -> str:
     """Such as "data=4, fsdp=2, tensor=2"."""
     sizes = mesh.shape if isinstance(mesh, Mesh) else mesh
     return ", ".join(f"{name}={size}" for name, size in sizes.items())
-
-
-def counted(number: int, singular: str, plural: str = "") -> str:
-    """A number with its noun: "1 chip", "8,192 rows". The plural is by default that with an s."""
-    return f"{number:,} {singular if number == 1 else plural or singular + 's'}"
