@@ -1,0 +1,1 @@
+"""Fine-tuning tasks: one table of them, their files, their inputs and their metrics."""
