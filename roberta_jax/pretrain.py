@@ -22,6 +22,7 @@ from etils import epath
 from ml_collections import ConfigDict
 
 from roberta_jax import cli
+from roberta_jax.config_groups import read_timeouts
 from roberta_jax.errors import UsageError, listed
 from roberta_jax.modeling.flops import training_flops
 from roberta_jax.pretraining.config_keys import (
@@ -31,7 +32,6 @@ from roberta_jax.pretraining.config_keys import (
     RENAMED,
     REVALUED,
 )
-from roberta_jax.pretraining.config_values import check_values
 from roberta_jax.pretraining.spec import (
     NEW_HEADS,
     PretrainingSpec,
@@ -41,7 +41,6 @@ from roberta_jax.pretraining.spec import (
 from roberta_jax.training.agreement import together
 from roberta_jax.training.checkpoints import ON_DAMAGE
 from roberta_jax.training.distributed import join_processes, watched
-from roberta_jax.training.partners import Timeouts
 from roberta_jax.training.run import EXPORT, Job, RunResult, finished_metrics, run, say
 from roberta_jax.training.same_start import require_same_program
 from roberta_jax.training.state import TrainState, count_parameters
@@ -76,7 +75,7 @@ def pretrain(config: ConfigDict, workdir: epath.PathLike, on_damage: str = "stop
     # Before the input pipeline imports TensorFlow, which logs at length.
     os.environ.setdefault("TF_CPP_MIN_LOG_LEVEL", "2")
     os.environ.setdefault("TF_ENABLE_ONEDNN_OPTS", "0")
-    with watched(timeouts(config)):
+    with watched(read_timeouts(config)):
         require_same_program(config.to_dict(), MAY_DIFFER)
         with together("reading the config"):
             spec = read_spec(config)
@@ -101,19 +100,6 @@ def pretrain(config: ConfigDict, workdir: epath.PathLike, on_damage: str = "stop
         )
         say(_describe_result(spec, result))
         return result
-
-
-def timeouts(config: ConfigDict) -> Timeouts:
-    """How long to wait for the other processes of the run, as the config says.
-
-    Raises:
-      UsageError: a value is out of its range, or the config has no such key.
-    """
-    keys = ("start_timeout", "heartbeat_timeout", "late_timeout")
-    values = {f"distributed.{key}": config.get("distributed", {}).get(key) for key in keys}
-    check_values(values, values)
-    start, heartbeat, late = values.values()
-    return Timeouts(start=start, heartbeat=heartbeat, late=late)
 
 
 def make_job(spec: PretrainingSpec, folder: epath.Path) -> Job:
@@ -283,7 +269,7 @@ def main(config: ConfigDict, values: flags.FlagValues) -> None:
         return
     if not values.workdir:
         raise UsageError("no folder for the run: give one, such as --workdir=runs/tiny")
-    join_processes(values.distributed, timeouts(config))
+    join_processes(values.distributed, read_timeouts(config))
     result = pretrain(config, values.workdir, values.on_damage)
     if not result.finished:
         sys.exit(128 + (result.signal or signal.SIGTERM))
