@@ -37,7 +37,7 @@ class Kind(abc.ABC):
     @property
     @abc.abstractmethod
     def model_class(self) -> type["nn.Module"]:
-        """The head that is trained."""
+        """The head that is trained: it has `loss`, `count`, `loss_of` and `TARGETS`."""
 
     @abc.abstractmethod
     def config_changes(self) -> dict[str, Any]:
