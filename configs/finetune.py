@@ -155,9 +155,7 @@ def _defaults() -> ConfigDict:
     config.optimizer.bias_correction = True  # Adam's bias correction; BERT has none.
     config.optimizer.clip_norm = 0.0  # Largest global gradient norm; 0 disables clipping.
 
-    config.schedule = (
-        ConfigDict()
-    )  # Learning rate: linear warmup from 0, then decay to the end.
+    config.schedule = ConfigDict()  # Learning rate: linear warmup from 0, then decay to the end.
     config.schedule.name = "polynomial"  # Decay: "polynomial", "cosine" or "constant" (none).
     config.schedule.warmup_ratio = 0.06  # Share of the steps that the warmup takes.
     # Schedule polynomial: exponent of the decay; None is 1, linear decay.

@@ -30,6 +30,8 @@ class Kind(abc.ABC):
     # The parts of the head that are new where the model to start from has none; see
     # `weights.load.from_pretrained`.
     new_head: ClassVar[tuple[str, ...]] = ("classifier",)
+    # Whether the first axis of a row's outputs has the length of the input.
+    per_token: ClassVar[bool] = False
 
     def __init__(self, task: Task, labels: Sequence[str], formatting: Formatting):
         self.task, self.labels, self.formatting = task, tuple(labels), formatting
