@@ -21,10 +21,11 @@ class Features:
       choices: C, sequences per row: row r has the sequences [r * C, (r + 1) * C). 1 except for
         multiple choice.
       example: int32 [R], the number of the example that a row belongs to.
-      columns: name -> array [R, ...], one entry per row, such as labels. Those without a value in
-        `Kind.fill` are in no batch: `Kind.predictions` reads them.
-      token_columns: name -> array [T], one entry per token, such as the labels of tokens; likewise.
+      columns: name -> array [R, ...], one entry per row, such as labels.
+      token_columns: name -> array [T], one entry per token, such as the labels of tokens.
       skipped: why examples were left out -> how many.
+      host_arrays: name -> array of any shape, which predictions need and no batch holds, such as
+        the characters that tokens cover. They belong to all rows together.
     """
 
     tokens: np.ndarray
@@ -34,6 +35,7 @@ class Features:
     columns: Mapping[str, np.ndarray] = dataclasses.field(default_factory=dict)
     token_columns: Mapping[str, np.ndarray] = dataclasses.field(default_factory=dict)
     skipped: Mapping[str, int] = dataclasses.field(default_factory=dict)
+    host_arrays: Mapping[str, np.ndarray] = dataclasses.field(default_factory=dict)
 
     @property
     def num_rows(self) -> int:
@@ -52,14 +54,13 @@ class Features:
         Args:
           rows: int64 [B], rows; -1 for one that only fills up the batch.
           length: L, tokens per sequence; at least that of the longest row.
-          fill: name of a column -> its value where there is no row or token. Columns that it does
-            not have are left out.
+          fill: name of a column -> its value where there is no row or token.
           pad_id: the token of padding.
 
         Returns:
           `input_ids` int32 and `attention_mask` int32, [B, L], or [B, C, L] with choices; each
-          column [B, ...]; each token column like `input_ids`. A row that fills up the batch has one
-          token, so that its attention is not empty.
+          column [B, ...]; each token column [B, L]. A row that fills up the batch has one token,
+          so that its attention is not empty.
         """
         present = rows >= 0
         sequences = np.maximum(rows, 0)[:, None] * self.choices + np.arange(self.choices)
@@ -81,11 +82,8 @@ class Features:
         }
         real = inside & present[:, None, None]
         for name, values in self.token_columns.items():
-            if name in fill:
-                batch[name] = spread(values, fill[name], real)
+            batch[name] = spread(values, fill[name], real)
         for name, values in self.columns.items():
-            if name not in fill:
-                continue
             picked = values[np.maximum(rows, 0)]
             where = present.reshape(-1, *([1] * (values.ndim - 1)))
             batch[name] = np.where(where, picked, np.asarray(fill[name], values.dtype))

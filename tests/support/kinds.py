@@ -55,12 +55,12 @@ def mean_loss(model, params, batch) -> float:
 def outputs_of(kind: Kind, model, params, features: Features) -> dict[str, list[np.ndarray]]:
     """The kind's outputs for all rows, cut to their lengths."""
     batch = batch_of(kind, features)
-    inputs = {name: batch[name] for name in ("input_ids", "attention_mask")}
-    length = inputs["input_ids"].shape[-1]
+    targets = kind.model_class.TARGETS
+    inputs = {name: values for name, values in batch.items() if name not in targets}
     outputs = kind.outputs(heads.apply(model, params, **inputs))
     return {
         name: [
-            row[:size] if row.ndim and row.shape[0] == length else row
+            row[:size] if kind.per_token else row
             for row, size in zip(np.asarray(values), features.row_lengths, strict=True)
         ]
         for name, values in outputs.items()

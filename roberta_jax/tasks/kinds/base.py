@@ -49,9 +49,9 @@ class Kind(abc.ABC):
     def encode(self, examples: Sequence[Example], tokenizer: "RobertaTokenizer") -> Features:
         """The rows of a split, in the order of the examples, with the targets as columns.
 
-        The columns that `fill` has a value for are the keywords that the head's `loss` takes. Where
-        an example has no label, its target is that of `fill`. What cannot be used is left out and
-        counted in `Features.skipped`.
+        The columns are the keywords that the head's `loss` takes, and `fill` has a value for each.
+        Where an example has no label, its target is that of `fill`. What cannot be used is left out
+        and counted in `Features.skipped`.
 
         Raises:
           UsageError: an example has a label that is not one of `labels`, or no example is left.

@@ -31,9 +31,11 @@ _CUT_WORDS = "words longer than an input, of which the end is left out"
 class Tokens(Kind):
     """A tag for each word.
 
-    The token column `words` has the number of a word in its example at the first token of each word
-    that a row predicts, and -1 elsewhere.
+    `Features.host_arrays` has `words`, int32 [T]: the number of a word in its example at the first
+    token of each word that a row predicts, and -1 elsewhere.
     """
+
+    per_token = True
 
     @property
     def model_class(self):
@@ -90,8 +92,9 @@ class Tokens(Kind):
             starts,
             1,
             np.array(example_of, np.int32),
-            token_columns={"labels": flattened(labels)[0], "words": flattened(words)[0]},
+            token_columns={"labels": flattened(labels)[0]},
             skipped={reason: count for reason, count in skipped.items() if count},
+            host_arrays={"words": flattened(words)[0]},
         )
 
     def fill(self) -> Mapping[str, Any]:
@@ -116,7 +119,7 @@ class Tokens(Kind):
             zip(outputs["tag"], outputs["probability"], strict=True)
         ):
             example = features.example[row]
-            words = features.token_columns["words"][features.starts[row] : features.starts[row + 1]]
+            words = features.host_arrays["words"][features.starts[row] : features.starts[row + 1]]
             for place in np.flatnonzero(words >= 0):
                 tags[example][words[place]] = self.labels[int(found[place])]
                 scores[example][words[place]] = float(probabilities[place])
@@ -142,17 +145,19 @@ class Tokens(Kind):
         ]
         if not any(gold for gold, _ in pairs):
             return {}
-        names = dict.fromkeys([*self.task.metrics, "accuracy"])
-        of_entities = {}
-        if any(name in _ENTITY_METRICS for name in names):
+        results = {}
+        if any(_of(name) in _ENTITY_METRICS for name in self.task.metrics):
             from roberta_jax.tasks.entities import entity_scores
 
-            of_entities = entity_scores(*map(list, zip(*pairs, strict=True)))
-        others = [name for name in names if name not in _ENTITY_METRICS]
+            results = entity_scores(*map(list, zip(*pairs, strict=True)))
         gold = [tag for tags, _ in pairs for tag in tags]
         predicted = [tag for _, tags in pairs for tag in tags]
-        of_words = metrics.compute(others, gold, predicted, labels=self.labels)
-        return {name: float((of_entities | of_words)[name]) for name in names}
+        others = dict.fromkeys([*map(_of, self.task.metrics), "accuracy"]).keys() - results.keys()
+        results |= metrics.compute(sorted(others), gold, predicted, labels=self.labels)
+        names = [*self.task.metrics]
+        if "accuracy" not in map(_of, names):
+            names.append("accuracy")
+        return {name: results[_of(name)] for name in names}
 
     def majority(self, train, examples) -> list[Prediction] | None:
         counts = Counter(tag for each in train for tag in each.tags or ())
@@ -174,6 +179,11 @@ class Tokens(Kind):
                 )
             wrong += [(each.id, tag) for tag in each.tags if tag not in known]
         check_labels(wrong)
+
+
+def _of(metric: str) -> str:
+    """The name of a metric without what it is of: that is clear for tags of words."""
+    return metric.removeprefix("entity_").removeprefix("token_")
 
 
 def windows(counts: Sequence[int], room: int) -> Iterator[tuple[int, int, int, int]]:

@@ -95,7 +95,7 @@ def test_every_word_gets_exactly_one_prediction(max_length):
     examples = [*random_examples(30), TokenExample("no words", (), ())]
     features = kind.encode(examples, tokenizer)
     assert features.row_lengths.max() <= max_length
-    words = features.token_columns["words"]
+    words = features.host_arrays["words"]
     seen = set()
     for row, example in enumerate(features.example):
         begin, end = features.starts[row : row + 2]
@@ -198,6 +198,8 @@ def test_scores_are_of_entities_and_of_words(entity_scores):
     assert kind.scores(examples[1:2], predictions[1:2]) == {}
     assert kind_of(metrics=("accuracy",)).scores(examples, predictions) == {"accuracy": 0.5}
     assert len(entity_scores) == 1
+    named = kind_of(metrics=("entity_f1", "token_accuracy")).scores(examples, predictions)
+    assert named == {"entity_f1": 2 / 3, "token_accuracy": 0.5}
 
 
 def test_the_baseline_is_the_commonest_tag():
