@@ -183,13 +183,14 @@ def _key(kind: Kind, examples: Sequence[Example], tokenizer: "RobertaTokenizer")
 
 
 _OWN = ("tokens", "starts", "example")
+_GROUPS = ("columns", "token_columns", "host_arrays")
 
 
 def _arrays(features: Features) -> dict[str, np.ndarray]:
     arrays = {name: getattr(features, name) for name in _OWN}
     arrays["choices"] = np.int64(features.choices)
     arrays["skipped"] = np.frombuffer(json.dumps(dict(features.skipped)).encode(), np.uint8)
-    for group in ("columns", "token_columns"):
+    for group in _GROUPS:
         arrays |= {f"{group}.{name}": each for name, each in getattr(features, group).items()}
     return arrays
 
@@ -199,7 +200,7 @@ def _read(path: pathlib.Path) -> Features | None:
     try:
         with np.load(path) as file:
             arrays = dict(file)
-        groups: dict[str, dict[str, np.ndarray]] = {"columns": {}, "token_columns": {}}
+        groups: dict[str, dict[str, np.ndarray]] = {name: {} for name in _GROUPS}
         for name, array in arrays.items():
             group, dot, column = name.partition(".")
             if dot:

@@ -154,7 +154,7 @@ class RobertaForMultipleChoice(ConfigModule):
       execution: how to compute it.
     """
 
-    TARGETS: ClassVar[tuple[str, ...]] = ("labels",)
+    TARGETS: ClassVar[tuple[str, ...]] = ("labels", "choice_mask")
     config: RobertaConfig
     execution: Execution = Execution()
 
@@ -209,19 +209,28 @@ class RobertaForMultipleChoice(ConfigModule):
             scores.reshape(-1, given.shape[1]), output.hidden_states, output.attentions
         )
 
-    def loss(self, *, labels: jax.Array, **inputs: Any) -> dict[str, jax.Array]:
+    def loss(
+        self, *, labels: jax.Array, choice_mask: jax.Array | None = None, **inputs: Any
+    ) -> dict[str, jax.Array]:
         """{"multiple_choice": summed cross-entropy in nats}.
 
         Args:
           labels: int [B], the correct choice; -100 for a question that does not count.
+          choice_mask: int or bool [B, N], 0 at sequences that are no choice of their question, for
+            questions with different numbers of choices. None takes all.
           inputs: see `__call__`.
         """
-        return self.loss_of(self(**inputs), labels=labels)
+        return self.loss_of(self(**inputs), labels=labels, choice_mask=choice_mask)
 
     @nn.nowrap
-    def loss_of(self, output: LogitsOutput, *, labels: jax.Array) -> dict[str, jax.Array]:
+    def loss_of(
+        self, output: LogitsOutput, *, labels: jax.Array, choice_mask: jax.Array | None = None
+    ) -> dict[str, jax.Array]:
         """`loss` of an output that is there already."""
-        return {"multiple_choice": losses.label_loss(output.logits, labels)[0]}
+        logits_BN = output.logits
+        if choice_mask is not None:
+            logits_BN = jnp.where(choice_mask > 0, logits_BN, jnp.finfo(logits_BN.dtype).min)
+        return {"multiple_choice": losses.label_loss(logits_BN, labels)[0]}
 
     @nn.nowrap
     def count(self, *, labels: jax.Array, **inputs: Any) -> dict[str, jax.Array]:

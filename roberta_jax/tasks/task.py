@@ -55,8 +55,10 @@ class Formatting:
       separators: number of `</s>` between the two texts of a pair, 2 or 1 (fairseq's
         `no_separator` form).
       prefix_a, prefix_b: put before the first and the second text ("Q: ").
-      max_option_length: choice: tokens per question with its option at most (RACE: 128); None for
-        no limit but `max_length`.
+      context_first: choice: whether the context stands before the question with its option, as in
+        SWAG, and not after it, as in RACE.
+      max_option_length: choice: tokens per question with its option at most (RACE: 128), special
+        tokens not counted; None for no limit but `max_length`.
       doc_stride: question_answering: tokens from the start of a window of the passage to that of
         the next one.
       max_query_length: question_answering: tokens per question at most.
@@ -70,6 +72,7 @@ class Formatting:
     separators: int = 2
     prefix_a: str = ""
     prefix_b: str = ""
+    context_first: bool = False
     max_option_length: int | None = None
     doc_stride: int = 128
     max_query_length: int = 64
