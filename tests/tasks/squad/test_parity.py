@@ -2,6 +2,7 @@
 
 import json
 import lzma
+import types
 
 import jax
 import numpy as np
@@ -11,7 +12,7 @@ torch = pytest.importorskip("torch")
 transformers = pytest.importorskip("transformers")
 
 from roberta_jax.tasks.kinds.question_answering import QuestionAnswering
-from roberta_jax.tasks.squad import windows
+from roberta_jax.tasks.squad import scoring, windows
 from roberta_jax.tokenizer import RobertaTokenizer
 from roberta_jax.weights.load import from_pretrained
 from tests.support.squad import formatting, question, read_squad, task
@@ -252,3 +253,27 @@ def test_answers_are_those_of_transformers_model(real_data, tokenizers, tmp_path
         answered += expected != ""
     assert row == features.num_rows
     assert answered == len(examples) // 2
+
+
+@pytest.mark.parametrize("seed", range(3))
+def test_scores_are_those_of_transformers_version_of_the_script(real_data, seed):
+    """Also the thresholds, for null odds that are related to the answers, some of them equal."""
+    from transformers.data.metrics.squad_metrics import squad_evaluate
+
+    examples = read_squad(real_data / "squad" / "squad_v2.json.xz")
+    made = json.loads((real_data / "golden_metrics/squad/v2_perturbed_pred.json").read_text())
+    rng = np.random.default_rng(seed)
+    odds = {
+        each.id: round(rng.normal(-2 if each.answers else 2, 2), 2 if seed else 6)
+        for each in examples
+    }
+    theirs = [
+        types.SimpleNamespace(qas_id=each.id, answers=[{"text": text} for text in each.answers])
+        for each in examples
+    ]
+    expected = squad_evaluate(theirs, made, odds, no_answer_probability_threshold=np.inf)
+    texts = [made[each.id] for each in examples]
+    actual = scoring.evaluate_v2(examples, texts)
+    actual |= scoring.evaluate_thresholds(examples, texts, [odds[each.id] for each in examples])
+    assert actual == dict(expected)
+    assert actual["best_f1"] > max(actual["f1"], 100 * actual["NoAns_total"] / actual["total"])
