@@ -23,7 +23,7 @@ def read_examples(name: str, split: str, data_dir: str | None) -> Iterator[dict[
     """
     from roberta_jax.data.text.corpus import first_line, import_tfds
 
-    tfds = import_tfds()
+    tfds = import_tfds(f"the dataset {name!r}")
     for part in split.split("+"):
         dataset, _, of_dataset = part.rpartition(":")
         dataset = dataset or name

@@ -176,29 +176,31 @@ def match_labels(
     labels = tuple(labels)
     if not id2label or not labels:
         return labels
-    theirs = [str(name) for _, name in sorted(id2label.items(), key=lambda item: int(item[0]))]
-    if all(_NO_NAME.fullmatch(name.strip()) for name in theirs):
+    names = [str(name) for _, name in sorted(id2label.items(), key=lambda item: int(item[0]))]
+    if all(_NO_NAME.fullmatch(name.strip()) for name in names):
         return labels
-    if len(theirs) != len(labels):
+    if len(names) != len(labels):
         if new_head:
             return labels
         raise UsageError(
-            f"{where} has {counted(len(theirs), 'label')} ({_shown(theirs)}), and the task has "
+            f"{where} has {counted(len(names), 'label')} ({_shown(names)}), and the task has "
             f"{len(labels)} ({_shown(labels)}). Choose a model that was fine-tuned on this task, "
             "or fine-tune this one first."
         )
-    ours = {_plain(name): name for name in labels}
-    same = len(ours) == len(labels) and {_plain(name) for name in theirs} == set(ours)
-    order = tuple(ours[_plain(name)] for name in theirs) if same else labels
+    plain = str if set(names) == set(labels) else _plain
+    ours = {plain(name): name for name in labels}
+    theirs = [plain(name) for name in names]
+    same = len(ours) == len(labels) and set(theirs) == set(ours)
+    order = tuple(ours[name] for name in theirs) if same else labels
     if not same:
         logging.warning(
             "%s has other labels (%s) than the task (%s): the names and the order are the task's.",
-            *(where, _shown(theirs), _shown(labels)),
+            *(where, _shown(names), _shown(labels)),
         )
     elif order != labels:
-        logging.info(
+        logging.warning(
             "%s numbers the labels in another order (%s) than the task (%s): the model's is used.",
-            *(where, _shown(theirs), _shown(labels)),
+            *(where, _shown(names), _shown(labels)),
         )
     return order
 

@@ -343,13 +343,21 @@ class _Decoder(Corpus):
     pieces = identity
 
 
-def import_tfds():
+def import_tfds(needed_by: str = "--config.data.source=tfds"):
+    """Imports TensorFlow Datasets, without its reserving a GPU's memory.
+
+    Args:
+      needed_by: what needs it, for the message.
+
+    Raises:
+      UsageError: it is not installed.
+    """
     try:
         import tensorflow as tf
         import tensorflow_datasets as tfds
     except ImportError as error:
         raise UsageError(
-            f"--config.data.source=tfds needs TensorFlow Datasets ({error}). Install the extra "
+            f"{needed_by} needs TensorFlow Datasets ({error}). Install the extra "
             f"`data`: pip install -e '.[data]'"
         ) from error
     tf.config.set_visible_devices([], "GPU")  # so that it does not reserve their memory

@@ -52,8 +52,11 @@ def read_tfds(task: Task, split: str, data_dir: str | None) -> Iterator[Example]
 
 
 def _texts(records: Iterator[Record], task: Task, source: str) -> Iterator[TextExample]:
-    for number, record in enumerate(records):
-        yield text_example(record, task, source, number)
+    """In the order of their numbers: TFDS shuffles them, and GLUE's server needs the order."""
+    examples = [text_example(record, task, source, n) for n, record in enumerate(records)]
+    if all(each.id.isdecimal() for each in examples):
+        examples.sort(key=lambda each: int(each.id))
+    yield from examples
 
 
 def _tokens(records: Iterator[Record], task: Task, source: str) -> Iterator[TokenExample]:
