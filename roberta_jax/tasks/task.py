@@ -106,9 +106,11 @@ class Task:
       tfds_splits: split -> its name there, where it differs.
       answerable: question_answering: False if some questions have no answer (SQuAD 2.0).
       submission: split -> the name of the file that the task's server takes ("RTE.tsv").
-      submission_labels: label -> its spelling in that file; {} writes the names as they are.
+      submission_labels: label -> its spelling in that file, and in the official files ("1" for
+        CoLA's "acceptable"); {} if they have the names as they are.
       label_scale: regression: the targets are divided by it for training, and predictions are
         multiplied by it (STS-B: 5).
+      download: what its official files are called and where they are, for messages.
       source: where task and recipe are from, such as "Wang et al. 2019; Liu et al. 2019, Table 10".
     """
 
@@ -129,4 +131,5 @@ class Task:
     submission: Mapping[str, str] = dataclasses.field(default_factory=dict)
     submission_labels: Mapping[str, str] = dataclasses.field(default_factory=dict)
     label_scale: float = 1.0
+    download: str = ""
     source: str = ""
