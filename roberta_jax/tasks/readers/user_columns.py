@@ -20,10 +20,12 @@ class Columns:
     """The columns of a file that a task takes.
 
     Attributes:
-      kind: "classification", "multi_label", "regression", "tokens" or "choice".
-      text: the column of the text; of the words (tokens); of the context (choice), where it may be
-        None.
-      pair: the column of the second text of a pair; of the question (choice); or None.
+      kind: "classification", "multi_label", "regression", "tokens" or "choice"; for prediction also
+        "question_answering".
+      text: the column of the text; of the words (tokens); of the context (choice, where it may be
+        None, and question_answering).
+      pair: the column of the second text of a pair; of the question (choice, question_answering);
+        or None.
       label: the columns of the label: one, or with `multi_label` also one for each label, with 0
         and 1. () where there are none, as for prediction.
       id: the column that identifies an example; None numbers the rows from 0.

@@ -8,7 +8,13 @@ from collections.abc import Iterable, Iterator, Sequence
 from typing import Any
 
 from roberta_jax.errors import UsageError, counted, listed, shortened
-from roberta_jax.tasks.examples import ChoiceExample, Example, TextExample, TokenExample
+from roberta_jax.tasks.examples import (
+    ChoiceExample,
+    Example,
+    QuestionExample,
+    TextExample,
+    TokenExample,
+)
 from roberta_jax.tasks.readers.user_columns import Columns, spelled_label
 from roberta_jax.tasks.readers.user_files import Row, missing_column_message, open_table
 from roberta_jax.tasks.task import Task
@@ -69,7 +75,7 @@ def examples_of(
     needs_label: bool = False,
     start: int = 0,
 ) -> Iterator[Example]:
-    """Yields the example of each row.
+    """Yields the example of each row. Those of "question_answering" are without answers.
 
     Args:
       rows: of the file.
@@ -112,7 +118,13 @@ class _Parser:
         self._known = frozenset(labels)
         # (what is wrong, what to do) -> (line, value) of the rows.
         self._problems: dict[tuple[str, str], list[tuple[int, str]]] = {}
-        self._make = {"tokens": self._tokens, "choice": self._choice}.get(columns.kind, self._text)
+        self._noted = 0
+        makers = {
+            "tokens": self._tokens,
+            "choice": self._choice,
+            "question_answering": self._question,
+        }
+        self._make = makers.get(columns.kind, self._text)
 
     def example(self, row: Row, number: int) -> Example | None:
         """The example of a row; None where it has been noted as a problem."""
@@ -123,9 +135,9 @@ class _Parser:
                 self._note("the id is missing", row, "")
                 return None
             id = spelled_label(value)
-        noted = sum(map(len, self._problems.values()))
+        noted = self._noted
         example = self._make(row, id)
-        return example if sum(map(len, self._problems.values())) == noted else None
+        return example if self._noted == noted else None
 
     def raise_problems(self) -> None:
         """Raises a UsageError with the lines of the commonest problem, if there was one."""
@@ -142,6 +154,7 @@ class _Parser:
         )
 
     def _note(self, reason: str, row: Row, value: Any, advice: str = _CORRECT) -> None:
+        self._noted += 1
         found = self._problems.setdefault((reason, advice), [])
         if len(found) < _MAX_PROBLEMS:
             found.append((row.line, str(value)))
@@ -273,6 +286,13 @@ class _Parser:
             self._counts[EMPTY_TEXT] += 1
         return TokenExample(id, words, names)
 
+    def _question(self, row: Row, id: str) -> QuestionExample:
+        context = self._string(row, self._columns.text)
+        question = self._string(row, self._columns.pair)
+        if not context.strip() or not question.strip():
+            self._counts[EMPTY_TEXT] += 1
+        return QuestionExample(id, question, context)
+
     def _choice(self, row: Row, id: str) -> ChoiceExample | None:
         columns = self._columns
         context = "" if columns.text is None else self._string(row, columns.text)
@@ -331,6 +351,7 @@ class _Parser:
 
 
 def _label(example: Example) -> Any:
+    """What is None where the label is unknown."""
     return example.tags if isinstance(example, TokenExample) else example.label
 
 

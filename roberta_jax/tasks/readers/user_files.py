@@ -108,7 +108,7 @@ class Table:
             if not text.strip():
                 continue
             try:
-                value = parse_json(text)
+                value = parse_json(text.rstrip("\r\n"))
             except ValueError as error:
                 raise UsageError(_not_json_message(self.path, line, text, error)) from None
             if not isinstance(value, dict):

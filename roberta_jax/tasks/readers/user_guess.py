@@ -123,6 +123,18 @@ def guess_text_columns(profiles: Mapping[str, Profile]) -> tuple[str, str | None
     return _Guess(profiles, Options()).text_and_pair(())
 
 
+def guess_choice_columns(
+    profiles: Mapping[str, Profile],
+) -> tuple[str | None, str | None, tuple[str, ...]]:
+    """The columns (context, question, choices) of a file without labels, by rules 1 and 3.
+
+    Raises:
+      UsageError: there is no column, or more than one, that would do.
+    """
+    guess = _Guess(profiles, Options())
+    return *guess.context_and_question(choices := guess.choice_columns()), choices
+
+
 class _Guess:
     def __init__(self, profiles: Mapping[str, Profile], options: Options):
         self._profiles, self._options = profiles, options
@@ -134,7 +146,7 @@ class _Guess:
         if self._options.choice_columns:
             return "choice"
         if self._options.label_column or self._named(_ANSWERS, self._profiles):
-            return "choice" if self._choice_columns() else None
+            return "choice" if self._find_choices() else None
         return None
 
     def tokens(self) -> Columns:
@@ -156,9 +168,7 @@ class _Guess:
 
     def choice(self) -> Columns:
         options = self._options
-        choices = options.choice_columns or self._choice_columns()
-        if not choices:
-            raise self._unclear("the choices", "choice_columns", "none is named as such")
+        choices = options.choice_columns or self.choice_columns()
         if len(choices) == 1 and not self._profiles[choices[0]].lists:
             raise UsageError(
                 f"--config.data.choice_columns={choices[0]}: name at least two columns, or one "
@@ -168,16 +178,9 @@ class _Guess:
         label = options.label_column or (
             self._one(_ANSWERS, others, "the correct choice", "label_column"),
         )
-        others = [name for name in others if name not in label and self._profiles[name].is_string]
         text, pair = options.text_column, options.pair_column
         if text is None and pair is None:
-            named = self._pair(others)
-            text, pair = named or (self._named(_CONTEXTS, others), self._named(_QUESTIONS, others))
-            if text is None and pair is None:
-                prose = [name for name in others if self._profiles[name].is_prose]
-                if len(prose) != 1:
-                    raise self._unclear("the context", "text_column", _found(prose))
-                text = prose[0]
+            text, pair = self.context_and_question((*choices, *label))
         answers = self._profiles[label[0]].values
         count = len(choices) if len(choices) > 1 else self._profiles[choices[0]].longest_list
         from_one = str(count) in answers and "0" not in answers
@@ -189,6 +192,18 @@ class _Guess:
             choices=choices,
             first_choice=int(from_one),
         )
+
+    def context_and_question(self, taken: Sequence[str]) -> tuple[str | None, str | None]:
+        """The columns of what precedes the choices; one of them may be None."""
+        others = [n for n in self._free() if n not in taken and self._profiles[n].is_string]
+        found = self._pair(others)
+        found = found or (self._named(_CONTEXTS, others), self._named(_QUESTIONS, others))
+        if found == (None, None):
+            prose = [name for name in others if self._profiles[name].is_prose]
+            if len(prose) != 1:
+                raise self._unclear("the context", "text_column", _found(prose))
+            found = prose[0], None
+        return found
 
     def texts(self) -> Columns:
         options = self._options
@@ -290,7 +305,13 @@ class _Guess:
             )
         return "classification", "|"
 
-    def _choice_columns(self) -> tuple[str, ...]:
+    def choice_columns(self) -> tuple[str, ...]:
+        """The columns of the choices, by rule 1."""
+        if choices := self._find_choices():
+            return choices
+        raise self._unclear("the choices", "choice_columns", "none is named as such")
+
+    def _find_choices(self) -> tuple[str, ...]:
         lists = [name for name, each in self._profiles.items() if each.word_lists]
         if name := self._named(_CHOICE_LISTS, lists):
             return (name,)
