@@ -77,8 +77,10 @@ def open_user_data(
       for each label, given as `label_column="toxic,insult"`, with 0 and 1.
     - regression: numbers.
     - tokens: a list with as many tags as words; numbers of tags if `labels` is given.
-    - choice: the number of the correct choice (from 0, or from 1 if the largest number demands it),
-      its letter (A, B, ...), or its text. The question is `pair_column`, the context `text_column`.
+    - choice: the number of the correct choice, its letter (A, B, ...), or its text. Numbers count
+      from 0; if none is 0, from 1 where the largest number or the names of the columns demand it.
+      The last choices of a row may be empty, if it has fewer. The question is `pair_column`, the
+      context `text_column`.
 
     Rows without a label are left out of training and validation, and counted. Empty texts are kept,
     and counted. Without an id column, the id of a row is its number from 0.

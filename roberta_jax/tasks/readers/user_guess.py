@@ -46,6 +46,7 @@ _QUESTIONS = (("question", "query", "stem", "question.stem", "sent2"),)
 _CHOICE_LISTS = (("choices", "options", "endings", "choices.text", "question.choices.text"),)
 _CHOICE = re.compile(r"(choice|option|ending|answer|alternative|sol|hypothesis|opt)[_ ]?(\d|[a-h])")
 _IDS = ("id", "guid", "uid", "uuid", "idx", "index", "example_id", "sample_id", "row_id", "")
+_TEXT = "the text"
 _MAX_CLASSES = 20  # more different whole numbers than this are the targets of a regression
 
 
@@ -152,8 +153,8 @@ class _Guess:
     def tokens(self) -> Columns:
         options = self._options
         lists = [name for name, each in self._profiles.items() if each.lists]
-        words = options.text_column or self._one(_WORDS, lists, "words", "text_column")
-        tags = options.label_column or (self._one(_TAGS, lists, "tags", "label_column"),)
+        words = options.text_column or self._one(_WORDS, lists, "the words", "text_column")
+        tags = options.label_column or (self._one(_TAGS, lists, "the tags", "label_column"),)
         if len(tags) > 1:
             raise UsageError("--config.data.label_column has to be one column for kind=tokens.")
         for name in (words, *tags):
@@ -183,7 +184,7 @@ class _Guess:
             text, pair = self.context_and_question((*choices, *label))
         answers = self._profiles[label[0]].values
         count = len(choices) if len(choices) > 1 else self._profiles[choices[0]].longest_list
-        from_one = str(count) in answers and "0" not in answers
+        from_one = "0" not in answers and (str(count) in answers or _are_numbered_from_one(choices))
         return Columns(
             kind="choice",
             text=text,
@@ -240,7 +241,7 @@ class _Guess:
             return likely[0], None
         if len(prose) == 2 and not is_single:
             return prose[0], prose[1]
-        raise self._unclear("the text", "text_column", _found(likely))
+        raise self._unclear(_TEXT, "text_column", _found(likely))
 
     def _free(self) -> list[str]:
         """The columns that no option names."""
@@ -352,7 +353,7 @@ class _Guess:
 
     def _unclear(self, what: str, key: str, reason: str, hint: str = "") -> UsageError:
         pair = ""
-        if key == "text_column":
+        if what == _TEXT:
             pair = " and, for pairs, --config.data.pair_column=COLUMN"
         names = listed([shortened(name, 40) for name in self._profiles], 20)
         return UsageError(
@@ -365,6 +366,10 @@ def _found(names: Sequence[str]) -> str:
     if not names:
         return "none looks like it"
     return f"{listed([repr(shortened(name, 40)) for name in names])} could"
+
+
+def _are_numbered_from_one(columns: Sequence[str]) -> bool:
+    return len(columns) > 1 and columns[0].endswith("1")
 
 
 def _are_ids(values: Sequence[str], labels: Sequence[str]) -> bool:
