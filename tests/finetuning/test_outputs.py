@@ -248,10 +248,10 @@ def test_every_kind_has_its_report(tmp_path, kind, metric, gold, predicted, labe
 
 def test_questions_have_predictions_and_scores(tmp_path):
     task = split_results.task("question_answering", metrics=("f1", "exact_match"))
-    result = split_results.result(task, [("a", "b"), ()], ["a", ""], scores={"f1": 100.0})
+    result = split_results.result(task, [("tree", "house")], ["tree"], scores={"f1": 100.0})
     names = written(tmp_path, task, (), [result])
     assert names == ["predictions/validation.jsonl", "results.md", "results.json"]
-    assert "| 100.0 |" in (tmp_path / "results.md").read_text()
+    assert "| 100.0 (100.0 to 100.0) |" in (tmp_path / "results.md").read_text()
 
 
 def test_without_matplotlib_a_line_says_how_to_get_it(tmp_path, monkeypatch, results):
