@@ -1,3 +1,4 @@
+import itertools
 import math
 
 import pytest
@@ -5,6 +6,8 @@ import pytest
 from roberta_jax.errors import UsageError
 from roberta_jax.finetuning.results import SplitResult
 from roberta_jax.finetuning.submission import submission_file
+from roberta_jax.tasks.loading import load_split
+from roberta_jax.tasks.table import TASKS
 from tests.support import split_results
 
 
@@ -61,3 +64,42 @@ def test_what_cannot_be_written_is_an_error():
     task = split_results.task(submission={"test": "A.tsv"})
     with pytest.raises(UsageError, match=r"A.tsv: the label 'a\\tb' has characters"):
         submitted(task, ["a\tb"])
+
+
+# Rows that GLUE's server takes, without the header.
+ROWS = {
+    "CoLA.tsv": 1063,
+    "SST-2.tsv": 1821,
+    "MRPC.tsv": 1725,
+    "STS-B.tsv": 1379,
+    "QNLI.tsv": 5463,
+    "RTE.tsv": 3000,
+    "WNLI.tsv": 146,
+    "AX.tsv": 1104,
+}
+
+
+@pytest.mark.parametrize("name", ROWS)
+def test_official_files_of_glue_give_submissions_of_the_servers_size(real_data, name):
+    task, split = next(
+        (task, split)
+        for task in TASKS.values()
+        for split, file in task.submission.items()
+        if file == name
+    )
+    examples = load_split(task, split, folder=real_data / "glue")
+    answers = itertools.cycle(task.labels or (-1.0, 2.5, 7.0))
+    predictions = [{"id": e.id, "prediction": next(answers)} for e in examples]
+    result = SplitResult(split, examples, predictions, {})
+    header, *rows = submission_file(task, result)[1].splitlines()
+    assert header == "index\tprediction"
+    assert [row.split("\t")[0] for row in rows] == [str(n) for n in range(ROWS[name])]
+    spelled = {row.split("\t")[1] for row in rows}
+    if name == "STS-B.tsv":
+        assert spelled == {"0.000", "2.500", "5.000"}
+    elif name in ("QNLI.tsv", "RTE.tsv"):
+        assert spelled == {"entailment", "not_entailment"}
+    elif name == "AX.tsv":
+        assert spelled == {"entailment", "neutral", "contradiction"}
+    else:
+        assert spelled == {"0", "1"}
