@@ -30,7 +30,7 @@ from typing import Any
 from roberta_jax.errors import UsageError, counted, listed, shortened
 from roberta_jax.storage.atomic import write_json
 from roberta_jax.storage.locks import AlreadyLocked, exclusive_lock
-from roberta_jax.tasks.readers.user_columns import Columns, FileProfile, is_id, profile
+from roberta_jax.tasks.readers.user_columns import Columns, FileProfile, profile
 from roberta_jax.tasks.readers.user_files import (
     FORMATS,
     Row,
@@ -39,7 +39,7 @@ from roberta_jax.tasks.readers.user_files import (
     format_of,
     missing_column_message,
 )
-from roberta_jax.tasks.readers.user_guess import guess_choice_columns, guess_text_columns
+from roberta_jax.tasks.readers.user_guess import guess_choice_columns, guess_text_columns, is_id
 from roberta_jax.tasks.task import Task
 
 # Kind -> the columns that are added, before those of the labels.
@@ -56,13 +56,17 @@ _SCORE = "score_"  # before the name of a label
 _WORDS = ("tokens", "words")
 
 
-def profile_input(table: Table) -> FileProfile:
+def profile_input(table: Table, id_column: str | None = None) -> FileProfile:
     """Reads a file to predict for from beginning to end, so that no line of it fails later.
+
+    Args:
+      table: the file.
+      id_column: the column that identified the examples of training, if there was one.
 
     Raises:
       UsageError: the file cannot be read, or has no rows.
     """
-    found = profile(table.rows(), is_id)
+    found = profile(table.rows(), lambda name: is_id(name) or name == id_column)
     if not found.rows:
         raise UsageError(f"--input: {table.path} holds a header and no rows.")
     return found

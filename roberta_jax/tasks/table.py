@@ -231,8 +231,28 @@ _PRONOUN_ROWS = (
     ),
 )
 
+# The user's own files: what they hold decides everything but the recipe; see `tasks.user_task`.
+_USER_ROWS = tuple(
+    Task(
+        name=name,
+        title=f"{name} files",
+        kind="classification",
+        reader=None,
+        recipe=Recipe(learning_rate=2e-5, batch_size=32, epochs=3, max_length=256),
+        source="the user's own files",
+    )
+    for name in ("csv", "tsv", "jsonl")
+)
+
 TASKS = {
     task.name: task
-    for task in (*GLUE_ROWS, *_QUESTION_ROWS, *_CHOICE_ROWS, *_TOKEN_ROWS, *_PRONOUN_ROWS)
+    for task in (
+        *GLUE_ROWS,
+        *_QUESTION_ROWS,
+        *_CHOICE_ROWS,
+        *_TOKEN_ROWS,
+        *_PRONOUN_ROWS,
+        *_USER_ROWS,
+    )
 }
 """Name -> task: the values of FILE:TASK on the command line."""

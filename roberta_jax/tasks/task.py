@@ -89,7 +89,8 @@ class Task:
       name: its name on the command line ("rte").
       title: its name in tables ("RTE").
       kind: one of `KINDS`.
-      reader: reads a file of `files`; see `Reader`.
+      reader: reads a file of `files`; see `Reader`. None for the user's own files, for which
+        `tasks.user_task` makes a task with a reader.
       files: split -> the names of its official file or folder, relative to `data.folder`, tried in
         this order; each also with .gz, .xz, .bz2 or .zst. The splits "train" and "validation" are
         those that a run uses; others are evaluated and predicted on request.
@@ -117,7 +118,7 @@ class Task:
     name: str
     title: str
     kind: str
-    reader: Reader
+    reader: Reader | None
     files: Mapping[str, tuple[str, ...]] = dataclasses.field(default_factory=dict)
     fields: tuple[str, ...] = ()
     label_field: str = "label"
