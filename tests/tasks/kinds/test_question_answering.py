@@ -317,6 +317,40 @@ def test_predictions_of_a_model_that_is_always_right(tokenizer):
     assert scores["f1"] == scores["HasAns_f1"] == scores["NoAns_exact"] == scores["best_f1"] == 100
 
 
+@pytest.mark.parametrize("passage", PASSAGES)
+def test_predictions_are_the_characters_of_the_answer(tokenizer, passage):
+    """Answers at random characters: predicted up to whole tokens, and cut from the passage."""
+    rng = np.random.default_rng(1)
+    examples = []
+    for number in range(15):
+        start = int(rng.integers(0, len(passage)))
+        text = passage[start : start + int(rng.integers(1, 5))]
+        if text.strip():
+            examples.append(question(passage, (text, start), name=str(number)))
+    chosen = kind(answerable=True)
+    features = chosen.encode(examples, tokenizer)
+    for example, each in zip(
+        examples, chosen.predictions(examples, features, oracle(features)), strict=True
+    ):
+        assert passage[each["start"] : each["end"]] == each["prediction"]
+        first, text = example.starts[0], example.answers[0]
+        assert each["start"] <= first + len(text) - len(text.lstrip())
+        assert each["end"] >= first + len(text.rstrip())
+
+
+def test_a_span_that_begins_or_ends_within_a_character_has_all_of_it():
+    bytewise = RobertaTokenizer.train(PASSAGES, vocab_size=261)
+    context = "a👍🏽b"  # 1 + 4 + 4 + 1 tokens
+    examples = [question(context, ("b", 3))]
+    chosen = kind(answerable=True)
+    features = chosen.encode(examples, bytewise)
+    at = int(features.host_arrays["passage_at"][0])
+    for first, last, expected in ((2, 3, "👍"), (3, 6, "👍🏽"), (8, 9, "🏽b"), (0, 1, "a👍")):
+        outputs = logits_for(features, [at + first], [at + last])
+        [prediction] = chosen.predictions(examples, features, outputs)
+        assert prediction["prediction"] == expected
+
+
 def test_version_1_always_answers(tokenizer):
     examples = [question(PASSAGES[0], ("France", PASSAGES[0].index("France"))), question("")]
     chosen = kind(answerable=True)
