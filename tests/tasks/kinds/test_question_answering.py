@@ -188,7 +188,7 @@ def test_questions_without_an_answer_and_without_a_label(tokenizer):
 
 
 SKIPS = {
-    "the answer is not at its position in the passage": [
+    "as targets only, since the answer is not at its position in the passage": [
         question("A cat sat.", ("cat", 3)),
         question("A cat sat.", ("cat", -8)),
         question("A cat sat.", ("sat.x", 6)),
@@ -196,11 +196,13 @@ SKIPS = {
         question("A cat sat.", ("", 2)),
         question("", ("cat", 0)),
     ],
-    "the answer has no characters but white space": [question("A \u00a0 cat", (" \u00a0 ", 1))],
-    "the position of the answer is not given": [
+    "as targets only, since the answer has no characters but white space": [
+        question("A \u00a0 cat", (" \u00a0 ", 1))
+    ],
+    "as targets only, since the position of the answer is not given": [
         dataclasses.replace(question("A cat.", ("cat", 2)), starts=None)
     ],
-    "the answer is longer than a window of the passage": [
+    "as targets only, since the answer is longer than a window of the passage": [
         question(PASSAGES[0] * 3, (PASSAGES[0] * 2, 0))
     ],
 }
@@ -216,7 +218,7 @@ def test_what_cannot_be_trained_on_is_counted_and_still_predicted(tokenizer, rea
     assert texts[-1] == "cat"
     assert set(texts[:-1]) == {None}
     assert len(kind().predictions(examples, features, oracle(features))) == len(examples)
-    with pytest.raises(UsageError, match="can be used: the"):
+    with pytest.raises(UsageError, match="can be a target of training: the"):
         kind(answerable=True).encode(bad, tokenizer)
 
 
@@ -282,6 +284,7 @@ def test_the_head_is_made_for_two_outputs():
     assert config.num_labels == 2
     assert config.id2label == {0: "LABEL_0", 1: "LABEL_1"}
     assert kind().new_head == ("qa_outputs",)
+    assert kind().per_token
     assert kind().model_class.__name__ == "RobertaForQuestionAnswering"
 
 
