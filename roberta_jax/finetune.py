@@ -13,31 +13,32 @@ The same command again continues the run; for a finished run it prints the resul
 """
 
 import os
+import shlex
 import signal
 import sys
-from typing import Any
 
-import jax
-import jax.numpy as jnp
 from absl import flags
 from etils import epath
 from ml_collections import ConfigDict
 
 from roberta_jax import cli
 from roberta_jax.config_groups import read_timeouts
-from roberta_jax.errors import UsageError, counted, listed
+from roberta_jax.errors import UsageError
 from roberta_jax.finetuning.config_values import MAY_CHANGE, MAY_DIFFER
-from roberta_jax.finetuning.spec import FinetuningSpec, read_spec
+from roberta_jax.finetuning.spec import read_spec
 from roberta_jax.run_flags import define_run_flags
 from roberta_jax.training.agreement import together
 from roberta_jax.training.distributed import join_processes, watched
-from roberta_jax.training.run import EXPORT, Job, RunResult, TrainingSpec, run, say
+from roberta_jax.training.run import EXPORT, RunResult, run, say
 from roberta_jax.training.same_start import require_same_program
-from roberta_jax.training.state import TrainState, count_parameters
-from roberta_jax.training.steps import stream_key
 
 
-def finetune(config: ConfigDict, workdir: epath.PathLike, on_damage: str = "stop") -> RunResult:
+def finetune(
+    config: ConfigDict,
+    workdir: epath.PathLike,
+    on_damage: str = "stop",
+    command: str | None = None,
+) -> RunResult:
     """Runs, or continues, the fine-tuning that `config` describes.
 
     With several processes, all of them call this with the same config, as for `pretrain`.
@@ -46,6 +47,7 @@ def finetune(config: ConfigDict, workdir: epath.PathLike, on_damage: str = "stop
       config: as `configs/finetune.py` returns it.
       workdir: folder of the run, on a file system that all hosts share; created if needed.
       on_damage: what to do if the newest checkpoint is damaged, see `pretrain`.
+      command: the command line, which the model card states.
 
     Returns:
       The result. Its metrics are eval_loss and the task's metrics with the prefix eval_, such as
@@ -63,138 +65,31 @@ def finetune(config: ConfigDict, workdir: epath.PathLike, on_damage: str = "stop
             spec = read_spec(config)
         with together("reading the examples"):
             # Imported here, so that a mistake in the config is reported without waiting for it.
+            from roberta_jax.finetuning.job import Finetuning
             from roberta_jax.finetuning.prepare import prepare
 
             prepared = prepare(spec)
             training = spec.training(prepared.train.features.num_rows)
-        return run(
+            run_of = Finetuning(spec, training, prepared, epath.Path(workdir), command)
+        result = run(
             workdir,
-            training,
-            lambda folder: make_job(spec, training, prepared, folder),
+            run_of.training,
+            lambda folder: run_of.job(),
             config=spec.config,
             may_change=MAY_CHANGE,
             on_damage=on_damage,
         )
+        say(_describe_result(result))
+        return result
 
 
-def make_job(
-    spec: FinetuningSpec, training: TrainingSpec, prepared: Any, folder: epath.Path
-) -> Job:
-    """Describes the fine-tuning.
-
-    Args:
-      spec: what the config says.
-      training: how the model is trained.
-      prepared: the examples, see `finetuning.prepare.Prepared`.
-      folder: the workdir.
-    """
-    from roberta_jax.finetuning.batches import TrainingRows, choose_lengths, training_batches
-    from roberta_jax.finetuning.evaluation import Evaluator
-    from roberta_jax.modeling.flops import training_flops
-    from roberta_jax.weights.load import load_pretrained
-    from roberta_jax.weights.save import save_pretrained
-
-    kind, tokenizer = prepared.kind, prepared.tokenizer
-    features = prepared.train.features
-    changes = kind.config_changes()
-    model = kind.model_class(spec.model.replace(**changes), spec.execution)
-    lengths = choose_lengths(features.row_lengths, spec.data.num_lengths, spec.model.max_length)
-    rows = TrainingRows(features, lengths, training.batch_size, training.seed)
-    tokens_per_step = rows.mean_tokens() * features.choices
-    evaluator = Evaluator(
-        model,
-        kind,
-        training.mesh,
-        training.rules,
-        batch_size=spec.eval_batch_size,
-        num_lengths=spec.data.num_lengths,
-        pad_id=tokenizer.pad_token_id,
-        engine=spec.data.engine,
-    )
-
-    def init_params() -> Any:
-        key = stream_key(training.seed, "params", jnp.int32(0))
-        shape = (1, features.choices, 1) if features.choices > 1 else (1, 1)
-        return model.init(key, jnp.zeros(shape, jnp.int32))["params"]
-
-    def pretrained_params() -> Any:
-        loaded = load_pretrained(
-            spec.init_from,
-            kind.model_class,
-            spec.execution,
-            new_head=kind.new_head,
-            seed=training.seed,
-            **changes,
-        )
-        say(_describe_start(spec, loaded))
-        return loaded.params
-
-    def evaluate(params: Any, should_stop) -> dict[str, float] | None:
-        result = evaluator(prepared.validation, params, should_stop)
-        if result is None:
-            return None
-        loss = {} if result.loss is None else {"eval_loss": result.loss}
-        return loss | {f"eval_{name}": value for name, value in result.scores.items()}
-
-    def export(params: Any) -> None:
-        save_pretrained(folder / EXPORT, model, params, tokenizer)
-
-    return Job(
-        train_step=training.train_step(model),
-        init_params=init_params,
-        pretrained_params=pretrained_params,
-        batches=lambda step: training_batches(
-            features,
-            rows,
-            kind.fill(),
-            tokenizer.pad_token_id,
-            training.mesh,
-            training.batch_size,
-            step,
-            spec.data.engine,
-        ),
-        identity=prepared.identity(),
-        evaluate=evaluate,
-        final_metrics=dict,
-        export=export,
-        describe=lambda state: _describe_run(spec, training, prepared, state, lengths),
-        summarize=lambda metrics: ", ".join(
-            f"{name.removeprefix('eval_')} {value:.4g}" for name, value in metrics.items()
-        ),
-        tokens_per_step=round(tokens_per_step),
-        flops_per_step=training_flops(
-            model.config, 1, round(tokens_per_step / training.batch_size), 0
-        )
-        * training.batch_size,
-        sample=lambda step: [int(row) for row in rows(step)[0]],
-    )
-
-
-def _describe_start(spec: FinetuningSpec, loaded: Any) -> str:
-    taken = len(loaded.weights.tensors) - len(loaded.unused)
-    parts = [f"Starting from the weights in {spec.init_from}: {taken} tensors taken"]
-    if loaded.new:
-        parts.append(f"new, with random values: {listed(loaded.new)}")
-    if loaded.unused:
-        parts.append(f"not used: {listed(loaded.unused)}")
-    return "; ".join(parts) + "."
-
-
-def _describe_run(spec, training, prepared, state: TrainState, lengths) -> str:
-    mesh = ", ".join(f"{name} {size}" for name, size in training.mesh.shape.items())
-    train, validation = prepared.train, prepared.validation
-    return "\n".join(
-        [
-            f"{prepared.task.title}: {counted(len(train.examples), 'training example')}, "
-            f"{counted(len(validation.examples), 'validation example')}",
-            *prepared.notes,
-            f"{count_parameters(state.params):,} parameters, {jnp.dtype(spec.execution.dtype).name}"
-            f", {jax.device_count()} x {jax.devices()[0].device_kind} ({mesh})",
-            f"Batches of {training.batch_size} examples in {training.accumulation} microbatch(es), "
-            f"padded to {', '.join(map(str, lengths))} tokens",
-            f"Step {int(state.step)} of {training.steps}, learning rate up to "
-            f"{spec.config['optimizer']['learning_rate']:.3g} after {training.warmup_steps} steps",
-        ]
+def _describe_result(result: RunResult) -> str:
+    if not result.finished:
+        return f"Stopped at step {result.step}; saved. The same command continues the run."
+    folder = shlex.quote(str(result.workdir))
+    return (
+        f"The model is in {result.workdir / EXPORT}, its scores in {result.workdir}/results.md.\n"
+        f"  python -m roberta_jax.predict {folder} --input=FILE --output=FILE"
     )
 
 
@@ -211,7 +106,8 @@ def main(config: ConfigDict, values: flags.FlagValues) -> None:
     if not values.workdir:
         raise UsageError("no folder for the run: give one, such as --workdir=runs/rte")
     join_processes(values.distributed, read_timeouts(config))
-    result = finetune(config, values.workdir, values.on_damage)
+    command = shlex.join(["python", "-m", "roberta_jax.finetune", *sys.argv[1:]])
+    result = finetune(config, values.workdir, values.on_damage, command)
     if not result.finished:
         sys.exit(128 + (result.signal or signal.SIGTERM))
 

@@ -14,17 +14,21 @@ from collections.abc import Sequence
 from typing import TYPE_CHECKING, Any
 
 import numpy as np
+from etils import epath
 
 from roberta_jax.config_groups import check_tokenizer
 from roberta_jax.data import hashing
-from roberta_jax.errors import UsageError
+from roberta_jax.errors import UsageError, counted
 from roberta_jax.finetuning.spec import FinetuningSpec
-from roberta_jax.storage.atomic import replace_file
+from roberta_jax.storage.atomic import replace_file, write_json
 from roberta_jax.tasks import loading
 from roberta_jax.tasks.examples import Example
 from roberta_jax.tasks.features import Features
 from roberta_jax.tasks.kinds import Kind, kind_class
+from roberta_jax.tasks.readers.user_columns import Columns
 from roberta_jax.tasks.task import Task
+from roberta_jax.tasks.user_task import open_user_data
+from roberta_jax.tasks.validation_split import split_validation
 from roberta_jax.weights import tokenizer_folder
 
 if TYPE_CHECKING:
@@ -32,6 +36,8 @@ if TYPE_CHECKING:
 
 # Part of the names of cached features; another number where they would differ for the same input.
 _FORMAT = 1
+
+TASK_FILE = "task.json"
 
 
 @dataclasses.dataclass(frozen=True)
@@ -59,6 +65,8 @@ class Prepared:
       tokenizer: the tokenizer.
       train: the training split.
       validation: the split that selects the best checkpoint.
+      more: further splits, which are evaluated and predicted after the training.
+      columns: those of the user's own files; None for the other tasks.
       notes: what the user should know about the data, a sentence each.
     """
 
@@ -67,6 +75,8 @@ class Prepared:
     tokenizer: "RobertaTokenizer"
     train: Split
     validation: Split
+    more: tuple[Split, ...] = ()
+    columns: Columns | None = None
     notes: tuple[str, ...] = ()
 
     def identity(self) -> dict[str, Any]:
@@ -79,30 +89,94 @@ class Prepared:
 
 
 def prepare(spec: FinetuningSpec) -> Prepared:
-    """Reads and encodes the training and the validation examples.
+    """Reads and encodes the examples of all splits.
 
     Raises:
       UsageError: a file is missing or wrong, or examples, labels, tokenizer and model do not fit.
     """
-    task, data = spec.task, spec.data
+    data, notes = spec.data, []
+    task, columns = spec.task, None
+    if task.reader is None:
+        user_task = open_user_data(
+            task.name,
+            data.train,
+            data.validation_share or data.validation,
+            data.test,
+            labels=data.labels,
+            **data.options,
+        )
+        task, columns = user_task.task, user_task.columns
+        notes.append(user_task.description)
     tokenizer = load_tokenizer(spec)
-    train = loading.load_split(
-        task, "train", folder=data.folder, file=data.train, tfds_data_dir=data.tfds_data_dir
-    )
-    validation = loading.load_split(
-        task,
-        "validation",
-        folder=data.folder,
-        file=data.validation,
-        tfds_data_dir=data.tfds_data_dir,
-    )
-    train = _sample(train, data.max_train_examples)
-    kind = kind_class(task.kind)(task, task.labels, spec.formatting)
-    splits = [
+    splits = {"train": _load(spec, task, "train", data.train)}
+    if data.validation_share is None:
+        splits["validation"] = _load(spec, task, "validation", data.validation)
+    else:
+        splits["train"], splits["validation"] = split_validation(
+            splits["train"], data.validation_share
+        )
+    splits["train"] = _sample(splits["train"], data.max_train_examples)
+    for name in _further_splits(spec, task):
+        splits[name] = _load(spec, task, name, data.test if name == "test" else None)
+    kind = kind_class(task.kind)(task, _labels(spec, task, splits["train"]), spec.formatting)
+    encoded_splits = [
         Split(name, examples, encoded(kind, examples, tokenizer, data.cache_dir))
-        for name, examples in (("train", train), ("validation", validation))
+        for name, examples in splits.items()
     ]
-    return Prepared(task, kind, tokenizer, *splits)
+    notes += [note for split in encoded_splits for note in _skipped(split)]
+    train, validation, *more = encoded_splits
+    return Prepared(task, kind, tokenizer, train, validation, tuple(more), columns, tuple(notes))
+
+
+def _load(spec: FinetuningSpec, task: Task, split: str, file: str | None) -> list[Example]:
+    data = spec.data
+    if spec.task.reader is None:  # the files are in the task
+        file = task.files[split][0]
+    return loading.load_split(
+        task, split, folder=data.folder, file=file, tfds_data_dir=data.tfds_data_dir
+    )
+
+
+def _further_splits(spec: FinetuningSpec, task: Task) -> list[str]:
+    """The splits that are evaluated and predicted after the training, besides validation."""
+    known = ("train", "validation")
+    if spec.task.reader is None:
+        return [name for name in task.files if name not in known]
+    names = [] if spec.data.folder is None else loading.available_splits(task, spec.data.folder)
+    given = ["test"] if spec.data.test else []
+    return given + [name for name in names if name not in (*known, *given)]
+
+
+def _labels(spec: FinetuningSpec, task: Task, train: Sequence[Example]) -> tuple[str, ...]:
+    """The names of the labels in the order of the model's ids."""
+    if spec.data.labels:
+        return spec.data.labels
+    return loading.match_labels(
+        loading.label_names(task, train),
+        spec.model.id2label,
+        new_head=True,
+        where=str(spec.config["init_from"]),
+    )
+
+
+def _skipped(split: Split) -> list[str]:
+    return [
+        f"{split.name}: {counted(number, 'example')} left out: {reason}"
+        for reason, number in split.features.skipped.items()
+    ]
+
+
+def write_task(folder: epath.Path, prepared: Prepared) -> None:
+    """Writes to a workdir what `predict` and `evaluate` need besides the exported model."""
+    columns = prepared.columns
+    values = {
+        "task": prepared.task.name,
+        "labels": prepared.kind.labels,
+        "label_scale": prepared.task.label_scale,
+        "formatting": dataclasses.asdict(prepared.kind.formatting),
+        "columns": None if columns is None else dataclasses.asdict(columns),
+    }
+    write_json(folder / TASK_FILE, values)
 
 
 def load_tokenizer(spec: FinetuningSpec) -> "RobertaTokenizer":
@@ -183,6 +257,7 @@ def _key(kind: Kind, examples: Sequence[Example], tokenizer: "RobertaTokenizer")
 
 
 _OWN = ("tokens", "starts", "example")
+_GROUPS = ("columns", "token_columns", "host_arrays")
 _GROUPS = ("columns", "token_columns", "host_arrays")
 
 

@@ -19,6 +19,7 @@ from roberta_jax.config_ranges import check_values
 from roberta_jax.data.pipeline import ENGINES
 from roberta_jax.dotted_keys import flatten
 from roberta_jax.errors import UsageError
+from roberta_jax.finetuning.adapt import Adaptation
 from roberta_jax.finetuning.config_values import VALUES
 from roberta_jax.modeling.config import RobertaConfig
 from roberta_jax.modeling.execution import Execution
@@ -78,8 +79,8 @@ class FinetuningSpec:
       init_from: the folder of the model to start from.
       tokenizer: folder or hub id of the tokenizer, or None for the model's.
       execution: how the model computes.
+      adaptation: which parameters are trained, and at which rates.
       eval_batch_size: rows per evaluation step.
-      patience: evaluations without a better score after which the run ends; 0 for never.
     """
 
     config: Mapping[str, Any]
@@ -90,8 +91,8 @@ class FinetuningSpec:
     init_from: os.PathLike
     tokenizer: str | None
     execution: Execution
+    adaptation: Adaptation
     eval_batch_size: int
-    patience: int
 
     def training(self, num_rows: int) -> TrainingSpec:
         """How the model is trained on so many rows.
@@ -111,6 +112,7 @@ class FinetuningSpec:
             jax.devices(),
             steps=steps,
             warmup_steps=warmup_steps,
+            patience=train["patience"],
             schedule=make_schedule(
                 schedule["name"],
                 config["optimizer"]["learning_rate"],
@@ -152,6 +154,8 @@ def read_spec(config: ConfigDict) -> FinetuningSpec:
     model = read_config(folder)
     rates = {key: config.model[key] for key in _DROPOUTS if config.model[key] is not None}
     model = model.replace(**rates)
+    adaptation = Adaptation(**{**config.adapt, "lora_targets": tuple(config.adapt.lora_targets)})
+    adaptation.check_model(model)
     spec = FinetuningSpec(
         config=config.to_dict(),
         task=task,
@@ -161,8 +165,8 @@ def read_spec(config: ConfigDict) -> FinetuningSpec:
         init_from=folder,
         tokenizer=config.tokenizer,
         execution=execution,
+        adaptation=adaptation,
         eval_batch_size=config.eval.batch_size,
-        patience=config.train.patience,
     )
     # With any number of rows, so that mistakes are reported before the examples are read.
     training = spec.training(10**6)

@@ -40,7 +40,7 @@ class RobertaForPronouns(RobertaForMaskedLM):
         """Scores [B, N]: mean log-probabilities in nats.
 
         A phrase without tokens, which fills up a sentence with fewer phrases, has the lowest number
-        of float32. Without `masked_labels`, this is `RobertaForMaskedLM`'s call, for [B, L].
+        of float32. Without the masked tokens, the output is that of `RobertaForMaskedLM`.
 
         Args:
           input_ids, attention_mask: [B, N, L], a sentence once for each phrase, the phrase masked.
@@ -49,15 +49,14 @@ class RobertaForPronouns(RobertaForMaskedLM):
           masked_weights: float [B, N, K], 1 for a token and 0 for an empty slot.
           inputs: see `RobertaModel.__call__`.
         """
+
+        def flat(x):  # without the axis of phrases, if it has one
+            return None if x is None else x.reshape(-1, x.shape[-1])
+
+        input_ids, attention_mask = flat(input_ids), flat(attention_mask)
         if masked_labels is None:
-            return super().__call__(
-                input_ids, attention_mask, masked_positions=masked_positions, **inputs
-            )
-
-        def flat(x):
-            return None if x is None else x.reshape(-1, *x.shape[2:])
-
-        output = self.roberta(flat(input_ids), flat(attention_mask), **inputs)
+            return super().__call__(input_ids, attention_mask, **inputs)
+        output = self.roberta(input_ids, attention_mask, **inputs)
         vectors = at_positions(output.last_hidden_state, flat(masked_positions))
         table = self.roberta.embeddings.word_embeddings.embedding
         losses_RK = self.lm_head.loss(vectors, table, flat(masked_labels))

@@ -89,7 +89,8 @@ class Task:
       name: its name on the command line ("rte").
       title: its name in tables ("RTE").
       kind: one of `KINDS`.
-      reader: reads a file of `files`; see `Reader`.
+      reader: reads a file of `files`; see `Reader`. None for the user's own files, for which
+        `tasks.user_task` makes a task with a reader.
       files: split -> the names of its official file or folder, relative to `data.folder`, tried in
         this order; each also with .gz, .xz, .bz2 or .zst. The splits "train" and "validation" are
         those that a run uses; others are evaluated and predicted on request.
@@ -106,16 +107,18 @@ class Task:
       tfds_splits: split -> its name there, where it differs.
       answerable: question_answering: False if some questions have no answer (SQuAD 2.0).
       submission: split -> the name of the file that the task's server takes ("RTE.tsv").
-      submission_labels: label -> its spelling in that file; {} writes the names as they are.
+      submission_labels: label -> its spelling in that file, and in the official files ("1" for
+        CoLA's "acceptable"); {} if they have the names as they are.
       label_scale: regression: the targets are divided by it for training, and predictions are
         multiplied by it (STS-B: 5).
+      download: what its official files are called and where they are, for messages.
       source: where task and recipe are from, such as "Wang et al. 2019; Liu et al. 2019, Table 10".
     """
 
     name: str
     title: str
     kind: str
-    reader: Reader
+    reader: Reader | None
     files: Mapping[str, tuple[str, ...]] = dataclasses.field(default_factory=dict)
     fields: tuple[str, ...] = ()
     label_field: str = "label"
@@ -129,4 +132,5 @@ class Task:
     submission: Mapping[str, str] = dataclasses.field(default_factory=dict)
     submission_labels: Mapping[str, str] = dataclasses.field(default_factory=dict)
     label_scale: float = 1.0
+    download: str = ""
     source: str = ""

@@ -200,11 +200,17 @@ class MetricsWriter:
             self._tensorboard.flush()
             self._files.publish()
 
-    def rewind(self, step: int) -> None:
+    def rewind(self, step: int, evaluation_due: bool = False) -> None:
         """Removes the records of steps after `step`, as a run that resumes there does."""
         speed, on_closed_output = self.seconds_per_step, self.on_closed_output
         self.close()
-        self.__init__(self._folder, step=step, steps=self._steps, primary=self._primary)
+        self.__init__(
+            self._folder,
+            step=step,
+            steps=self._steps,
+            evaluation_due=evaluation_due,
+            primary=self._primary,
+        )
         self.seconds_per_step, self.on_closed_output = speed, on_closed_output
 
     def progress(

@@ -98,7 +98,7 @@ def save_pretrained(
         params = dict(params)
         head = nn.meta.unbox(params.pop(next_sentence.PARAMS_KEY))
         head = {
-            module: {name: _on_host(value) for name, value in values.items()}
+            module: {name: on_host(value) for name, value in values.items()}
             for module, values in head.items()
         }
         for leaf in leaves({next_sentence.PARAMS_KEY: head}):
@@ -110,7 +110,7 @@ def save_pretrained(
     writer = format_module(_FILE_FORMATS[format])
     if format == "fairseq":
         ordered = writer.prepare_leaves(ordered, config)
-    arrays = (_finite(leaf, _on_host(leaf.value)) for leaf in ordered)
+    arrays = (_finite(leaf, on_host(leaf.value)) for leaf in ordered)
     if jax.process_index() == 0:
         check_replaceable(target)
         try:
@@ -143,7 +143,8 @@ def _architecture(model_class: type[nn.Module]) -> str:
     return next((name for name in names if name in MODEL_CLASSES), names[0])
 
 
-def _on_host(value: Any) -> np.ndarray:
+def on_host(value: Any) -> np.ndarray:
+    """A parameter as a NumPy array; one that several processes hold is gathered by all of them."""
     if isinstance(value, jax.Array) and not (
         value.is_fully_addressable or value.is_fully_replicated
     ):
