@@ -15,8 +15,8 @@ torch = pytest.importorskip("torch")
 transformers = pytest.importorskip("transformers")
 
 from roberta_jax.finetuning.batches import TrainingRows, choose_lengths
-from roberta_jax.tasks.examples import ChoiceExample, TextExample, TokenExample
-from roberta_jax.tasks.features import Features, flattened
+from roberta_jax.tasks.examples import ChoiceExample, QuestionExample, TextExample, TokenExample
+from roberta_jax.tasks.task import Formatting
 from roberta_jax.training.mesh import create_mesh
 from roberta_jax.training.optimizer import adamw
 from roberta_jax.training.partitioning import to_global
@@ -45,7 +45,7 @@ def _exact_products():
 def some_words(rng, most=9):
     words = TEXTS[rng.randrange(len(TEXTS))].split()
     start = rng.randrange(len(words))
-    return words[start : start + rng.randint(1, most)] or ["word"]
+    return words[start : start + rng.randint(1, most)]
 
 
 def text_examples(rng, label):
@@ -60,18 +60,12 @@ def some_tokens(rng):
     return words, tuple(rng.choice(LABELS) for _ in words)
 
 
-def question_features(rng):
-    """Random ids, and spans of which some are outside the input, as those of windows are."""
-    lengths = [rng.randint(6, 38) for _ in range(EXAMPLES)]
-    rows = [[0, *(rng.randrange(4, 999) for _ in range(n - 2)), 2] for n in lengths]
-    starts = [rng.choice([rng.randrange(n), 99]) for n in lengths]
-    ends = [
-        min(start + rng.randrange(4), n - 1) if start < n else 99
-        for start, n in zip(starts, lengths, strict=True)
-    ]
-    columns = {"start_positions": starts, "end_positions": ends}
-    columns = {name: np.array(values, np.int32) for name, values in columns.items()}
-    return Features(*flattened(rows), 1, np.arange(EXAMPLES, dtype=np.int32), columns)
+def question_example(rng, number):
+    words = some_words(rng, 30)
+    start = rng.randrange(len(words))
+    answer = " ".join(words[start : start + rng.randint(1, 3)])
+    at = len(" ".join(words[:start])) + (start > 0)
+    return QuestionExample(str(number), "what is it ?", " ".join(words), (answer,), (at,))
 
 
 CASES = {
@@ -87,20 +81,16 @@ CASES = {
         )
         for n in range(EXAMPLES)
     ],
-    "question_answering": question_features,
+    # Passages in windows, some without the answer.
+    "question_answering": lambda rng: [question_example(rng, n) for n in range(EXAMPLES)],
 }  # fmt: skip
 
 
-def made(name):
-    """(name of the head, changes of the config, rows, their fill)."""
-    given = CASES[name](random.Random(name))
-    if name == "question_answering":
-        fill = {"start_positions": 99, "end_positions": 99}
-        return "RobertaForQuestionAnswering", {}, given, fill
-    labels = () if name in ("regression", "choice") else LABELS
-    kind = make_kind(name, labels, label_scale=5.0 if name == "regression" else 1.0)
-    features = kind.encode(given, small_tokenizer())
-    return kind.model_class.__name__, kind.config_changes(), features, kind.fill()
+def kind_of(name):
+    labels = () if name in ("regression", "choice", "question_answering") else LABELS
+    formatting = Formatting(max_length=38, max_query_length=8, doc_stride=10)
+    scale = 5.0 if name == "regression" else 1.0
+    return make_kind(name, labels, formatting=formatting, label_scale=scale)
 
 
 def batches_of(features, fill):
@@ -154,16 +144,22 @@ def our_losses(model, params, batches):
 
 @pytest.mark.parametrize("name", CASES)
 def test_the_losses_of_twenty_steps_agree(name, tmp_path):
-    head, changes, features, fill = made(name)
+    kind = kind_of(name)
+    features = kind.encode(CASES[name](random.Random(name)), small_tokenizer())
+    head = kind.model_class.__name__
     config = small_config(
-        vocab_size=1000, hidden_size=32, num_hidden_layers=2, initializer_range=0.1, **changes
+        vocab_size=1000,
+        hidden_size=32,
+        num_hidden_layers=2,
+        initializer_range=0.1,
+        **kind.config_changes(),
     )
     torch.manual_seed(0)
     theirs = getattr(transformers, head)(transformers.RobertaConfig(**config.to_dict()))
     theirs.save_pretrained(tmp_path)
     model, params = from_pretrained(tmp_path)
     assert type(model).__name__ == head
-    batches = batches_of(features, fill)
+    batches = batches_of(features, kind.fill())
     assert all((batch["attention_mask"] == 0).any() for batch in batches)
     expected = torch_losses(theirs, batches)
     losses = our_losses(model, params, batches)

@@ -13,12 +13,11 @@ from typing import TYPE_CHECKING, Any
 
 import numpy as np
 
-from roberta_jax.errors import UsageError
 from roberta_jax.tasks import metrics
 from roberta_jax.tasks.examples import PronounExample
 from roberta_jax.tasks.features import Features, flattened
 from roberta_jax.tasks.kinds.base import Kind, Prediction
-from roberta_jax.tasks.kinds.text import labelled
+from roberta_jax.tasks.kinds.text import check_not_empty, labelled
 
 if TYPE_CHECKING:
     from roberta_jax.tokenizer import RobertaTokenizer
@@ -41,8 +40,7 @@ class Pronoun(Kind):
         return {}
 
     def encode(self, examples: Sequence[PronounExample], tokenizer: "RobertaTokenizer") -> Features:
-        if not examples:
-            raise UsageError("there are no examples: the split is empty.")
+        check_not_empty(examples)
         phrases = [(each.query, *each.candidates) for each in examples]
         texts = [
             each.text[: each.pronoun[0]] + phrase + each.text[each.pronoun[1] :]
