@@ -146,7 +146,7 @@ def _train(
                 patience=spec.patience,
                 step=start,
                 saved=saved.get(loop.SELECTION),
-                ended=ended,
+                ended=recorded is not None,
             )
         )
         # With a selection the last evaluation has a record besides the final one.
