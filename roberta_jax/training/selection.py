@@ -68,7 +68,11 @@ class Selection:
         self._patience, self._checkpoints, self._has_ended = patience, checkpoints, ended
         self._evaluated_at: dict[int, int] = {}  # checkpoint -> `evaluated` when it was saved
         self._store = Checkpoints(workdir / BEST, is_kept=self._is_kept)
-        self.go_back(step, saved)
+        try:
+            self.go_back(step, saved)
+        except BaseException as error:
+            self.__exit__(type(error), error, None)
+            raise
 
     def __enter__(self) -> "Selection":
         return self
