@@ -16,8 +16,8 @@ from roberta_jax.tasks.readers.user_files import (
     missing_column_message,
     open_table,
 )
-from roberta_jax.tasks.readers.user_guess import KINDS, Options, guess_columns, is_id
-from roberta_jax.tasks.task import Task
+from roberta_jax.tasks.readers.user_guess import KINDS, Options, guess_columns, is_ending, is_id
+from roberta_jax.tasks.task import Formatting, Task
 from roberta_jax.tasks.user_survey import Survey, describe
 
 # Kind -> metrics, the selecting one first. Those of tags are of entities, where there are any.
@@ -192,6 +192,8 @@ def user_task(
         label_field=",".join(columns.label),
         labels=tuple(labels),
         metrics=metrics,
+        # Endings continue the text, as in SWAG.
+        formatting=Formatting(context_first=any(map(is_ending, columns.choices))),
         label_scale=label_scale,
         source="the user's own files",
     )
@@ -348,10 +350,15 @@ def _all_labels(columns: Columns, options: Options, survey: Survey) -> tuple[str
                 "--config.data.kind=classification."
             )
         return ()
+    if columns.kind == "multi_label" and len(columns.label) > 1:
+        if options.labels and set(options.labels) != set(columns.label):
+            raise UsageError(
+                f"--config.data.labels={','.join(options.labels)} are not the names of the columns "
+                f"--config.data.label_column={','.join(columns.label)}. Leave one of them out."
+            )
+        return options.labels or columns.label
     if options.labels:
         return options.labels
-    if columns.kind == "multi_label" and len(columns.label) > 1:
-        return columns.label
     names = survey.labels
     if all(name.lstrip("-").isdecimal() for name in names):
         return tuple(sorted(names, key=int))

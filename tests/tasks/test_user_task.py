@@ -210,6 +210,9 @@ def test_several_labels(files):
     assert opened.task.labels == ("toxic", "rude")
     examples = files.examples(columns, label_column=["toxic", "rude"])
     assert [e.label for e in examples] == [("rude",), ("toxic", "rude"), ()]
+    assert files.open(columns, label_column="toxic,rude", labels="rude,toxic").task.labels == (
+        *("rude", "toxic"),
+    )
     rows = [{"text": "a b", "x": True, "y": False}, {"text": "c", "x": 0, "y": 1}]
     assert [e.label for e in files.examples(rows, label_column="x,y")] == [("x",), ("y",)]
 
@@ -265,6 +268,7 @@ def test_choices(files, answers, indices, form):
     opened = files.open(rows)
     assert (opened.task.kind, opened.task.labels) == ("choice", ())
     assert opened.columns.choices == tuple(fields)
+    assert opened.task.formatting.context_first == (form == "columns")
     assert files.examples(rows) == [
         ChoiceExample(str(i), f"It is {a}.", "Which?", tuple(options), label)
         for i, (a, label) in enumerate(zip(answers, indices, strict=True))
@@ -376,6 +380,12 @@ def test_validation_as_a_share(files):
         (REVIEWS, None, {"kind": "pair"}, ["--config.data.kind=pair", "pair_column"]),
         (REVIEWS, None, {"kind": "ner"}, ["none of the kinds classification, multi_label"]),
         (REVIEWS, None, {"kind": "regression", "labels": "1,2"}, ["has no labels"]),
+        (
+            "text,a,b\nx y z,0,1\nx y,1,1\n",
+            None,
+            {"label_column": "a,b", "labels": "c,a"},
+            ["labels=c,a are not the names of the columns", "label_column=a,b"],
+        ),
         (REVIEWS, None, {"kind": "choice"}, ["the choices", "choice_columns=COLUMN"]),
         (REVIEWS, None, {"kind": "tokens"}, ["the words", "text_column"]),
         (

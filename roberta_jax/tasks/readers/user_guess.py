@@ -383,6 +383,11 @@ def is_id(name: str) -> bool:
     return name.lower() in _IDS
 
 
+def is_ending(name: str) -> bool:
+    """Whether a column of choices has continuations of the text, by its name."""
+    return name.lower().startswith("ending")
+
+
 def _id_column(columns: Columns, unique: Sequence[str]) -> str | None:
     lower = {name.lower(): name for name in unique if name not in columns.named}
     return next((lower[name] for name in _IDS if name in lower), None)
