@@ -73,8 +73,9 @@ def open_user_data(
     How labels are written:
 
     - classification: their names. If `labels` is given, also the numbers of labels in it, from 0.
-    - multi_label: a JSON list; or a cell "one|two" or "one,two", which may be empty; or one column
-      for each label, given as `label_column="toxic,insult"`, with 0 and 1.
+    - multi_label: a JSON list; or a cell "one|two" or "one,two", which may be empty; numbers as for
+      classification; or one column for each label, given as `label_column="toxic,insult"`, with 0
+      and 1.
     - regression: numbers.
     - tokens: a list with as many tags as words; numbers of tags if `labels` is given.
     - choice: the number of the correct choice, its letter (A, B, ...), or its text. Numbers count

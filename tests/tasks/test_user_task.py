@@ -190,6 +190,10 @@ def test_numbers_of_given_labels(files):
     assert labels == ["neg", "pos", "pos"]
     # Labels that are numbers themselves are no positions.
     assert [e.label for e in files.examples(content, labels="1,0")] == ["0", "1", "1"]
+    several = [{"text": f"a b {i}", "label": each} for i, each in enumerate([[0, 2], [1], []])]
+    assert [e.label for e in files.examples(several, labels="x,y,z")] == [("x", "z"), ("y",), ()]
+    cells = texts("label", ["0|2", "1", ""])
+    assert [e.label for e in files.examples(cells, labels="x,y,z")] == [("x", "z"), ("y",), ()]
     rare = files.open(content, labels="neg,pos,other").description
     assert "labels without a training example: other" in rare
 
