@@ -8,6 +8,7 @@ from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 
 from roberta_jax.errors import NotFoundError, UsageError
+from roberta_jax.tasks import metrics
 from roberta_jax.tasks.examples import ChoiceExample, TextExample, TokenExample
 from roberta_jax.tasks.readers.user_columns import Columns
 from roberta_jax.tasks.user_task import open_user_data, user_task
@@ -530,3 +531,16 @@ def test_whatever_is_in_a_file_it_is_a_task_or_an_error(tmp_path, format, cuts, 
         assert {n for each in used for n in (each if type(each) is tuple else [each])} <= {
             *task.labels
         }
+
+
+def test_metrics_exist(files):
+    for rows in (
+        [{"text": f"a b {i}", "label": label} for i, label in enumerate(["x", "y"])],
+        [{"text": f"a b {i}", "label": [label]} for i, label in enumerate("xy")],
+        [{"text": f"a b {i}", "label": i / 7} for i in range(9)],
+        [{"tokens": ["a", "b"], "tags": ["O", "B-X"]}] * 2,
+        [{"tokens": ["a", "b"], "tags": ["D", "N"]}] * 2,
+        [{"question": "Which?", "choices": ["a", "b"], "label": 0}] * 2,
+    ):
+        task = files.open(rows).task
+        metrics.check(task.metrics, task.labels, task.kind)
