@@ -42,6 +42,8 @@ class Evaluator:
       rules: logical axis -> mesh axes.
       batch_size: rows per step, over all devices.
       num_lengths: lengths that inputs are padded to, at most.
+      lengths: these lengths in place of those that suit a split best, so that nothing is compiled
+        anew for another split.
       pad_id: the token of padding.
       engine: what builds batches ahead, see `pipeline.train_batches`.
     """
@@ -54,13 +56,15 @@ class Evaluator:
         rules: Rules,
         *,
         batch_size: int,
-        num_lengths: int,
+        num_lengths: int = 6,
+        lengths: np.ndarray | None = None,
         pad_id: int,
         engine: str = "auto",
     ):
         self._kind, self._mesh, self._rules = kind, mesh, rules
         self._batch_size, self._num_lengths, self._pad_id = batch_size, num_lengths, pad_id
         self._engine, self._longest = engine, model.config.max_length
+        self._lengths = lengths
         targets = type(model).TARGETS
 
         def forward(params: Any, batch: Mapping[str, jax.Array]):
@@ -84,7 +88,9 @@ class Evaluator:
         Returns:
           ({name: one array per row, see `Kind.predictions`}, loss).
         """
-        lengths = choose_lengths(features.row_lengths, self._num_lengths, self._longest)
+        lengths = self._lengths
+        if lengths is None:
+            lengths = choose_lengths(features.row_lengths, self._num_lengths, self._longest)
         batches = evaluation_batches(
             features,
             lengths,

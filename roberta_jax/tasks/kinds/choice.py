@@ -29,7 +29,7 @@ from roberta_jax.tasks import metrics
 from roberta_jax.tasks.examples import ChoiceExample
 from roberta_jax.tasks.features import Features, flattened
 from roberta_jax.tasks.kinds.base import Kind, Prediction
-from roberta_jax.tasks.kinds.text import labelled, softmax
+from roberta_jax.tasks.kinds.text import check_not_empty, labelled, softmax
 
 if TYPE_CHECKING:
     from roberta_jax.tokenizer import RobertaTokenizer
@@ -191,8 +191,7 @@ def _tokenized(texts, tokenizer: "RobertaTokenizer") -> dict[str, list[int]]:
 
 
 def _check(examples: Sequence[ChoiceExample]) -> None:
-    if not examples:
-        raise UsageError("there are no examples: the split is empty.")
+    check_not_empty(examples)
     for each in examples:
         if not each.choices:
             raise UsageError(f"example {shortened(each.id)} has no choices: give it at least one.")
