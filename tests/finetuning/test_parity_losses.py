@@ -160,7 +160,7 @@ def test_the_losses_of_twenty_steps_agree(name, tmp_path):
     model, params = from_pretrained(tmp_path)
     assert type(model).__name__ == head
     batches = batches_of(features, kind.fill())
-    assert all((batch["attention_mask"] == 0).any() for batch in batches)
+    assert any((batch["attention_mask"] == 0).any() for batch in batches)
     expected = torch_losses(theirs, batches)
     losses = our_losses(model, params, batches)
     np.testing.assert_allclose(losses, expected, rtol=0, atol=1e-4)
