@@ -164,12 +164,13 @@ def test_only_the_specification_and_the_commands_see_the_config():
     readers = {
         "pretraining/spec.py",
         "pretraining/text_spec.py",
+        "finetuning/spec.py",
         "config_help.py",
         "cli.py",
         "config_files.py",
         "dotted_keys.py",
     }
-    commands = {"pretrain.py", "prepare.py", "plan.py"}
+    commands = {"pretrain.py", "prepare.py", "plan.py", "finetune.py"}
     for path in PACKAGE.rglob("*.py"):
         if any(name.startswith("ml_collections") for name in imported_names(path)):
             assert str(path.relative_to(PACKAGE)) in readers | commands, path

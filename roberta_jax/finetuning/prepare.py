@@ -21,7 +21,7 @@ from roberta_jax.data import hashing
 from roberta_jax.errors import UsageError, counted
 from roberta_jax.finetuning.spec import FinetuningSpec
 from roberta_jax.storage.atomic import replace_file, write_json
-from roberta_jax.tasks import loading
+from roberta_jax.tasks import loading, metrics
 from roberta_jax.tasks.examples import Example
 from roberta_jax.tasks.features import Features
 from roberta_jax.tasks.kinds import Kind, kind_class
@@ -118,7 +118,9 @@ def prepare(spec: FinetuningSpec) -> Prepared:
     splits["train"] = _sample(splits["train"], data.max_train_examples)
     for name in _further_splits(spec, task):
         splits[name] = _load(spec, task, name, data.test if name == "test" else None)
-    kind = kind_class(task.kind)(task, _labels(spec, task, splits["train"]), spec.formatting)
+    labels = _labels(spec, task, splits["train"])
+    metrics.check(task.metrics, labels, task.kind)
+    kind = kind_class(task.kind)(task, labels, spec.formatting)
     encoded_splits = [
         Split(name, examples, encoded(kind, examples, tokenizer, data.cache_dir))
         for name, examples in splits.items()

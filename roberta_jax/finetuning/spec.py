@@ -189,7 +189,7 @@ def _read_formatting(config: ConfigDict, task: Task, model: RobertaConfig) -> Fo
 
 
 def _read_data(data: ConfigDict, task: Task) -> DataSpec:
-    validation, share = data.validation, _share(data.validation)
+    validation, share = data.validation, validation_share(data.validation)
     labels = tuple(data.labels)
     if not all(isinstance(name, str) and name for name in labels) or len(set(labels)) < len(labels):
         raise UsageError(
@@ -234,8 +234,12 @@ def _read_data(data: ConfigDict, task: Task) -> DataSpec:
     )
 
 
-def _share(text: str | None) -> float | None:
-    """The share that `data.validation` is, or None if it is a file."""
+def validation_share(text: str | None) -> float | None:
+    """The share of the training examples that `data.validation` is; None if it is a file.
+
+    Raises:
+      UsageError: it is a number that is no share.
+    """
     try:
         share = float(text)
     except (TypeError, ValueError):

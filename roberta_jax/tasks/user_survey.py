@@ -22,6 +22,7 @@ class Survey:
       kind: of the task.
       examples: those of the file.
       counts: what the reader left out or found remarkable, complete once `examples` has ended.
+      with_digests: whether to compute `digests`.
 
     Attributes:
       number: of examples.
@@ -39,8 +40,10 @@ class Survey:
         kind: str,
         examples: Iterable[Example],
         counts: collections.Counter,
+        with_digests: bool,
     ):
         self._path, self._split, self._kind = table.path, split, kind
+        self._with_digests = with_digests
         self.counts = counts
         self.number = 0
         self.unlabelled = 0
@@ -58,7 +61,8 @@ class Survey:
 
     def _add(self, example: Example) -> None:
         self.number += 1
-        self.digests.add(content_digest(example))
+        if self._with_digests:
+            self.digests.add(content_digest(example))
         label = example.tags if isinstance(example, TokenExample) else example.label
         if label is None:
             self.unlabelled += 1

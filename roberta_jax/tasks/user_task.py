@@ -143,12 +143,13 @@ def open_user_data(
         raise UsageError(f"{tables['train'].path}: {error}") from None
     _check_columns(columns, tables, profiles)
     _check_numbered_tags(columns, options)
-    train_survey = _survey(tables["train"], "train", columns, options.labels)
+    survey_of = functools.partial(_survey, columns=columns, with_digests=len(tables) > 1)
+    train_survey = survey_of(tables["train"], "train", labels=options.labels)
     train_survey.check()
     names = _all_labels(columns, options, train_survey)
     surveys = {"train": train_survey}
     for split in tables.keys() - {"train"}:
-        surveys[split] = _survey(tables[split], split, columns, names)
+        surveys[split] = survey_of(tables[split], split, labels=names)
         surveys[split].check()
     files = {split: (str(table.path.absolute()),) for split, table in tables.items()}
     task = user_task(format, columns, names, files=files, label_scale=train_survey.scale)
@@ -327,13 +328,15 @@ def _check_numbered_tags(columns: Columns, options: Options) -> None:
         )
 
 
-def _survey(table: Table, split: str, columns: Columns, labels: Sequence[str]) -> Survey:
+def _survey(
+    table: Table, split: str, *, columns: Columns, labels: Sequence[str], with_digests: bool
+) -> Survey:
     counts: collections.Counter = collections.Counter()
     task = user_task(table.format, columns, labels)
     examples = read_user_file(
         table.path, task, split, format=table.format, columns=columns, counts=counts
     )
-    return Survey(table, split, columns.kind, examples, counts)
+    return Survey(table, split, columns.kind, examples, counts, with_digests)
 
 
 def _all_labels(columns: Columns, options: Options, survey: Survey) -> tuple[str, ...]:

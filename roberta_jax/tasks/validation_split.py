@@ -2,7 +2,6 @@
 
 import collections
 import hashlib
-import json
 import logging
 from collections.abc import Hashable, Sequence
 from typing import TypeVar
@@ -94,8 +93,9 @@ def content_digest(example: Example, seed: int = 0) -> bytes:
         texts = [example.context if example.context.strip() else example.question]
     else:
         texts = [example.text]
-    normal = [seed, *(" ".join(text.casefold().split()) for text in texts)]
-    return hashlib.blake2b(json.dumps(normal).encode(), digest_size=16).digest()
+    normal = "\n".join(" ".join(text.casefold().split()) for text in texts)
+    data = f"{seed} {normal}".encode("utf-8", "surrogatepass")
+    return hashlib.blake2b(data, digest_size=16).digest()
 
 
 def _labels(example: Example) -> tuple[Hashable, ...]:

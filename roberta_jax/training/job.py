@@ -123,6 +123,7 @@ class Job:
         record is written calls it again.
       add_card: metrics -> None, adds files with the metrics of the run, including those of
         `finish`, to the exported model. It is also called after a deleted export was written again.
+        With several processes only the first one calls it.
       describe: state -> a description of the run in a few lines.
       summarize: metrics of an evaluation -> a short text, such as "perplexity 40.0".
       tokens_per_step: tokens of a batch, padding included.

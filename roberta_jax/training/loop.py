@@ -252,6 +252,8 @@ def fit(
     finally:
         _close(data)
     checkpoints.wait()
+    if selection is not None:
+        selection.prune()
     return state, not ended()
 
 

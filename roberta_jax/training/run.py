@@ -146,17 +146,18 @@ def _train(
                 patience=spec.patience,
                 step=start,
                 saved=saved.get(loop.SELECTION),
-                ended=ended,
+                ended=recorded is not None,
             )
         )
-        # With a selection the last evaluation has a record besides the final one.
-        again = selection is not None and start == spec.steps and recorded is None
+        # With a selection the last evaluation has a record besides the final one. The checkpoint
+        # knows of neither.
+        evaluated = selection is None or selection.evaluated == start or recorded is not None
         writer = stack.enter_context(
             MetricsWriter(
                 folder,
                 step=start,
                 steps=spec.steps,
-                evaluation_due=evaluation_due or again,
+                evaluation_due=evaluation_due or not evaluated,
                 records=saved.get(loop.RECORDS, 0),
                 primary=primary,
             )

@@ -25,8 +25,9 @@ BEST = "best"  # the folder of the workdir
 class Selection:
     """The best evaluation so far, and the parameters that it was made with.
 
-    Use it as a context manager, which waits at its end until the parameters are written. With
-    several processes, all of them call its methods alike.
+    Besides those, it keeps the ones that were the best when a checkpoint on disk was saved. Use it
+    as a context manager, which waits at its end until the parameters are written. With several
+    processes, all of them call its methods alike.
 
     Attributes:
       metric: the name of the metric that selects; larger is better, and of equal values the first.
@@ -67,7 +68,11 @@ class Selection:
         self._patience, self._checkpoints, self._has_ended = patience, checkpoints, ended
         self._evaluated_at: dict[int, int] = {}  # checkpoint -> `evaluated` when it was saved
         self._store = Checkpoints(workdir / BEST, is_kept=self._is_kept)
-        self.go_back(step, saved)
+        try:
+            self.go_back(step, saved)
+        except BaseException as error:
+            self.__exit__(type(error), error, None)
+            raise
 
     def __enter__(self) -> "Selection":
         return self
@@ -108,7 +113,7 @@ class Selection:
                 self._store.save(step, params)
         else:
             self.since += 1
-        if self.ended:
+        if self.ended and params is not None:
             ending = f"No improvement in {counted(self.since, 'evaluation')}: ending at step {step}"
             return f"{ending}. {self.describe_best()}"
         return self.describe_best()
@@ -127,6 +132,7 @@ class Selection:
           UsageError: they cannot be written.
         """
         self._store.wait()
+        self.prune()
         self._evaluated_at[step] = self.evaluated
         return {
             "metric": self.metric,
@@ -135,6 +141,14 @@ class Selection:
             "best_step": self.best_step,
             "best_metrics": self.best_metrics,
         }
+
+    def prune(self) -> None:
+        """Deletes the parameters that no checkpoint on disk counts on any longer."""
+        self._checkpoints.wait()
+        steps = self._store.steps()
+        kept = self._is_kept(steps)
+        unused = [each for each, stays in zip(steps, kept, strict=True) if not stays]
+        self._store.delete(exchange("the steps to delete in best", unused)[0])
 
     def go_back(self, step: int, saved: Mapping[str, Any] | None) -> None:
         """Goes back to what a checkpoint has saved, and deletes the parameters of later steps.

@@ -10,7 +10,9 @@ import pytest
 from roberta_jax.errors import NotFoundError, UsageError
 from roberta_jax.tasks.examples import TextExample, TokenExample
 from roberta_jax.tasks.loading import available_splits, label_names, load_split, match_labels
+from roberta_jax.tasks.readers.glue import read_glue
 from roberta_jax.tasks.table import TASKS
+from roberta_jax.tasks.task import Recipe, Task
 from tests.support.messages import one_screen
 
 HEADER = "index\tsentence1\tsentence2\tlabel\n"
@@ -180,3 +182,24 @@ def test_other_names_are_said(caplog):
 def test_names_that_differ_only_in_spelling_are_not_confused():
     names = ("a-b", "a_b")
     assert match_labels(names, {0: "a_b", 1: "a-b"}) == ("a_b", "a-b")
+
+
+def test_a_new_task_is_one_row(tmp_path):
+    paws = Task(
+        name="paws",
+        title="PAWS",
+        kind="classification",
+        reader=read_glue,
+        files={"train": ("train.tsv",), "validation": ("dev.tsv",), "test": ("test.tsv",)},
+        fields=("sentence1", "sentence2"),
+        labels=("different", "paraphrase"),
+        metrics=("accuracy", "f1"),
+        recipe=Recipe(learning_rate=2e-5, batch_size=32, epochs=3),
+        submission_labels={"different": "0", "paraphrase": "1"},
+        download="paws_wiki_labeled_final.tar.gz (github.com/google-research-datasets/paws)",
+        source="Zhang et al. 2019",
+    )
+    text = "id\tsentence1\tsentence2\tlabel\n1\ta\tb\t0\n2\tc\td\t1\n"
+    written(tmp_path, text, "dev.tsv")
+    examples = load_split(paws, "validation", folder=tmp_path)
+    assert [(each.id, each.label) for each in examples] == [("1", "different"), ("2", "paraphrase")]

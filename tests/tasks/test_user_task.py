@@ -4,6 +4,8 @@ import json
 import pickle
 
 import pytest
+from hypothesis import HealthCheck, given, settings
+from hypothesis import strategies as st
 
 from roberta_jax.errors import NotFoundError, UsageError
 from roberta_jax.tasks.examples import ChoiceExample, TextExample, TokenExample
@@ -464,3 +466,53 @@ def test_choices_of_swag_and_race_are_recognized(real_data):
     assert swag.choices == ("ending0", "ending1", "ending2", "ending3")
     race = open_user_data("jsonl", folder / "race_sample.train.jsonl.xz").columns
     assert (race.text, race.pair, race.choices) == ("article", "question", ("options",))
+
+
+DAMAGE = st.sampled_from(
+    [b'"', b",", b"\n", b"\r\n", b"\t", b"[", b"{", b"}", b"null", b"NaN", b"|"]
+)
+SAMPLES = {
+    "csv": REVIEWS.encode(),
+    "tsv": REVIEWS.replace(",", "\t").encode(),
+    "jsonl": b'{"text": "a b c", "label": ["x"]}\n{"text": "d e f", "label": [], "id": {"n": 1}}\n',
+}
+
+
+@settings(
+    deadline=None, max_examples=150, suppress_health_check=[HealthCheck.function_scoped_fixture]
+)
+@given(
+    format=st.sampled_from(sorted(SAMPLES)),
+    cuts=st.lists(
+        st.tuples(st.integers(0, 200), st.integers(0, 4), st.binary(max_size=3) | DAMAGE),
+        min_size=1,
+        max_size=4,
+    ),
+    options=st.fixed_dictionaries(
+        {},
+        optional={
+            "kind": st.sampled_from(["classification", "regression", "multi_label", "tokens"]),
+            "text_column": st.sampled_from(["review", "text", "author", "x"]),
+            "label_column": st.sampled_from(["stars", "label", "id.n", "stars,author"]),
+            "labels": st.sampled_from(["1,2,3,4,5", "x", "y,x"]),
+            "choice_columns": st.sampled_from(["author", "author,review", "label"]),
+        },
+    ),
+)
+def test_whatever_is_in_a_file_it_is_a_task_or_an_error(tmp_path, format, cuts, options):
+    data = SAMPLES[format]
+    for place, length, new in cuts:
+        data = data[:place] + new + data[place + length :]
+    path = tmp_path / f"a.{format}"
+    path.write_bytes(data)
+    try:
+        task = open_user_data(format, path, 0.5, path, **options).task
+    except UsageError:
+        return
+    examples = list(task.reader(path, task, "train"))
+    assert examples
+    if task.labels:
+        used = [e.tags if task.kind == "tokens" else e.label for e in examples]
+        assert {n for each in used for n in (each if type(each) is tuple else [each])} <= {
+            *task.labels
+        }

@@ -193,10 +193,7 @@ def test_a_longer_run_equals_one_that_was_never_shorter(tmp_path, every, selecti
     start(tmp_path / "run", dataclasses.replace(spec, steps=4), selecting_job(scores))
     start(tmp_path / "run", spec, selecting_job(scores))
     assert_same_export(tmp_path / "run", tmp_path / "straight")
-    if 4 % evaluate == 0:
-        assert reproducible(tmp_path / "run") == reproducible(tmp_path / "straight")
-    else:  # what was recorded at the former end stays
-        assert read_metrics(tmp_path / "run")[-1] == read_metrics(tmp_path / "straight")[-1]
+    assert reproducible(tmp_path / "run") == reproducible(tmp_path / "straight")
 
 
 # Interruptions.
@@ -227,7 +224,9 @@ def killed_case(request, every, selecting_job, tmp_path):
 def assert_equal_runs(workdir, straight, number):
     assert reproducible(workdir) == reproducible(straight), number
     assert_same_export(workdir, straight)
-    assert kept(workdir) == kept(straight), number
+    # Another process may not know which ones the checkpoints from before it count on.
+    assert set(kept(straight)) <= set(kept(workdir)), number
+    assert kept(workdir)[-1] == kept(straight)[-1], number
 
 
 @pytest.mark.parametrize("each", [pytest.param(1, marks=pytest.mark.slow), 7])
@@ -304,7 +303,7 @@ def test_a_best_evaluation_after_the_checkpoint_gone_back_to_is_forgotten(
     result = start(tmp_path / "straight", spec, selecting_job(scores))
     assert (result.metrics["best_step"], result.metrics["score"]) == (4, 0.6)
     assert kept(tmp_path / "straight") == [4]
-    for number in itertools.count(35, 3):
+    for number in itertools.count(35, 4):
         workdir = tmp_path / str(number)
         try:
             start(workdir, spec, killed_at(number, selecting_job(scores)))
@@ -333,7 +332,9 @@ def test_an_evaluation_that_was_due_is_made_again_after_going_back(
         assert start(tmp_path / "run", spec, selecting_job(scores)).step == 4
     result = start(tmp_path / "run", spec, selecting_job(scores))
     assert result.metrics["best_step"] == 4
-    assert_equal_runs(tmp_path / "run", tmp_path / "straight", "due")
+    assert reproducible(tmp_path / "run") == reproducible(tmp_path / "straight")
+    assert_same_export(tmp_path / "run", tmp_path / "straight")
+    assert kept(tmp_path / "run") == [2, 4]  # the checkpoint of step 4 counts on step 2
 
 
 def damage(checkpoint):

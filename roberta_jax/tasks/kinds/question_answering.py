@@ -33,17 +33,20 @@ if TYPE_CHECKING:
 # A position past every input: the head's loss ignores it.
 NO_TARGET = np.iinfo(np.int32).max
 
-_MISPLACED = "the answer is not at its position in the passage"
-_UNPLACED = "the position of the answer is not given"
-_UNCOVERED = "the answer has no characters but white space"
-_UNANSWERED = "the question has no answer, although the task has an answer to each"
-_TOO_LONG = "the answer is longer than a window of the passage"
+# Why an example is no target of training. It is predicted and scored all the same.
+_AS_TARGET = "as targets only, since "
+_MISPLACED = _AS_TARGET + "the answer is not at its position in the passage"
+_UNPLACED = _AS_TARGET + "the position of the answer is not given"
+_UNCOVERED = _AS_TARGET + "the answer has no characters but white space"
+_UNANSWERED = _AS_TARGET + "the question has no answer and the task has one to each"
+_TOO_LONG = _AS_TARGET + "the answer is longer than a window of the passage"
 
 
 class QuestionAnswering(Kind):
     """A span of a passage; or, if the task is not `answerable`, no answer."""
 
     new_head: ClassVar[tuple[str, ...]] = ("qa_outputs",)
+    per_token: ClassVar[bool] = True
 
     @property
     def model_class(self):
@@ -103,10 +106,10 @@ class QuestionAnswering(Kind):
             end_positions.append(ends)
 
         if skipped and skipped.total() == len(examples):
-            reasons = "; ".join(f"{reason} ({count})" for reason, count in skipped.items())
+            reasons = [reason.removeprefix(_AS_TARGET) for reason in skipped]
             raise UsageError(
-                f"none of the {counted(len(examples), 'question')} can be used: {reasons}. "
-                "Positions count characters of the passage from 0."
+                f"none of the {counted(len(examples), 'question')} can be a target of training: "
+                f"{'; or '.join(reasons)}. Positions count characters of the passage from 0."
             )
         tokens, token_starts = flattened(rows)
         return Features(

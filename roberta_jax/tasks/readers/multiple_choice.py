@@ -178,7 +178,8 @@ def hellaswag_example(record: Any, where: str, identity: str) -> ChoiceExample:
     context = value_at(record, "ctx" if "ctx" in record else "context", str, where)
     endings = tuple(texts_at(record, "endings", where))
     label = _number(record.get("label"), endings, where)
-    return ChoiceExample(identity, context, "", endings, label, record.get("split_type") or None)
+    group = value_at(record, "split_type", str, where) if "split_type" in record else ""
+    return ChoiceExample(identity, context, "", endings, label, group or None)
 
 
 def read_commonsenseqa(path: pathlib.Path, task: Task, split: str) -> Iterator[ChoiceExample]:

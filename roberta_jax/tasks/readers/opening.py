@@ -71,7 +71,7 @@ def read_json_lines(path: pathlib.Path) -> Iterator[tuple[str, dict[str, Any]]]:
             ) from None
         if not isinstance(value, dict):
             raise UsageError(
-                f"{where}: this line holds a {type(value).__name__}, not a JSON object."
+                f"{where}: each line must be a JSON object, and this one is {_described(value)}."
             )
         yield where, value
 

@@ -2,8 +2,9 @@
 
 Offsets count characters (code points) of the passage as it is given, whatever the tokenizer does
 with it. In byte-level BPE, a character may be spread over several tokens: each of them covers the
-whole character. No token covers white space at its ends, so that no span begins or ends with it,
-and a token that is all white space covers nothing.
+whole character. In tokenizers that normalize the text, a character that has no token of its own,
+such as a combining mark, is covered by the token before. No token covers white space at its ends,
+so that no span begins or ends with it, and a token that is all white space covers nothing.
 """
 
 import dataclasses
@@ -136,4 +137,14 @@ def _offsets_in(text: str, spans: list[tuple[int, int]], prefix: int) -> np.ndar
     preceding = np.maximum.accumulate(np.where(np.roll(is_text, 1), position, 0))
     begin, end = following[offsets[:, 0]], preceding[offsets[:, 1]]
     begin = np.where(begin < end, begin, end)
+    # What a normalizer has merged into the character before, such as a combining mark, has no token
+    # of its own.
+    covered = np.zeros(len(text) + 1, np.int64)
+    np.add.at(covered, begin, 1)
+    np.add.at(covered, end, -1)
+    stops = (np.cumsum(covered) > 0) | ~is_text
+    if not stops[:-1].all():
+        stops[-1] = True
+        stop = np.minimum.accumulate(np.where(stops, position, len(text))[::-1])[::-1]
+        end = np.where(begin < end, stop[end], end)
     return np.maximum(np.stack([begin, end], -1) - prefix, 0).astype(np.int32)

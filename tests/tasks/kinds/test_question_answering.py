@@ -188,7 +188,7 @@ def test_questions_without_an_answer_and_without_a_label(tokenizer):
 
 
 SKIPS = {
-    "the answer is not at its position in the passage": [
+    "as targets only, since the answer is not at its position in the passage": [
         question("A cat sat.", ("cat", 3)),
         question("A cat sat.", ("cat", -8)),
         question("A cat sat.", ("sat.x", 6)),
@@ -196,11 +196,13 @@ SKIPS = {
         question("A cat sat.", ("", 2)),
         question("", ("cat", 0)),
     ],
-    "the answer has no characters but white space": [question("A \u00a0 cat", (" \u00a0 ", 1))],
-    "the position of the answer is not given": [
+    "as targets only, since the answer has no characters but white space": [
+        question("A \u00a0 cat", (" \u00a0 ", 1))
+    ],
+    "as targets only, since the position of the answer is not given": [
         dataclasses.replace(question("A cat.", ("cat", 2)), starts=None)
     ],
-    "the answer is longer than a window of the passage": [
+    "as targets only, since the answer is longer than a window of the passage": [
         question(PASSAGES[0] * 3, (PASSAGES[0] * 2, 0))
     ],
 }
@@ -216,7 +218,7 @@ def test_what_cannot_be_trained_on_is_counted_and_still_predicted(tokenizer, rea
     assert texts[-1] == "cat"
     assert set(texts[:-1]) == {None}
     assert len(kind().predictions(examples, features, oracle(features))) == len(examples)
-    with pytest.raises(UsageError, match="can be used: the"):
+    with pytest.raises(UsageError, match="can be a target of training: the"):
         kind(answerable=True).encode(bad, tokenizer)
 
 
@@ -282,6 +284,7 @@ def test_the_head_is_made_for_two_outputs():
     assert config.num_labels == 2
     assert config.id2label == {0: "LABEL_0", 1: "LABEL_1"}
     assert kind().new_head == ("qa_outputs",)
+    assert kind().per_token
     assert kind().model_class.__name__ == "RobertaForQuestionAnswering"
 
 
@@ -315,6 +318,40 @@ def test_predictions_of_a_model_that_is_always_right(tokenizer):
     scores = chosen.scores(examples, predictions)
     assert list(scores)[:2] == ["f1", "exact_match"]
     assert scores["f1"] == scores["HasAns_f1"] == scores["NoAns_exact"] == scores["best_f1"] == 100
+
+
+@pytest.mark.parametrize("passage", PASSAGES)
+def test_predictions_are_the_characters_of_the_answer(tokenizer, passage):
+    """Answers at random characters: predicted up to whole tokens, and cut from the passage."""
+    rng = np.random.default_rng(1)
+    examples = []
+    for number in range(15):
+        start = int(rng.integers(0, len(passage)))
+        text = passage[start : start + int(rng.integers(1, 5))]
+        if text.strip():
+            examples.append(question(passage, (text, start), name=str(number)))
+    chosen = kind(answerable=True)
+    features = chosen.encode(examples, tokenizer)
+    for example, each in zip(
+        examples, chosen.predictions(examples, features, oracle(features)), strict=True
+    ):
+        assert passage[each["start"] : each["end"]] == each["prediction"]
+        first, text = example.starts[0], example.answers[0]
+        assert each["start"] <= first + len(text) - len(text.lstrip())
+        assert each["end"] >= first + len(text.rstrip())
+
+
+def test_a_span_that_begins_or_ends_within_a_character_has_all_of_it():
+    bytewise = RobertaTokenizer.train(PASSAGES, vocab_size=261)
+    context = "a👍🏽b"  # 1 + 4 + 4 + 1 tokens
+    examples = [question(context, ("b", 3))]
+    chosen = kind(answerable=True)
+    features = chosen.encode(examples, bytewise)
+    at = int(features.host_arrays["passage_at"][0])
+    for first, last, expected in ((2, 3, "👍"), (3, 6, "👍🏽"), (8, 9, "🏽b"), (0, 1, "a👍")):
+        outputs = logits_for(features, [at + first], [at + last])
+        [prediction] = chosen.predictions(examples, features, outputs)
+        assert prediction["prediction"] == expected
 
 
 def test_version_1_always_answers(tokenizer):

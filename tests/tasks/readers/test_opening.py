@@ -72,7 +72,7 @@ def test_json_errors_name_the_place(tmp_path):
     with pytest.raises(UsageError, match=r"train.jsonl:3: this line is not JSON"):
         list(read_json_lines(path))
     path.write_text("[1]\n")
-    with pytest.raises(UsageError, match=r"train.jsonl:1: .*holds a list"):
+    with pytest.raises(UsageError, match=r"train.jsonl:1: .*this one is a list"):
         list(read_json_lines(path))
     path.write_text("[" * 100_000)
     with pytest.raises(UsageError, match="not JSON"):

@@ -4,6 +4,7 @@ import numpy as np
 import pytest
 from hypothesis import example, given, settings
 from hypothesis import strategies as st
+from tokenizers import Tokenizer, models, normalizers, pre_tokenizers, processors
 
 from roberta_jax.tasks.squad import windows
 from roberta_jax.tokenizer import RobertaTokenizer
@@ -26,6 +27,23 @@ def tokenizer(request):
     if request.param not in options:
         return trained
     return RobertaTokenizer(tokenizer_object=trained.backend, **options[request.param])
+
+
+def normalizing_tokenizer() -> RobertaTokenizer:
+    """One like XLM-R's: it composes characters, and has one token for each of them."""
+    characters = sorted({c for text in PASSAGES for c in text if not c.isspace()})
+    vocab = [("<s>", 0.0), ("<pad>", 0.0), ("</s>", 0.0), ("<unk>", 0.0), ("▁", -3.0)]
+    vocab += [(character, -4.0) for character in characters]
+    backend = Tokenizer(models.Unigram(vocab, unk_id=3))
+    backend.normalizer = normalizers.NFKC()
+    backend.pre_tokenizer = pre_tokenizers.Metaspace(prepend_scheme="always")
+    backend.post_processor = processors.TemplateProcessing(
+        single=["<s>", "$A", "</s>"],
+        pair=["<s>", "$A", "</s>", "</s>", "$B", "</s>"],
+        special_tokens=[("<s>", 0), ("</s>", 2)],
+    )
+    backend.add_special_tokens(["<s>", "<pad>", "</s>", "<unk>", "<mask>"])
+    return RobertaTokenizer(tokenizer_object=backend)
 
 
 def encoded(text, tokenizer, prefix=""):
@@ -86,6 +104,25 @@ def test_each_character_is_found_by_itself(tokenizer, text):
         first, last = found
         assert character in tokenizer.decode(ids[first : last + 1].tolist())
         assert offsets[first, 0] <= at < offsets[last, 1]
+
+
+@pytest.mark.parametrize("text", PASSAGES)
+def test_each_character_is_covered_where_the_tokenizer_normalizes(text):
+    _, offsets = encoded(text, normalizing_tokenizer())
+    for at, character in enumerate(text):
+        found = windows.covering(offsets, at, at + 1)
+        if character.isspace():
+            assert found is None
+        else:
+            assert offsets[found[0], 0] <= at < offsets[found[1], 1]
+
+
+def test_a_combining_mark_without_a_token_is_a_part_of_its_character():
+    text = "Cafe\u0301 and"
+    _, offsets = encoded(text, normalizing_tokenizer())
+    first, last = windows.covering(offsets, 0, 5)
+    assert text[offsets[first, 0] : offsets[last, 1]] == "Cafe\u0301"
+    assert windows.covering(offsets, 4, 5) == windows.covering(offsets, 3, 4)
 
 
 def test_all_tokens_of_a_character_cover_all_of_it():
