@@ -164,7 +164,6 @@ def test_the_losses_of_twenty_steps_agree(name, tmp_path):
     expected = torch_losses(theirs, batches)
     losses = our_losses(model, params, batches)
     np.testing.assert_allclose(losses, expected, rtol=0, atol=1e-4)
-    print("largest", name, np.abs(np.subtract(losses, expected)).max())
     # The updates matter: with the parameters of the start, the losses are others.
     at_start = [mean_loss(model, params, batch) for batch in batches]
     assert at_start[:2] == pytest.approx(losses[:2], abs=1e-5)  # the first rate is 0
