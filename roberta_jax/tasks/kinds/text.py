@@ -6,16 +6,15 @@ from typing import TYPE_CHECKING, Any, ClassVar
 
 import numpy as np
 
-from roberta_jax.errors import UsageError, listed, shortened
+from roberta_jax.errors import UsageError, counted, listed, shortened
 from roberta_jax.tasks import metrics
 from roberta_jax.tasks.examples import TextExample
 from roberta_jax.tasks.features import Features, flattened
 from roberta_jax.tasks.kinds.base import Kind, Prediction
+from roberta_jax.tasks.sequences import frame_of, longest_first, tokens_of_texts
 
 if TYPE_CHECKING:
     from roberta_jax.tokenizer import RobertaTokenizer
-
-_TEXTS_AT_ONCE = 4096  # the tokenizer's results take far more memory than the tokens
 
 
 class _Texts(Kind):
@@ -173,8 +172,9 @@ class Regression(_Texts):
         ]
         if unusable:
             raise UsageError(
-                f"the target of {len(unusable)} examples is not a finite number, such as that of "
-                f"example {shortened(unusable[0])}. Correct or remove them."
+                f"the target is not a finite number (of float32) in "
+                f"{counted(len(unusable), 'example')}, such as example {shortened(unusable[0])}. "
+                "Correct or remove them."
             )
         return np.nan_to_num(targets)
 
@@ -214,30 +214,20 @@ def encode_texts(texts, tokenizer: "RobertaTokenizer", formatting) -> list[list[
       formatting: gives the length, the prefixes and the number of separators.
     """
     is_pair = any(b is not None for _, b in texts)
-    one_separator = is_pair and formatting.separators == 1
-    # One separator: room for one more token, which is then removed.
-    max_length = formatting.max_length + one_separator
-    rows: list[list[int]] = []
-    for begin in range(0, len(texts), _TEXTS_AT_ONCE):
-        part = texts[begin : begin + _TEXTS_AT_ONCE]
-        encoded = tokenizer(
-            [formatting.prefix_a + a for a, _ in part],
-            [formatting.prefix_b + (b or "") for _, b in part] if is_pair else None,
-            truncation=True,
-            max_length=max_length,
-            split_special_tokens=True,
-            return_attention_mask=False,
-            verbose=False,
-        )
-        rows += encoded["input_ids"]
-    if one_separator:
-        rows = [_without_second_separator(row, tokenizer.sep_token_id) for row in rows]
+    frame = frame_of(tokenizer, formatting.separators)
+    first = [formatting.prefix_a + a for a, _ in texts]
+    if not is_pair:
+        room = frame.room(formatting.max_length)
+        tokens = tokens_of_texts(first, tokenizer)
+        return [frame.one(tokens[text][:room]) for text in first]
+    second = [formatting.prefix_b + (b or "") for _, b in texts]
+    room = frame.pair_room(formatting.max_length)
+    tokens = tokens_of_texts((*first, *second), tokenizer)
+    rows = []
+    for a, b in zip(first, second, strict=True):
+        most_a, most_b = longest_first(len(tokens[a]), len(tokens[b]), room)
+        rows.append(frame.two(tokens[a][:most_a], tokens[b][:most_b]))
     return rows
-
-
-def _without_second_separator(row: list[int], separator: int) -> list[int]:
-    at = next(i for i in range(1, len(row) - 1) if row[i] == row[i + 1] == separator)
-    return row[:at] + row[at + 1 :]
 
 
 def check_not_empty(examples: Sequence[Any]) -> None:
@@ -251,10 +241,12 @@ def check_labels(wrong) -> None:
     wrong = list(wrong)
     if wrong:
         names = sorted({str(name) for _, name in wrong})
+        ids = list(dict.fromkeys(identity for identity, _ in wrong))
         raise UsageError(
-            f"{len(wrong)} examples have labels that the task does not have: "
-            f"{listed([repr(shortened(name, 40)) for name in names])}, the first in example "
-            f"{shortened(wrong[0][0])}. Correct them, or give all labels with --config.data.labels."
+            f"labels that the task does not have: "
+            f"{listed([repr(shortened(name, 40)) for name in names])}, in "
+            f"{counted(len(ids), 'example')}, such as example {shortened(ids[0])}. Correct them, "
+            "or give all labels with --config.data.labels."
         )
 
 

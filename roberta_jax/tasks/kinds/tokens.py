@@ -17,6 +17,7 @@ from roberta_jax.tasks.examples import TokenExample
 from roberta_jax.tasks.features import Features, flattened
 from roberta_jax.tasks.kinds.base import Kind, Prediction
 from roberta_jax.tasks.kinds.text import check_labels
+from roberta_jax.tasks.sequences import frame_of
 
 if TYPE_CHECKING:
     from roberta_jax.tokenizer import RobertaTokenizer
@@ -60,7 +61,8 @@ class Tokens(Kind):
         """
         self._check(examples)
         ids = {name: number for number, name in enumerate(self.labels)}
-        room = self.formatting.max_length - 2
+        frame = frame_of(tokenizer, self.formatting.separators)
+        room = frame.room(self.formatting.max_length)
         sequences, labels, words, example_of = [], [], [], []
         skipped = Counter()
         for number, pieces in enumerate(_pieces(examples, tokenizer)):
@@ -70,7 +72,7 @@ class Tokens(Kind):
             counts = [min(len(pieces[index]), room) for index in present]
             tags = examples[number].tags
             for first, start, stop, end in windows(counts, room):
-                sequence, row_labels, row_words = [tokenizer.cls_token_id], [-100], [-1]
+                sequence, row_labels, row_words = [], [], []
                 for place in range(first, end):
                     word = present[place]
                     tokens = pieces[word][:room]
@@ -80,9 +82,10 @@ class Tokens(Kind):
                     sequence += tokens
                     row_labels += [ids[tags[word]] if known else -100] + rest * [-100]
                     row_words += [word if is_target else -1] + rest * [-1]
-                sequences.append([*sequence, tokenizer.sep_token_id])
-                labels.append([*row_labels, -100])
-                words.append([*row_words, -1])
+                sequences.append(frame.one(sequence))
+                before, after = len(frame.start), len(frame.end)
+                labels.append([-100] * before + row_labels + [-100] * after)
+                words.append([-1] * before + row_words + [-1] * after)
                 example_of.append(number)
         if not sequences:
             raise UsageError("there is no sentence with a word that the tokenizer can encode.")
