@@ -7,6 +7,7 @@ positions, D documents, V vocabulary.
 import collections
 import dataclasses
 import functools
+import math
 import time
 from collections.abc import Callable, Iterable, Iterator
 from typing import Any
@@ -90,9 +91,8 @@ class Scorer:
         self._name, self._mask_id = name, mask_id
         self._mesh = create_mesh() if mesh is None else mesh
         self._batch_tokens = batch_tokens * self._mesh.size
-        everywhere = NamedSharding(self._mesh, PartitionSpec())
-        self._params = jax.device_put(params, everywhere)
-        self._step = jax.jit(functools.partial(_target_scores, model), out_shardings=everywhere)
+        self._params = jax.device_put(params, NamedSharding(self._mesh, PartitionSpec()))
+        self._step = _compiled(model, self._mesh)
 
     def masked(self, rows: Rows, tokenizer_size: int, masks: int, seed: int) -> MaskedSums:
         """Masks 15% of the tokens of each row and predicts them, as pretraining evaluates.
@@ -125,7 +125,7 @@ class Scorer:
         )
 
         def build(items: np.ndarray, length: int) -> Batch:
-            chosen = np.maximum(items, 0)
+            chosen = np.where(items >= 0, items, items[0])
             inputs = rows.inputs(row_N[chosen], rows.max_length)
             # Masks depend on the width of the rows, so all rows are masked at the same width.
             masked = masker(keys_N[chosen], inputs["input_ids"], lengths_N[chosen][:, None])
@@ -142,7 +142,7 @@ class Scorer:
         with _bar("Masked tokens", int(lengths_N.sum()), "tokens") as bar:
             results = self._run(build, self._batches(lengths_N, rows.max_length))
             for items, batch, losses_BK, ranks_BK in results:
-                documents = rows.document[row_N[np.maximum(items, 0)]]
+                documents = rows.document[row_N[np.where(items >= 0, items, items[0])]]
                 weights_BK = batch["masked_weights"].astype(np.float64)
                 for name, values_BK in (
                     ("loss", losses_BK),
@@ -182,7 +182,7 @@ class Scorer:
         lengths_N, document_N = rows.lengths[row_N], rows.document[row_N]
 
         def build(items: np.ndarray, length: int) -> Batch:
-            chosen = np.maximum(items, 0)
+            chosen = np.where(items >= 0, items, items[0])
             inputs, positions = rows.inputs(row_N[chosen], length), position_N[chosen][:, None]
             labels = np.take_along_axis(inputs["input_ids"], positions, axis=1)
             np.put_along_axis(inputs["input_ids"], positions, self._mask_id, axis=1)
@@ -203,10 +203,6 @@ class Scorer:
                 np.add.at(loss, document_N[items[real]], losses_BK[real, 0])
                 bar.update(int(real.sum()))
         return PseudoSums(loss, np.bincount(document_N, minlength=rows.num_documents))
-
-    def compilations(self) -> int:
-        """How many programs were compiled: one for each shape of a batch."""
-        return self._step._cache_size()
 
     def _batches(self, lengths: np.ndarray, max_length: int) -> Iterator[tuple[np.ndarray, int]]:
         buckets = bucket_lengths(lengths, np.ones(len(lengths)), max_length)
@@ -252,11 +248,18 @@ class Scorer:
         seconds = time.perf_counter() - start
         positions = sum(len(items) * length for items, length in parts)
         seconds *= positions / batch["input_ids"].size
+        time_needed = tqdm.auto.tqdm.format_interval(math.ceil(seconds))
         return (
             f"{self._name}: masks each of {counted(targets, 'token')} once, which computes as many "
-            f"rows of up to {parts[-1][1]} tokens ({positions / 1e6:,.1f} million positions); "
-            f"about {tqdm.auto.tqdm.format_interval(seconds)} at the speed of the first batch."
+            f"rows of up to {parts[-1][1]} tokens, {positions:,} with padding; about {time_needed} "
+            "at the speed of the first batch."
         )
+
+
+@functools.cache  # so that models of one shape share their programs
+def _compiled(model: nn.Module, mesh: Mesh) -> Callable:
+    everywhere = NamedSharding(mesh, PartitionSpec())
+    return jax.jit(functools.partial(_target_scores, model), out_shardings=everywhere)
 
 
 def _target_scores(
