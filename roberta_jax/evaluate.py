@@ -252,9 +252,9 @@ def _options(arguments: argparse.Namespace) -> "Options":
 def _text(arguments: argparse.Namespace) -> "TextFiles | None":
     """The text of --text; None where that is not given."""
     from roberta_jax.language_modeling.documents import STANDARD_INPUT, TextFiles
+    from roberta_jax.language_modeling.evaluation import check_range
 
-    if arguments.max_documents is not None and arguments.max_documents < 1:
-        raise UsageError(f"--max_documents={arguments.max_documents} must be at least 1")
+    check_range("max_documents", arguments.max_documents, 1, 10**12)
     if arguments.text is None:
         return None
     stdin = getattr(sys.stdin, "buffer", None)

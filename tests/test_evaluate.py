@@ -4,6 +4,7 @@ import contextlib
 import io
 import json
 import math
+import os
 import pathlib
 import re
 import shutil
@@ -17,7 +18,7 @@ from roberta_jax import evaluate as command
 from roberta_jax.modeling.heads import MODEL_CLASSES
 from roberta_jax.pretrain import pretrain
 from roberta_jax.weights.parameters import parameter_shapes
-from tests.support import language_models, texts
+from tests.support import checkpoints, language_models, texts
 
 
 def run(*arguments, stdin=b""):
@@ -225,18 +226,25 @@ def test_held_out_documents_that_are_gone_are_an_error(workdir, folders, tmp_pat
         (["A", "--text=-"], "standard input holds no text"),
         (["A", "--text=TEXT", "--scores=perplexity"], "--scores=perplexity: name one or both of"),
         (["A", "--text=TEXT", "--scores="], "--scores=: name one or both of"),
-        (["A", "--text=TEXT", "--masks=0"], "--masks=0 must be at least 1"),
-        (["A", "--text=TEXT", "--max_documents=0"], "--max_documents=0 must be at least 1"),
+        (["A", "--text=TEXT", "--masks=0"], "--masks=0 must be a number from 1 to 1000"),
+        (["A", "--text=TEXT", f"--masks={10**20}"], "--masks=10+ must be a number from 1 to 1000"),
+        (["A", "--text=TEXT", "--seed=-1"], "--seed=-1 must be a number from 0"),
+        (["A", "--text=TEXT", "--max_documents=0"], "--max_documents=0 must be a number"),
         (["A", "--text=TEXT", "--max_tokens=9"], "--max_tokens=9 has no effect without"),
-        (["A", "--text=TEXT", "--batch_tokens=0"], "--batch_tokens=0 must be at least 1"),
+        (["A", "--text=TEXT", "--batch_tokens=0"], "--batch_tokens=0 must be a number"),
         (["A", "--text=TEXT", "--max_length=1"], "--max_length=1 leaves no room"),
         (["A", "--text=TEXT", "--max_length=33"], "is longer than the 32 tokens that .*a takes"),
         (["A", "--text=TEXT", "--language=English"], "--language is 'English'"),
         (["A", "--text=TEXT", "--output=nowhere/a.json"], "there is no folder nowhere"),
         (["A", "--text=TEXT", "--output=."], "--output=. is a folder"),
+        (
+            ["A", "--text=TEXT", f"--output={'x' * 300}"],
+            "--output=x+.* cannot be written",
+        ),
+        (["A", "--text=TEXT", "--output=/proc/self/x"], "--output=/proc/self/x cannot be written"),
         (["A", "--text=TEXT", "--sentences=words"], "invalid choice: 'words'"),
         (["A", "--text=TEXT", "--dtype=int8"], "invalid choice: 'int8'"),
-        (["A", "--txt=TEXT"], "unrecognized arguments: --txt=TEXT"),
+        (["A", "--txt=TEXT"], "unrecognized arguments: --txt="),
         ([], "the following arguments are required: PATH"),
     ],
 )
@@ -249,6 +257,17 @@ def test_wrong_calls(folders, text, tmp_path, monkeypatch, arguments, said):
     assert re.search(said, err), err
     assert "Traceback" not in err
     assert not list(tmp_path.iterdir())
+
+
+def test_an_output_that_is_no_regular_file_is_not_replaced(folders, text, tmp_path):
+    pipe = tmp_path / "pipe"
+    os.mkfifo(pipe)
+    (tmp_path / "link").symlink_to(tmp_path / "nothing")
+    for path in (pipe, tmp_path / "link"):
+        status, out, err = run(folders["a"], f"--text={text}", f"--output={path}")
+        assert (status, out) == (2, "")
+        assert f"--output={path} is not a regular file" in err
+    assert pipe.is_fifo()
 
 
 def head_of(name, loaded):
@@ -266,6 +285,9 @@ def test_models_that_cannot_be_scored(folders, text, tmp_path):
     decoder = save(tmp_path / "decoder", language_models.language_model(is_decoder=True))
     no_tokenizer = tmp_path / "bare"
     roberta_jax.save_pretrained(no_tokenizer, loaded.model, loaded.params)
+    broken = tmp_path / "broken"
+    shutil.copytree(folders["a"], broken)
+    checkpoints.edit_tensors(broken, lambda tensors: tensors["lm_head.bias"].fill(np.nan))
     finetuned = tmp_path / "finetuned"
     shutil.copytree(folders["a"], finetuned / "hf")
     (finetuned / "config.json").write_text('{"task": "rte"}')
@@ -280,6 +302,7 @@ def test_models_that_cannot_be_scored(folders, text, tmp_path):
         (classifier, "has no masked-LM head"),
         (decoder, "is a decoder"),
         (no_tokenizer, "cannot load the model's tokenizer"),
+        (broken, "the weights are not finite"),
         (finetuned, "is the workdir of a fine-tuning run"),
         (unfinished, "has not finished"),
         (other, "has 320 ids and the model 300"),

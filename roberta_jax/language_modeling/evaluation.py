@@ -26,6 +26,12 @@ from roberta_jax.language_modeling.scoring import Scorer
 from roberta_jax.language_modeling.statistics import METRICS, Estimate, Sums, estimates, metrics_of
 
 SCORES = ("masked", "pseudo")
+_RANGES = {
+    "masks": (1, 1000),
+    "seed": (0, 2**32 - 1),
+    "max_tokens": (1, 10**12),
+    "batch_tokens": (1, 10**8),
+}
 
 
 @dataclasses.dataclass(frozen=True)
@@ -58,10 +64,8 @@ class Options:
                 f"--scores={','.join(self.scores)}: name one or both of {', '.join(SCORES)}, such "
                 f"as --scores={','.join(SCORES)}"
             )
-        for name in ("masks", "max_tokens", "batch_tokens"):
-            value = getattr(self, name)
-            if value is not None and value < 1:
-                raise UsageError(f"--{name}={value} must be at least 1")
+        for name, (least, most) in _RANGES.items():
+            check_range(name, getattr(self, name), least, most)
         if self.max_length is not None and self.max_length < 2:
             raise UsageError(
                 f"--max_length={self.max_length} leaves no room for text: a row starts with <s>, "
@@ -72,6 +76,12 @@ class Options:
                 f"--max_tokens={self.max_tokens} has no effect without pseudo-perplexity: add "
                 "--scores=masked,pseudo, or leave it out"
             )
+
+
+def check_range(option: str, value: int | None, least: int, most: int) -> None:
+    """Raises a UsageError if the value of an option is not None and out of its range."""
+    if value is not None and not least <= value <= most:
+        raise UsageError(f"--{option}={value} must be a number from {least} to {most}")
 
 
 @dataclasses.dataclass(frozen=True)

@@ -8,7 +8,7 @@ from typing import Any
 import numpy as np
 
 from roberta_jax.data.masking import Masking
-from roberta_jax.errors import UsageError, counted
+from roberta_jax.errors import UsageError, counted, shortened
 from roberta_jax.language_modeling.documents import total_words
 from roberta_jax.language_modeling.evaluation import Evaluation, ModelScores
 from roberta_jax.language_modeling.statistics import (
@@ -20,8 +20,10 @@ from roberta_jax.language_modeling.statistics import (
     Estimate,
     Metric,
 )
-from roberta_jax.storage.atomic import write_json
+from roberta_jax.storage.atomic import temporary_path, write_json
 
+# With fewer, percentile intervals hold the true value clearly less often than 95% of the time.
+_FEW_DOCUMENTS = 20
 _OTHER_TOKENIZERS = (
     "The tokenizers differ, so values per token cannot be compared. Those per word can, with care: "
     "they favour the tokenizer that divides words into more tokens, since the other tokens of a "
@@ -90,11 +92,22 @@ def _notes(evaluation: Evaluation, options: Any) -> list[str]:
             f"[low, high]: {CONFIDENCE:.0%} intervals of a bootstrap over the documents"
             + (", the same samples for both models." if len(evaluation.models) == 2 else ".")
         )
+        if min(map(_num_scored, evaluation.models)) < _FEW_DOCUMENTS:
+            notes.append(
+                f"They are too narrow with fewer than {_FEW_DOCUMENTS} documents: score more, or "
+                "divide the text into more documents."
+            )
     else:
         notes.append("There are no intervals: these take at least two documents with targets.")
     if not evaluation.same_tokenizer:
         notes.append(_OTHER_TOKENIZERS)
     return notes
+
+
+def _num_scored(model: ModelScores) -> int:
+    """The number of documents with targets of each kind."""
+    names = [name for name in model.sums if name.endswith("_targets")]
+    return min(int((model.sums[name] > 0).sum()) for name in names)
 
 
 def _cell(metric: Metric, estimate: Estimate, sign: str = "") -> str:
@@ -166,15 +179,30 @@ def check_output(path: str) -> None:
     """Checks that a JSON file can be written, before long work.
 
     Raises:
-      UsageError: its folder does not exist or cannot be written, or there is a folder of its name.
+      UsageError: its folder does not exist or cannot be written, or something of its name is no
+        file.
     """
     file = pathlib.Path(path)
-    if file.is_dir() or not file.name:
-        raise UsageError(f"--output={path} is a folder: name a file, such as --output=scores.json")
-    if not file.parent.is_dir():
-        raise UsageError(f"--output={path}: there is no folder {file.parent}; create it first")
-    if not os.access(file.parent, os.W_OK):
-        raise UsageError(f"--output={path}: {file.parent} cannot be written; name another folder")
+    try:
+        if not file.name or file.is_dir():
+            raise UsageError(
+                f"--output={path} is a folder: name a file, such as --output=scores.json"
+            )
+        if os.path.lexists(file) and not file.is_file():
+            # It would be replaced: also a device, such as /dev/null, by a user who may do so.
+            raise UsageError(f"--output={path} is not a regular file: name a new file")
+        if not file.parent.is_dir():
+            raise UsageError(f"--output={path}: there is no folder {file.parent}; create it first")
+        probe = temporary_path(file)
+        probe.touch()
+        probe.unlink()
+    except (OSError, ValueError) as error:  # ValueError: a name that is not valid UTF-8
+        if isinstance(error, UsageError):
+            raise
+        reason = error.strerror if isinstance(error, OSError) else error
+        raise UsageError(
+            f"--output={shortened(path, 200)} cannot be written: {reason}; name another file"
+        ) from None
 
 
 def write_output(path: str, evaluation: Evaluation, source: str) -> None:
