@@ -13,6 +13,7 @@ positions, like a question without an answer. BERT's `run_squad.py` and Hugging 
 do so for SQuAD 1.1 as well as for 2.0.
 """
 
+import dataclasses
 from collections import Counter
 from collections.abc import Mapping, Sequence
 from typing import TYPE_CHECKING, Any, ClassVar
@@ -203,6 +204,14 @@ class QuestionAnswering(Kind):
         which a threshold has been applied; "best_f1" of `scores` knows the texts before that.
         """
         return prediction_files.official_files(predictions, null_odds=not self.task.answerable)
+
+    def with_choices(self, scores: Mapping[str, float]) -> "QuestionAnswering":
+        """With the threshold of the null odds that was found on another split, if there is none."""
+        if self.formatting.null_threshold is not None or "null_threshold" not in scores:
+            return self
+        threshold = scores["null_threshold"]
+        formatting = dataclasses.replace(self.formatting, null_threshold=threshold)
+        return QuestionAnswering(self.task, self.labels, formatting)
 
     def _check_room(self, num_special: int) -> None:
         formatting = self.formatting

@@ -8,6 +8,7 @@ import numpy as np
 import pytest
 
 from roberta_jax.errors import UsageError
+from roberta_jax.tasks import loading
 from roberta_jax.tasks.kinds import kind_class
 from roberta_jax.tasks.kinds.question_answering import NO_TARGET, QuestionAnswering
 from roberta_jax.tasks.squad import prediction_files, scoring
@@ -69,6 +70,10 @@ def oracle(features):
 
 def test_the_table_finds_the_kind():
     assert kind_class("question_answering") is QuestionAnswering
+
+
+def test_answers_are_no_labels():
+    assert loading.label_names(task(), [question("A cat.", ("cat", 2))]) == ()
 
 
 # Rows
@@ -406,7 +411,10 @@ def test_the_threshold_is_searched_where_all_answers_are_known(tokenizer):
     assert scores[None]["f1"] > scores[0.0]["f1"]
     # The threshold can be used for other splits.
     assert scores[4.0]["null_threshold"] == 4
-    found = kind(null_threshold=scores[None]["null_threshold"])
+    found = kind().with_choices(scores[None])
+    assert found.formatting.null_threshold == scores[None]["null_threshold"]
+    assert kind(null_threshold=1.0).with_choices(scores[None]).formatting.null_threshold == 1
+    assert kind(answerable=True).with_choices({"f1": 1.0}).formatting.null_threshold is None
     predictions = kind().predictions(examples, features, outputs)
     assert found.predictions(examples, features, outputs) == predictions
     # Examples without a label take part in no search; without any label the threshold is 0.
