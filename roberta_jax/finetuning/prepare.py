@@ -170,14 +170,20 @@ def _skipped(split: Split) -> list[str]:
     ]
 
 
-def write_task(folder: epath.Path, prepared: Prepared) -> None:
-    """Writes to a workdir what `predict` and `evaluate` need besides the exported model."""
+def write_task(folder: epath.Path, prepared: Prepared, kind: Kind) -> None:
+    """Writes to a workdir what `predict` and `evaluate` need besides the exported model.
+
+    Args:
+      folder: the workdir.
+      prepared: what the run was trained on.
+      kind: the kind, with what was chosen on the validation examples.
+    """
     columns = prepared.columns
     values = {
         "task": prepared.task.name,
-        "labels": prepared.kind.labels,
+        "labels": kind.labels,
         "label_scale": prepared.task.label_scale,
-        "formatting": dataclasses.asdict(prepared.kind.formatting),
+        "formatting": dataclasses.asdict(kind.formatting),
         "columns": None if columns is None else dataclasses.asdict(columns),
     }
     write_json(folder / TASK_FILE, values)
@@ -252,6 +258,7 @@ def _key(kind: Kind, examples: Sequence[Example], tokenizer: "RobertaTokenizer")
         "labels": kind.labels,
         "formatting": dataclasses.asdict(kind.formatting),
         "scale": kind.task.label_scale,
+        "answerable": kind.task.answerable,
         "tokenizer": tokenizer.fingerprint(),
     }
     hasher = hashlib.blake2b(json.dumps(made_from, sort_keys=True).encode(), digest_size=16)
