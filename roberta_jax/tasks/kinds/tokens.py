@@ -25,8 +25,8 @@ if TYPE_CHECKING:
 _OUTSIDE = "O"
 _ENTITY_METRICS = ("f1", "precision", "recall")
 _SENTENCES_AT_ONCE = 1024  # the tokenizer's results take far more memory than the tokens
-_NO_TOKEN = "words without a token, which are predicted as no entity"
-_CUT_WORDS = "words longer than an input, of which the end is left out"
+_NO_TOKEN = "words without a token, which are in no input and not predicted"
+_CUT_WORDS = "words longer than an input, which are cut"
 
 
 class Tokens(Kind):
@@ -57,17 +57,17 @@ class Tokens(Kind):
         """See `Kind.encode`.
 
         Words that have no token, such as empty ones, are in no row. They are counted in
-        `Features.skipped`, as are words of which not all tokens fit into a row.
+        `Features.notes`, as are words of which not all tokens fit into a row.
         """
         self._check(examples)
         ids = {name: number for number, name in enumerate(self.labels)}
         frame = frame_of(tokenizer, self.formatting.separators)
         room = frame.room(self.formatting.max_length)
         sequences, labels, words, example_of = [], [], [], []
-        skipped = Counter()
+        notes = Counter()
         for number, pieces in enumerate(_pieces(examples, tokenizer)):
-            skipped[_NO_TOKEN] += sum(not each for each in pieces)
-            skipped[_CUT_WORDS] += sum(len(each) > room for each in pieces)
+            notes[_NO_TOKEN] += sum(not each for each in pieces)
+            notes[_CUT_WORDS] += sum(len(each) > room for each in pieces)
             present = [index for index, each in enumerate(pieces) if each]
             counts = [min(len(pieces[index]), room) for index in present]
             tags = examples[number].tags
@@ -96,8 +96,8 @@ class Tokens(Kind):
             1,
             np.array(example_of, np.int32),
             token_columns={"labels": flattened(labels)[0]},
-            skipped={reason: count for reason, count in skipped.items() if count},
             host_arrays={"words": flattened(words)[0]},
+            notes={note: count for note, count in notes.items() if count},
         )
 
     def fill(self) -> Mapping[str, Any]:

@@ -97,6 +97,7 @@ def test_a_long_text_keeps_the_part_around_the_pronoun(place):
     start = len(" ".join(words[:place])) + (place > 0)
     features = encode(example(text=" ".join(words), pronoun=(start, start + 2)), max_length=20)
     assert features.row_lengths.tolist() == [20]
+    assert features.notes == {"examples cut to 20 tokens": 1}
     expected = small_tokenizer()(" the trophy" if place else "the trophy", add_special_tokens=False)
     weights = features.columns["masked_weights"][0, 0] > 0
     assert features.columns["masked_labels"][0, 0][weights].tolist() == expected["input_ids"]

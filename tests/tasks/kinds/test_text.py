@@ -51,7 +51,7 @@ def test_the_sequence_of_a_text_and_of_a_pair(text_b, formatting, expected):
     features = encode(kind_of("classification", **formatting), example)
     assert [small_tokenizer().decode(tokens) for tokens in sequences_of(features)] == [expected]
     assert features.choices == 1
-    assert not features.skipped
+    assert not features.notes
 
 
 @pytest.mark.parametrize("separators", [1, 2])
@@ -68,6 +68,11 @@ def test_long_pairs_are_cut_where_they_are_longer(separators):
         TextExample("4", "", ""),
     )
     assert features.row_lengths.tolist() == [20, 20, 20, 2 + separators]
+    assert features.notes == {"examples cut to 20 tokens": 3}
+    alone = encode(kind, TextExample("1", long), TextExample("2", short))
+    assert alone.row_lengths.tolist() == [20, 2 + len(whole[1])]
+    assert sequences_of(alone)[0] == [0, *whole[0][:18], 2]
+    assert alone.notes == {"examples cut to 20 tokens": 1}
     room = 18 - separators
     left = room - len(whole[1])
     middle = [2] * separators

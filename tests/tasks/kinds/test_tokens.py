@@ -117,10 +117,8 @@ def test_every_word_gets_exactly_one_prediction(max_length):
     targets = features.token_columns["labels"] != -100
     np.testing.assert_array_equal(targets, words >= 0)
     empty = sum(not word for each in examples for word in each.words)
-    assert features.skipped["words without a token, which are predicted as no entity"] == empty
-    assert ("words longer than an input, of which the end is left out" in features.skipped) == (
-        max_length < 38
-    )
+    assert features.notes["words without a token, which are in no input and not predicted"] == empty
+    assert ("words longer than an input, which are cut" in features.notes) == (max_length < 38)
 
 
 def test_predictions_are_those_of_each_word_alone_in_its_window():
