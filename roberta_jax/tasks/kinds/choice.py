@@ -71,8 +71,9 @@ class Choice(Kind):
             own_is_first = self._own_is_first(example)
             for first, second in pairs:
                 both = tokens_of[first], tokens_of[second]
-                sequences.append(frame.two(*self._fitting(*both, own_is_first, room)))
-                if len(sequences[-1]) < len(frame.two(*both)):
+                fitting = self._fitting(*both, own_is_first, room)
+                sequences.append(frame.two(*fitting))
+                if sum(map(len, fitting)) < sum(map(len, both)):
                     cut.add(number)
             sequences += [frame.one([])] * (most - len(pairs))
         tokens, starts = flattened(sequences)

@@ -23,9 +23,8 @@ if TYPE_CHECKING:
     from roberta_jax.tokenizer import RobertaTokenizer
 
 _OUTSIDE = "O"
-_ENTITY_METRICS = ("f1", "precision", "recall")
 _SENTENCES_AT_ONCE = 1024  # the tokenizer's results take far more memory than the tokens
-_NO_TOKEN = "words without a token, which are in no input and not predicted"
+_NO_TOKEN = "words without a token, which are in no input"
 _CUT_WORDS = "words longer than an input, which are cut"
 
 
@@ -142,25 +141,18 @@ class Tokens(Kind):
         "f1", "precision" and "recall" are those of whole entities.
         """
         pairs = [
-            (list(example.tags), list(prediction["prediction"]))
+            (tuple(example.tags), tuple(prediction["prediction"]))
             for example, prediction in zip(examples, predictions, strict=True)
             if example.tags is not None
         ]
         if not any(gold for gold, _ in pairs):
             return {}
-        results = {}
-        if any(_of(name) in _ENTITY_METRICS for name in self.task.metrics):
-            from roberta_jax.tasks.entities import entity_scores
-
-            results = entity_scores(*map(list, zip(*pairs, strict=True)))
-        gold = [tag for tags, _ in pairs for tag in tags]
-        predicted = [tag for _, tags in pairs for tag in tags]
-        others = dict.fromkeys([*map(_of, self.task.metrics), "accuracy"]).keys() - results.keys()
-        results |= metrics.compute(sorted(others), gold, predicted, labels=self.labels)
-        names = [*self.task.metrics]
-        if "accuracy" not in map(_of, names):
-            names.append("accuracy")
-        return {name: results[_of(name)] for name in names}
+        gold, predicted = zip(*pairs, strict=True)
+        of_tags = {name: metrics.of_kind(name, "tokens") for name in self.task.metrics}
+        if "token_accuracy" not in of_tags.values():
+            of_tags["accuracy"] = "token_accuracy"
+        scores = metrics.compute([*of_tags.values()], gold, predicted, labels=self.labels)
+        return {name: scores[metric] for name, metric in of_tags.items()}
 
     def majority(self, train, examples) -> list[Prediction] | None:
         counts = Counter(tag for each in train for tag in each.tags or ())
@@ -182,11 +174,6 @@ class Tokens(Kind):
                 )
             wrong += [(each.id, tag) for tag in each.tags if tag not in known]
         check_labels(wrong)
-
-
-def _of(metric: str) -> str:
-    """The name of a metric without what it is of: that is clear for tags of words."""
-    return metric.removeprefix("entity_").removeprefix("token_")
 
 
 def windows(counts: Sequence[int], room: int) -> Iterator[tuple[int, int, int, int]]:

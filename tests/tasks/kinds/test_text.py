@@ -186,6 +186,14 @@ def test_scores_count_what_has_a_label(name, monkeypatch):
     assert kind.scores(examples[2:3], predictions[2:3]) == {}
 
 
+def test_scores_of_several_labels_do_not_depend_on_their_order():
+    examples = examples_of((("good", "bad"), (), None, ("so so",)))
+    kind = kind_of("multi_label", metrics=("exact_match", "micro_f1"))
+    predictions = [{"prediction": each} for each in (["bad", "good"], [], ["bad"], [])]
+    scores = kind.scores(examples, predictions)
+    assert scores == {"exact_match": pytest.approx(2 / 3), "micro_f1": pytest.approx(0.8)}
+
+
 def test_baselines():
     new = [TextExample("9", "x")]
     train = examples_of(("good", "so so", None, "so so"))
