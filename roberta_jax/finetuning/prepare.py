@@ -120,7 +120,9 @@ def prepare(spec: FinetuningSpec) -> Prepared:
         splits[name] = _load(spec, task, name, data.test if name == "test" else None)
     labels = _labels(spec, task, splits["train"])
     metrics.check(task.metrics, labels, task.kind)
-    kind = kind_class(task.kind)(task, labels, spec.formatting)
+    context_first = spec.formatting.context_first or task.formatting.context_first
+    formatting = dataclasses.replace(spec.formatting, context_first=context_first)
+    kind = kind_class(task.kind)(task, labels, formatting)
     encoded_splits = [
         Split(name, examples, encoded(kind, examples, tokenizer, data.cache_dir))
         for name, examples in splits.items()
@@ -265,7 +267,10 @@ def _key(kind: Kind, examples: Sequence[Example], tokenizer: "RobertaTokenizer")
 
 _OWN = ("tokens", "starts", "example")
 _GROUPS = ("columns", "token_columns", "host_arrays")
+<<<<<<< HEAD
 _COUNTS = ("skipped", "notes")
+=======
+>>>>>>> main
 
 
 def _arrays(features: Features) -> dict[str, np.ndarray]:

@@ -82,7 +82,7 @@ def test_encoded_examples_are_kept(run_config, rte, tmp_path, monkeypatch, task)
     from tests.support.kinds import make_kind
     from tests.support.small_tokenizer import small_tokenizer
 
-    formatting = Formatting(max_length=24, doc_stride=4)
+    formatting = Formatting(max_length=24, doc_stride=4, max_query_length=6)
     if task == "rte":
         prepared = prepare(read_spec(run_config("rte", **{"data.folder": str(rte)})))
         kind, examples = prepared.kind, prepared.train.examples
@@ -144,8 +144,6 @@ def test_a_digest_covers_every_array(run_config, rte):
 
 def test_a_cache_that_cannot_be_written(run_config, rte, tmp_path):
     (tmp_path / "cache").write_text("a file")
-    config = run_config(
-        "rte", **{"data.folder": str(rte), "data.cache_dir": str(tmp_path / "cache")}
-    )
+    options = {"data.folder": str(rte), "data.cache_dir": str(tmp_path / "cache")}
     with pytest.raises(UsageError, match=r"cannot write .*--config\.data\.cache_dir"):
-        prepare(read_spec(config))
+        prepare(read_spec(run_config("rte", **options)))

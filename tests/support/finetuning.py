@@ -3,11 +3,13 @@
 import functools
 import pathlib
 
+import flax.linen as nn
+import jax
+import jax.numpy as jnp
 import numpy as np
 
 from configs.finetune import get_config
 from roberta_jax.modeling.heads import RobertaForMaskedLM
-from roberta_jax.weights.parameters import parameter_shapes
 from roberta_jax.weights.save import save_pretrained
 from tests.support.small_config import small_config
 from tests.support.small_tokenizer import small_tokenizer
@@ -20,17 +22,10 @@ _REST = ("the film", "a book", "this place", "the food", "an idea", "that song")
 def write_model(folder: pathlib.Path) -> pathlib.Path:
     """A masked language model with random parameters, as a folder."""
     tokenizer = small_tokenizer()
-    model = RobertaForMaskedLM(small_config(vocab_size=len(tokenizer)))
-    rng = np.random.default_rng(0)
-    params = _filled(parameter_shapes(model), rng)
+    model = RobertaForMaskedLM(small_config(vocab_size=len(tokenizer), initializer_range=0.1))
+    params = nn.unbox(model.init(jax.random.key(0), jnp.zeros((1, 1), jnp.int32)))["params"]
     save_pretrained(folder, model, params, tokenizer)
     return folder
-
-
-def _filled(shapes, rng):
-    if isinstance(shapes, dict):
-        return {name: _filled(value, rng) for name, value in shapes.items()}
-    return rng.normal(0, 0.1, shapes.shape).astype(np.float32)
 
 
 def sentence(number: int) -> tuple[str, str]:
@@ -56,7 +51,7 @@ def write_rte(folder: pathlib.Path, sizes=(("train", 48), ("dev", 20), ("test", 
         header = ["index", "sentence1", "sentence2"] + ["label"] * (split != "test")
         lines = ["\t".join(header)]
         for number in range(size):
-            (a, first), (b, second) = sentence(3 * number), sentence(5 * number + 1)
+            (a, first), (b, second) = sentence(3 * number), sentence(5 * number + number // 2)
             label = "entailment" if first == second else "not_entailment"
             lines.append("\t".join([str(number), a, b] + [label] * (split != "test")))
         (folder / f"{split}.tsv").write_text("\n".join(lines) + "\n", encoding="utf-8")
