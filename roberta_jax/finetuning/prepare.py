@@ -127,7 +127,7 @@ def prepare(spec: FinetuningSpec) -> Prepared:
         Split(name, examples, encoded(kind, examples, tokenizer, data.cache_dir))
         for name, examples in splits.items()
     ]
-    notes += [note for split in encoded_splits for note in _skipped(split)]
+    notes += [note for split in encoded_splits for note in _remarks(split)]
     train, validation, *more = encoded_splits
     return Prepared(task, kind, tokenizer, train, validation, tuple(more), columns, tuple(notes))
 
@@ -163,10 +163,15 @@ def _labels(spec: FinetuningSpec, task: Task, train: Sequence[Example]) -> tuple
     )
 
 
-def _skipped(split: Split) -> list[str]:
+def _remarks(split: Split) -> list[str]:
+    """What became of examples that could not be used as they are."""
+    features = split.features
     return [
-        f"{split.name}: {counted(number, 'example')} left out: {reason}"
-        for reason, number in split.features.skipped.items()
+        *(
+            f"{split.name}: {counted(number, 'example')} left out: {reason}"
+            for reason, number in features.skipped.items()
+        ),
+        *(f"{split.name}: {note}: {number:,}" for note, number in features.notes.items()),
     ]
 
 
@@ -269,12 +274,18 @@ def _key(kind: Kind, examples: Sequence[Example], tokenizer: "RobertaTokenizer")
 
 _OWN = ("tokens", "starts", "example")
 _GROUPS = ("columns", "token_columns", "host_arrays")
+<<<<<<< HEAD
+_COUNTS = ("skipped", "notes")
+=======
+>>>>>>> main
 
 
 def _arrays(features: Features) -> dict[str, np.ndarray]:
     arrays = {name: getattr(features, name) for name in _OWN}
     arrays["choices"] = np.int64(features.choices)
-    arrays["skipped"] = np.frombuffer(json.dumps(dict(features.skipped)).encode(), np.uint8)
+    for name in _COUNTS:
+        counts = json.dumps(dict(getattr(features, name)))
+        arrays[name] = np.frombuffer(counts.encode(), np.uint8)
     for group in _GROUPS:
         arrays |= {f"{group}.{name}": each for name, each in getattr(features, group).items()}
     return arrays
@@ -291,8 +302,8 @@ def _read(path: pathlib.Path) -> Features | None:
             if dot:
                 groups[group][column] = array
         own = {name: arrays[name] for name in _OWN}
-        skipped = json.loads(arrays["skipped"].tobytes())
-        return Features(choices=int(arrays["choices"]), skipped=skipped, **own, **groups)
+        counts = {name: json.loads(arrays[name].tobytes()) for name in _COUNTS}
+        return Features(choices=int(arrays["choices"]), **counts, **own, **groups)
     except (OSError, ValueError, KeyError, EOFError, zipfile.BadZipFile):
         return None
 

@@ -8,6 +8,8 @@ import dataclasses
 from collections.abc import Iterable, Sequence
 from typing import TYPE_CHECKING
 
+from roberta_jax.errors import UsageError
+
 if TYPE_CHECKING:
     from roberta_jax.tokenizer import RobertaTokenizer
 
@@ -39,12 +41,21 @@ class Frame:
         return [*self.pair_start, *first, *self.between, *second, *self.pair_end]
 
     def room(self, max_length: int) -> int:
-        """Tokens of text in a sequence of one text."""
-        return max_length - len(self.one([]))
+        """Tokens of text in a sequence of one text. Raises a UsageError if there is no room."""
+        return _room(max_length, len(self.one([])))
 
     def pair_room(self, max_length: int) -> int:
-        """Tokens of text in a sequence of a pair."""
-        return max_length - len(self.two([], []))
+        """Tokens of text in a sequence of a pair. Raises a UsageError if there is no room."""
+        return _room(max_length, len(self.two([], [])))
+
+
+def _room(max_length: int, special: int) -> int:
+    if max_length <= special:
+        raise UsageError(
+            f"--config.format.max_length={max_length} leaves no room for text beside the {special} "
+            f"special tokens of an input. Use at least {special + 1}, better 128."
+        )
+    return max_length - special
 
 
 def frame_of(tokenizer: "RobertaTokenizer", separators: int) -> Frame:

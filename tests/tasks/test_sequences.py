@@ -4,6 +4,7 @@ import random
 
 import pytest
 
+from roberta_jax.errors import UsageError
 from roberta_jax.tasks.sequences import frame_of, longest_first, tokens_of_texts
 from tests.support.small_tokenizer import small_tokenizer
 
@@ -18,6 +19,12 @@ def test_the_frame_is_the_tokenizers():
     frame = frame_of(tokenizer, 1)
     assert frame.two(a, b) == [0, *a, 2, *b, 2]
     assert (frame.room(10), frame.pair_room(10)) == (8, 7)
+    for room, length in ((frame.room, 2), (frame.pair_room, 3)):
+        assert room(length + 1) == 1
+        with pytest.raises(
+            UsageError, match=rf"max_length={length} leaves .* at least {length + 1}"
+        ):
+            room(length)
 
 
 def test_pairs_are_cut_as_the_tokenizer_cuts_them():
@@ -31,7 +38,7 @@ def test_pairs_are_cut_as_the_tokenizer_cuts_them():
         if rng.random() < 0.1:
             texts[1] = texts[0]
         first, second = (tokens_of_texts(texts, tokenizer)[text] for text in texts)
-        max_length = rng.randint(4, 60)
+        max_length = rng.randint(5, 60)
         a, b = longest_first(len(first), len(second), frame.pair_room(max_length))
         expected = tokenizer([texts[0]], [texts[1]], truncation=True, max_length=max_length)
         assert frame.two(first[:a], second[:b]) == expected["input_ids"][0]

@@ -29,8 +29,8 @@ from roberta_jax.tasks import metrics
 from roberta_jax.tasks.examples import ChoiceExample
 from roberta_jax.tasks.features import Features, flattened
 from roberta_jax.tasks.kinds.base import Kind, Prediction
-from roberta_jax.tasks.kinds.text import check_not_empty, labelled, softmax
-from roberta_jax.tasks.sequences import Frame, frame_of, tokens_of_texts
+from roberta_jax.tasks.kinds.text import check_not_empty, cut_note, labelled, softmax
+from roberta_jax.tasks.sequences import frame_of, tokens_of_texts
 
 if TYPE_CHECKING:
     from roberta_jax.tokenizer import RobertaTokenizer
@@ -65,13 +65,16 @@ class Choice(Kind):
         )
         frame = frame_of(tokenizer, self.formatting.separators)
         most = max(len(each.choices) for each in examples)
+        room, cut = frame.pair_room(self.formatting.max_length), set()
         sequences = []
-        for example, pairs in zip(examples, texts, strict=True):
+        for number, (example, pairs) in enumerate(zip(examples, texts, strict=True)):
             own_is_first = self._own_is_first(example)
             for first, second in pairs:
-                sequences.append(
-                    self._sequence(frame, tokens_of[first], tokens_of[second], own_is_first)
-                )
+                both = tokens_of[first], tokens_of[second]
+                fitting = self._fitting(*both, own_is_first, room)
+                sequences.append(frame.two(*fitting))
+                if sum(map(len, fitting)) < sum(map(len, both)):
+                    cut.add(number)
             sequences += [frame.one([])] * (most - len(pairs))
         tokens, starts = flattened(sequences)
         labels = [-100 if each.label is None else each.label for each in examples]
@@ -79,7 +82,14 @@ class Choice(Kind):
         counts = np.array([len(each.choices) for each in examples])
         if counts.min() < most:
             columns["choice_mask"] = (np.arange(most) < counts[:, None]).astype(np.int32)
-        return Features(tokens, starts, most, np.arange(len(examples), dtype=np.int32), columns)
+        return Features(
+            tokens,
+            starts,
+            most,
+            np.arange(len(examples), dtype=np.int32),
+            columns,
+            notes=cut_note(len(cut), self.formatting),
+        )
 
     def fill(self) -> Mapping[str, Any]:
         return {"labels": -100, "choice_mask": 1}
@@ -147,16 +157,15 @@ class Choice(Kind):
             pairs.append((prefix_a + first, prefix_b + second))
         return pairs
 
-    def _sequence(
-        self, frame: Frame, first: list[int], second: list[int], own_is_first: bool
-    ) -> list[int]:
-        """`<s> first </s></s> second </s>`. What the choices share is cut before the rest is."""
-        room = frame.pair_room(self.formatting.max_length)
+    def _fitting(
+        self, first: list[int], second: list[int], own_is_first: bool, room: int
+    ) -> tuple[list[int], list[int]]:
+        """The two texts cut to `room` tokens: first what the choices share, then the rest."""
         own, shared = (first, second) if own_is_first else (second, first)
         limit = self.formatting.max_option_length
         own = own[: room if limit is None else min(limit, room)]
         shared = shared[: room - len(own)]
-        return frame.two(*((own, shared) if own_is_first else (shared, own)))
+        return (own, shared) if own_is_first else (shared, own)
 
 
 def _joined(question: str, choice: str) -> str:

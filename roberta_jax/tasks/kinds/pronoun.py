@@ -17,7 +17,7 @@ from roberta_jax.tasks import metrics
 from roberta_jax.tasks.examples import PronounExample
 from roberta_jax.tasks.features import Features, flattened
 from roberta_jax.tasks.kinds.base import Kind, Prediction
-from roberta_jax.tasks.kinds.text import check_not_empty, labelled
+from roberta_jax.tasks.kinds.text import check_not_empty, cut_note, labelled
 from roberta_jax.tasks.sequences import Frame, frame_of
 
 if TYPE_CHECKING:
@@ -60,15 +60,18 @@ class Pronoun(Kind):
         frame = frame_of(tokenizer, self.formatting.separators)
         rows = iter(zip(encoded["input_ids"], encoded["offset_mapping"], strict=True))
         most = max(2, *map(len, phrases))  # with one sequence a row would have no axis of phrases
-        sequences, masked, labels = [], [], []
-        for each, own in zip(examples, phrases, strict=True):
+        sequences, masked, labels, cut = [], [], [], set()
+        for number, (each, own) in enumerate(zip(examples, phrases, strict=True)):
             for phrase in own:
                 start = each.pronoun[0]
+                tokens, offsets = next(rows)
                 sequence, places = self._masked(
-                    frame, *next(rows), start, start + len(phrase), tokenizer.mask_token_id
+                    frame, tokens, offsets, start, start + len(phrase), tokenizer.mask_token_id
                 )
                 sequences.append(sequence)
                 masked.append(places)
+                if len(tokens) > frame.room(self.formatting.max_length):
+                    cut.add(number)
             missing = most - len(own)
             sequences += [frame.one([])] * missing
             masked += [[]] * missing
@@ -76,7 +79,14 @@ class Pronoun(Kind):
             labels.append(0 if each.label and len(own) > 1 else -100)
         tokens, starts = flattened(sequences)
         columns = {"labels": np.array(labels, np.int32)} | _slots(masked, len(examples), most)
-        return Features(tokens, starts, most, np.arange(len(examples), dtype=np.int32), columns)
+        return Features(
+            tokens,
+            starts,
+            most,
+            np.arange(len(examples), dtype=np.int32),
+            columns,
+            notes=cut_note(len(cut), self.formatting),
+        )
 
     def fill(self) -> Mapping[str, Any]:
         return {"labels": -100, "masked_positions": 0, "masked_labels": 0, "masked_weights": 0.0}

@@ -12,6 +12,7 @@ from roberta_jax.tasks.examples import TextExample
 from roberta_jax.tasks.features import Features, flattened
 from roberta_jax.tasks.kinds.base import Kind, Prediction
 from roberta_jax.tasks.sequences import frame_of, longest_first, tokens_of_texts
+from roberta_jax.tasks.task import Formatting
 
 if TYPE_CHECKING:
     from roberta_jax.tokenizer import RobertaTokenizer
@@ -42,7 +43,7 @@ class _Texts(Kind):
     def encode(self, examples: Sequence[TextExample], tokenizer: "RobertaTokenizer") -> Features:
         check_not_empty(examples)
         labels = self._targets(examples)
-        sequences = encode_texts(
+        sequences, cut = encode_texts(
             [(each.text_a, each.text_b) for each in examples], tokenizer, self.formatting
         )
         tokens, starts = flattened(sequences)
@@ -55,6 +56,7 @@ class _Texts(Kind):
                 "labels": labels,
                 "example_weights": np.array([e.label is not None for e in examples], np.float32),
             },
+            notes=cut_note(cut, self.formatting),
         )
 
     def outputs(self, output: Any) -> dict[str, Any]:
@@ -205,13 +207,18 @@ class Regression(_Texts):
         return [{"id": each.id, "prediction": float(np.mean(known))} for each in examples]
 
 
-def encode_texts(texts, tokenizer: "RobertaTokenizer", formatting) -> list[list[int]]:
+def encode_texts(
+    texts: Sequence[tuple[str, str | None]], tokenizer: "RobertaTokenizer", formatting: Formatting
+) -> tuple[list[list[int]], int]:
     """The tokens of texts and pairs: `<s> A </s>`, `<s> A </s></s> B </s>`, truncated.
 
     Args:
       texts: pairs (first text, second text or None); all of them pairs or none.
       tokenizer: the model's.
       formatting: gives the length, the prefixes and the number of separators.
+
+    Returns:
+      The sequences, and how many of them were truncated.
     """
     is_pair = any(b is not None for _, b in texts)
     frame = frame_of(tokenizer, formatting.separators)
@@ -219,15 +226,22 @@ def encode_texts(texts, tokenizer: "RobertaTokenizer", formatting) -> list[list[
     if not is_pair:
         room = frame.room(formatting.max_length)
         tokens = tokens_of_texts(first, tokenizer)
-        return [frame.one(tokens[text][:room]) for text in first]
+        cut = sum(len(tokens[text]) > room for text in first)
+        return [frame.one(tokens[text][:room]) for text in first], cut
     second = [formatting.prefix_b + (b or "") for _, b in texts]
     room = frame.pair_room(formatting.max_length)
     tokens = tokens_of_texts((*first, *second), tokenizer)
-    rows = []
+    rows, cut = [], 0
     for a, b in zip(first, second, strict=True):
         most_a, most_b = longest_first(len(tokens[a]), len(tokens[b]), room)
         rows.append(frame.two(tokens[a][:most_a], tokens[b][:most_b]))
-    return rows
+        cut += most_a < len(tokens[a]) or most_b < len(tokens[b])
+    return rows, cut
+
+
+def cut_note(number: int, formatting: Formatting) -> dict[str, int]:
+    """`Features.notes` for examples that were cut to the length of an input."""
+    return {f"examples cut to {formatting.max_length} tokens": number} if number else {}
 
 
 def check_not_empty(examples: Sequence[Any]) -> None:

@@ -51,7 +51,7 @@ def test_the_sequence_of_a_text_and_of_a_pair(text_b, formatting, expected):
     features = encode(kind_of("classification", **formatting), example)
     assert [small_tokenizer().decode(tokens) for tokens in sequences_of(features)] == [expected]
     assert features.choices == 1
-    assert not features.skipped
+    assert not features.notes
 
 
 @pytest.mark.parametrize("separators", [1, 2])
@@ -68,6 +68,11 @@ def test_long_pairs_are_cut_where_they_are_longer(separators):
         TextExample("4", "", ""),
     )
     assert features.row_lengths.tolist() == [20, 20, 20, 2 + separators]
+    assert features.notes == {"examples cut to 20 tokens": 3}
+    alone = encode(kind, TextExample("1", long), TextExample("2", short))
+    assert alone.row_lengths.tolist() == [20, 2 + len(whole[1])]
+    assert sequences_of(alone)[0] == [0, *whole[0][:18], 2]
+    assert alone.notes == {"examples cut to 20 tokens": 1}
     room = 18 - separators
     left = room - len(whole[1])
     middle = [2] * separators
@@ -179,6 +184,14 @@ def test_scores_count_what_has_a_label(name, monkeypatch):
     assert list(predicted) == [0, 1, 3]
     assert kind.scores(examples, predictions)[1] == {"labels": labels}
     assert kind.scores(examples[2:3], predictions[2:3]) == {}
+
+
+def test_scores_of_several_labels_do_not_depend_on_their_order():
+    examples = examples_of((("good", "bad"), (), None, ("so so",)))
+    kind = kind_of("multi_label", metrics=("exact_match", "micro_f1"))
+    predictions = [{"prediction": each} for each in (["bad", "good"], [], ["bad"], [])]
+    scores = kind.scores(examples, predictions)
+    assert scores == {"exact_match": pytest.approx(2 / 3), "micro_f1": pytest.approx(0.8)}
 
 
 def test_baselines():
