@@ -18,6 +18,7 @@ from flax import linen as nn
 from jax.experimental import multihost_utils
 
 from roberta_jax.errors import UsageError, listed
+from roberta_jax.modeling.heads import MODEL_CLASSES
 from roberta_jax.storage import atomic
 from roberta_jax.storage.atomic import replace_folder
 from roberta_jax.storage.hub import TOKENIZER_FILES
@@ -91,7 +92,7 @@ def save_pretrained(
         raise UsageError(f"unknown format {format!r}: use one of {', '.join(FORMATS)}")
     target = epath.Path(path)
     _check_params(leaves(params), model)
-    architecture, head = type(model).__name__, None
+    architecture, head = _architecture(type(model)), None
     if next_sentence.PARAMS_KEY in params:
         architecture = "RobertaForMaskedLM"
         params = dict(params)
@@ -134,6 +135,12 @@ def save_pretrained(
             pass
     if jax.process_count() > 1:
         multihost_utils.sync_global_devices(f"save_pretrained {target}")
+
+
+def _architecture(model_class: type[nn.Module]) -> str:
+    """The name of transformers' class with these parameters: a class or its base class."""
+    names = [cls.__name__ for cls in model_class.__mro__]
+    return next((name for name in names if name in MODEL_CLASSES), names[0])
 
 
 def on_host(value: Any) -> np.ndarray:

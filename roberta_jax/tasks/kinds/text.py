@@ -6,11 +6,12 @@ from typing import TYPE_CHECKING, Any, ClassVar
 
 import numpy as np
 
-from roberta_jax.errors import UsageError, listed, shortened
+from roberta_jax.errors import UsageError, counted, listed, shortened
 from roberta_jax.tasks import metrics
 from roberta_jax.tasks.examples import TextExample
 from roberta_jax.tasks.features import Features, flattened
 from roberta_jax.tasks.kinds.base import Kind, Prediction
+from roberta_jax.tasks.sequences import frame_of, longest_first, tokens_of_texts
 
 if TYPE_CHECKING:
     from roberta_jax.tokenizer import RobertaTokenizer
@@ -39,6 +40,7 @@ class _Texts(Kind):
         return changes | {"num_labels": 1, "id2label": {0: "LABEL_0"}, "label2id": {"LABEL_0": 0}}
 
     def encode(self, examples: Sequence[TextExample], tokenizer: "RobertaTokenizer") -> Features:
+        check_not_empty(examples)
         labels = self._targets(examples)
         sequences = encode_texts(
             [(each.text_a, each.text_b) for each in examples], tokenizer, self.formatting
@@ -161,17 +163,20 @@ class Regression(_Texts):
 
     def _targets(self, examples):
         values = np.array([np.nan if e.label is None else e.label for e in examples], np.float64)
+        with np.errstate(over="ignore"):  # what is too large for float32 becomes infinite
+            targets = (values / self.task.label_scale).astype(np.float32)
         unusable = [
             e.id
-            for e, value in zip(examples, values, strict=True)
-            if e.label is not None and not np.isfinite(value)
+            for e, target in zip(examples, targets, strict=True)
+            if e.label is not None and not np.isfinite(target)
         ]
         if unusable:
             raise UsageError(
-                f"the target of {len(unusable)} examples is not a finite number, such as that of "
-                f"example {shortened(unusable[0])}. Correct or remove them."
+                f"the target is not a finite number (of float32) in "
+                f"{counted(len(unusable), 'example')}, such as example {shortened(unusable[0])}. "
+                "Correct or remove them."
             )
-        return np.nan_to_num(values / self.task.label_scale).astype(np.float32)
+        return np.nan_to_num(targets)
 
     def fill(self) -> Mapping[str, Any]:
         return {"labels": 0.0, "example_weights": 0.0}
@@ -209,20 +214,26 @@ def encode_texts(texts, tokenizer: "RobertaTokenizer", formatting) -> list[list[
       formatting: gives the length, the prefixes and the number of separators.
     """
     is_pair = any(b is not None for _, b in texts)
+    frame = frame_of(tokenizer, formatting.separators)
     first = [formatting.prefix_a + a for a, _ in texts]
-    second = [formatting.prefix_b + (b or "") for _, b in texts] if is_pair else None
-    options = {"truncation": True, "max_length": formatting.max_length, "verbose": False}
-    if not is_pair or formatting.separators == 2:
-        return tokenizer(first, second, **options, return_attention_mask=False)["input_ids"]
-    # One separator: room for one more token, which is then removed.
-    options["max_length"] += 1
-    rows = tokenizer(first, second, **options, return_attention_mask=False)["input_ids"]
-    return [_without_second_separator(row, tokenizer.sep_token_id) for row in rows]
+    if not is_pair:
+        room = frame.room(formatting.max_length)
+        tokens = tokens_of_texts(first, tokenizer)
+        return [frame.one(tokens[text][:room]) for text in first]
+    second = [formatting.prefix_b + (b or "") for _, b in texts]
+    room = frame.pair_room(formatting.max_length)
+    tokens = tokens_of_texts((*first, *second), tokenizer)
+    rows = []
+    for a, b in zip(first, second, strict=True):
+        most_a, most_b = longest_first(len(tokens[a]), len(tokens[b]), room)
+        rows.append(frame.two(tokens[a][:most_a], tokens[b][:most_b]))
+    return rows
 
 
-def _without_second_separator(row: list[int], separator: int) -> list[int]:
-    at = next(i for i in range(1, len(row) - 1) if row[i] == row[i + 1] == separator)
-    return row[:at] + row[at + 1 :]
+def check_not_empty(examples: Sequence[Any]) -> None:
+    """Raises a UsageError if there are no examples."""
+    if not examples:
+        raise UsageError("there are no examples: the split is empty.")
 
 
 def check_labels(wrong) -> None:
@@ -230,10 +241,12 @@ def check_labels(wrong) -> None:
     wrong = list(wrong)
     if wrong:
         names = sorted({str(name) for _, name in wrong})
+        ids = list(dict.fromkeys(identity for identity, _ in wrong))
         raise UsageError(
-            f"{len(wrong)} examples have labels that the task does not have: "
-            f"{listed([repr(shortened(name, 40)) for name in names])}, the first in example "
-            f"{shortened(wrong[0][0])}. Correct them, or give all labels with --config.data.labels."
+            f"labels that the task does not have: "
+            f"{listed([repr(shortened(name, 40)) for name in names])}, in "
+            f"{counted(len(ids), 'example')}, such as example {shortened(ids[0])}. Correct them, "
+            "or give all labels with --config.data.labels."
         )
 
 
