@@ -274,10 +274,7 @@ def _key(kind: Kind, examples: Sequence[Example], tokenizer: "RobertaTokenizer")
 
 _OWN = ("tokens", "starts", "example")
 _GROUPS = ("columns", "token_columns", "host_arrays")
-<<<<<<< HEAD
 _COUNTS = ("skipped", "notes")
-=======
->>>>>>> main
 
 
 def _arrays(features: Features) -> dict[str, np.ndarray]:
