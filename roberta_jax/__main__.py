@@ -21,6 +21,8 @@ COMMANDS = {
         "Tokenize a corpus ahead of the training.",
     ),
     "pretrain": ("roberta_jax.pretrain", "Pretrain a model, or resume its training."),
+    "finetune": ("roberta_jax.finetune", "Fine-tune a model on a task, or on your own files."),
+    "predict": ("roberta_jax.predict", "Predict for a file with a fine-tuned model."),
     "plan": (
         "roberta_jax.plan",
         "Plan a run: memory, traffic and time on chips that need not be there.",

@@ -37,6 +37,7 @@ def run_config_job(
     argv: Sequence[str] | None = None,
     *,
     renamed: Mapping[str, str] | None = None,
+    example: str = EXAMPLE_CONFIG,
 ) -> None:
     """Parses the command line and runs `job(config, flags)`; ends as `usage_errors` says.
 
@@ -45,6 +46,7 @@ def run_config_job(
       define_flags: Defines the flags that the command has besides `--config`.
       argv: The command line, starting with the program name. Default: `sys.argv`.
       renamed: {former name: present name} of renamed config keys, for error messages.
+      example: A config of this command, for `--help` and error messages.
     """
     is_command = argv is None
     argv = list(sys.argv if is_command else argv)
@@ -56,9 +58,9 @@ def run_config_job(
             stack.callback(atexit.register, preemption.end_quietly)
         stack.enter_context(usage_errors("Stopping; the same command continues from here."))
         if {"-h", "--help"} & set(argv[1:]):
-            print(_help(job, define_flags, argv))
+            print(_help(job, define_flags, argv, example))
             return
-        values = parse(argv, define_flags, renamed=renamed)
+        values = parse(argv, define_flags, renamed=renamed, example=example)
         job(values.config, values)
 
 
@@ -114,6 +116,7 @@ def parse(
     define_flags: DefineFlags | None = None,
     *,
     renamed: Mapping[str, str] | None = None,
+    example: str = EXAMPLE_CONFIG,
 ) -> flags.FlagValues:
     """Parses a command line into flag values; `values.config` is the locked config.
 
@@ -121,6 +124,7 @@ def parse(
       argv: The command line, starting with the program name.
       define_flags: Defines the flags that the command has besides `--config`.
       renamed: {former name: present name} of renamed config keys, for error messages.
+      example: A config of this command, for error messages.
 
     Raises:
       UsageError: The config file is missing or cannot be loaded, a flag or config key is unknown or
@@ -129,7 +133,7 @@ def parse(
     from roberta_jax import config_files  # here, because only commands need it
 
     arguments, overrides, others = list(argv[1:]), [], []
-    config_file = _take_config(arguments)
+    config_file = _take_config(arguments, example)
     for argument in arguments:
         prefix = next((each for each in ("--config.", "-config.") if argument.startswith(each)), "")
         (overrides if prefix else others).append(argument.removeprefix(prefix))
@@ -178,7 +182,7 @@ def _advice(argument: str) -> str:
     return ""
 
 
-def _take_config(arguments: list[str]) -> str:
+def _take_config(arguments: list[str], example: str) -> str:
     """Removes `--config=FILE` or `--config FILE` from the arguments and returns FILE.
 
     Raises:
@@ -195,10 +199,10 @@ def _take_config(arguments: list[str]) -> str:
             taken.append(value)
     if len(taken) > 1:
         raise UsageError(
-            f"--config is given {len(taken)} times. Give it once, such as --config={EXAMPLE_CONFIG}"
+            f"--config is given {len(taken)} times. Give it once, such as --config={example}"
         )
     if not taken or not taken[0].strip():
-        raise UsageError(f"no config: pass one, such as --config={EXAMPLE_CONFIG}")
+        raise UsageError(f"no config: pass one, such as --config={example}")
     return taken[0]
 
 
@@ -284,7 +288,7 @@ _TAKES = {
 }
 
 
-def _help(job: Job, define_flags: DefineFlags | None, argv: Sequence[str]) -> str:
+def _help(job: Job, define_flags: DefineFlags | None, argv: Sequence[str], example: str) -> str:
     """Returns the docstring of `job`, its flags, and the keys of the config in `argv`."""
     from roberta_jax import config_files, config_help
 
@@ -292,12 +296,12 @@ def _help(job: Job, define_flags: DefineFlags | None, argv: Sequence[str]) -> st
     if define_flags is not None:
         define_flags(values)
     lines = [textwrap.dedent(job.__doc__ or "").strip(), "", "Flags:"]
-    lines += config_help.entry("--config=FILE:SIZE", f"The config file, such as {EXAMPLE_CONFIG}.")
+    lines += config_help.entry("--config=FILE:SIZE", f"The config file, such as {example}.")
     lines += config_help.entry("--config.KEY=VALUE", "Overrides one of the config keys below.")
     for name in values:
         lines += config_help.entry(f"--{name}", values[name].help)
     given = any(each.partition("=")[0] in ("--config", "-config") for each in argv[1:])
-    config = _take_config(list(argv[1:])) if given else EXAMPLE_CONFIG
+    config = _take_config(list(argv[1:]), example) if given else example
     file = _resolved(config)
     keys = flatten(config_files.load(file))
     path = pathlib.Path(config_files.split_size(file)[0])

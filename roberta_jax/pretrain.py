@@ -22,6 +22,7 @@ from etils import epath
 from ml_collections import ConfigDict
 
 from roberta_jax import cli
+from roberta_jax.config_groups import read_timeouts
 from roberta_jax.errors import UsageError, listed
 from roberta_jax.modeling.flops import training_flops
 from roberta_jax.pretraining.config_keys import (
@@ -31,17 +32,15 @@ from roberta_jax.pretraining.config_keys import (
     RENAMED,
     REVALUED,
 )
-from roberta_jax.pretraining.config_values import check_values
 from roberta_jax.pretraining.spec import (
     NEW_HEADS,
     PretrainingSpec,
     check_schedule_is_stated,
     read_spec,
 )
+from roberta_jax.run_flags import define_run_flags
 from roberta_jax.training.agreement import together
-from roberta_jax.training.checkpoints import ON_DAMAGE
 from roberta_jax.training.distributed import join_processes, watched
-from roberta_jax.training.partners import Timeouts
 from roberta_jax.training.run import EXPORT, Job, RunResult, finished_metrics, run, say
 from roberta_jax.training.same_start import require_same_program
 from roberta_jax.training.state import TrainState, count_parameters
@@ -76,7 +75,7 @@ def pretrain(config: ConfigDict, workdir: epath.PathLike, on_damage: str = "stop
     # Before the input pipeline imports TensorFlow, which logs at length.
     os.environ.setdefault("TF_CPP_MIN_LOG_LEVEL", "2")
     os.environ.setdefault("TF_ENABLE_ONEDNN_OPTS", "0")
-    with watched(timeouts(config)):
+    with watched(read_timeouts(config)):
         require_same_program(config.to_dict(), MAY_DIFFER)
         with together("reading the config"):
             spec = read_spec(config)
@@ -101,19 +100,6 @@ def pretrain(config: ConfigDict, workdir: epath.PathLike, on_damage: str = "stop
         )
         say(_describe_result(spec, result))
         return result
-
-
-def timeouts(config: ConfigDict) -> Timeouts:
-    """How long to wait for the other processes of the run, as the config says.
-
-    Raises:
-      UsageError: a value is out of its range, or the config has no such key.
-    """
-    keys = ("start_timeout", "heartbeat_timeout", "late_timeout")
-    values = {f"distributed.{key}": config.get("distributed", {}).get(key) for key in keys}
-    check_values(values, values)
-    start, heartbeat, late = values.values()
-    return Timeouts(start=start, heartbeat=heartbeat, late=late)
 
 
 def make_job(spec: PretrainingSpec, folder: epath.Path) -> Job:
@@ -283,55 +269,20 @@ def main(config: ConfigDict, values: flags.FlagValues) -> None:
         return
     if not values.workdir:
         raise UsageError("no folder for the run: give one, such as --workdir=runs/tiny")
-    join_processes(values.distributed, timeouts(config))
+    join_processes(values.distributed, read_timeouts(config))
     result = pretrain(config, values.workdir, values.on_damage)
     if not result.finished:
         sys.exit(128 + (result.signal or signal.SIGTERM))
 
 
-class _ModeParser(flags.ArgumentParser):
-    """Parses --distributed=MODE; a bare --distributed is "on", and --nodistributed "off"."""
-
-    syntactic_help = "auto, on or off"
-
-    def parse(self, argument: str | bool) -> str:
-        text = {"true": "on", "1": "on", "false": "off", "0": "off"}.get(
-            str(argument).lower(), str(argument).lower()
-        )
-        if text not in ("auto", "on", "off"):
-            raise ValueError(f"must be auto, on or off, not {argument!r}")
-        return text
-
-    def flag_type(self) -> str:
-        return "auto, on or off"
-
-
 def _flags(values: flags.FlagValues) -> None:
-    flags.DEFINE_string("workdir", None, "The folder of the run.", flag_values=values)
+    define_run_flags(values)
     flags.DEFINE_enum(
         "print",
         None,
         ["sharding"],
         "Train nothing, and print instead how the parameters and the optimizer state are split "
         "over the devices: `sharding`.",
-        flag_values=values,
-    )
-    flag = flags.Flag(
-        _ModeParser(),
-        None,
-        "distributed",
-        "auto",
-        'Whether this is one of several processes of the run: "on", "off", or "auto" to detect it '
-        "from the environment.",
-        boolean=True,
-    )
-    flags.DEFINE_flag(flag, flag_values=values)
-    flags.DEFINE_enum(
-        "on_damage",
-        ON_DAMAGE[0],
-        ON_DAMAGE,
-        "What to do if the newest checkpoint is damaged: stop with an error that names the newest "
-        "intact one, or continue from that one and rename the folders of the damaged ones.",
         flag_values=values,
     )
 

@@ -70,7 +70,7 @@ def train_batches(
         positions = step * batch_size + local_rows
         return dataset(*rows_at(positions, dataset.epoch_ends, seed, dataset.row_order))
 
-    return _run(build_batch, start_step, stop_step, engine, prefetch, workers)
+    return build_ahead(build_batch, start_step, stop_step, engine, prefetch, workers)
 
 
 def rows_at(
@@ -146,7 +146,7 @@ def eval_batches(
         return batch
 
     num_steps = -(-len(all_rows) // batch_size)
-    return _run(build_batch, 0, num_steps, engine, prefetch, workers)
+    return build_ahead(build_batch, 0, num_steps, engine, prefetch, workers)
 
 
 def eval_rows(dataset: PackedDataset, seed: int, max_rows: int | None = None) -> np.ndarray:
@@ -180,7 +180,7 @@ def _check_rows(
     return local_rows
 
 
-def _run(
+def build_ahead(
     build_batch: Callable[[int], Batch],
     start: int,
     stop: int | None,
@@ -188,7 +188,17 @@ def _run(
     prefetch: int,
     workers: int | None,
 ) -> Iterator[Batch]:
-    """Yields build_batch(start), build_batch(start + 1), ... in order, built ahead of time."""
+    """Yields build_batch(start), build_batch(start + 1), ... in order, built ahead of time.
+
+    Args:
+      build_batch: step -> batch; it is called by several threads at a time.
+      start: the first step.
+      stop: the step after the last one; None never stops.
+      engine, prefetch, workers: see `train_batches`.
+
+    Raises:
+      UsageError: The engine is unknown or not installed.
+    """
     if engine not in ENGINES:
         raise UsageError(
             f"--config.data.engine is {engine!r}, but it must be one of {', '.join(ENGINES)}"

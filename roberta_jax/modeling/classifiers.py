@@ -2,11 +2,13 @@
 
 Logits and losses are float32. `loss` and `count` follow the contract described in `heads`.
 `classifier_dropout` is applied before the last layer, `hidden_dropout_prob` where it is None.
+`loss_of` is `loss` for an output that is there already: evaluation needs both the logits and the
+loss. `TARGETS` names the arrays of a batch that go to it; the others go to the model.
 
 Array names carry their shape: B inputs, L tokens an input, C classes, N choices.
 """
 
-from typing import Any
+from typing import Any, ClassVar
 
 import flax.linen as nn
 import jax
@@ -52,6 +54,7 @@ class RobertaForSequenceClassification(ConfigModule):
       execution: how to compute it.
     """
 
+    TARGETS: ClassVar[tuple[str, ...]] = ("labels", "example_weights")
     config: RobertaConfig
     execution: Execution = Execution()
 
@@ -78,7 +81,14 @@ class RobertaForSequenceClassification(ConfigModule):
             others; None counts all.
           inputs: see `RobertaModel.__call__`.
         """
-        return {"classification": self._loss(self(**inputs).logits, labels, example_weights)[0]}
+        return self.loss_of(self(**inputs), labels=labels, example_weights=example_weights)
+
+    @nn.nowrap
+    def loss_of(
+        self, output: LogitsOutput, *, labels: jax.Array, example_weights: jax.Array | None = None
+    ) -> dict[str, jax.Array]:
+        """`loss` of an output that is there already."""
+        return {"classification": self._loss(output.logits, labels, example_weights)[0]}
 
     @nn.nowrap
     def count(
@@ -101,6 +111,7 @@ class RobertaForTokenClassification(ConfigModule):
       execution: how to compute it.
     """
 
+    TARGETS: ClassVar[tuple[str, ...]] = ("labels",)
     config: RobertaConfig
     execution: Execution = Execution()
 
@@ -122,7 +133,12 @@ class RobertaForTokenClassification(ConfigModule):
           labels: int [B, L], -100 where there is no target.
           inputs: see `RobertaModel.__call__`.
         """
-        return {"token_classification": losses.label_loss(self(**inputs).logits, labels)[0]}
+        return self.loss_of(self(**inputs), labels=labels)
+
+    @nn.nowrap
+    def loss_of(self, output: LogitsOutput, *, labels: jax.Array) -> dict[str, jax.Array]:
+        """`loss` of an output that is there already."""
+        return {"token_classification": losses.label_loss(output.logits, labels)[0]}
 
     @nn.nowrap
     def count(self, *, labels: jax.Array, **inputs: Any) -> dict[str, jax.Array]:
@@ -138,6 +154,7 @@ class RobertaForMultipleChoice(ConfigModule):
       execution: how to compute it.
     """
 
+    TARGETS: ClassVar[tuple[str, ...]] = ("labels", "choice_mask")
     config: RobertaConfig
     execution: Execution = Execution()
 
@@ -192,14 +209,28 @@ class RobertaForMultipleChoice(ConfigModule):
             scores.reshape(-1, given.shape[1]), output.hidden_states, output.attentions
         )
 
-    def loss(self, *, labels: jax.Array, **inputs: Any) -> dict[str, jax.Array]:
+    def loss(
+        self, *, labels: jax.Array, choice_mask: jax.Array | None = None, **inputs: Any
+    ) -> dict[str, jax.Array]:
         """{"multiple_choice": summed cross-entropy in nats}.
 
         Args:
           labels: int [B], the correct choice; -100 for a question that does not count.
+          choice_mask: int or bool [B, N], 0 at sequences that are no choice of their question, for
+            questions with different numbers of choices. None takes all.
           inputs: see `__call__`.
         """
-        return {"multiple_choice": losses.label_loss(self(**inputs).logits, labels)[0]}
+        return self.loss_of(self(**inputs), labels=labels, choice_mask=choice_mask)
+
+    @nn.nowrap
+    def loss_of(
+        self, output: LogitsOutput, *, labels: jax.Array, choice_mask: jax.Array | None = None
+    ) -> dict[str, jax.Array]:
+        """`loss` of an output that is there already."""
+        logits_BN = output.logits
+        if choice_mask is not None:
+            logits_BN = jnp.where(choice_mask > 0, logits_BN, jnp.finfo(logits_BN.dtype).min)
+        return {"multiple_choice": losses.label_loss(logits_BN, labels)[0]}
 
     @nn.nowrap
     def count(self, *, labels: jax.Array, **inputs: Any) -> dict[str, jax.Array]:
@@ -215,6 +246,7 @@ class RobertaForQuestionAnswering(ConfigModule):
       execution: how to compute it.
     """
 
+    TARGETS: ClassVar[tuple[str, ...]] = ("start_positions", "end_positions")
     config: RobertaConfig
     execution: Execution = Execution()
 
@@ -243,7 +275,19 @@ class RobertaForQuestionAnswering(ConfigModule):
           start_positions, end_positions: int [B].
           inputs: see `RobertaModel.__call__`.
         """
-        output = self(**inputs)
+        return self.loss_of(
+            self(**inputs), start_positions=start_positions, end_positions=end_positions
+        )
+
+    @nn.nowrap
+    def loss_of(
+        self,
+        output: QuestionAnsweringOutput,
+        *,
+        start_positions: jax.Array,
+        end_positions: jax.Array,
+    ) -> dict[str, jax.Array]:
+        """`loss` of an output that is there already."""
         return {
             "start": 0.5 * losses.span_loss(output.start_logits, start_positions)[0],
             "end": 0.5 * losses.span_loss(output.end_logits, end_positions)[0],

@@ -8,39 +8,35 @@ decides (the vocabulary size and the special ids) is filled in later by
 
 import dataclasses
 import math
-from collections.abc import Collection, Mapping, Sequence
+from collections.abc import Mapping, Sequence
 from typing import TYPE_CHECKING, Any
 
 import flax.linen as nn
 import jax
-import jax.numpy as jnp
 import optax
 from ml_collections import ConfigDict
 
+from roberta_jax.config_groups import (
+    check_one_of,
+    check_sharding,
+    check_tokenizer,
+    read_execution,
+    read_training,
+)
 from roberta_jax.data.masking import Masking
 from roberta_jax.data.packing.index import PAIR_FORMATS, PairOptions, check_packing
 from roberta_jax.data.pipeline import ENGINES
 from roberta_jax.data.row_order import FULL, ORDERS, RowOrder, WindowedOrder
 from roberta_jax.errors import UsageError
-from roberta_jax.kernels.attention import dot_product_attention
 from roberta_jax.modeling.config import RobertaConfig
 from roberta_jax.modeling.execution import Execution
 from roberta_jax.modeling.heads import RobertaForMaskedLM, RobertaForPreTraining
 from roberta_jax.pretraining.text_spec import TextSpec, read_text_spec
-from roberta_jax.training.loop import Cadence
-from roberta_jax.training.optimizer import make_optimizer
 from roberta_jax.training.partitioning import (
-    MESH_AXES,
-    RULES,
-    create_mesh,
-    mesh_size,
     rows_and_accumulation,
-    rules_with,
 )
 from roberta_jax.training.run import TrainingSpec
 from roberta_jax.training.schedules import make_schedule
-from roberta_jax.training.spikes import SpikePolicy
-from roberta_jax.training.state import abstract_state
 
 if TYPE_CHECKING:
     from roberta_jax.tokenizer import RobertaTokenizer
@@ -114,7 +110,7 @@ class PretrainingSpec:
           UsageError: the tokenizer is not one for the model to start from.
         """
         if self.init_from:
-            _check_tokenizer(tokenizer, self.model)
+            check_tokenizer(tokenizer, self.model)
             return self.model
         return self.model.replace(
             vocab_size=len(tokenizer),
@@ -153,15 +149,15 @@ def read_spec(config: ConfigDict, devices: Sequence[jax.Device] | None = None) -
             "--config.objective.next_sentence=false."
         )
     model_class = RobertaForPreTraining if next_sentence else RobertaForMaskedLM
-    _check_one_of("data.engine", config.data.engine, ENGINES)
+    check_one_of("data.engine", config.data.engine, ENGINES)
     devices = jax.devices() if devices is None else devices
     training = _training(config, devices)
     evaluation = EvaluationSpec(**config.eval)
     rows_and_accumulation(training.mesh, evaluation.batch_size, key="eval.batch_size")
     masking = Masking(**config.masking)
-    execution = _execution(config.execution, devices)
+    execution = read_execution(config.execution, devices)
     model = _model(config, model_class)  # last, since it may fetch a model from the hub
-    _check_sharding(model_class(model, execution), training, bool(config.init_from))
+    check_sharding(model_class(model, execution), training, bool(config.init_from))
     return PretrainingSpec(
         config=config.to_dict(),
         seq_len=config.seq_len,
@@ -219,7 +215,7 @@ def decay_steps(config: Mapping[str, Any]) -> int:
 
 def _row_order(config: ConfigDict) -> RowOrder:
     data = config.data
-    _check_one_of("data.order", data.order, ORDERS)
+    check_one_of("data.order", data.order, ORDERS)
     if data.order == "full":
         return FULL
     if config.train.batch_size % data.order_streams:
@@ -238,34 +234,12 @@ def _row_order(config: ConfigDict) -> RowOrder:
 
 
 def _training(config: ConfigDict, devices: Sequence[jax.Device]) -> TrainingSpec:
-    train = config.train
-    schedule = _schedule(config, decay_steps(config))
-    sizes = {name: config.mesh[name] for name in (*MESH_AXES, "slices")}
-    mesh = create_mesh(**sizes, devices=devices)
-    rows, accumulation = rows_and_accumulation(mesh, train.batch_size, train.per_device_batch_size)
-    options = {
-        key: value
-        for key, value in config.optimizer.items()
-        if key not in ("name", "learning_rate")
-    }
-    return TrainingSpec(
-        seed=config.seed,
-        steps=train.steps,
-        batch_size=train.batch_size,
-        rows_per_microbatch=rows,
-        accumulation=accumulation,
-        cadence=Cadence(train.log_every, train.eval_every, train.checkpoint_every),
-        keep_checkpoints=train.keep_checkpoints,
-        keep_every=train.keep_every,
-        spikes=SpikePolicy(**config.spikes),
-        deterministic=train.deterministic,
-        optimizer=make_optimizer(config.optimizer.name, schedule, options),
-        schedule=schedule,
+    return read_training(
+        config,
+        devices,
+        steps=config.train.steps,
         warmup_steps=config.schedule.warmup_steps,
-        mesh=mesh,
-        rules=rules_with(
-            config.mesh.rules, shard_optimizer_state=config.mesh.shard_optimizer_state
-        ),
+        schedule=_schedule(config, decay_steps(config)),
     )
 
 
@@ -309,106 +283,3 @@ def _model(config: ConfigDict, model_class: type[nn.Module]) -> RobertaConfig:
             f"the model in {config.init_from}. Use --config.seq_len={model.max_length} or less."
         )
     return model
-
-
-_LESS_SPLIT_TABLES = (
-    " Or split the embedding tables over fewer devices: --config.mesh.rules="
-    '\'(("embedding", "fsdp"),)\'.'
-)
-
-
-def _check_sharding(model: nn.Module, training: TrainingSpec, is_pretrained: bool) -> None:
-    """Checks that the parameters can be split as the mesh and its rules say.
-
-    The vocabulary is left out: it is known only when the tokenizer is.
-    """
-    is_split = math.prod(training.mesh.shape.values()) > training.mesh.shape["data"]
-    if not is_split and training.rules == RULES:
-        return
-    axes_of = dict(training.rules)
-    # A tensor with all heads has the size of their product with the head's width, so that its shape
-    # does not show whether heads are cut in two.
-    for name, key in (
-        ("heads", "num_attention_heads"),
-        ("mlp", "intermediate_size"),
-        ("embed", "hidden_size"),
-        ("embedding", "hidden_size"),
-    ):
-        size, parts = getattr(model.config, key), mesh_size(training.mesh, axes_of[name])
-        if size % parts:
-            axes = axes_of[name] if isinstance(axes_of[name], tuple) else (axes_of[name],)
-            sizes = {axis: training.mesh.shape[axis] for axis in axes}
-            split = " times ".join(
-                f"--config.mesh.{axis}={size}" for axis, size in sizes.items() if size > 1
-            )
-            where = (
-                f"the {key} {size} of the model in init_from"
-                if is_pretrained
-                else (f"--config.model.{key}={size}")
-            )
-            best = next(n for n in range(parts, 0, -1) if size % n == 0)
-            raise UsageError(
-                f"{where} is not divisible by the {parts} devices that split it ({split}). Use a "
-                f"mesh that splits it over {best}, or another --config.model.{key}."
-                + (_LESS_SPLIT_TABLES if name == "embedding" else "")
-            )
-    rules = tuple((name, None if name == "vocab" else axes) for name, axes in training.rules)
-    abstract_state(
-        lambda: model.init(jax.random.key(0), jnp.zeros((1, 1), jnp.int32))["params"],
-        training.optimizer,
-        training.mesh,
-        rules=rules,
-    )
-
-
-def _execution(options: ConfigDict, devices: Sequence[jax.Device]) -> Execution:
-    platform = devices[0].platform
-    dtypes = {
-        "auto": jnp.float32 if platform == "cpu" else jnp.bfloat16,
-        "float32": jnp.float32,
-        "bfloat16": jnp.bfloat16,
-    }
-    _check_one_of("execution.dtype", options.dtype, dtypes)
-    if options.dtype == "bfloat16" and platform == "cpu":
-        _check_bfloat16()
-    try:
-        return Execution(**{**options, "dtype": dtypes[options.dtype]})
-    except ValueError as error:
-        raise UsageError(f"--config.execution: {error}") from error
-
-
-def _check_bfloat16() -> None:
-    """Tries the model's matrix products: jaxlib 0.7 lacks some of them in bfloat16 on a CPU."""
-
-    def products(x, x_BLHK):  # which ones are missing depends on the CPU
-        return x @ x.T, dot_product_attention(x_BLHK, x_BLHK, x_BLHK)
-
-    shapes = (16, 16), (8, 16, 2, 16)
-    try:
-        jax.block_until_ready(jax.jit(products)(*(jnp.ones(x, jnp.bfloat16) for x in shapes)))
-    except jax.errors.JaxRuntimeError as error:
-        raise UsageError(
-            "--config.execution.dtype=bfloat16: this version of jaxlib cannot multiply bfloat16 "
-            "matrices on this machine's CPU. Use --config.execution.dtype=float32, or a newer jax."
-        ) from error
-
-
-def _check_one_of(key: str, value: str, known: Collection[str]) -> None:
-    if value not in known:
-        raise UsageError(f"--config.{key}={value} is unknown: use one of {', '.join(known)}.")
-
-
-def _check_tokenizer(tokenizer: "RobertaTokenizer", model: RobertaConfig) -> None:
-    """Other special ids, or more ids than the model has rows, would train on the wrong tokens."""
-    if len(tokenizer) > model.vocab_size:
-        raise UsageError(
-            f"the tokenizer has {len(tokenizer)} ids, the model to start from {model.vocab_size}. "
-            "Leave --config.tokenizer unset to use the model's own."
-        )
-    for name in ("pad_token_id", "bos_token_id", "eos_token_id"):
-        of_tokenizer, of_model = getattr(tokenizer, name), getattr(model, name)
-        if of_tokenizer != of_model:
-            raise UsageError(
-                f"the tokenizer's {name} is {of_tokenizer}, the model's {of_model}. Leave "
-                "--config.tokenizer unset to use the model's own."
-            )

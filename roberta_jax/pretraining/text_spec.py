@@ -5,7 +5,6 @@ has neither the accelerators nor the memory for the training.
 """
 
 import dataclasses
-import os
 import pathlib
 from collections.abc import Collection, Mapping
 from typing import Any
@@ -17,6 +16,7 @@ from roberta_jax.data.text.source import SOURCES, TextSource
 from roberta_jax.dotted_keys import flatten
 from roberta_jax.errors import UsageError
 from roberta_jax.pretraining.config_values import VALUES, check_values
+from roberta_jax.storage import cache_folder
 
 # The keys of a corpus in `config.data.mixture`; keys that it leaves out are those of `config.data`.
 _SOURCE_KEYS = tuple(field.name for field in dataclasses.fields(TextSource))
@@ -94,7 +94,7 @@ def read_text_spec(config: ConfigDict) -> TextSpec:
         init_from=config.init_from,
         vocab_size=config.new_tokenizer.vocab_size,
         min_frequency=config.new_tokenizer.min_frequency,
-        cache_dir=_cache_dir(None if is_remote else data.cache_dir),
+        cache_dir=cache_folder(None if is_remote else data.cache_dir),
         num_workers=data.num_workers,
         remote_cache=data.cache_dir.rstrip("/") if is_remote else None,
     )
@@ -144,11 +144,3 @@ def _read_mixture_entry(first: TextSource, entry: Any, where: str) -> CorpusSpec
             raise UsageError(f"{where}: {key} is {value!r}: give {wanted}.")
     changes = {key: entry[key] for key in _SOURCE_KEYS if key in entry}
     return CorpusSpec(dataclasses.replace(first, **changes), float(weight), entry.get("max_tokens"))
-
-
-def _cache_dir(cache_dir: str | None) -> pathlib.Path:
-    """`config.data.cache_dir`, or `roberta_jax` in the user's cache folder."""
-    if cache_dir:
-        return pathlib.Path(cache_dir).expanduser().absolute()
-    base = os.environ.get("XDG_CACHE_HOME") or pathlib.Path.home() / ".cache"
-    return pathlib.Path(base) / "roberta_jax"

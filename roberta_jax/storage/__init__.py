@@ -3,6 +3,7 @@
 import importlib.util
 import json
 import os
+import pathlib
 import sys
 
 
@@ -37,3 +38,11 @@ if importlib.util.find_spec("gcsfs") is not None:
 def is_local(path: os.PathLike | str) -> bool:
     """Whether a path is on a file system, and not on an object store (`gs://...`)."""
     return "://" not in os.fspath(path)
+
+
+def cache_folder(cache_dir: str | None) -> pathlib.Path:
+    """`config.data.cache_dir`, or where it is unset `roberta_jax` in the user's cache folder."""
+    if cache_dir:
+        return pathlib.Path(cache_dir).expanduser().absolute()
+    base = os.environ.get("XDG_CACHE_HOME") or pathlib.Path.home() / ".cache"
+    return pathlib.Path(base) / "roberta_jax"

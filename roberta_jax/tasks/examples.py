@@ -44,13 +44,13 @@ class TokenExample:
 class ChoiceExample:
     """A question with several choices, of which one is correct.
 
-    The model's input for a choice is `prompts[i]` as its first text and `context` as the second; or
-    `context` first if the task's format says so. Readers put question and option together.
+    `tasks.kinds.choice` says how context, question and choice become an input.
 
     Attributes:
       id: identifies it within its split.
       context: the text that all choices share, such as a passage; may be empty.
-      question: the question; may be empty.
+      question: the question, which may have a gap `_` for the choice, or the beginning of a
+        sentence that each choice ends; may be empty.
       choices: the options.
       label: the index of the correct choice; None where it is unknown.
       group: the part of the split it belongs to, such as "middle" or "high" in RACE, which is

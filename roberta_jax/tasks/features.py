@@ -23,7 +23,9 @@ class Features:
       example: int32 [R], the number of the example that a row belongs to.
       columns: name -> array [R, ...], one entry per row, such as labels.
       token_columns: name -> array [T], one entry per token, such as the labels of tokens.
-      skipped: why examples were left out -> how many.
+      skipped: why examples were left out, or are no targets of training -> how many.
+      host_arrays: name -> array of any shape, which predictions need and no batch holds, such as
+        the characters that tokens cover. They belong to all rows together.
     """
 
     tokens: np.ndarray
@@ -33,6 +35,7 @@ class Features:
     columns: Mapping[str, np.ndarray] = dataclasses.field(default_factory=dict)
     token_columns: Mapping[str, np.ndarray] = dataclasses.field(default_factory=dict)
     skipped: Mapping[str, int] = dataclasses.field(default_factory=dict)
+    host_arrays: Mapping[str, np.ndarray] = dataclasses.field(default_factory=dict)
 
     @property
     def num_rows(self) -> int:

@@ -55,8 +55,10 @@ class Formatting:
       separators: number of `</s>` between the two texts of a pair, 2 or 1 (fairseq's
         `no_separator` form).
       prefix_a, prefix_b: put before the first and the second text ("Q: ").
-      max_option_length: choice: tokens per question with its option at most (RACE: 128); None for
-        no limit but `max_length`.
+      context_first: choice: whether the context stands before the question with its option, as in
+        SWAG, and not after it, as in RACE.
+      max_option_length: choice: tokens per question with its option at most (RACE: 128), special
+        tokens not counted; None for no limit but `max_length`.
       doc_stride: question_answering: tokens from the start of a window of the passage to that of
         the next one.
       max_query_length: question_answering: tokens per question at most.
@@ -70,6 +72,7 @@ class Formatting:
     separators: int = 2
     prefix_a: str = ""
     prefix_b: str = ""
+    context_first: bool = False
     max_option_length: int | None = None
     doc_stride: int = 128
     max_query_length: int = 64
@@ -86,7 +89,8 @@ class Task:
       name: its name on the command line ("rte").
       title: its name in tables ("RTE").
       kind: one of `KINDS`.
-      reader: reads a file of `files`; see `Reader`.
+      reader: reads a file of `files`; see `Reader`. None for the user's own files, for which
+        `tasks.user_task` makes a task with a reader.
       files: split -> the names of its official file or folder, relative to `data.folder`, tried in
         this order; each also with .gz, .xz, .bz2 or .zst. The splits "train" and "validation" are
         those that a run uses; others are evaluated and predicted on request.
@@ -103,16 +107,18 @@ class Task:
       tfds_splits: split -> its name there, where it differs.
       answerable: question_answering: False if some questions have no answer (SQuAD 2.0).
       submission: split -> the name of the file that the task's server takes ("RTE.tsv").
-      submission_labels: label -> its spelling in that file; {} writes the names as they are.
+      submission_labels: label -> its spelling in that file, and in the official files ("1" for
+        CoLA's "acceptable"); {} if they have the names as they are.
       label_scale: regression: the targets are divided by it for training, and predictions are
         multiplied by it (STS-B: 5).
+      download: what its official files are called and where they are, for messages.
       source: where task and recipe are from, such as "Wang et al. 2019; Liu et al. 2019, Table 10".
     """
 
     name: str
     title: str
     kind: str
-    reader: Reader
+    reader: Reader | None
     files: Mapping[str, tuple[str, ...]] = dataclasses.field(default_factory=dict)
     fields: tuple[str, ...] = ()
     label_field: str = "label"
@@ -126,4 +132,5 @@ class Task:
     submission: Mapping[str, str] = dataclasses.field(default_factory=dict)
     submission_labels: Mapping[str, str] = dataclasses.field(default_factory=dict)
     label_scale: float = 1.0
+    download: str = ""
     source: str = ""

@@ -12,7 +12,7 @@ import hashlib
 import json
 import textwrap
 import time
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from typing import Any
 
 import jax
@@ -31,6 +31,7 @@ from roberta_jax.training.orbax_errors import (
     silence_orbax,
     store_reason,
 )
+from roberta_jax.training.retention import NewestAndMilestones, Retention
 from roberta_jax.training.save_barrier import SaveBarrier
 
 ON_DAMAGE = ("stop", "older")
@@ -50,7 +51,14 @@ class Checkpoints:
       save_seconds: how long the last call of `save` took, until the state could be donated.
     """
 
-    def __init__(self, folder: epath.PathLike, keep: int = 2, keep_every: int = 0):
+    def __init__(
+        self,
+        folder: epath.PathLike,
+        keep: int = 2,
+        keep_every: int = 0,
+        *,
+        is_kept: Callable[[Sequence[int]], list[bool]] | None = None,
+    ):
         """Opens the folder, and creates it if it does not exist.
 
         Args:
@@ -58,25 +66,20 @@ class Checkpoints:
           keep: the number of checkpoints to keep; older ones are deleted.
           keep_every: a checkpoint whose step is a multiple of this is a milestone, which only
             `go_back` deletes, also after `keep_every` has changed. 0 is none.
+          is_kept: the steps on disk, ascending -> whether each one stays when another is saved, in
+            place of `keep` and `keep_every`.
 
         Raises:
           UsageError: the folder cannot be created, or `keep` or `keep_every` is too small.
         """
         hide_errors_of_background_tasks()
-        if keep < 1:
-            raise UsageError(f"--config.train.keep_checkpoints={keep} must be at least 1.")
-        if keep_every < 0:
-            raise UsageError(
-                f"--config.train.keep_every={keep_every} must be positive, or 0 for never."
-            )
         self.last_saved: int | None = None
         self.save_seconds = 0.0
         self._being_saved: int | None = None
-        self._keep, self._keep_every = keep, keep_every
-        self._milestones: dict[int, bool] = {}
         self.folder = epath.Path(folder)
         if is_local(folder):  # Orbax requires absolute paths; gs://... is one
             self.folder = self.folder.absolute()
+        self._newest = NewestAndMilestones(self.folder, keep, keep_every)
         self._barrier = SaveBarrier() if jax.process_count() > 1 else None
         with together("opening the checkpoints"):
             if self.folder.exists() and not self.folder.is_dir():
@@ -89,7 +92,7 @@ class Checkpoints:
                     self.folder.mkdir(parents=True, exist_ok=True)
         options = ocp.CheckpointManagerOptions(
             create=False,  # the first process did, and its errors reach the others
-            preservation_policy=_Retention(self._is_kept),
+            preservation_policy=Retention(is_kept or self._newest),
             cleanup_tmp_directories=True,
             enable_async_checkpointing=True,
             async_options=ocp.AsyncOptions(barrier_sync_fn=self._barrier),
@@ -143,11 +146,10 @@ class Checkpoints:
         with self._file_system_errors("write"):
             if step in self._manager.all_steps():
                 return
-            self._milestones[step] = self._is_milestone(step)
             meta = {
                 "leaves": describe(state),
                 "extra": dict(extra or {}),
-                "milestone": self._milestones[step],
+                "milestone": self._newest.saving(step),
             }
             meta["extra_digest"] = _digest_of_json(meta["extra"])
             args = ocp.args.Composite(
@@ -223,20 +225,33 @@ class Checkpoints:
         Raises:
           UsageError: it is damaged; nothing was deleted.
         """
-        # Listed before `_restore` lets the processes agree: all delete the same, together.
+        # Listed before `restore_step` lets the processes agree: all delete the same, together.
         later = [saved for saved in self.steps() if saved > step]
-        try:
-            restored = self._restore(step, like)
-        except _DamagedError as error:
-            raise UsageError(
-                f"cannot go back to the checkpoint {self.folder / str(step)}, which is damaged "
-                f"({error}).\nTo go back further, run the same command with --on_damage=older."
-            ) from error
-        with self._file_system_errors("delete"):
-            for saved in later:
-                self._manager.delete(saved)
+        advice = "To go back further, run the same command with --on_damage=older."
+        restored = self.restore_step(step, like, advice)
+        self.delete(later)
         self.last_saved = self._being_saved = step
         return restored
+
+    def restore_step(self, step: int, like: Any, advice: str) -> tuple[Any, dict[str, Any]]:
+        """Restores the checkpoint of a step, as `restore` does.
+
+        Raises:
+          UsageError: it is damaged, or there is none; the message ends in `advice`.
+        """
+        try:
+            return self._restore(step, like)
+        except _DamagedError as error:
+            path = self.folder / str(step)
+            raise UsageError(
+                f"cannot read the checkpoint {path}, which is damaged ({error}).\n{advice}"
+            ) from error
+
+    def delete(self, steps: Iterable[int]) -> None:
+        """Deletes the checkpoints of some steps; all processes call it alike."""
+        with self._file_system_errors("delete"):
+            for step in steps:
+                self._manager.delete(step)
 
     def _restore(self, step: int, like: Any) -> tuple[Any, dict[str, Any]]:
         # Each process reads its part on its own, and all agree that they could read it before they
@@ -334,26 +349,6 @@ class Checkpoints:
                 print(f"Going back to the checkpoint of step {intact}.", flush=True)
         self._manager.reload()
 
-    # Retention.
-
-    def _is_milestone(self, step: int) -> bool:
-        return self._keep_every > 0 and step % self._keep_every == 0
-
-    def _is_kept(self, steps: Sequence[int]) -> list[bool]:
-        """Whether each step, in ascending order, stays on disk."""
-        newest = set(steps[-self._keep :])
-        return [s in newest or self._is_milestone(s) or self._was_milestone(s) for s in steps]
-
-    def _was_milestone(self, step: int) -> bool:
-        """Whether the step was saved as a milestone, by another `keep_every` perhaps."""
-        if step not in self._milestones:
-            try:
-                meta = json.loads((self.folder / str(step) / "meta" / "metadata").read_bytes())
-                self._milestones[step] = bool(meta.get("milestone", False))
-            except (OSError, ValueError, AttributeError):
-                self._milestones[step] = True  # unreadable: it is not ours to delete it
-        return self._milestones[step]
-
     @contextlib.contextmanager
     def _file_system_errors(self, action: str) -> Iterator[None]:
         """Turns errors of the file system or the object store into a UsageError."""
@@ -386,16 +381,6 @@ class Checkpoints:
 
 class _DamagedError(Exception):
     """The files of a checkpoint are not what was written."""
-
-
-class _Retention(ocp.checkpoint_managers.PreservationPolicy):
-    """Tells Orbax which checkpoints stay when another one is saved."""
-
-    def __init__(self, is_kept):
-        self._is_kept = is_kept
-
-    def should_preserve(self, checkpoints, *, context) -> list[bool]:
-        return self._is_kept([each.step for each in checkpoints])
 
 
 def checkpoint_steps(folder: epath.PathLike) -> list[int]:

@@ -21,6 +21,7 @@ from roberta_jax.training.divergence import (
 )
 from roberta_jax.training.flops import peak_flops
 from roberta_jax.training.metrics import Meter, MetricsWriter
+from roberta_jax.training.selection import Selection
 from roberta_jax.training.spikes import LossSpike, SpikePolicy, SpikeWatch
 from roberta_jax.training.state import TrainState
 from roberta_jax.training.steps import Batch, EvalStep, TrainStep
@@ -29,6 +30,7 @@ from roberta_jax.training.steps import Batch, EvalStep, TrainStep
 EVALUATION_DUE = "evaluation_due"
 LOSSES = "losses_since_the_last_record"
 RECORDS = "records"
+SELECTION = "selection"
 SPIKES = "spikes"
 
 
@@ -102,6 +104,7 @@ def fit(
     losses: Sequence[Mapping[str, float]] = (),
     spikes: SpikePolicy | None = None,
     spikes_before: Mapping[str, Any] | None = None,
+    selection: Selection | None = None,
 ) -> tuple[TrainState, bool]:
     """Trains from the state's step up to step `steps`.
 
@@ -126,11 +129,13 @@ def fit(
       extra: values to save in each checkpoint. More are saved with them: `EVALUATION_DUE`,
         whether the run was stopped before an evaluation that was due at this step; `LOSSES`, the
         losses of the steps since the last record, so that the next one is their mean; `RECORDS`,
-        how many records were written; and `SPIKES`, see `SpikeWatch.saved`.
+        how many records were written; `SPIKES`, see `SpikeWatch.saved`; and with a `selection`
+        `SELECTION`, see `Selection.saved`.
       evaluation_due: whether to evaluate first, as saved in the checkpoint of `state`.
       losses: those of the steps since the last record, as saved in the checkpoint of `state`.
       spikes: what to do if the loss jumps; nothing by default.
       spikes_before: what the checkpoint of `state` has saved as `SPIKES`.
+      selection: takes the evaluations, and may end the run early.
 
     Returns:
       (the state, whether the run was stopped before its end). The state is saved in either case.
@@ -174,31 +179,42 @@ def fit(
         if values is not None:
             check_evaluation(step, values, checkpoints)
             writer.write(step, values)
+            if selection is not None:
+                writer.say(selection.take(step, values, state.params))
         meter.pause()
         return values is not None
 
-    def go_back(spike: LossSpike) -> TrainState:
-        """Restores the last checkpoint, to go on from there with later batches."""
+    def ended() -> bool:
+        return step == steps or (selection is not None and selection.ended)
+
+    def go_back(spike: LossSpike) -> tuple[TrainState, Mapping[str, float], bool]:
+        """Restores the last checkpoint, to go on from there with later batches.
+
+        Returns:
+          (its state, the record of it, whether its step has to be evaluated again).
+        """
         nonlocal step, meter, pending
         restored, saved = restore_before(spike, watch, checkpoints, cadence.checkpoint, like)
         step, pending = int(restored.step), None
         meter = Meter(tokens_per_step, saved.get(LOSSES, ()))
         record = watch.rewind(spike, step, saved.get(SPIKES, {}))
-        writer.rewind(step)
-        writer.write(step + 1, record)
+        again = selection is not None and saved.get(EVALUATION_DUE, False)
+        if selection is not None:
+            selection.go_back(step, saved.get(SELECTION))
+        writer.rewind(step, evaluation_due=again)
         writer.say(
             f"At step {spike.step} {spike.what}. Going back to the checkpoint of step {step} and "
             f"skipping {record['skipped_batches']} batches ({watch.rewinds} of at most "
             f"{watch.policy.max_rewinds} times)."
         )
-        return restored
+        return restored, record, again
 
-    if evaluation and evaluation_due and step < steps and not evaluate():
+    if evaluation and evaluation_due and not ended() and not evaluate():
         return state, True
-    data = batches(step + watch.offset) if step < steps else iter(())
+    data = batches(step + watch.offset) if not ended() else iter(())
     compiled = False
     try:
-        while step < steps:
+        while not ended():
             try:
                 writer.step = step + 1
                 batch = next(data)
@@ -211,11 +227,15 @@ def fit(
                 due = bool(evaluation) and step < steps and _due(step, cadence.evaluate)
                 if due and not stopping:
                     due = stopping = not evaluate()
-                if stopping or step == steps or _due(step, cadence.checkpoint):
+                if step == steps and selection is not None:  # in case the run is made longer
+                    due = bool(evaluation) and _due(step, cadence.evaluate)
+                if stopping or ended() or _due(step, cadence.checkpoint):
                     read()
                     check_state(step, state, checkpoints)
                     resume = {EVALUATION_DUE: due, LOSSES: meter.losses, RECORDS: writer.records}
                     resume |= {SPIKES: watch.saved()}
+                    if selection is not None:
+                        resume |= {SELECTION: selection.saved(step)}
                     writer.publish()
                     checkpoints.save(step, state, {**(extra or {}), **resume})
                     meter.pause()
@@ -223,13 +243,18 @@ def fit(
                     break
             except LossSpike as spike:
                 del state, batch  # they may fill the devices
-                state = go_back(spike)
+                state, record, again = go_back(spike)
+                if again and not evaluate():
+                    break  # the checkpoint says that it is due
+                writer.write(step + 1, record)
                 _close(data)
                 data = batches(step + watch.offset)
     finally:
         _close(data)
     checkpoints.wait()
-    return state, step < steps
+    if selection is not None:
+        selection.prune()
+    return state, not ended()
 
 
 def _close(iterator: Iterator[Batch]) -> None:

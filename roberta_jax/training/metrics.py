@@ -30,6 +30,8 @@ FILE = "metrics.jsonl"
 
 # Each record of an update has this value, and no record of an evaluation has it.
 _OF_AN_UPDATE = "learning_rate"
+# Each record that is not of an evaluation has one of these: the other is of `SpikeWatch.rewind`.
+_NOT_OF_AN_EVALUATION = (_OF_AN_UPDATE, "skipped_batches")
 
 _PUBLISH_SECONDS = 60.0  # how old the files on an object store may be between checkpoints
 
@@ -138,7 +140,11 @@ class MetricsWriter:
         folder = epath.Path(folder)
         kept = [record for record in read_metrics(folder) if record["step"] <= step]
         if evaluation_due:
-            kept = [r for r in kept if r["step"] < step or _OF_AN_UPDATE in r]
+            kept = [
+                r
+                for r in kept
+                if r["step"] < step or any(name in r for name in _NOT_OF_AN_EVALUATION)
+            ]
         lines = dict.fromkeys(json.dumps(record) + "\n" for record in kept)  # no line twice
         self.records = len(lines)
         if self.records < records:
@@ -200,11 +206,17 @@ class MetricsWriter:
             self._tensorboard.flush()
             self._files.publish()
 
-    def rewind(self, step: int) -> None:
+    def rewind(self, step: int, evaluation_due: bool = False) -> None:
         """Removes the records of steps after `step`, as a run that resumes there does."""
         speed, on_closed_output = self.seconds_per_step, self.on_closed_output
         self.close()
-        self.__init__(self._folder, step=step, steps=self._steps, primary=self._primary)
+        self.__init__(
+            self._folder,
+            step=step,
+            steps=self._steps,
+            evaluation_due=evaluation_due,
+            primary=self._primary,
+        )
         self.seconds_per_step, self.on_closed_output = speed, on_closed_output
 
     def progress(

@@ -6,34 +6,32 @@ that is killed or told to stop continues when it is started again with the same 
 """
 
 import contextlib
-import dataclasses
-import signal
-from collections.abc import Callable, Collection, Iterator, Mapping
+from collections.abc import Callable, Collection, Mapping
 from typing import Any
 
-import flax.linen as nn
 import jax
-import optax
 from etils import epath
-from jax.sharding import Mesh
 
 from roberta_jax.errors import UsageError
 from roberta_jax.training import loop, preemption
 from roberta_jax.training.agreement import together
 from roberta_jax.training.checkpoints import ON_DAMAGE, Checkpoints, checkpoint_steps
 from roberta_jax.training.distributed import failing_together, watched
+from roberta_jax.training.job import (
+    BEST_STEP,
+    FINISHED,
+    STOPPED_EARLY,
+    Job,
+    Metrics,
+    RunResult,
+    TrainingSpec,
+)
 from roberta_jax.training.metrics import MetricsWriter, read_metrics
-from roberta_jax.training.partitioning import Rules
 from roberta_jax.training.partners import current
 from roberta_jax.training.same_start import check_shared, require_same_data
-from roberta_jax.training.spikes import SpikePolicy
-from roberta_jax.training.state import (
-    InitParams,
-    TrainState,
-    abstract_state,
-    create_state,
-)
-from roberta_jax.training.steps import Batch, TrainStep, make_train_step
+from roberta_jax.training.selection import Selection, selecting
+from roberta_jax.training.state import TrainState, abstract_state, create_state
+from roberta_jax.training.stop_notices import StopNotices
 from roberta_jax.training.workdir import (
     CHECKPOINTS,
     EXPORT,
@@ -42,123 +40,6 @@ from roberta_jax.training.workdir import (
     record_export,
     write_config,
 )
-
-Metrics = dict[str, float]
-Evaluate = Callable[[Any, Callable[[], bool]], Metrics | None]
-
-
-@dataclasses.dataclass(frozen=True, kw_only=True)
-class TrainingSpec:
-    """How a model is trained, whatever it is trained on.
-
-    Attributes:
-      seed: of the parameters and the dropout.
-      steps: updates of the whole run.
-      batch_size: rows of the global batch.
-      rows_per_microbatch: rows per device and microbatch.
-      accumulation: microbatches per batch.
-      cadence: when to log, evaluate and save.
-      keep_checkpoints: how many of the newest checkpoints to keep.
-      deterministic: see `steps.make_train_step`.
-      optimizer: turns gradients into updates.
-      schedule: updates made -> learning rate.
-      warmup_steps: updates until the learning rate has its peak.
-      mesh: the devices.
-      rules: logical axis -> mesh axes, see `partitioning.RULES`.
-      keep_every: checkpoints whose step is a multiple of this are milestones, see `Checkpoints`.
-      spikes: what to do if the loss jumps.
-    """
-
-    seed: int
-    steps: int
-    batch_size: int
-    rows_per_microbatch: int
-    accumulation: int
-    cadence: loop.Cadence
-    keep_checkpoints: int
-    deterministic: bool
-    optimizer: optax.GradientTransformation
-    schedule: optax.Schedule
-    warmup_steps: int
-    mesh: Mesh
-    rules: Rules
-    keep_every: int = 0
-    spikes: SpikePolicy = dataclasses.field(default_factory=SpikePolicy)
-
-    def train_step(self, model: nn.Module) -> TrainStep:
-        """The compiled update of a model, see `steps.make_train_step`."""
-        return make_train_step(
-            model,
-            self.optimizer,
-            self.schedule,
-            self.mesh,
-            seed=self.seed,
-            accumulation=self.accumulation,
-            deterministic=self.deterministic,
-            rules=self.rules,
-        )
-
-
-@dataclasses.dataclass(frozen=True, kw_only=True)
-class Job:
-    """What is trained.
-
-    Attributes:
-      train_step: from `TrainingSpec.train_step`.
-      init_params: () -> new parameters, boxed with their logical axes.
-      pretrained_params: () -> parameters on the host to start from in place of new ones; None
-        starts from new ones. It is called only where there is no checkpoint.
-      batches: position p -> endless iterator over the global batches at the positions p, p + 1,
-        ..., see `loop.fit`.
-      identity: what the run is made from, as values that JSON can hold. It is saved in each
-        checkpoint, and a checkpoint with another one is refused. It must be the same on all hosts.
-      sample: position p -> a digest of the batch there, which all hosts compute alike. They compare
-        it at p = the step of the newest checkpoint, whether or not batches were skipped before.
-      evaluate: (params, should_stop) -> metrics, or None if it was told to stop; None where there
-        is nothing to evaluate on.
-      final_metrics: () -> more metrics to record with the final evaluation.
-      export: params -> None, writes the model to the folder `EXPORT` of the workdir.
-      describe: state -> a description of the run in a few lines.
-      summarize: metrics of an evaluation -> a short text, such as "perplexity 40.0".
-      tokens_per_step: tokens of a batch, padding included.
-      flops_per_step: floating-point operations of one update over all devices.
-    """
-
-    train_step: TrainStep
-    init_params: InitParams
-    pretrained_params: Callable[[], Any] | None
-    batches: Callable[[int], Iterator[Batch]]
-    identity: Mapping[str, Any]
-    evaluate: Evaluate | None
-    final_metrics: Callable[[], Metrics]
-    export: Callable[[Any], None]
-    describe: Callable[[TrainState], str]
-    summarize: Callable[[Metrics], str]
-    tokens_per_step: int
-    flops_per_step: float
-    sample: Callable[[int], Any] = lambda step: None
-
-
-@dataclasses.dataclass(frozen=True)
-class RunResult:
-    """How a run ended.
-
-    Attributes:
-      workdir: its folder.
-      start: updates made before this call.
-      step: updates made.
-      finished: False if it was told to stop before its end; starting it again continues it.
-      metrics: those of the final evaluation; empty unless finished.
-      signal: the number of the signal that it was told to stop with: SIGINT (Ctrl-C), SIGTERM, or
-        SIGPIPE if the reader of its output has ended; None where it was not told by a signal.
-    """
-
-    workdir: epath.Path
-    start: int
-    step: int
-    finished: bool
-    metrics: Metrics
-    signal: int | None = None
 
 
 def run(
@@ -205,11 +86,12 @@ def run(
         with together("reading the workdir"):
             latest_step = max(checkpoint_steps(folder / CHECKPOINTS), default=None)
             _check_not_beyond(latest_step, spec.steps)
-            metrics = finished_metrics(folder, spec.steps)
-            if metrics is not None:
+            finished = _finished(folder, spec.steps)
+            if finished is not None:
                 check_export(folder)
-        if metrics is not None:
-            return RunResult(folder, spec.steps, spec.steps, True, metrics)
+        if finished is not None:
+            step, metrics = finished
+            return RunResult(folder, step, step, True, metrics)
         with together("preparing the data"):
             job = make_job(folder)
             sample = job.sample(latest_step or 0) if jax.process_count() > 1 else None
@@ -223,8 +105,13 @@ def run(
 
 
 def finished_metrics(folder: epath.PathLike, steps: int) -> Metrics | None:
-    """The final metrics of a run of so many steps, or None if it has not finished."""
-    folder = epath.Path(folder)
+    """The final metrics of a run of at most so many steps, or None if it has not finished."""
+    finished = _finished(epath.Path(folder), steps)
+    return None if finished is None else finished[1]
+
+
+def _finished(folder: epath.Path, steps: int) -> tuple[int, Metrics] | None:
+    """The last step and the final metrics of a run, or None if it has not finished."""
     exported = (folder / EXPORT / "config.json").exists()
     return _final_record(folder, steps) if exported else None
 
@@ -238,25 +125,44 @@ def say(text: str) -> None:
 def _train(
     folder: epath.Path, spec: TrainingSpec, job: Job, checkpoints: Checkpoints, on_damage: str
 ) -> RunResult:
+    _check_selection(spec, job)
     state, saved = _restore_or_create(folder, spec, job, checkpoints, on_damage)
     start = int(state.step)
-    evaluation_due = saved.get(loop.EVALUATION_DUE, False) and start < spec.steps
+    # That of a run whose export was deleted.
+    final = _final_record(folder, spec.steps, at=start)
+    recorded = final[1] if final and (start == spec.steps or job.select) else None
+    ended = start == spec.steps or recorded is not None
+    evaluation_due = saved.get(loop.EVALUATION_DUE, False) and not ended
     say(job.describe(state))
     if start:
         say(f"Continuing from the checkpoint of step {start}.")
     primary = jax.process_index() == 0
     with contextlib.ExitStack() as stack:
+        selection = stack.enter_context(
+            selecting(
+                folder,
+                checkpoints,
+                job.select,
+                patience=spec.patience,
+                step=start,
+                saved=saved.get(loop.SELECTION),
+                ended=recorded is not None,
+            )
+        )
+        # With a selection the last evaluation has a record besides the final one. The checkpoint
+        # knows of neither.
+        evaluated = selection is None or selection.evaluated == start or recorded is not None
         writer = stack.enter_context(
             MetricsWriter(
                 folder,
                 step=start,
                 steps=spec.steps,
-                evaluation_due=evaluation_due,
+                evaluation_due=evaluation_due or not evaluated,
                 records=saved.get(loop.RECORDS, 0),
                 primary=primary,
             )
         )
-        notices = _StopNotices(writer, checkpoints)
+        notices = StopNotices(writer, checkpoints)
         should_stop = stack.enter_context(
             preemption.stop_requests(notices.stopping, notices.quitting, current())
         )
@@ -288,65 +194,41 @@ def _train(
             losses=saved.get(loop.LOSSES, ()),
             spikes=spec.spikes,
             spikes_before=saved.get(loop.SPIKES),
+            selection=selection,
         )
-        step, metrics = int(state.step), None
-        if not stopped:
-            metrics = _final_record(folder, spec.steps)  # of a run whose export was deleted
-            recorded = metrics is not None
-            if not recorded:
-                metrics = evaluate(state.params) if job.evaluate else {}
-            # A model whose evaluation is not finite is not exported.
+        step, params = int(state.step), state.params
+        del state  # frees the optimizer's state, whose place the best parameters may need
+        metrics = recorded
+        if recorded is None and not stopped:
+            metrics = evaluate(params) if _evaluates(job, selection, step) else {}
             if metrics is not None:
                 loop.check_evaluation(step, metrics, checkpoints)
-                with notices.doing("the model is exported first"):
-                    job.export(state.params)
-                    if primary:
-                        record_export(folder)
-                if not recorded:
-                    metrics |= job.final_metrics()
-                    writer.write(spec.steps, {**metrics, "finished": 1.0})
+            if metrics is not None and selection is not None:
+                metrics = _select(selection, step, metrics, spec, writer)
+        best_step = step if selection is None else (metrics or {}).get(BEST_STEP, step)
+        if best_step != step:
+            like = jax.tree.map(
+                lambda x: jax.ShapeDtypeStruct(x.shape, x.dtype, sharding=x.sharding), params
+            )
+            del params
+            params = selection.restore(best_step, like)
+        if metrics is not None and recorded is None and job.finish is not None:
+            with notices.doing("what remains to be done is done by the next run"):
+                more = job.finish(params, metrics, should_stop)
+            metrics = None if more is None else {**metrics, **more}
+        if metrics is not None:
+            with notices.doing("the model is exported first"):
+                job.export(params)
+                if primary:
+                    if job.add_card is not None:
+                        job.add_card(metrics)
+                    record_export(folder)
+            if recorded is None:
+                metrics |= job.final_metrics()
+                writer.write(step, {**metrics, FINISHED: 1.0})
     if metrics is None:
         return RunResult(folder, start, step, False, {}, should_stop.signal)
     return RunResult(folder, start, step, True, metrics, should_stop.signal)
-
-
-class _StopNotices:
-    """What a signal prints while a run is training."""
-
-    def __init__(self, writer: MetricsWriter, checkpoints: Checkpoints):
-        self._writer, self._checkpoints = writer, checkpoints
-        self._doing: str | None = None
-
-    @contextlib.contextmanager
-    def doing(self, what: str) -> Iterator[None]:
-        """Says what happens to work other than training steps if a signal arrives meanwhile."""
-        self._doing = what
-        try:
-            yield
-        finally:
-            self._doing = None
-
-    def stopping(self, number: int) -> str:
-        writer = self._writer
-        saves = writer.step != self._checkpoints.last_saved
-        text = f"saving step {writer.step} and stopping" if saves else "stopping"
-        if self._doing is not None:
-            text += f"; {self._doing}."
-        elif writer.seconds_per_step is None:
-            text += " as soon as the step is finished, which may have to be compiled first."
-        else:
-            seconds = 2 * writer.seconds_per_step + self._checkpoints.save_seconds
-            text += f", in about {max(1, round(seconds))} s."
-        name = {signal.SIGINT: "Ctrl-C", signal.SIGTERM: "SIGTERM"}[number]
-        again = " Ctrl-C again quits at once, without saving." if number == signal.SIGINT else ""
-        return f"{name}: {text}{again}"
-
-    def quitting(self) -> str:
-        last = self._checkpoints.last_saved
-        last = (
-            "there is no checkpoint" if last is None else f"the last checkpoint is of step {last}"
-        )
-        return f"Quit without saving: {last}. The same command continues the run."
 
 
 def _restore_or_create(
@@ -371,10 +253,46 @@ def _restore_or_create(
     return state, saved
 
 
-def _final_record(folder: epath.Path, steps: int) -> Metrics | None:
+def _check_selection(spec: TrainingSpec, job: Job) -> None:
+    selects = job.select is not None
+    if selects and job.evaluate is None:
+        raise UsageError(
+            f"the best parameters are to be selected by {job.select}, but there is nothing to "
+            "evaluate on."
+        )
+    if spec.patience and not selects:
+        raise UsageError(
+            f"--config.train.patience={spec.patience} ends a run whose evaluations no longer "
+            "improve, but there is no metric that says which is better. Use --config.train."
+            "patience=0."
+        )
+
+
+def _evaluates(job: Job, selection: Selection | None, step: int) -> bool:
+    """Whether there is an evaluation to make after the last step."""
+    return job.evaluate is not None and (selection is None or selection.evaluated != step)
+
+
+def _select(
+    selection: Selection, step: int, metrics: Metrics, spec: TrainingSpec, writer: MetricsWriter
+) -> Metrics:
+    """Lets the last evaluation take part, if it was made now, and returns what to record."""
+    if selection.evaluated != step:
+        writer.write(step, metrics)
+        writer.say(selection.take(step, metrics))
+    early = {STOPPED_EARLY: 1.0} if step < spec.steps else {}
+    return {**selection.best_metrics, BEST_STEP: selection.best_step, **early}
+
+
+def _final_record(
+    folder: epath.Path, steps: int, at: int | None = None
+) -> tuple[int, Metrics] | None:
+    """The last step and the metrics of a run that ended, at step `at` if that is given."""
     for record in reversed(read_metrics(folder)):
-        if record["step"] == steps and record.get("finished"):
-            return {key: value for key, value in record.items() if key not in ("step", "finished")}
+        step = record["step"]
+        ends = step == steps or (step < steps and record.get(STOPPED_EARLY))
+        if record.get(FINISHED) and ends and at in (None, step):
+            return step, {k: v for k, v in record.items() if k not in ("step", FINISHED)}
     return None
 
 

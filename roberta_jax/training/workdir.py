@@ -2,6 +2,7 @@
 
 config.json     the config of the run
 checkpoints/    one folder per step
+best/           the parameters of the best evaluations, where they are selected
 metrics.jsonl   the metrics
 tensorboard/    the metrics for TensorBoard
 hf/             the exported model and tokenizer, written at the end
@@ -261,8 +262,8 @@ def damaged_export(folder: epath.Path, what: str) -> UsageError:
     """Returns the error that says how an export is written again."""
     if _has_checkpoint(folder):
         advice = (
-            "To write the model again from the last checkpoint, delete its folder and run the same "
-            f"command again:\n  {removal_command(folder / EXPORT)}"
+            "To write the model again from what the run has saved, delete its folder and run the "
+            f"same command again:\n  {removal_command(folder / EXPORT)}"
         )
     else:
         advice = "There is no checkpoint to write it again from: restore it from a copy."

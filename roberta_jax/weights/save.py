@@ -18,6 +18,7 @@ from flax import linen as nn
 from jax.experimental import multihost_utils
 
 from roberta_jax.errors import UsageError, listed
+from roberta_jax.modeling.heads import MODEL_CLASSES
 from roberta_jax.storage import atomic
 from roberta_jax.storage.atomic import replace_folder
 from roberta_jax.storage.hub import TOKENIZER_FILES
@@ -91,13 +92,13 @@ def save_pretrained(
         raise UsageError(f"unknown format {format!r}: use one of {', '.join(FORMATS)}")
     target = epath.Path(path)
     _check_params(leaves(params), model)
-    architecture, head = type(model).__name__, None
+    architecture, head = _architecture(type(model)), None
     if next_sentence.PARAMS_KEY in params:
         architecture = "RobertaForMaskedLM"
         params = dict(params)
         head = nn.meta.unbox(params.pop(next_sentence.PARAMS_KEY))
         head = {
-            module: {name: _on_host(value) for name, value in values.items()}
+            module: {name: on_host(value) for name, value in values.items()}
             for module, values in head.items()
         }
         for leaf in leaves({next_sentence.PARAMS_KEY: head}):
@@ -109,7 +110,7 @@ def save_pretrained(
     writer = format_module(_FILE_FORMATS[format])
     if format == "fairseq":
         ordered = writer.prepare_leaves(ordered, config)
-    arrays = (_finite(leaf, _on_host(leaf.value)) for leaf in ordered)
+    arrays = (_finite(leaf, on_host(leaf.value)) for leaf in ordered)
     if jax.process_index() == 0:
         check_replaceable(target)
         try:
@@ -136,7 +137,14 @@ def save_pretrained(
         multihost_utils.sync_global_devices(f"save_pretrained {target}")
 
 
-def _on_host(value: Any) -> np.ndarray:
+def _architecture(model_class: type[nn.Module]) -> str:
+    """The name of transformers' class with these parameters: a class or its base class."""
+    names = [cls.__name__ for cls in model_class.__mro__]
+    return next((name for name in names if name in MODEL_CLASSES), names[0])
+
+
+def on_host(value: Any) -> np.ndarray:
+    """A parameter as a NumPy array; one that several processes hold is gathered by all of them."""
     if isinstance(value, jax.Array) and not (
         value.is_fully_addressable or value.is_fully_replicated
     ):

@@ -20,7 +20,7 @@ def rows_on(small_config, monkeypatch):
 
     def rows_on(sizes, **changes):
         monkeypatch.setattr(
-            "roberta_jax.pretraining.spec.create_mesh",
+            "roberta_jax.config_groups.create_mesh",
             lambda **_: AbstractMesh(sizes, MESH_AXES),
         )
         missing = {"data.files": "missing/*.txt"}  # no text is needed

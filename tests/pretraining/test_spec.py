@@ -145,7 +145,7 @@ def test_the_devices_of_a_plan_decide_the_mesh_and_the_dtype(small_config, monke
     with pytest.raises(UsageError, match=r"mesh\.data=3.* 8 tpu device"):
         read_spec(small_config(**{"mesh.data": 3}), tpus)
     monkeypatch.setattr(
-        "roberta_jax.pretraining.spec.create_mesh",
+        "roberta_jax.config_groups.create_mesh",
         lambda devices, **sizes: AbstractMesh((len(devices), 1, 1), MESH_AXES),
     )
     options = {"execution.dtype": "auto", "train.batch_size": 8, "eval.batch_size": 8}
@@ -217,7 +217,7 @@ def test_sharding_rules_reach_the_training(small_config):
 )
 def test_sizes_that_the_mesh_does_not_divide(small_config, monkeypatch, mesh, changes, message):
     monkeypatch.setattr(
-        "roberta_jax.pretraining.spec.create_mesh", lambda **sizes: AbstractMesh(mesh, MESH_AXES)
+        "roberta_jax.config_groups.create_mesh", lambda **sizes: AbstractMesh(mesh, MESH_AXES)
     )
     with pytest.raises(UsageError, match=message) as error:
         read_spec(small_config(**changes))
@@ -226,7 +226,7 @@ def test_sizes_that_the_mesh_does_not_divide(small_config, monkeypatch, mesh, ch
 
 def test_sizes_that_the_mesh_divides(small_config, monkeypatch):
     mesh = AbstractMesh((2, 2, 2), MESH_AXES)
-    monkeypatch.setattr("roberta_jax.pretraining.spec.create_mesh", lambda **sizes: mesh)
+    monkeypatch.setattr("roberta_jax.config_groups.create_mesh", lambda **sizes: mesh)
     assert read_spec(small_config()).training.mesh == mesh
 
 

@@ -284,3 +284,15 @@ def test_meter_without_a_timed_step():
     meter.add({"loss": 4.0})
     assert meter.take() == ({"loss": 4.0}, None)
     assert meter.tokens_per_second is None
+
+
+def test_the_record_of_skipped_batches_is_kept_where_an_evaluation_is_made_again(tmp_path):
+    with MetricsWriter(tmp_path, step=0, steps=4) as writer:
+        for values in ({"skipped_batches": 3}, {"loss": 1.0, "learning_rate": 0.1}, {"score": 0.5}):
+            writer.write(4, values)
+    with MetricsWriter(tmp_path, step=4, steps=4, evaluation_due=True):
+        pass
+    assert [sorted(record) for record in read_metrics(tmp_path)] == [
+        ["skipped_batches", "step"],
+        ["learning_rate", "loss", "step"],
+    ]

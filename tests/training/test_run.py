@@ -2,7 +2,6 @@
 
 import contextlib
 import dataclasses
-import functools
 import itertools
 import json
 import math
@@ -13,95 +12,20 @@ import numpy as np
 import pytest
 
 from roberta_jax.errors import UsageError
-from roberta_jax.training import loop, preemption, run
-from roberta_jax.training.checkpoints import Checkpoints
+from roberta_jax.training import preemption, run
 from roberta_jax.training.divergence import Diverged
-from roberta_jax.training.metrics import MetricsWriter, read_metrics
-from roberta_jax.training.partitioning import RULES, create_mesh
-from roberta_jax.training.schedules import polynomial_schedule
-from roberta_jax.training.steps import make_train_step
+from roberta_jax.training.metrics import read_metrics
 from tests.support import toy
-
-BATCH, STEPS = 8, 6
-CONFIG = {"train": {"steps": STEPS}, "seed": 0}
-
-
-@pytest.fixture(scope="module")
-def spec():
-    schedule = polynomial_schedule(1e-2, warmup_steps=2, decay_steps=STEPS)
-    return run.TrainingSpec(
-        seed=0,
-        steps=STEPS,
-        batch_size=BATCH,
-        rows_per_microbatch=BATCH,
-        accumulation=1,
-        cadence=loop.Cadence(log=2, evaluate=3, checkpoint=2),
-        keep_checkpoints=2,
-        deterministic=False,
-        optimizer=toy.adamw(schedule),
-        schedule=schedule,
-        warmup_steps=2,
-        mesh=create_mesh(),
-        rules=RULES,
-    )
-
-
-@pytest.fixture(scope="module")
-def train_step(spec):
-    return make_train_step(toy.Toy(), spec.optimizer, spec.schedule, spec.mesh, seed=0)
-
-
-@pytest.fixture
-def job_factory(spec, train_step):
-    """Returns a function from job fields with their values to a `make_job` for `run.run`.
-
-    The names of the job's functions are appended to the list `calls` when they are called.
-    """
-
-    def job_factory(calls=None, **changes):
-        calls = [] if calls is None else calls
-
-        def make_job(folder):
-            calls.append("make_job")
-
-            def export(params):
-                calls.append("export")
-                (folder / run.EXPORT).mkdir(exist_ok=True)
-                np.savez(folder / run.EXPORT / "params.npz", **jax.device_get(params))
-                (folder / run.EXPORT / "config.json").write_text("{}")
-
-            def evaluate(params, should_stop):
-                calls.append("evaluate")
-                return {"eval_loss": float(np.abs(params["kernel"]).sum())}
-
-            job = run.Job(
-                train_step=train_step,
-                init_params=toy.init_params,
-                pretrained_params=None,
-                batches=toy.batches(spec.mesh, BATCH),
-                identity={"text": "abc"},
-                evaluate=evaluate,
-                final_metrics=lambda: {"epochs": 1.5},
-                export=export,
-                describe=lambda state: f"at step {int(state.step)}",
-                summarize=lambda metrics: f"loss {metrics['eval_loss']:.3f}",
-                tokens_per_step=BATCH,
-                flops_per_step=1.0,
-            )
-            return dataclasses.replace(job, **changes)
-
-        return make_job
-
-    return job_factory
-
-
-def start(workdir, spec, make_job, config=CONFIG):
-    return run.run(workdir, spec, make_job, config=config, may_change=("train.steps",))
-
-
-def exported(workdir):
-    with np.load(workdir / run.EXPORT / "params.npz") as params:
-        return dict(params)
+from tests.support.toy_runs import (
+    BATCH,
+    CONFIG,
+    STEPS,
+    Killed,
+    assert_same_export,
+    exported,
+    reproducible,
+    start,
+)
 
 
 def test_a_new_run_trains_evaluates_and_exports(tmp_path, spec, job_factory, capsys):
@@ -216,79 +140,6 @@ def test_without_evaluation(tmp_path, spec, job_factory):
 # Stops and kills at every moment.
 
 
-class Killed(BaseException):
-    """Stands for SIGKILL: no code of the run handles it."""
-
-
-@pytest.fixture
-def killed_at(monkeypatch):
-    """Returns a function that makes the n-th event of the next run raise `Killed`.
-
-    Events are: a batch is read, an evaluation begins or ends, a record is written, a checkpoint is
-    about to be saved or is on disk, and the export begins or ends.
-    """
-    events, deadline = itertools.count(1), [None]
-
-    def event():
-        if next(events) == deadline[0]:
-            raise Killed
-
-    def with_events(function, before=True, after=True):
-        def call(*args, **kwargs):
-            if before:
-                event()
-            result = function(*args, **kwargs)
-            if after:
-                event()
-            return result
-
-        return call
-
-    def save_and_wait(checkpoints, *args, save=Checkpoints.save, **kwargs):
-        save(checkpoints, *args, **kwargs)
-        checkpoints.wait()
-
-    monkeypatch.setattr(Checkpoints, "save", with_events(save_and_wait))
-    monkeypatch.setattr(MetricsWriter, "write", with_events(MetricsWriter.write))
-
-    def kill_at(number, make_job):
-        nonlocal events
-        events, deadline[0] = itertools.count(1), number
-
-        def batches(job, step):
-            for batch in job.batches(step):
-                event()
-                yield batch
-
-        def make(folder):
-            job = make_job(folder)
-            return dataclasses.replace(
-                job,
-                batches=functools.partial(batches, job),
-                evaluate=with_events(job.evaluate),
-                export=with_events(job.export),
-            )
-
-        return make
-
-    return kill_at
-
-
-def reproducible(workdir):
-    """The records of a run without what depends on the speed of the machine."""
-    timing = ("tokens_per_second", "mfu")
-    return [
-        {name: value for name, value in record.items() if name not in timing}
-        for record in read_metrics(workdir)
-    ]
-
-
-@pytest.fixture
-def often(spec):
-    """A cadence at which a record, an evaluation and a checkpoint rarely fall on one step."""
-    return dataclasses.replace(spec, cadence=loop.Cadence(log=3, evaluate=2, checkpoint=4))
-
-
 def test_a_kill_at_any_moment_changes_no_record(tmp_path, often, job_factory, killed_at):
     start(tmp_path / "straight", often, job_factory())
     expected = reproducible(tmp_path / "straight")
@@ -355,10 +206,6 @@ def test_stops_at_every_step_change_no_record(tmp_path, often, job_factory, monk
         start(tmp_path / "run", often, make_job)
     assert reproducible(tmp_path / "run") == reproducible(tmp_path / "straight")
     assert_same_export(tmp_path / "run", tmp_path / "straight")
-
-
-def assert_same_export(workdir, expected):
-    jax.tree.map(np.testing.assert_array_equal, exported(workdir), exported(expected))
 
 
 # Damage of a workdir that is to be resumed.

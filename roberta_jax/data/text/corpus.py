@@ -288,7 +288,7 @@ class TfdsCorpus(Corpus):
                 f"--config.data.source is 'tfds', which also needs {' and '.join(missing)}"
             )
         self._split, self._field = split, field
-        tfds = _import_tfds()
+        tfds = import_tfds()
         try:
             self._builder = tfds.builder(name, data_dir=data_dir)
             self._builder.download_and_prepare()
@@ -297,7 +297,7 @@ class TfdsCorpus(Corpus):
         except Exception as error:  # TFDS raises errors of its own, urllib, TensorFlow and Python
             raise UsageError(
                 f"TFDS cannot load {name!r}, split {split!r}, from "
-                f"{data_dir or 'its default folder'}: {_first_line(error)}"
+                f"{data_dir or 'its default folder'}: {first_line(error)}"
             ) from error
         if field not in features:
             raise UsageError(
@@ -316,7 +316,7 @@ class TfdsCorpus(Corpus):
         }
 
     def pieces(self) -> Iterator[Piece]:
-        tfds = _import_tfds()
+        tfds = import_tfds()
         in_order = tfds.ReadConfig(interleave_cycle_length=1, try_autocache=False)
         dataset = self._builder.as_dataset(
             split=self._split, shuffle_files=False, read_config=in_order
@@ -343,13 +343,21 @@ class _Decoder(Corpus):
     pieces = identity
 
 
-def _import_tfds():
+def import_tfds(needed_by: str = "--config.data.source=tfds"):
+    """Imports TensorFlow Datasets, without its reserving a GPU's memory.
+
+    Args:
+      needed_by: what needs it, for the message.
+
+    Raises:
+      UsageError: it is not installed.
+    """
     try:
         import tensorflow as tf
         import tensorflow_datasets as tfds
     except ImportError as error:
         raise UsageError(
-            f"--config.data.source=tfds needs TensorFlow Datasets ({error}). Install the extra "
+            f"{needed_by} needs TensorFlow Datasets ({error}). Install the extra "
             f"`data`: pip install -e '.[data]'"
         ) from error
     tf.config.set_visible_devices([], "GPU")  # so that it does not reserve their memory
@@ -364,7 +372,7 @@ def _size_and_time(path: pathlib.Path) -> list[int]:
     return [stat.st_size, stat.st_mtime_ns]
 
 
-def _first_line(error: Exception) -> str:
+def first_line(error: Exception) -> str:
     """TFDS lists all datasets that there are after a name that it does not know."""
     return str(error).strip().partition("\n")[0] or repr(error)
 

@@ -6,6 +6,7 @@ of preparing text and must supply many workers.
 """
 
 import bz2
+import contextlib
 import functools
 import glob
 import gzip
@@ -149,6 +150,27 @@ def read_blocks(
         raise UsageError(
             f"{path} cannot be read to its end: {error}. If the file is truncated or damaged, "
             f"download it again, or leave it out of --config.data.files."
+        ) from error
+
+
+@contextlib.contextmanager
+def open_decompressed(path: pathlib.Path) -> Iterator[BinaryIO]:
+    """Opens a plain, .gz, .bz2, .xz or .zst file; reading it returns the decompressed bytes.
+
+    Raises:
+      UsageError: The file cannot be read, is truncated or damaged; also while it is read.
+    """
+    try:
+        with path.open("rb") as raw:
+            if not is_plain(path) and not os.fstat(raw.fileno()).st_size:
+                raise EOFError("it is empty, which no compressed file is")
+            yield _decompressed(raw, path.name.lower())
+    except PermissionError as error:
+        raise UsageError(f"{path} cannot be read: {error.strerror}.") from error
+    except (OSError, EOFError, lzma.LZMAError, zlib.error, zstandard.ZstdError) as error:
+        raise UsageError(
+            f"{path} cannot be read to its end: {error}. If it is truncated or damaged, write or "
+            "download it again."
         ) from error
 
 

@@ -30,6 +30,8 @@ class Kind(abc.ABC):
     # The parts of the head that are new where the model to start from has none; see
     # `weights.load.from_pretrained`.
     new_head: ClassVar[tuple[str, ...]] = ("classifier",)
+    # Whether the first axis of a row's outputs has the length of the input.
+    per_token: ClassVar[bool] = False
 
     def __init__(self, task: Task, labels: Sequence[str], formatting: Formatting):
         self.task, self.labels, self.formatting = task, tuple(labels), formatting
@@ -37,7 +39,7 @@ class Kind(abc.ABC):
     @property
     @abc.abstractmethod
     def model_class(self) -> type["nn.Module"]:
-        """The head that is trained."""
+        """The head that is trained: it has `loss`, `count`, `loss_of` and `TARGETS`."""
 
     @abc.abstractmethod
     def config_changes(self) -> dict[str, Any]:

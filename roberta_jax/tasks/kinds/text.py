@@ -15,6 +15,8 @@ from roberta_jax.tasks.kinds.base import Kind, Prediction
 if TYPE_CHECKING:
     from roberta_jax.tokenizer import RobertaTokenizer
 
+_TEXTS_AT_ONCE = 4096  # the tokenizer's results take far more memory than the tokens
+
 
 class _Texts(Kind):
     """What the three kinds share: the encoding, and the head."""
@@ -39,6 +41,7 @@ class _Texts(Kind):
         return changes | {"num_labels": 1, "id2label": {0: "LABEL_0"}, "label2id": {"LABEL_0": 0}}
 
     def encode(self, examples: Sequence[TextExample], tokenizer: "RobertaTokenizer") -> Features:
+        check_not_empty(examples)
         labels = self._targets(examples)
         sequences = encode_texts(
             [(each.text_a, each.text_b) for each in examples], tokenizer, self.formatting
@@ -161,17 +164,19 @@ class Regression(_Texts):
 
     def _targets(self, examples):
         values = np.array([np.nan if e.label is None else e.label for e in examples], np.float64)
+        with np.errstate(over="ignore"):  # what is too large for float32 becomes infinite
+            targets = (values / self.task.label_scale).astype(np.float32)
         unusable = [
             e.id
-            for e, value in zip(examples, values, strict=True)
-            if e.label is not None and not np.isfinite(value)
+            for e, target in zip(examples, targets, strict=True)
+            if e.label is not None and not np.isfinite(target)
         ]
         if unusable:
             raise UsageError(
                 f"the target of {len(unusable)} examples is not a finite number, such as that of "
                 f"example {shortened(unusable[0])}. Correct or remove them."
             )
-        return np.nan_to_num(values / self.task.label_scale).astype(np.float32)
+        return np.nan_to_num(targets)
 
     def fill(self) -> Mapping[str, Any]:
         return {"labels": 0.0, "example_weights": 0.0}
@@ -209,20 +214,36 @@ def encode_texts(texts, tokenizer: "RobertaTokenizer", formatting) -> list[list[
       formatting: gives the length, the prefixes and the number of separators.
     """
     is_pair = any(b is not None for _, b in texts)
-    first = [formatting.prefix_a + a for a, _ in texts]
-    second = [formatting.prefix_b + (b or "") for _, b in texts] if is_pair else None
-    options = {"truncation": True, "max_length": formatting.max_length, "verbose": False}
-    if not is_pair or formatting.separators == 2:
-        return tokenizer(first, second, **options, return_attention_mask=False)["input_ids"]
+    one_separator = is_pair and formatting.separators == 1
     # One separator: room for one more token, which is then removed.
-    options["max_length"] += 1
-    rows = tokenizer(first, second, **options, return_attention_mask=False)["input_ids"]
-    return [_without_second_separator(row, tokenizer.sep_token_id) for row in rows]
+    max_length = formatting.max_length + one_separator
+    rows: list[list[int]] = []
+    for begin in range(0, len(texts), _TEXTS_AT_ONCE):
+        part = texts[begin : begin + _TEXTS_AT_ONCE]
+        encoded = tokenizer(
+            [formatting.prefix_a + a for a, _ in part],
+            [formatting.prefix_b + (b or "") for _, b in part] if is_pair else None,
+            truncation=True,
+            max_length=max_length,
+            split_special_tokens=True,
+            return_attention_mask=False,
+            verbose=False,
+        )
+        rows += encoded["input_ids"]
+    if one_separator:
+        rows = [_without_second_separator(row, tokenizer.sep_token_id) for row in rows]
+    return rows
 
 
 def _without_second_separator(row: list[int], separator: int) -> list[int]:
     at = next(i for i in range(1, len(row) - 1) if row[i] == row[i + 1] == separator)
     return row[:at] + row[at + 1 :]
+
+
+def check_not_empty(examples: Sequence[Any]) -> None:
+    """Raises a UsageError if there are no examples."""
+    if not examples:
+        raise UsageError("there are no examples: the split is empty.")
 
 
 def check_labels(wrong) -> None:

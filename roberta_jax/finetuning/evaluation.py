@@ -1,0 +1,145 @@
+"""Evaluation of a fine-tuned model: its outputs for every row, predictions, scores and loss."""
+
+import dataclasses
+from collections.abc import Callable, Mapping, Sequence
+from typing import Any
+
+import flax.linen as nn
+import jax
+import numpy as np
+from jax.sharding import Mesh, NamedSharding, PartitionSpec
+
+from roberta_jax.finetuning.batches import choose_lengths, evaluation_batches
+from roberta_jax.finetuning.prepare import Split
+from roberta_jax.tasks.features import Features
+from roberta_jax.tasks.kinds import Kind
+from roberta_jax.tasks.kinds.base import Prediction
+from roberta_jax.training.partitioning import Rules, on_mesh
+
+
+@dataclasses.dataclass(frozen=True)
+class Evaluated:
+    """The result for a split.
+
+    Attributes:
+      predictions: one for each example, see `Kind.predictions`.
+      scores: the task's metrics; {} where no example has a label.
+      loss: the mean loss over all targets, None where there are none.
+    """
+
+    predictions: list[Prediction]
+    scores: dict[str, float]
+    loss: float | None
+
+
+class Evaluator:
+    """Runs a model over splits; each length of input is compiled once.
+
+    Args:
+      model: the head.
+      kind: the kind of task.
+      mesh: the devices, which share the rows of a batch.
+      rules: logical axis -> mesh axes.
+      batch_size: rows per step, over all devices.
+      num_lengths: lengths that inputs are padded to, at most.
+      lengths: these lengths in place of those that suit a split best, so that nothing is compiled
+        anew for another split.
+      pad_id: the token of padding.
+      engine: what builds batches ahead, see `pipeline.train_batches`.
+    """
+
+    def __init__(
+        self,
+        model: nn.Module,
+        kind: Kind,
+        mesh: Mesh,
+        rules: Rules,
+        *,
+        batch_size: int,
+        num_lengths: int = 6,
+        lengths: np.ndarray | None = None,
+        pad_id: int,
+        engine: str = "auto",
+    ):
+        self._kind, self._mesh, self._rules = kind, mesh, rules
+        self._batch_size, self._num_lengths, self._pad_id = batch_size, num_lengths, pad_id
+        self._engine, self._longest = engine, model.config.max_length
+        self._lengths = lengths
+        targets = type(model).TARGETS
+
+        def forward(params: Any, batch: Mapping[str, jax.Array]):
+            inputs = {name: x for name, x in batch.items() if name not in targets}
+            labels = {name: x for name, x in batch.items() if name in targets}
+            output = model.apply({"params": params}, **inputs, deterministic=True)
+            counts = model.count(**batch)
+            return kind.outputs(output), model.loss_of(output, **labels), counts
+
+        # All processes need all outputs.
+        self._forward = jax.jit(forward, out_shardings=NamedSharding(mesh, PartitionSpec()))
+
+    def outputs(
+        self,
+        features: Features,
+        params: Any,
+        should_stop: Callable[[], bool] = lambda: False,
+    ) -> tuple[dict[str, Sequence[np.ndarray]], float | None] | None:
+        """The model's outputs for all rows, and the mean loss; None if it was told to stop.
+
+        Returns:
+          ({name: one array per row, see `Kind.predictions`}, loss).
+        """
+        lengths = self._lengths
+        if lengths is None:
+            lengths = choose_lengths(features.row_lengths, self._num_lengths, self._longest)
+        batches = evaluation_batches(
+            features,
+            lengths,
+            self._kind.fill(),
+            self._pad_id,
+            self._mesh,
+            self._batch_size,
+            self._engine,
+        )
+        rows_of: dict[str, list[Any]] = {}
+        sums: dict[str, float] = {}
+        counts: dict[str, float] = {}
+        sizes = features.row_lengths
+
+        def take(rows: np.ndarray, result: Any) -> None:
+            arrays, batch_sums, batch_counts = jax.device_get(result)
+            for name, values in arrays.items():
+                of_rows = rows_of.setdefault(name, [None] * features.num_rows)
+                for row, value in zip(rows, values, strict=True):
+                    if row >= 0:
+                        of_rows[row] = value[: sizes[row]] if self._kind.per_token else value
+            for total, part in ((sums, batch_sums), (counts, batch_counts)):
+                for name, value in part.items():
+                    total[name] = total.get(name, 0.0) + float(value)
+
+        pending = None
+        try:
+            for rows, batch in batches:
+                with on_mesh(self._mesh, self._rules):
+                    result = self._forward(params, batch)
+                if pending is not None:
+                    take(*pending)
+                pending = rows, result
+                if should_stop():
+                    return None
+        finally:
+            batches.close()
+        if pending is not None:
+            take(*pending)
+        means = [sums[name] / counts[name] for name in sums if counts[name]]
+        return rows_of, sum(means) if means else None
+
+    def __call__(
+        self, split: Split, params: Any, should_stop: Callable[[], bool] = lambda: False
+    ) -> Evaluated | None:
+        """Predicts and scores all examples of a split; None if it was told to stop."""
+        result = self.outputs(split.features, params, should_stop)
+        if result is None:
+            return None
+        outputs, loss = result
+        predictions = self._kind.predictions(split.examples, split.features, outputs)
+        return Evaluated(predictions, self._kind.scores(split.examples, predictions), loss)

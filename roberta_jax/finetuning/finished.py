@@ -1,0 +1,216 @@
+"""Opens a fine-tuned model to predict and to evaluate with it."""
+
+import dataclasses
+import json
+import os
+from collections.abc import Mapping, Sequence
+from typing import Any
+
+import jax
+import numpy as np
+from etils import epath
+from jax.sharding import Mesh, NamedSharding, PartitionSpec
+
+from roberta_jax.data.pipeline import ENGINES
+from roberta_jax.errors import UsageError, listed
+from roberta_jax.finetuning.evaluation import Evaluator
+from roberta_jax.finetuning.prepare import TASK_FILE, Split
+from roberta_jax.modeling.config import RobertaConfig
+from roberta_jax.modeling.execution import Execution
+from roberta_jax.tasks import loading
+from roberta_jax.tasks.examples import Example
+from roberta_jax.tasks.kinds import Kind, kind_class
+from roberta_jax.tasks.kinds.base import Prediction
+from roberta_jax.tasks.readers.user_columns import Columns
+from roberta_jax.tasks.table import TASKS
+from roberta_jax.tasks.task import Formatting, Task
+from roberta_jax.tasks.user_task import user_task
+from roberta_jax.training.mesh import create_mesh
+from roberta_jax.training.partitioning import RULES
+from roberta_jax.weights import tokenizer_folder
+from roberta_jax.weights.config_file import config_path, read_config_dict
+from roberta_jax.weights.files import weights_in
+from roberta_jax.weights.load import model_folder, read_config, read_pretrained
+
+_BATCH_ROWS = 32  # per device
+
+# Architecture in `config.json` -> kind of task, for models that are not a workdir's.
+_KINDS = {
+    "RobertaForSequenceClassification": "classification",
+    "RobertaForTokenClassification": "tokens",
+    "RobertaForMultipleChoice": "choice",
+    "RobertaForQuestionAnswering": "question_answering",
+}
+_KINDS_OF_PROBLEMS = {
+    "regression": "regression",
+    "multi_label_classification": "multi_label",
+}
+
+
+@dataclasses.dataclass(frozen=True)
+class FinishedModel:
+    """A fine-tuned model with its task.
+
+    Attributes:
+      path: what it was opened from.
+      task: its task.
+      kind: the kind of it, with the labels in the order of the model's ids.
+      tokenizer: its tokenizer.
+      params: its parameters, on all devices.
+      evaluator: computes its outputs.
+      fingerprint: what identifies the model, as values that JSON can hold.
+      folder: the folder of the official files that it was trained on, if the workdir says so.
+    """
+
+    path: str
+    task: Task
+    kind: Kind
+    tokenizer: Any
+    params: Any
+    evaluator: Evaluator
+    fingerprint: Mapping[str, Any]
+    folder: str | None = None
+
+    def predictions(self, examples: Sequence[Example]) -> list[Prediction]:
+        """Predictions for examples, in their order."""
+        features = self.kind.encode(examples, self.tokenizer)
+        outputs, _ = self.evaluator.outputs(features, self.params)
+        return self.kind.predictions(examples, features, outputs)
+
+    def evaluate(self, split: str, examples: Sequence[Example]) -> Any:
+        """Predictions and scores, see `Evaluator`."""
+        features = self.kind.encode(examples, self.tokenizer)
+        return self.evaluator(Split(split, examples, features), self.params)
+
+
+def open_finished(
+    path: str | os.PathLike, task: str | None = None, mesh: Mesh | None = None
+) -> FinishedModel:
+    """Loads a fine-tuned model.
+
+    Args:
+      path: the workdir of a finished fine-tuning run; or a folder in Hugging Face's format or a
+        hub id of a model with a classification head.
+      task: the name of its task in the table, for a model that is not a workdir's. None takes what
+        its `config.json` says about head and labels.
+      mesh: the devices; all by default.
+
+    Raises:
+      UsageError: there is no such model or task, or the model has no head for the task.
+    """
+    from roberta_jax.tokenizer import RobertaTokenizer
+
+    folder = model_folder(path)
+    config = read_config(folder)
+    recorded = epath.Path(path) / TASK_FILE
+    data_folder = None
+    if recorded.exists():
+        values = _read_task_file(recorded)
+        if task not in (None, values["task"]):
+            raise UsageError(
+                f"{path} was fine-tuned on the task {values['task']}, not on {task}. Leave --task "
+                "out."
+            )
+        row, labels = _recorded_task(values), tuple(values["labels"])
+        formatting = Formatting(**values["formatting"])
+        data_folder = _data_folder(epath.Path(path))
+    else:
+        row = _named_task(path, task, folder, config)
+        labels = loading.match_labels(row.labels, config.id2label, where=str(path))
+        longest = min(row.recipe.max_length, config.max_length)
+        formatting = dataclasses.replace(row.formatting, max_length=longest)
+    kind = kind_class(row.kind)(row, labels, formatting)
+    try:
+        tokenizer = RobertaTokenizer.from_pretrained(tokenizer_folder(folder))
+    except UsageError:
+        raise
+    except (OSError, ValueError) as error:
+        raise UsageError(f"cannot load the model's tokenizer: {error}") from error
+    model, params = read_pretrained(folder, kind.model_class, Execution())
+    mesh = create_mesh() if mesh is None else mesh
+    params = jax.device_put(params, NamedSharding(mesh, PartitionSpec()))
+    evaluator = Evaluator(
+        model,
+        kind,
+        mesh,
+        RULES,
+        batch_size=_BATCH_ROWS * mesh.size,
+        lengths=_lengths(config.max_length),
+        pad_id=tokenizer.pad_token_id,
+        engine=ENGINES[-1],
+    )
+    stat = (folder / weights_in(folder)[0]).stat()
+    fingerprint = {"model": str(folder), "bytes": stat.length, "modified": stat.mtime}
+    return FinishedModel(
+        str(path), row, kind, tokenizer, params, evaluator, fingerprint, data_folder
+    )
+
+
+def _lengths(longest: int) -> np.ndarray:
+    """16, 32, 64, ..., and the longest: whatever the examples are, few programs are compiled."""
+    powers = [2**n for n in range(4, 16) if 2**n < longest]
+    return np.array([*powers, longest])
+
+
+def _read_task_file(path: epath.Path) -> dict[str, Any]:
+    try:
+        values = json.loads(path.read_text())
+        missing = {"task", "labels", "label_scale", "formatting", "columns"} - set(values)
+    except (OSError, ValueError, TypeError) as error:
+        raise UsageError(f"{path} is damaged ({error}). {_RECOVER}") from None
+    if missing or values["task"] not in TASKS:
+        raise UsageError(f"{path} is not that of a task of this version. {_RECOVER}")
+    return values
+
+
+_RECOVER = (
+    "Use the folder hf/ of the run with --task, or delete hf/ and run the training command again."
+)
+
+
+def _recorded_task(values: dict[str, Any]) -> Task:
+    row = TASKS[values["task"]]
+    if values["columns"] is None:
+        return dataclasses.replace(row, labels=tuple(values["labels"]))
+    columns = {
+        name: tuple(value) if isinstance(value, list) else value
+        for name, value in values["columns"].items()
+    }
+    return user_task(
+        row.name, Columns(**columns), values["labels"], label_scale=values["label_scale"]
+    )
+
+
+def _data_folder(workdir: epath.Path) -> str | None:
+    try:
+        return json.loads((workdir / "config.json").read_text())["data"]["folder"]
+    except (OSError, ValueError, KeyError, TypeError):
+        return None
+
+
+def _named_task(
+    path: os.PathLike | str, task: str | None, folder: epath.Path, config: RobertaConfig
+) -> Task:
+    if task is not None:
+        if task not in TASKS or TASKS[task].reader is None:
+            named = [name for name, row in TASKS.items() if row.reader is not None]
+            raise UsageError(f"--task={task} is unknown: use one of {', '.join(named)}.")
+        row = TASKS[task]
+        if row.labels or row.kind == "regression":
+            return row
+        return dataclasses.replace(row, labels=tuple(config.id2label.values()))
+    architectures = read_config_dict(config_path(folder)).get("architectures") or ["none"]
+    if architectures[0] not in _KINDS:
+        raise UsageError(
+            f"{path} has no head for a task (its architecture is {architectures[0]}). Give a model "
+            f"that was fine-tuned, one of {listed(list(_KINDS))}, such as the workdir of "
+            "python -m roberta_jax.finetune."
+        )
+    kind = _KINDS[architectures[0]]
+    if kind == "classification":
+        kind = _KINDS_OF_PROBLEMS.get(config.problem_type, kind)
+        if config.problem_type is None and config.num_labels == 1:
+            kind = "regression"
+    has_labels = kind in ("classification", "multi_label", "tokens")
+    labels = tuple(config.id2label.values()) if has_labels else ()
+    return Task(name=kind, title=str(path), kind=kind, reader=None, labels=labels)

@@ -1,0 +1,297 @@
+"""From files to rows: reads the examples of a task, names the labels, and encodes the examples.
+
+Encoded examples are kept in `data.cache_dir/features`, named by a hash of everything that they
+follow from: the examples, the labels, the tokenizer and the format. A damaged file there is made
+again.
+"""
+
+import dataclasses
+import hashlib
+import json
+import pathlib
+import zipfile
+from collections.abc import Sequence
+from typing import TYPE_CHECKING, Any
+
+import numpy as np
+from etils import epath
+
+from roberta_jax.config_groups import check_tokenizer
+from roberta_jax.data import hashing
+from roberta_jax.errors import UsageError, counted
+from roberta_jax.finetuning.spec import FinetuningSpec
+from roberta_jax.storage.atomic import replace_file, write_json
+from roberta_jax.tasks import loading, metrics
+from roberta_jax.tasks.examples import Example
+from roberta_jax.tasks.features import Features
+from roberta_jax.tasks.kinds import Kind, kind_class
+from roberta_jax.tasks.readers.user_columns import Columns
+from roberta_jax.tasks.task import Task
+from roberta_jax.tasks.user_task import open_user_data
+from roberta_jax.tasks.validation_split import split_validation
+from roberta_jax.weights import tokenizer_folder
+
+if TYPE_CHECKING:
+    from roberta_jax.tokenizer import RobertaTokenizer
+
+# Part of the names of cached features; another number where they would differ for the same input.
+_FORMAT = 1
+
+TASK_FILE = "task.json"
+
+
+@dataclasses.dataclass(frozen=True)
+class Split:
+    """The examples of a split and their rows.
+
+    Attributes:
+      name: "train", "validation", "test", or another split of the task.
+      examples: the examples.
+      features: their rows.
+    """
+
+    name: str
+    examples: Sequence[Example]
+    features: Features
+
+
+@dataclasses.dataclass(frozen=True)
+class Prepared:
+    """What a run trains on and is evaluated on.
+
+    Attributes:
+      task: the task; that of the user's own files has their columns and labels.
+      kind: its kind, with the labels in the order of the model's ids.
+      tokenizer: the tokenizer.
+      train: the training split.
+      validation: the split that selects the best checkpoint.
+      more: further splits, which are evaluated and predicted after the training.
+      columns: those of the user's own files; None for the other tasks.
+      notes: what the user should know about the data, a sentence each.
+    """
+
+    task: Task
+    kind: Kind
+    tokenizer: "RobertaTokenizer"
+    train: Split
+    validation: Split
+    more: tuple[Split, ...] = ()
+    columns: Columns | None = None
+    notes: tuple[str, ...] = ()
+
+    def identity(self) -> dict[str, Any]:
+        """What the run is made from, as values that JSON can hold."""
+        return {
+            "tokenizer": self.tokenizer.fingerprint(),
+            "training examples": digest(self.train.features),
+            "validation examples": digest(self.validation.features),
+        }
+
+
+def prepare(spec: FinetuningSpec) -> Prepared:
+    """Reads and encodes the examples of all splits.
+
+    Raises:
+      UsageError: a file is missing or wrong, or examples, labels, tokenizer and model do not fit.
+    """
+    data, notes = spec.data, []
+    task, columns = spec.task, None
+    if task.reader is None:
+        user_task = open_user_data(
+            task.name,
+            data.train,
+            data.validation_share or data.validation,
+            data.test,
+            labels=data.labels,
+            **data.options,
+        )
+        task, columns = user_task.task, user_task.columns
+        notes.append(user_task.description)
+    tokenizer = load_tokenizer(spec)
+    splits = {"train": _load(spec, task, "train", data.train)}
+    if data.validation_share is None:
+        splits["validation"] = _load(spec, task, "validation", data.validation)
+    else:
+        splits["train"], splits["validation"] = split_validation(
+            splits["train"], data.validation_share
+        )
+    splits["train"] = _sample(splits["train"], data.max_train_examples)
+    for name in _further_splits(spec, task):
+        splits[name] = _load(spec, task, name, data.test if name == "test" else None)
+    labels = _labels(spec, task, splits["train"])
+    metrics.check(task.metrics, labels, task.kind)
+    kind = kind_class(task.kind)(task, labels, spec.formatting)
+    encoded_splits = [
+        Split(name, examples, encoded(kind, examples, tokenizer, data.cache_dir))
+        for name, examples in splits.items()
+    ]
+    notes += [note for split in encoded_splits for note in _skipped(split)]
+    train, validation, *more = encoded_splits
+    return Prepared(task, kind, tokenizer, train, validation, tuple(more), columns, tuple(notes))
+
+
+def _load(spec: FinetuningSpec, task: Task, split: str, file: str | None) -> list[Example]:
+    data = spec.data
+    if spec.task.reader is None:  # the files are in the task
+        file = task.files[split][0]
+    return loading.load_split(
+        task, split, folder=data.folder, file=file, tfds_data_dir=data.tfds_data_dir
+    )
+
+
+def _further_splits(spec: FinetuningSpec, task: Task) -> list[str]:
+    """The splits that are evaluated and predicted after the training, besides validation."""
+    known = ("train", "validation")
+    if spec.task.reader is None:
+        return [name for name in task.files if name not in known]
+    names = [] if spec.data.folder is None else loading.available_splits(task, spec.data.folder)
+    given = ["test"] if spec.data.test else []
+    return given + [name for name in names if name not in (*known, *given)]
+
+
+def _labels(spec: FinetuningSpec, task: Task, train: Sequence[Example]) -> tuple[str, ...]:
+    """The names of the labels in the order of the model's ids."""
+    if spec.data.labels:
+        return spec.data.labels
+    return loading.match_labels(
+        loading.label_names(task, train),
+        spec.model.id2label,
+        new_head=True,
+        where=str(spec.config["init_from"]),
+    )
+
+
+def _skipped(split: Split) -> list[str]:
+    return [
+        f"{split.name}: {counted(number, 'example')} left out: {reason}"
+        for reason, number in split.features.skipped.items()
+    ]
+
+
+def write_task(folder: epath.Path, prepared: Prepared) -> None:
+    """Writes to a workdir what `predict` and `evaluate` need besides the exported model."""
+    columns = prepared.columns
+    values = {
+        "task": prepared.task.name,
+        "labels": prepared.kind.labels,
+        "label_scale": prepared.task.label_scale,
+        "formatting": dataclasses.asdict(prepared.kind.formatting),
+        "columns": None if columns is None else dataclasses.asdict(columns),
+    }
+    write_json(folder / TASK_FILE, values)
+
+
+def load_tokenizer(spec: FinetuningSpec) -> "RobertaTokenizer":
+    """The tokenizer of the run.
+
+    Raises:
+      UsageError: it cannot be loaded, or is not one for the model.
+    """
+    from roberta_jax.tokenizer import RobertaTokenizer
+
+    try:
+        tokenizer = RobertaTokenizer.from_pretrained(
+            spec.tokenizer or tokenizer_folder(spec.init_from)
+        )
+    except UsageError:
+        raise
+    except (OSError, ValueError) as error:
+        raise UsageError(f"cannot load the model's tokenizer: {error}") from error
+    check_tokenizer(tokenizer, spec.model)
+    return tokenizer
+
+
+def encoded(
+    kind: Kind,
+    examples: Sequence[Example],
+    tokenizer: "RobertaTokenizer",
+    cache_dir: pathlib.Path | None,
+) -> Features:
+    """The rows of examples, from the cache or encoded now.
+
+    Args:
+      kind: the kind of task.
+      examples: the examples.
+      tokenizer: the tokenizer.
+      cache_dir: where rows are kept; None keeps none.
+    """
+    if cache_dir is None:
+        return kind.encode(examples, tokenizer)
+    path = cache_dir / "features" / f"{_key(kind, examples, tokenizer)}.npz"
+    cached = _read(path)
+    if cached is not None:
+        return cached
+    features = kind.encode(examples, tokenizer)
+    try:
+        path.parent.mkdir(parents=True, exist_ok=True)
+        with replace_file(path) as temporary, open(temporary, "wb") as file:
+            np.savez(file, **_arrays(features))
+    except OSError as error:
+        raise UsageError(
+            f"cannot write {path}: {error.strerror}. Make room there, or choose another folder "
+            "with --config.data.cache_dir."
+        ) from error
+    return features
+
+
+def digest(features: Features) -> str:
+    """A digest of rows."""
+    hasher = hashlib.blake2b(digest_size=8)
+    for name, array in sorted(_arrays(features).items()):
+        hasher.update(f"{name} {array.dtype} {array.shape}".encode())
+        hasher.update(np.ascontiguousarray(array).tobytes())
+    return hasher.hexdigest()
+
+
+def _key(kind: Kind, examples: Sequence[Example], tokenizer: "RobertaTokenizer") -> str:
+    made_from = {
+        "format": _FORMAT,
+        "kind": type(kind).__name__,
+        "labels": kind.labels,
+        "formatting": dataclasses.asdict(kind.formatting),
+        "scale": kind.task.label_scale,
+        "tokenizer": tokenizer.fingerprint(),
+    }
+    hasher = hashlib.blake2b(json.dumps(made_from, sort_keys=True).encode(), digest_size=16)
+    for example in examples:
+        hasher.update(repr(dataclasses.astuple(example)).encode("utf-8", "surrogatepass"))
+    return hasher.hexdigest()
+
+
+_OWN = ("tokens", "starts", "example")
+_GROUPS = ("columns", "token_columns", "host_arrays")
+_GROUPS = ("columns", "token_columns", "host_arrays")
+
+
+def _arrays(features: Features) -> dict[str, np.ndarray]:
+    arrays = {name: getattr(features, name) for name in _OWN}
+    arrays["choices"] = np.int64(features.choices)
+    arrays["skipped"] = np.frombuffer(json.dumps(dict(features.skipped)).encode(), np.uint8)
+    for group in _GROUPS:
+        arrays |= {f"{group}.{name}": each for name, each in getattr(features, group).items()}
+    return arrays
+
+
+def _read(path: pathlib.Path) -> Features | None:
+    """The rows in a file; None where there is none or it is damaged (the format has a CRC)."""
+    try:
+        with np.load(path) as file:
+            arrays = dict(file)
+        groups: dict[str, dict[str, np.ndarray]] = {name: {} for name in _GROUPS}
+        for name, array in arrays.items():
+            group, dot, column = name.partition(".")
+            if dot:
+                groups[group][column] = array
+        own = {name: arrays[name] for name in _OWN}
+        skipped = json.loads(arrays["skipped"].tobytes())
+        return Features(choices=int(arrays["choices"]), skipped=skipped, **own, **groups)
+    except (OSError, ValueError, KeyError, EOFError, zipfile.BadZipFile):
+        return None
+
+
+def _sample(examples: list[Example], most: int | None) -> list[Example]:
+    """So many examples at random, in their order; the same ones for every seed of the run."""
+    if most is None or most >= len(examples):
+        return examples
+    chosen = np.sort(hashing.permute(np.arange(most), len(examples), 0, 0))
+    return [examples[index] for index in chosen]

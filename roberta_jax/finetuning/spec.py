@@ -1,0 +1,254 @@
+"""The specification of a fine-tuning run: the config, checked and made concrete.
+
+The config is read here, before any example is read. What the examples decide (the labels of the
+user's own files, the number of steps) is filled in later.
+"""
+
+import dataclasses
+import math
+import os
+import pathlib
+from collections.abc import Mapping
+from typing import Any
+
+import jax
+from ml_collections import ConfigDict
+
+from roberta_jax.config_groups import check_one_of, read_execution, read_training
+from roberta_jax.config_ranges import check_values
+from roberta_jax.data.pipeline import ENGINES
+from roberta_jax.dotted_keys import flatten
+from roberta_jax.errors import UsageError
+from roberta_jax.finetuning.adapt import Adaptation
+from roberta_jax.finetuning.config_values import VALUES
+from roberta_jax.modeling.config import RobertaConfig
+from roberta_jax.modeling.execution import Execution
+from roberta_jax.storage import cache_folder
+from roberta_jax.tasks.table import TASKS
+from roberta_jax.tasks.task import Formatting, Task
+from roberta_jax.training.partitioning import rows_and_accumulation
+from roberta_jax.training.run import TrainingSpec
+from roberta_jax.training.schedules import make_schedule
+from roberta_jax.weights.load import model_folder, read_config
+
+FILE = "configs/finetune.py"
+_DROPOUTS = ("hidden_dropout_prob", "attention_probs_dropout_prob", "classifier_dropout")
+
+
+@dataclasses.dataclass(frozen=True, kw_only=True)
+class DataSpec:
+    """Where the examples are; see `config.data`.
+
+    Attributes:
+      folder: folder of the official files, or None.
+      tfds_data_dir: folder of TFDS's datasets, or None.
+      train, validation, test: files, or None.
+      validation_share: share of the training examples to validate on; None where there is a file.
+      options: what the readers of the user's own files take: kind, labels and columns.
+      labels: names of the labels, or () for the task's.
+      max_train_examples: examples to train on at most, or None.
+      num_lengths: lengths that batches are padded to.
+      cache_dir: where encoded examples are kept.
+      engine: what builds batches ahead.
+    """
+
+    folder: str | None
+    tfds_data_dir: str | None
+    train: str | None
+    validation: str | None
+    test: str | None
+    validation_share: float | None
+    options: Mapping[str, Any]
+    labels: tuple[str, ...]
+    max_train_examples: int | None
+    num_lengths: int
+    cache_dir: pathlib.Path
+    engine: str
+
+
+@dataclasses.dataclass(frozen=True, kw_only=True)
+class FinetuningSpec:
+    """A fine-tuning run, as far as the config decides it.
+
+    Attributes:
+      config: the config as nested dictionaries, as it is written to the workdir.
+      task: the row of the table.
+      data: where the examples are.
+      formatting: how an example becomes an input.
+      model: the config of the model to start from, with the dropout rates of the run.
+      init_from: the folder of the model to start from.
+      tokenizer: folder or hub id of the tokenizer, or None for the model's.
+      execution: how the model computes.
+      adaptation: which parameters are trained, and at which rates.
+      eval_batch_size: rows per evaluation step.
+    """
+
+    config: Mapping[str, Any]
+    task: Task
+    data: DataSpec
+    formatting: Formatting
+    model: RobertaConfig
+    init_from: os.PathLike
+    tokenizer: str | None
+    execution: Execution
+    adaptation: Adaptation
+    eval_batch_size: int
+
+    def training(self, num_rows: int) -> TrainingSpec:
+        """How the model is trained on so many rows.
+
+        Raises:
+          UsageError: a value is out of its range, or values do not fit each other or the devices.
+        """
+        config, train = self.config, self.config["train"]
+        per_epoch = math.ceil(num_rows / train["batch_size"])
+        steps = train["steps"] or max(1, round(num_rows * train["epochs"] / train["batch_size"]))
+        every = train["eval_every"] or per_epoch
+        schedule = config["schedule"]
+        warmup_steps = round(schedule["warmup_ratio"] * steps)
+        cadence = {"eval_every": every, "checkpoint_every": train["checkpoint_every"] or every}
+        return read_training(
+            {**config, "train": {**train, **cadence}},
+            jax.devices(),
+            steps=steps,
+            warmup_steps=warmup_steps,
+            patience=train["patience"],
+            schedule=make_schedule(
+                schedule["name"],
+                config["optimizer"]["learning_rate"],
+                warmup_steps=warmup_steps,
+                decay_steps=steps,
+                end=schedule["end_learning_rate"],
+                power=schedule["power"],
+            ),
+        )
+
+
+def read_spec(config: ConfigDict) -> FinetuningSpec:
+    """Reads and checks the config.
+
+    Args:
+      config: as `configs/finetune.py` returns it.
+
+    Raises:
+      UsageError: a value is out of its range, values do not fit each other, the model or the
+        devices, or there is no such model.
+    """
+    check_values(flatten(config), VALUES, VALUES, FILE)
+    check_one_of("task", config.task, TASKS)
+    check_one_of("data.engine", config.data.engine, ENGINES)
+    task = TASKS[config.task]
+    if (config.train.epochs is None) == (config.train.steps is None):
+        raise UsageError(
+            "give either --config.train.epochs or --config.train.steps, and set the other one to "
+            "none."
+        )
+    if not config.init_from:
+        raise UsageError(
+            "no model to fine-tune: give one, such as --config.init_from=runs/tiny (a workdir or a "
+            "folder in Hugging Face's format) or --config.init_from=FacebookAI/roberta-base."
+        )
+    data = _read_data(config.data, task)
+    execution = read_execution(config.execution, jax.devices())
+    folder = model_folder(config.init_from)  # once: it may ask the hub
+    model = read_config(folder)
+    rates = {key: config.model[key] for key in _DROPOUTS if config.model[key] is not None}
+    model = model.replace(**rates)
+    adaptation = Adaptation(**{**config.adapt, "lora_targets": tuple(config.adapt.lora_targets)})
+    adaptation.check_model(model)
+    spec = FinetuningSpec(
+        config=config.to_dict(),
+        task=task,
+        data=data,
+        formatting=_read_formatting(config, task, model),
+        model=model,
+        init_from=folder,
+        tokenizer=config.tokenizer,
+        execution=execution,
+        adaptation=adaptation,
+        eval_batch_size=config.eval.batch_size,
+    )
+    # With any number of rows, so that mistakes are reported before the examples are read.
+    training = spec.training(10**6)
+    rows_and_accumulation(training.mesh, spec.eval_batch_size, key="eval.batch_size")
+    return spec
+
+
+def _read_formatting(config: ConfigDict, task: Task, model: RobertaConfig) -> Formatting:
+    given = {key: value for key, value in config.format.items() if value is not None}
+    longest = given.get("max_length")
+    if longest is None:
+        given["max_length"] = min(task.recipe.max_length, model.max_length)
+    elif longest > model.max_length:
+        raise UsageError(
+            f"--config.format.max_length={longest} is longer than the {model.max_length} positions "
+            f"of the model in {config.init_from}. Use --config.format.max_length="
+            f"{model.max_length} or less."
+        )
+    return dataclasses.replace(task.formatting, **given)
+
+
+def _read_data(data: ConfigDict, task: Task) -> DataSpec:
+    validation, share = data.validation, validation_share(data.validation)
+    labels = tuple(data.labels)
+    if not all(isinstance(name, str) and name for name in labels) or len(set(labels)) < len(labels):
+        raise UsageError(
+            f"--config.data.labels={labels}: give different names, such as "
+            '--config.data.labels=\'("negative","positive")\'.'
+        )
+    options = {
+        key: data[key]
+        for key in ("kind", "text_column", "pair_column", "label_column", "id_column")
+    } | {"choice_columns": tuple(data.choice_columns)}
+    if task.reader is not None:
+        given = [key for key, value in options.items() if value]
+        if given:
+            raise UsageError(
+                f"--config.data.{given[0]} describes a file of your own, and the task "
+                f"{task.name} has files of a known form. Leave it out, or use "
+                f"--config={FILE}:csv, :tsv or :jsonl."
+            )
+    elif data.train is None:
+        raise UsageError(
+            f"--config={FILE}:{task.name} needs the file of training examples: give "
+            f"--config.data.train=FILE.{task.name}."
+        )
+    elif validation is None:
+        raise UsageError(
+            "no examples to validate on: give --config.data.validation=FILE, or the share of the "
+            "training examples to hold out, such as --config.data.validation=0.1."
+        )
+    return DataSpec(
+        folder=data.folder,
+        tfds_data_dir=data.tfds_data_dir,
+        train=data.train,
+        validation=None if share is not None else validation,
+        test=data.test,
+        validation_share=share,
+        options=options,
+        labels=labels,
+        max_train_examples=data.max_train_examples,
+        num_lengths=data.num_lengths,
+        cache_dir=cache_folder(data.cache_dir),
+        engine=data.engine,
+    )
+
+
+def validation_share(text: str | None) -> float | None:
+    """The share of the training examples that `data.validation` is; None if it is a file.
+
+    Raises:
+      UsageError: it is a number that is no share.
+    """
+    try:
+        share = float(text)
+    except (TypeError, ValueError):
+        return None
+    if os.path.exists(text):
+        return None
+    if not 0 < share < 1:
+        raise UsageError(
+            f"--config.data.validation={text}: give a share between 0 and 1, such as 0.1, or a "
+            "file."
+        )
+    return share

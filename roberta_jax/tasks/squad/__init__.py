@@ -1,0 +1,1 @@
+"""Extractive question answering (SQuAD): windows of passages, spans, scores, files."""
