@@ -3,6 +3,7 @@
 import dataclasses
 import functools
 import importlib.metadata
+import os
 import platform
 from collections.abc import Callable, Mapping
 from typing import Any
@@ -227,7 +228,7 @@ class Finetuning:
                 params,
                 alpha=adaptation.lora_alpha,
                 targets=adaptation.lora_targets,
-                base_model=str(self._spec.config["init_from"]),
+                base_model=os.fspath(self._spec.init_from),
             )
         if jax.process_index() == 0:  # `save_pretrained` replaces no folder with other files
             (self._folder / EXPORT / _CARD).unlink(missing_ok=True)
