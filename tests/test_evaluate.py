@@ -320,7 +320,7 @@ def test_models_that_cannot_be_scored(folders, text, tmp_path):
         (decoder, "is a decoder"),
         (no_tokenizer, "cannot load the model's tokenizer"),
         (broken, "the weights are not finite"),
-        (finetuned, "is the workdir of a fine-tuning run"),
+        (finetuned, "is fine-tuned. Give --split"),
         (unfinished, "has not finished"),
         (other, "has 320 ids and the model 300"),
     ):
