@@ -1,5 +1,6 @@
 """Collects the results of a study from the workdirs of its runs."""
 
+import shlex
 import statistics
 from collections.abc import Sequence
 from typing import Any
@@ -44,6 +45,12 @@ def collect(study: Study, root: epath.PathLike) -> Results:
     epochs = {row["setting"]: row["epochs"] for row in points if "epochs" in row}
     cautions = [*warnings(study), *mask_warnings(study, epochs)]
     description = _description(study, str(root), cautions)
+    if study.data and study.downstream:
+        description["downstream"] = {
+            task: shlex.join([task, *arguments])
+            for task, arguments in study.downstream.items()
+            if task in study.evaluations
+        }
     if study.finetunes:
         description |= {"groups": study.groups(), "references": study.references}
         if not study.references:

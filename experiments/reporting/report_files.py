@@ -128,6 +128,16 @@ def readme(results: Results, plots: Sequence[str]) -> str:
         parts.append(markdown_table(cells))
         if "positions" in keys:
             parts.append("Positions are those of a whole run, padding included.")
+    if study.get("downstream"):
+        lines = [
+            f"python -m experiments.downstream {each}" for each in study["downstream"].values()
+        ]
+        parts += [
+            "Each finished model was then fine-tuned by these commands, with its workdir as "
+            "`--model` and its examples as `--data`. Their scores are in per cent, the medians "
+            "over the seeds of fine-tuning.",
+            "```\n" + "\n".join(lines) + "\n```",
+        ]
     cautions = [*study.get("warnings", ()), *(_equal(pair) for pair in results.equal_settings())]
     if cautions:
         parts += ["## Warnings", "\n".join(f"- {line}" for line in cautions)]

@@ -92,7 +92,8 @@ class Results:
       study: the study: its name, origin, question, settings, seeds, columns, paper, source and
         notes, the changes of its base config, and what `collect` adds: `runs`, what each setting
         trains; `warnings`; and `one_tokenizer`, False if values per token cannot be compared. For
-        fine-tuning also `groups`, the settings of each task, `references`, and `intervals`.
+        fine-tuning also `groups`, the settings of each task, `references`, and `intervals`; and
+        for fine-tuned points `downstream`, the arguments of `experiments.downstream` for each task.
       points: a row for each point: POINT_FIELDS, and the metrics of those that are finished.
       curves: rows with CURVE_FIELDS, some of which are None. `loss` is the masked language modeling
         loss of training; `seconds` is the time spent in training steps.

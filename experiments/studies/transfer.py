@@ -1,6 +1,7 @@
 """Does pretraining help? A pretrained model against the same model with random values, on 8 tasks.
 
-    python -m experiments.sweep transfer:small --set=init_from=runs/model --data=data --out=runs/transfer
+    python -m experiments.sweep transfer:small --set=init_from=runs/model --data=data \\
+        --out=runs/transfer
     python -m experiments.report transfer:small --set=init_from=runs/model --data=data \\
         --runs=runs/transfer
 
@@ -30,6 +31,13 @@ _SQUAD = {"data.train": "{data}/squad/squad_v2.json.xz", "data.validation": "0.1
 # same for both settings of a task.
 _SMALL = {"optimizer.learning_rate": 2e-4, "train.batch_size": 16, "train.epochs": 3.0}
 
+# Windows of a passage for models with 128 positions, and with as few as 32.
+_WINDOWS = {
+    "small": {"format.max_query_length": 32, "format.doc_stride": 48},
+    "full": {},
+    "quick": {"format.max_query_length": 12, "format.doc_stride": 8},
+}
+
 
 def get_study(form: str) -> Study:
     base = tasks.config("cola", _changes(form))
@@ -40,7 +48,8 @@ def get_study(form: str) -> Study:
             for key, value in tasks.of_task(name, base).items()
             if form == "full" or key not in (*_SMALL, "train.steps")
         }
-        own |= _SQUAD if name == "squad2" else {}
+        if name == "squad2":
+            own |= {**_SQUAD, **_WINDOWS[form]}
         settings[f"{TASKS[name].title}, pretrained"] = own
         settings[f"{TASKS[name].title}, random"] = {**own, "random_init": True}
     return Study(
