@@ -124,7 +124,7 @@ def warnings(study: Study) -> list[str]:
     messages = []
     if study.data:
         messages += [
-            f"--data={study.data} has no training and validation examples of {TASKS[task].title}; "
+            f"The folder of --data has no training and validation examples of {TASKS[task].title}; "
             "its columns stay empty."
             for task in study.downstream
             if task not in study.evaluations
