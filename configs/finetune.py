@@ -183,9 +183,8 @@ def _defaults() -> ConfigDict:
     # Steps between checkpoints; None saves after each evaluation.
     config.train.checkpoint_every = placeholder(int)
     config.train.keep_checkpoints = 1  # Number of newest checkpoints to keep.
-    config.train.keep_every = (
-        0  # Checkpoints whose step is a multiple of this are kept; 0 has none.
-    )
+    # Checkpoints whose step is a multiple of this are kept for ever; 0 has none.
+    config.train.keep_every = 0
     # Use deterministic GPU kernels: bit-identical results from run to run, but slower.
     config.train.deterministic = False
 

@@ -29,6 +29,7 @@ COMMANDS = {
     ),
     "doctor": ("roberta_jax.doctor", "Check machines and file systems before a long run."),
     "launch": ("roberta_jax.launch", "Run a command, and restart it when it crashes."),
+    "evaluate": ("roberta_jax.evaluate", "Score a trained model on text, or compare two models."),
     "fill-mask": ("roberta_jax.fill_mask", "Predict the masked words of texts."),
     "convert": ("roberta_jax.convert", "Convert weights between Hugging Face, Flax and fairseq."),
     "export": ("roberta_jax.export", "Export a model to StableHLO or a TensorFlow SavedModel."),

@@ -25,31 +25,13 @@ def fill_mask(
     Raises:
       UsageError: There is no such model, or a text has no mask or too many tokens.
     """
-    from roberta_jax import weights
     from roberta_jax.inference.fill_mask import FillMask
-    from roberta_jax.modeling.heads import RobertaForMaskedLM
-    from roberta_jax.tokenizer import RobertaTokenizer
-    from roberta_jax.tokenizer.files import FAIRSEQ_FILES, HF_FILES, TOKENIZER_FILE
+    from roberta_jax.inference.loading import load_masked_lm
 
     if top_k < 1:
         raise UsageError(f"top_k must be at least 1, not {top_k}")
-    model, params = weights.from_pretrained(folder, RobertaForMaskedLM)
-    tokenizer_folder = weights.tokenizer_folder(folder)
-    try:
-        tokenizer = RobertaTokenizer.from_pretrained(tokenizer_folder)
-    except (OSError, ValueError) as error:
-        raise UsageError(f"cannot load the model's tokenizer: {error}") from error
-    # In fairseq's files <mask> comes after the last line of dict.txt. If lines are missing there,
-    # it has another id, and nothing else shows it.
-    is_fairseq = (tokenizer_folder / FAIRSEQ_FILES[2]).exists() and not any(
-        (tokenizer_folder / name).exists() for name in (TOKENIZER_FILE, *HF_FILES)
-    )
-    if is_fairseq and len(tokenizer) != model.config.vocab_size:
-        raise UsageError(
-            f"{tokenizer_folder / FAIRSEQ_FILES[2]} gives {len(tokenizer)} ids, and the model has "
-            f"{model.config.vocab_size}: it is cut short or belongs to another model"
-        )
-    return FillMask(model, params, tokenizer).predictions(texts, top_k)
+    loaded = load_masked_lm(folder)
+    return FillMask(loaded.model, loaded.params, loaded.tokenizer).predictions(texts, top_k)
 
 
 def read_texts(stream: TextIO | BinaryIO) -> list[str]:

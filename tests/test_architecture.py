@@ -20,6 +20,7 @@ ALLOWED = {
     "training": {"storage"},
     "weights": {"modeling", "storage"},
     "inference": {"modeling", "tokenizer", "weights"},
+    "language_modeling": {"data", "inference", "storage", "tokenizer", "training"},
     "pretraining": {
         "config_groups",
         "data",
@@ -170,7 +171,7 @@ def test_only_the_specification_and_the_commands_see_the_config():
         "config_files.py",
         "dotted_keys.py",
     }
-    commands = {"pretrain.py", "prepare.py", "plan.py", "finetune.py"}
+    commands = {"pretrain.py", "prepare.py", "plan.py", "finetune.py", "evaluate.py"}
     for path in PACKAGE.rglob("*.py"):
         if any(name.startswith("ml_collections") for name in imported_names(path)):
             assert str(path.relative_to(PACKAGE)) in readers | commands, path

@@ -51,6 +51,7 @@ def import_everything() -> None:
 
     from roberta_jax.exporting import stablehlo  # noqa: F401
     from roberta_jax.inference import fill_mask  # noqa: F401
+    from roberta_jax.language_modeling import report  # noqa: F401
     from roberta_jax.planning import search  # noqa: F401
     from roberta_jax.pretraining import datasets, evaluation, text  # noqa: F401
     from roberta_jax.tokenizer import RobertaTokenizer  # noqa: F401

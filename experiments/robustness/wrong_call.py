@@ -7,6 +7,7 @@ MODULES = {
     "roberta-jax": "roberta_jax.__main__",
     "pretrain": "roberta_jax.pretrain",
     "prepare": "roberta_jax.prepare",
+    "evaluate": "roberta_jax.evaluate",
     "fill_mask": "roberta_jax.fill_mask",
     "convert": "roberta_jax.convert",
     "export": "roberta_jax.export",

@@ -38,6 +38,7 @@ from collections.abc import Callable, Iterable, Iterator, Sequence
 from experiments.robustness import forked_runs, wrong_files
 from experiments.robustness.wrong_call import MODULES, Call
 from experiments.robustness.wrong_calls_of_configs import config_calls, config_values, small_run
+from experiments.robustness.wrong_calls_of_evaluation import evaluation_calls
 from experiments.robustness.wrong_calls_of_tools import (
     benchmark_calls,
     cluster_calls,
@@ -178,6 +179,7 @@ def all_calls() -> list[Call]:
     """Returns every call, each once."""
     makers: tuple[Callable[[], Iterable[Call]], ...] = (
         tool_calls,
+        evaluation_calls,
         cluster_calls,
         study_calls,
         benchmark_calls,

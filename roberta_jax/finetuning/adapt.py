@@ -48,8 +48,10 @@ class Adaptation:
         same. `training.parameter_rates` defines it exactly.
       reinit_layers: how many layers, from the top, start from random values, together with the
         pooler if the model has one (Zhang et al. 2021, "Revisiting few-sample BERT fine-tuning").
-      frozen_layers: how many layers, from the bottom, are not trained.
-      freeze_embeddings: whether the embeddings are not trained.
+      frozen_layers: how many layers, from the bottom, are not trained; nor are the embeddings if
+        there is one. In a model whose layers are not stacked (`Execution.scan_layers`), the
+        backward pass ends above them.
+      freeze_embeddings: whether the embeddings are not trained, also without frozen layers.
       lora_rank: rank of the LoRA adapters; 0 for none. With them, the adapters and the task's head
         are all that is trained, so that the options above cannot be used.
       lora_alpha: the adapters' product is scaled by alpha / rank.
@@ -155,7 +157,7 @@ class Adaptation:
             num_layers,
             decay=self.layer_decay,
             frozen_layers=self.frozen_layers,
-            freeze_embeddings=self.freeze_embeddings,
+            freeze_embeddings=self.freeze_embeddings or self.frozen_layers > 0,
         )
 
 
@@ -286,8 +288,8 @@ def describe(adaptation: Adaptation, params: Any, config: RobertaConfig) -> str:
     if adaptation.reinit_layers:
         options.append(f"top {counted(adaptation.reinit_layers, 'layer')} initialized randomly")
     if adaptation.frozen_layers:
-        options.append(f"lowest {counted(adaptation.frozen_layers, 'layer')} frozen")
-    if adaptation.freeze_embeddings:
+        options.append(f"lowest {counted(adaptation.frozen_layers, 'layer')} and embeddings frozen")
+    elif adaptation.freeze_embeddings:
         options.append("embeddings frozen")
     total = count_parameters(params)
     factors = adaptation.factors(config.num_hidden_layers)

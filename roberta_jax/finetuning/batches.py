@@ -39,8 +39,10 @@ def choose_lengths(row_lengths: np.ndarray, most: int, longest: int) -> np.ndarr
 
     Returns:
       int64, ascending; the last one holds the longest row. They are multiples of 8, except where
-      `longest` is not.
+      `longest` is not. Empty without rows.
     """
+    if not len(row_lengths):
+        return np.array([], np.int64)
     rounded = np.minimum(-(-np.maximum(row_lengths, 1) // MULTIPLE) * MULTIPLE, longest)
     lengths, counts = np.unique(rounded, return_counts=True)
     rows = np.cumsum(counts)

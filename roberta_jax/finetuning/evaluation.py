@@ -134,12 +134,24 @@ class Evaluator:
         return rows_of, sum(means) if means else None
 
     def __call__(
-        self, split: Split, params: Any, should_stop: Callable[[], bool] = lambda: False
+        self,
+        split: Split,
+        params: Any,
+        should_stop: Callable[[], bool] = lambda: False,
+        kind: Kind | None = None,
     ) -> Evaluated | None:
-        """Predicts and scores all examples of a split; None if it was told to stop."""
+        """Predicts and scores all examples of a split; None if it was told to stop.
+
+        Args:
+          split: the examples.
+          params: the model's parameters.
+          should_stop: polled after every batch.
+          kind: predicts and scores in place of the evaluator's, see `Kind.with_choices`.
+        """
         result = self.outputs(split.features, params, should_stop)
         if result is None:
             return None
         outputs, loss = result
-        predictions = self._kind.predictions(split.examples, split.features, outputs)
-        return Evaluated(predictions, self._kind.scores(split.examples, predictions), loss)
+        kind = kind or self._kind
+        predictions = kind.predictions(split.examples, split.features, outputs)
+        return Evaluated(predictions, kind.scores(split.examples, predictions), loss)

@@ -30,6 +30,7 @@ from roberta_jax.finetuning.spec import FinetuningSpec
 from roberta_jax.modeling.flops import training_flops
 from roberta_jax.storage.atomic import write_text
 from roberta_jax.tasks import metrics
+from roberta_jax.tasks.kinds import Kind
 from roberta_jax.training.job import Job, TrainingSpec
 from roberta_jax.training.run import EXPORT, say
 from roberta_jax.training.state import TrainState, count_parameters
@@ -167,14 +168,16 @@ class Finetuning:
     ) -> dict[str, float] | None:
         """Evaluates all splits with the best parameters, and writes results and predictions."""
         prepared, plain = self._prepared, self._plain(params)
-        self._results, extra = [], {}
+        self._results, extra, kind = [], {}, prepared.kind
         for split in (prepared.validation, *prepared.more):
-            result = self._result(split, plain, should_stop)
+            result = self._result(split, plain, kind, should_stop)
             if result is None:
                 return None
+            if split is prepared.validation:
+                kind = kind.with_choices(result.scores)
             self._results.append(result)
             prefix = "" if split is prepared.validation else f"{split.name}/"
-            files = prepared.kind.files(result.predictions)
+            files = kind.files(result.predictions)
             extra |= {f"predictions/{prefix}{name}": value for name, value in files.items()}
         if jax.process_index() == 0:
             write_outputs(
@@ -185,16 +188,17 @@ class Finetuning:
                 self._about(recorded),
                 extra,
             )
+            write_task(self._folder, prepared, kind)
         for result in self._results:
             if result.scores:
                 say(f"{result.split}: {summary_line(prepared.task, result)}")
         return {}
 
     def _result(
-        self, split: Split, params: Any, should_stop: Callable[[], bool]
+        self, split: Split, params: Any, kind: Kind, should_stop: Callable[[], bool]
     ) -> SplitResult | None:
-        kind, task = self._prepared.kind, self._prepared.task
-        evaluated = self._evaluator(split, params, should_stop)
+        task = self._prepared.task
+        evaluated = self._evaluator(split, params, should_stop, kind)
         if evaluated is None:
             return None
         majority = kind.majority(self._prepared.train.examples, split.examples)
@@ -241,7 +245,6 @@ class Finetuning:
             examples={split.name: len(split.examples) for split in splits},
         )
         write_text(self._folder / EXPORT / _CARD, card)
-        write_task(self._folder, prepared)
 
     def _about(self, recorded: Mapping[str, float]) -> dict[str, Any]:
         training = self._training

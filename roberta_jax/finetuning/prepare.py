@@ -120,12 +120,14 @@ def prepare(spec: FinetuningSpec) -> Prepared:
         splits[name] = _load(spec, task, name, data.test if name == "test" else None)
     labels = _labels(spec, task, splits["train"])
     metrics.check(task.metrics, labels, task.kind)
-    kind = kind_class(task.kind)(task, labels, spec.formatting)
+    context_first = spec.formatting.context_first or task.formatting.context_first
+    formatting = dataclasses.replace(spec.formatting, context_first=context_first)
+    kind = kind_class(task.kind)(task, labels, formatting)
     encoded_splits = [
         Split(name, examples, encoded(kind, examples, tokenizer, data.cache_dir))
         for name, examples in splits.items()
     ]
-    notes += [note for split in encoded_splits for note in _skipped(split)]
+    notes += [note for split in encoded_splits for note in _remarks(split)]
     train, validation, *more = encoded_splits
     return Prepared(task, kind, tokenizer, train, validation, tuple(more), columns, tuple(notes))
 
@@ -161,21 +163,32 @@ def _labels(spec: FinetuningSpec, task: Task, train: Sequence[Example]) -> tuple
     )
 
 
-def _skipped(split: Split) -> list[str]:
+def _remarks(split: Split) -> list[str]:
+    """What became of examples that could not be used as they are."""
+    features = split.features
     return [
-        f"{split.name}: {counted(number, 'example')} left out: {reason}"
-        for reason, number in split.features.skipped.items()
+        *(
+            f"{split.name}: {counted(number, 'example')} left out: {reason}"
+            for reason, number in features.skipped.items()
+        ),
+        *(f"{split.name}: {note}: {number:,}" for note, number in features.notes.items()),
     ]
 
 
-def write_task(folder: epath.Path, prepared: Prepared) -> None:
-    """Writes to a workdir what `predict` and `evaluate` need besides the exported model."""
+def write_task(folder: epath.Path, prepared: Prepared, kind: Kind) -> None:
+    """Writes to a workdir what `predict` and `evaluate` need besides the exported model.
+
+    Args:
+      folder: the workdir.
+      prepared: what the run was trained on.
+      kind: the kind, with what was chosen on the validation examples.
+    """
     columns = prepared.columns
     values = {
         "task": prepared.task.name,
-        "labels": prepared.kind.labels,
+        "labels": kind.labels,
         "label_scale": prepared.task.label_scale,
-        "formatting": dataclasses.asdict(prepared.kind.formatting),
+        "formatting": dataclasses.asdict(kind.formatting),
         "columns": None if columns is None else dataclasses.asdict(columns),
     }
     write_json(folder / TASK_FILE, values)
@@ -250,6 +263,7 @@ def _key(kind: Kind, examples: Sequence[Example], tokenizer: "RobertaTokenizer")
         "labels": kind.labels,
         "formatting": dataclasses.asdict(kind.formatting),
         "scale": kind.task.label_scale,
+        "answerable": kind.task.answerable,
         "tokenizer": tokenizer.fingerprint(),
     }
     hasher = hashlib.blake2b(json.dumps(made_from, sort_keys=True).encode(), digest_size=16)
@@ -260,13 +274,15 @@ def _key(kind: Kind, examples: Sequence[Example], tokenizer: "RobertaTokenizer")
 
 _OWN = ("tokens", "starts", "example")
 _GROUPS = ("columns", "token_columns", "host_arrays")
-_GROUPS = ("columns", "token_columns", "host_arrays")
+_COUNTS = ("skipped", "notes")
 
 
 def _arrays(features: Features) -> dict[str, np.ndarray]:
     arrays = {name: getattr(features, name) for name in _OWN}
     arrays["choices"] = np.int64(features.choices)
-    arrays["skipped"] = np.frombuffer(json.dumps(dict(features.skipped)).encode(), np.uint8)
+    for name in _COUNTS:
+        counts = json.dumps(dict(getattr(features, name)))
+        arrays[name] = np.frombuffer(counts.encode(), np.uint8)
     for group in _GROUPS:
         arrays |= {f"{group}.{name}": each for name, each in getattr(features, group).items()}
     return arrays
@@ -283,8 +299,8 @@ def _read(path: pathlib.Path) -> Features | None:
             if dot:
                 groups[group][column] = array
         own = {name: arrays[name] for name in _OWN}
-        skipped = json.loads(arrays["skipped"].tobytes())
-        return Features(choices=int(arrays["choices"]), skipped=skipped, **own, **groups)
+        counts = {name: json.loads(arrays[name].tobytes()) for name in _COUNTS}
+        return Features(choices=int(arrays["choices"]), **counts, **own, **groups)
     except (OSError, ValueError, KeyError, EOFError, zipfile.BadZipFile):
         return None
 

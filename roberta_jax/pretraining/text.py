@@ -44,6 +44,7 @@ from roberta_jax.data.store.digests import (
     with_digest,
 )
 from roberta_jax.data.store.layout import VERSION
+from roberta_jax.data.store.shards import HELDOUT
 from roberta_jax.data.store.token_store import TokenStore
 from roberta_jax.data.text.corpus import Corpus, open_corpus
 from roberta_jax.data.text.sample import training_sentences
@@ -132,13 +133,7 @@ def prepare(
         tokenizer, is_new = _tokenizer(spec, corpora, remote, progress)
         for number, (corpus, recipe) in enumerate(corpora):
             where = f"corpus {number} of --config.data.mixture" if number else "--config.data"
-            name = _hash(
-                version=VERSION,
-                source=corpus.identity(),
-                recipe=_identity(recipe),
-                tokenizer=tokenizer.fingerprint(),
-            )
-            folder = spec.cache_dir / "tokens" / name
+            folder = _stores_folder(spec, corpus, recipe, tokenizer)
             is_new = is_new or not are_complete(folder)
             with remote.entry(folder, functools.partial(are_complete, folder)):
                 train, heldout = build_stores(
@@ -161,6 +156,40 @@ def prepare(
                 _verify(corpus, train, heldout)
             stores.append((train, heldout))
     return Prepared(tokenizer, *stores[0], tuple(train for train, _ in stores[1:]), is_new)
+
+
+def cached_heldout(spec: TextSpec, tokenizer: RobertaTokenizer) -> TokenStore:
+    """Opens the held-out documents of a run that the cache still has; prepares nothing.
+
+    Args:
+      spec: from `text_spec.read_text_spec`.
+      tokenizer: the run's.
+
+    Raises:
+      UsageError: the text of the run is not there, or has changed since; the cache does not have
+        it; or no document was held out.
+    """
+    corpus = spec.corpora[0]
+    folder = _stores_folder(spec, open_corpus(corpus.source), _recipe(spec, corpus), tokenizer)
+    if not are_complete(folder):
+        raise UsageError(f"{folder} does not exist or is not complete")
+    heldout = TokenStore.open(folder / HELDOUT)
+    if not heldout.num_documents:
+        raise UsageError("no document was held out (--config.data.validation_fraction)")
+    return heldout
+
+
+def _stores_folder(
+    spec: TextSpec, corpus: Corpus, recipe: Recipe, tokenizer: RobertaTokenizer
+) -> pathlib.Path:
+    """The folder of the token stores of a corpus, named by all that decides their contents."""
+    name = _hash(
+        version=VERSION,
+        source=corpus.identity(),
+        recipe=_identity(recipe),
+        tokenizer=tokenizer.fingerprint(),
+    )
+    return spec.cache_dir / "tokens" / name
 
 
 def _check_shared(spec: TextSpec, runner: Runner) -> None:

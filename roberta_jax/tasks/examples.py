@@ -74,7 +74,8 @@ class QuestionExample:
       question: the question.
       context: the passage.
       answers: the texts of the correct answers; empty where there is none; None where unknown.
-      starts: where each answer begins in the passage, in characters; as long as `answers`.
+      starts: where each answer begins in the passage, in characters; as long as `answers`; -1 for
+        one that the passage does not have.
       title: of the document.
     """
 

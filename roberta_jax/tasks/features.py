@@ -26,6 +26,7 @@ class Features:
       skipped: why examples were left out, or are no targets of training -> how many.
       host_arrays: name -> array of any shape, which predictions need and no batch holds, such as
         the characters that tokens cover. They belong to all rows together.
+      notes: what else the user should know, such as that inputs were cut -> how many.
     """
 
     tokens: np.ndarray
@@ -36,6 +37,7 @@ class Features:
     token_columns: Mapping[str, np.ndarray] = dataclasses.field(default_factory=dict)
     skipped: Mapping[str, int] = dataclasses.field(default_factory=dict)
     host_arrays: Mapping[str, np.ndarray] = dataclasses.field(default_factory=dict)
+    notes: Mapping[str, int] = dataclasses.field(default_factory=dict)
 
     @property
     def num_rows(self) -> int:

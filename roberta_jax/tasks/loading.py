@@ -127,13 +127,14 @@ def checked(examples: list[Example], task: Task, split: str, source: str) -> lis
 def label_names(task: Task, examples: Iterable[Example]) -> tuple[str, ...]:
     """The names of the labels: those of the task, or in alphabetical order those of examples.
 
-    Tags of entities are "O", and then the types in alphabetical order, each "B-" before "I-".
+    Questions about a passage have none. Tags of entities are "O", and then the types in
+    alphabetical order, each "B-" before "I-".
 
     Args:
       task: the task.
       examples: the training examples.
     """
-    if task.labels:
+    if task.labels or task.kind == "question_answering":
         return task.labels
     names: set[str] = set()
     for example in examples:

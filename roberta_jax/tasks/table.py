@@ -226,6 +226,7 @@ _PRONOUN_ROWS = (
             weight_decay=0.01,
         ),
         tfds="super_glue/wsc.fixed",
+        submission={"test": "WSC.jsonl"},
         download="WSC.zip of SuperGLUE (super.gluebenchmark.com/tasks)",
         source="Levesque et al. 2012; Wang et al. 2019b; fairseq's examples/roberta/wsc",
     ),

@@ -16,8 +16,8 @@ from roberta_jax.tasks.readers.user_files import (
     missing_column_message,
     open_table,
 )
-from roberta_jax.tasks.readers.user_guess import KINDS, Options, guess_columns, is_id
-from roberta_jax.tasks.task import Task
+from roberta_jax.tasks.readers.user_guess import KINDS, Options, guess_columns, is_ending, is_id
+from roberta_jax.tasks.task import Formatting, Task
 from roberta_jax.tasks.user_survey import Survey, describe
 
 # Kind -> metrics, the selecting one first. Those of tags are of entities, where there are any.
@@ -73,8 +73,9 @@ def open_user_data(
     How labels are written:
 
     - classification: their names. If `labels` is given, also the numbers of labels in it, from 0.
-    - multi_label: a JSON list; or a cell "one|two" or "one,two", which may be empty; or one column
-      for each label, given as `label_column="toxic,insult"`, with 0 and 1.
+    - multi_label: a JSON list; or a cell "one|two" or "one,two", which may be empty; numbers as for
+      classification; or one column for each label, given as `label_column="toxic,insult"`, with 0
+      and 1.
     - regression: numbers.
     - tokens: a list with as many tags as words; numbers of tags if `labels` is given.
     - choice: the number of the correct choice, its letter (A, B, ...), or its text. Numbers count
@@ -192,6 +193,8 @@ def user_task(
         label_field=",".join(columns.label),
         labels=tuple(labels),
         metrics=metrics,
+        # Endings continue the text, as in SWAG.
+        formatting=Formatting(context_first=any(map(is_ending, columns.choices))),
         label_scale=label_scale,
         source="the user's own files",
     )
@@ -348,10 +351,15 @@ def _all_labels(columns: Columns, options: Options, survey: Survey) -> tuple[str
                 "--config.data.kind=classification."
             )
         return ()
+    if columns.kind == "multi_label" and len(columns.label) > 1:
+        if options.labels and set(options.labels) != set(columns.label):
+            raise UsageError(
+                f"--config.data.labels={','.join(options.labels)} are not the names of the columns "
+                f"--config.data.label_column={','.join(columns.label)}. Leave one of them out."
+            )
+        return options.labels or columns.label
     if options.labels:
         return options.labels
-    if columns.kind == "multi_label" and len(columns.label) > 1:
-        return columns.label
     names = survey.labels
     if all(name.lstrip("-").isdecimal() for name in names):
         return tuple(sorted(names, key=int))

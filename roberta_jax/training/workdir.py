@@ -103,7 +103,7 @@ def open_workdir(
     with _file_system_errors(folder), lock:
         previous = trained_config(folder)
         if previous is not None:
-            saved = _present_values(previous, renamed or {}, added or {}, revalued or {})
+            saved = present_values(previous, renamed or {}, added or {}, revalued or {})
             _check_config(folder, config, may_change, saved)
         yield folder
 
@@ -297,7 +297,7 @@ def in_use(folder: epath.PathLike) -> bool:
     return is_locked(epath.Path(folder) / LOCK)
 
 
-def _present_values(
+def present_values(
     config: Mapping[str, Any],
     renamed: Mapping[str, str],
     added: Mapping[str, Any],

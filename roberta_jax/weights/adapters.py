@@ -64,11 +64,10 @@ _TASK_TYPES = {
     "RobertaForQuestionAnswering": "QUESTION_ANS",
 }
 
-# Settings of peft that change what an adapter computes -> their values here.
-_PLAIN = {
-    "peft_type": "LORA",
-    "bias": "none",
-    "fan_in_fan_out": False,
+# Settings of peft that change what an adapter computes -> their values here. Only the first are
+# written, which all releases of peft know; the others have these values by default.
+_WRITTEN = {"peft_type": "LORA", "bias": "none", "fan_in_fan_out": False}
+_PLAIN = _WRITTEN | {
     "lora_bias": False,
     "use_dora": False,
     "use_rslora": False,
@@ -180,7 +179,7 @@ def save_adapter(
     in_full = {path: leaf for path, leaf in flat.items() if is_trained_in_full(path)}
     saved = [*leaves(params[LORA]), *leaves(traverse_util.unflatten_dict(in_full))]
     config = {
-        **_PLAIN,
+        **_WRITTEN,
         "r": next(each.tensor_shape[0] for each in saved if each.path[-2] == "lora_A"),
         "lora_alpha": alpha,
         "lora_dropout": 0.0,

@@ -27,7 +27,7 @@ from tests.support.heads import apply, build, config_of, inputs_of
 
 NAME = "RobertaForMultipleChoice"  # it has a pooler
 CONFIG = config_of(NAME, num_hidden_layers=3)
-FROZEN = Adaptation(layer_decay=0.9, frozen_layers=1, freeze_embeddings=True)
+FROZEN = Adaptation(layer_decay=0.9, frozen_layers=1)  # and the embeddings
 LORA = Adaptation(lora_rank=4)
 
 
@@ -191,10 +191,13 @@ def test_descriptions_give_the_options_and_the_numbers_of_parameters():
     )
     frozen = sum(n for path, n in sizes.items() if "embeddings" in path or "layer/0/" in path)
     assert describe(FROZEN, params, CONFIG) == (
-        "learning rate times 0.9 from layer to layer; lowest 1 layer frozen; embeddings frozen; "
+        "learning rate times 0.9 from layer to layer; lowest 1 layer and embeddings frozen; "
         f"{total - frozen:,} of {total:,} parameters ({100 * (total - frozen) / total:.2g} %) are "
         f"trained, {frozen:,} are frozen"
     )
+    text = describe(Adaptation(freeze_embeddings=True), params, CONFIG)
+    assert text.startswith("embeddings frozen; ")
+    assert text.endswith(f" {sum(n for p, n in sizes.items() if 'embeddings' in p):,} are frozen")
     text = describe(Adaptation(reinit_layers=2), params, CONFIG)
     assert text == f"top 2 layers initialized randomly; all {total:,} parameters are trained"
 
@@ -255,6 +258,6 @@ def test_options_that_do_not_fit_the_model_are_refused(options, message):
 
 
 def test_all_layers_can_be_frozen_or_start_anew():
-    for options in ({"reinit_layers": 3}, {"frozen_layers": 3, "freeze_embeddings": True}):
+    for options in ({"reinit_layers": 3}, {"frozen_layers": 3}):
         Adaptation(**options).check_model(CONFIG)
     assert Adaptation(lora_rank=2, lora_targets=["key"]).lora_targets == ("key",)

@@ -104,11 +104,11 @@ def test_label_orders():
     assert len(TASKS["wnut17"].labels) == 13
 
 
-def test_submission_files_of_glue():
+def test_submission_files():
     names = {file for task in OFFICIAL for file in task.submission.values()}
     assert names == {
         *("CoLA.tsv", "SST-2.tsv", "MRPC.tsv", "QQP.tsv", "STS-B.tsv", "MNLI-m.tsv"),
-        *("MNLI-mm.tsv", "QNLI.tsv", "RTE.tsv", "WNLI.tsv", "AX.tsv"),
+        *("MNLI-mm.tsv", "QNLI.tsv", "RTE.tsv", "WNLI.tsv", "AX.tsv", "WSC.jsonl"),
     }
     # The server takes 0 and 1 for these tasks, and the names for the others.
     numbered = {task.name for task in OFFICIAL if task.submission_labels}

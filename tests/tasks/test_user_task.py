@@ -8,6 +8,7 @@ from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 
 from roberta_jax.errors import NotFoundError, UsageError
+from roberta_jax.tasks import metrics
 from roberta_jax.tasks.examples import ChoiceExample, TextExample, TokenExample
 from roberta_jax.tasks.readers.user_columns import Columns
 from roberta_jax.tasks.user_task import open_user_data, user_task
@@ -190,6 +191,10 @@ def test_numbers_of_given_labels(files):
     assert labels == ["neg", "pos", "pos"]
     # Labels that are numbers themselves are no positions.
     assert [e.label for e in files.examples(content, labels="1,0")] == ["0", "1", "1"]
+    several = [{"text": f"a b {i}", "label": each} for i, each in enumerate([[0, 2], [1], []])]
+    assert [e.label for e in files.examples(several, labels="x,y,z")] == [("x", "z"), ("y",), ()]
+    cells = texts("label", ["0|2", "1", ""])
+    assert [e.label for e in files.examples(cells, labels="x,y,z")] == [("x", "z"), ("y",), ()]
     rare = files.open(content, labels="neg,pos,other").description
     assert "labels without a training example: other" in rare
 
@@ -210,6 +215,9 @@ def test_several_labels(files):
     assert opened.task.labels == ("toxic", "rude")
     examples = files.examples(columns, label_column=["toxic", "rude"])
     assert [e.label for e in examples] == [("rude",), ("toxic", "rude"), ()]
+    assert files.open(columns, label_column="toxic,rude", labels="rude,toxic").task.labels == (
+        *("rude", "toxic"),
+    )
     rows = [{"text": "a b", "x": True, "y": False}, {"text": "c", "x": 0, "y": 1}]
     assert [e.label for e in files.examples(rows, label_column="x,y")] == [("x",), ("y",)]
 
@@ -265,6 +273,7 @@ def test_choices(files, answers, indices, form):
     opened = files.open(rows)
     assert (opened.task.kind, opened.task.labels) == ("choice", ())
     assert opened.columns.choices == tuple(fields)
+    assert opened.task.formatting.context_first == (form == "columns")
     assert files.examples(rows) == [
         ChoiceExample(str(i), f"It is {a}.", "Which?", tuple(options), label)
         for i, (a, label) in enumerate(zip(answers, indices, strict=True))
@@ -376,6 +385,12 @@ def test_validation_as_a_share(files):
         (REVIEWS, None, {"kind": "pair"}, ["--config.data.kind=pair", "pair_column"]),
         (REVIEWS, None, {"kind": "ner"}, ["none of the kinds classification, multi_label"]),
         (REVIEWS, None, {"kind": "regression", "labels": "1,2"}, ["has no labels"]),
+        (
+            "text,a,b\nx y z,0,1\nx y,1,1\n",
+            None,
+            {"label_column": "a,b", "labels": "c,a"},
+            ["labels=c,a are not the names of the columns", "label_column=a,b"],
+        ),
         (REVIEWS, None, {"kind": "choice"}, ["the choices", "choice_columns=COLUMN"]),
         (REVIEWS, None, {"kind": "tokens"}, ["the words", "text_column"]),
         (
@@ -516,3 +531,16 @@ def test_whatever_is_in_a_file_it_is_a_task_or_an_error(tmp_path, format, cuts, 
         assert {n for each in used for n in (each if type(each) is tuple else [each])} <= {
             *task.labels
         }
+
+
+def test_metrics_exist(files):
+    for rows in (
+        [{"text": f"a b {i}", "label": label} for i, label in enumerate(["x", "y"])],
+        [{"text": f"a b {i}", "label": [label]} for i, label in enumerate("xy")],
+        [{"text": f"a b {i}", "label": i / 7} for i in range(9)],
+        [{"tokens": ["a", "b"], "tags": ["O", "B-X"]}] * 2,
+        [{"tokens": ["a", "b"], "tags": ["D", "N"]}] * 2,
+        [{"question": "Which?", "choices": ["a", "b"], "label": 0}] * 2,
+    ):
+        task = files.open(rows).task
+        metrics.check(task.metrics, task.labels, task.kind)

@@ -106,3 +106,11 @@ class Kind(abc.ABC):
     def files(self, predictions: Sequence[Prediction]) -> dict[str, Any]:
         """Files of predictions in the formats of the task's own scripts: name -> JSON value."""
         return {}
+
+    def with_choices(self, scores: Mapping[str, float]) -> "Kind":
+        """This kind with what was chosen on one split fixed, for predictions of other splits.
+
+        Args:
+          scores: from `scores`, of the split that the choice was made on.
+        """
+        return self

@@ -29,13 +29,13 @@ from roberta_jax.tasks import metrics
 from roberta_jax.tasks.examples import ChoiceExample
 from roberta_jax.tasks.features import Features, flattened
 from roberta_jax.tasks.kinds.base import Kind, Prediction
-from roberta_jax.tasks.kinds.text import check_not_empty, labelled, softmax
+from roberta_jax.tasks.kinds.text import check_not_empty, cut_note, labelled, softmax
+from roberta_jax.tasks.sequences import frame_of, tokens_of_texts
 
 if TYPE_CHECKING:
     from roberta_jax.tokenizer import RobertaTokenizer
 
 _GAP = re.compile("_+")  # where RACE's questions leave out a part of a sentence
-_TEXTS_AT_ONCE = 4096
 
 
 class Choice(Kind):
@@ -60,24 +60,36 @@ class Choice(Kind):
         """See `Kind.encode`. Raises a UsageError also for an example without choices."""
         _check(examples)
         texts = [self._texts(each) for each in examples]
-        tokens_of = _tokenized((t for pairs in texts for pair in pairs for t in pair), tokenizer)
+        tokens_of = tokens_of_texts(
+            (text for pairs in texts for pair in pairs for text in pair), tokenizer
+        )
+        frame = frame_of(tokenizer, self.formatting.separators)
         most = max(len(each.choices) for each in examples)
-        nothing = [tokenizer.cls_token_id, tokenizer.sep_token_id]
+        room, cut = frame.pair_room(self.formatting.max_length), set()
         sequences = []
-        for example, pairs in zip(examples, texts, strict=True):
+        for number, (example, pairs) in enumerate(zip(examples, texts, strict=True)):
             own_is_first = self._own_is_first(example)
             for first, second in pairs:
-                sequences.append(
-                    self._sequence(tokens_of[first], tokens_of[second], own_is_first, tokenizer)
-                )
-            sequences += [nothing] * (most - len(pairs))
+                both = tokens_of[first], tokens_of[second]
+                fitting = self._fitting(*both, own_is_first, room)
+                sequences.append(frame.two(*fitting))
+                if sum(map(len, fitting)) < sum(map(len, both)):
+                    cut.add(number)
+            sequences += [frame.one([])] * (most - len(pairs))
         tokens, starts = flattened(sequences)
         labels = [-100 if each.label is None else each.label for each in examples]
         columns = {"labels": np.array(labels, np.int32)}
         counts = np.array([len(each.choices) for each in examples])
         if counts.min() < most:
             columns["choice_mask"] = (np.arange(most) < counts[:, None]).astype(np.int32)
-        return Features(tokens, starts, most, np.arange(len(examples), dtype=np.int32), columns)
+        return Features(
+            tokens,
+            starts,
+            most,
+            np.arange(len(examples), dtype=np.int32),
+            columns,
+            notes=cut_note(len(cut), self.formatting),
+        )
 
     def fill(self) -> Mapping[str, Any]:
         return {"labels": -100, "choice_mask": 1}
@@ -145,23 +157,15 @@ class Choice(Kind):
             pairs.append((prefix_a + first, prefix_b + second))
         return pairs
 
-    def _sequence(
-        self,
-        first: list[int],
-        second: list[int],
-        own_is_first: bool,
-        tokenizer: "RobertaTokenizer",
-    ) -> list[int]:
-        """`<s> first </s></s> second </s>`. What the choices share is cut before the rest is."""
-        separators = [tokenizer.sep_token_id] * self.formatting.separators
-        room = self.formatting.max_length - len(separators) - 2
-        own = first if own_is_first else second
-        shared = second if own_is_first else first
+    def _fitting(
+        self, first: list[int], second: list[int], own_is_first: bool, room: int
+    ) -> tuple[list[int], list[int]]:
+        """The two texts cut to `room` tokens: first what the choices share, then the rest."""
+        own, shared = (first, second) if own_is_first else (second, first)
         limit = self.formatting.max_option_length
         own = own[: room if limit is None else min(limit, room)]
         shared = shared[: room - len(own)]
-        first, second = (own, shared) if own_is_first else (shared, own)
-        return [tokenizer.cls_token_id, *first, *separators, *second, tokenizer.sep_token_id]
+        return (own, shared) if own_is_first else (shared, own)
 
 
 def _joined(question: str, choice: str) -> str:
@@ -170,24 +174,6 @@ def _joined(question: str, choice: str) -> str:
         return choice
     filled, gaps = _GAP.subn(lambda _: choice, question)
     return filled if gaps else f"{question} {choice}"
-
-
-def _tokenized(texts, tokenizer: "RobertaTokenizer") -> dict[str, list[int]]:
-    """Text -> its tokens, without special tokens. Each text is encoded once."""
-    unique = list(dict.fromkeys(texts))
-    tokens: dict[str, list[int]] = {}
-    for begin in range(0, len(unique), _TEXTS_AT_ONCE):
-        part = unique[begin : begin + _TEXTS_AT_ONCE]
-        encoded = tokenizer(
-            part,
-            add_special_tokens=False,
-            split_special_tokens=True,
-            truncation=False,
-            return_attention_mask=False,
-            verbose=False,
-        )
-        tokens.update(zip(part, encoded["input_ids"], strict=True))
-    return tokens
 
 
 def _check(examples: Sequence[ChoiceExample]) -> None:

@@ -17,7 +17,8 @@ from roberta_jax.tasks import metrics
 from roberta_jax.tasks.examples import PronounExample
 from roberta_jax.tasks.features import Features, flattened
 from roberta_jax.tasks.kinds.base import Kind, Prediction
-from roberta_jax.tasks.kinds.text import check_not_empty, labelled
+from roberta_jax.tasks.kinds.text import check_not_empty, cut_note, labelled
+from roberta_jax.tasks.sequences import Frame, frame_of
 
 if TYPE_CHECKING:
     from roberta_jax.tokenizer import RobertaTokenizer
@@ -56,23 +57,36 @@ class Pronoun(Kind):
             return_offsets_mapping=True,
             verbose=False,
         )
+        frame = frame_of(tokenizer, self.formatting.separators)
         rows = iter(zip(encoded["input_ids"], encoded["offset_mapping"], strict=True))
         most = max(2, *map(len, phrases))  # with one sequence a row would have no axis of phrases
-        sequences, masked, labels = [], [], []
-        for each, own in zip(examples, phrases, strict=True):
+        sequences, masked, labels, cut = [], [], [], set()
+        for number, (each, own) in enumerate(zip(examples, phrases, strict=True)):
             for phrase in own:
                 start = each.pronoun[0]
-                sequence, places = self._masked(*next(rows), start, start + len(phrase), tokenizer)
+                tokens, offsets = next(rows)
+                sequence, places = self._masked(
+                    frame, tokens, offsets, start, start + len(phrase), tokenizer.mask_token_id
+                )
                 sequences.append(sequence)
                 masked.append(places)
+                if len(tokens) > frame.room(self.formatting.max_length):
+                    cut.add(number)
             missing = most - len(own)
-            sequences += [[tokenizer.cls_token_id, tokenizer.sep_token_id]] * missing
+            sequences += [frame.one([])] * missing
             masked += [[]] * missing
             # Alone, a phrase has no others to be told from.
             labels.append(0 if each.label and len(own) > 1 else -100)
         tokens, starts = flattened(sequences)
         columns = {"labels": np.array(labels, np.int32)} | _slots(masked, len(examples), most)
-        return Features(tokens, starts, most, np.arange(len(examples), dtype=np.int32), columns)
+        return Features(
+            tokens,
+            starts,
+            most,
+            np.arange(len(examples), dtype=np.int32),
+            columns,
+            notes=cut_note(len(cut), self.formatting),
+        )
 
     def fill(self) -> Mapping[str, Any]:
         return {"labels": -100, "masked_positions": 0, "masked_labels": 0, "masked_weights": 0.0}
@@ -115,32 +129,34 @@ class Pronoun(Kind):
 
     def _masked(
         self,
+        frame: Frame,
         tokens: list[int],
         offsets: list[tuple[int, int]],
         start: int,
         stop: int,
-        tokenizer: "RobertaTokenizer",
+        mask_id: int,
     ) -> tuple[list[int], list[tuple[int, int]]]:
         """The sequence with a phrase masked, and (position, token) of what is masked.
 
         Of a text that is too long, the part around the phrase is kept.
 
         Args:
+          frame: the special tokens around the text.
           tokens, offsets: the tokens of the text, and the characters that each covers.
           start, stop: the characters of the phrase.
-          tokenizer: the model's.
+          mask_id: the token `<mask>`.
         """
         within = [i for i, (begin, end) in enumerate(offsets) if begin < stop and end > start]
-        room = self.formatting.max_length - 2
+        room = frame.room(self.formatting.max_length)
         first = 0
         if len(tokens) > room and within:
             first = within[0] - max(room - len(within), 0) // 2
             first = min(max(first, 0), len(tokens) - room)
         within = [i for i in within if first <= i < first + room]
-        sequence = [tokenizer.cls_token_id, *tokens[first : first + room], tokenizer.sep_token_id]
-        places = [(i - first + 1, tokens[i]) for i in within]
+        sequence = frame.one(tokens[first : first + room])
+        places = [(i - first + len(frame.start), tokens[i]) for i in within]
         for position, _ in places:
-            sequence[position] = tokenizer.mask_token_id
+            sequence[position] = mask_id
         return sequence, places
 
 

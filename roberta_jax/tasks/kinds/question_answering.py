@@ -13,6 +13,7 @@ positions, like a question without an answer. BERT's `run_squad.py` and Hugging 
 do so for SQuAD 1.1 as well as for 2.0.
 """
 
+import dataclasses
 from collections import Counter
 from collections.abc import Mapping, Sequence
 from typing import TYPE_CHECKING, Any, ClassVar
@@ -145,8 +146,8 @@ class QuestionAnswering(Kind):
         answers as dictionaries of "text", "start", "end", "probability", "start_logit" and
         "end_logit", the best first; and, if the task is not answerable, "null_odds": the score of
         no answer less that of the best span, both sums of two logits. No answer is predicted where
-        it exceeds `null_threshold`. Without a threshold, the one with the best F1 on these examples
-        is used if all of them have labels, else 0 as in BERT.
+        it exceeds `null_threshold`. Without a threshold, the one with the best F1 on those of these
+        examples that have labels is used; 0, as in BERT, if none has.
         """
         spans = decoding.best_spans(
             features,
@@ -169,13 +170,11 @@ class QuestionAnswering(Kind):
 
         For a task that is not answerable, also "HasAns_exact", "HasAns_f1", "NoAns_exact" and
         "NoAns_f1", and what thresholds on the null odds can reach: "best_f1", "best_exact" and
-        their "best_f1_thresh" and "best_exact_thresh", if the predictions have null odds.
+        their "best_f1_thresh" and "best_exact_thresh" as in the official script; and
+        "null_threshold", the one that the predictions are made with. These need predictions with
+        null odds.
         """
-        pairs = [
-            (example, prediction)
-            for example, prediction in zip(examples, predictions, strict=True)
-            if example.answers is not None
-        ]
+        pairs = _labelled(examples, predictions)
         if not pairs:
             return {}
         known, made = zip(*pairs, strict=True)
@@ -189,6 +188,7 @@ class QuestionAnswering(Kind):
         if all("null_odds" in each for each in made):
             odds = [each["null_odds"] for each in made]
             scores |= scoring.evaluate_thresholds(known, list(map(_best_text, made)), odds)
+            scores["null_threshold"] = self._threshold(known, made)
         return scores
 
     def majority(self, train, examples) -> list[Prediction] | None:
@@ -204,6 +204,14 @@ class QuestionAnswering(Kind):
         which a threshold has been applied; "best_f1" of `scores` knows the texts before that.
         """
         return prediction_files.official_files(predictions, null_odds=not self.task.answerable)
+
+    def with_choices(self, scores: Mapping[str, float]) -> "QuestionAnswering":
+        """With the threshold of the null odds that was found on another split, if there is none."""
+        if self.formatting.null_threshold is not None or "null_threshold" not in scores:
+            return self
+        threshold = scores["null_threshold"]
+        formatting = dataclasses.replace(self.formatting, null_threshold=threshold)
+        return QuestionAnswering(self.task, self.labels, formatting)
 
     def _check_room(self, num_special: int) -> None:
         formatting = self.formatting
@@ -279,15 +287,23 @@ class QuestionAnswering(Kind):
     ) -> float:
         if self.formatting.null_threshold is not None:
             return self.formatting.null_threshold
-        if not examples or any(each.answers is None for each in examples):
+        pairs = _labelled(examples, predictions)
+        if not pairs:
             return 0.0
-        texts = list(map(_best_text, predictions))
+        known, made = zip(*pairs, strict=True)
+        texts = list(map(_best_text, made))
         return scoring.applied_threshold(
-            scoring.question_scores(examples, texts)[1],
-            np.array([each["null_odds"] for each in predictions]),
-            np.array([bool(each.answers) for each in examples]),
+            scoring.question_scores(known, texts)[1],
+            np.array([each["null_odds"] for each in made]),
+            np.array([bool(each.answers) for each in known]),
             np.array([bool(text) for text in texts]),
         )
+
+
+def _labelled(examples, predictions) -> list[tuple[QuestionExample, Prediction]]:
+    """The examples whose answers are known, with their predictions."""
+    pairs = zip(examples, predictions, strict=True)
+    return [(example, made) for example, made in pairs if example.answers is not None]
 
 
 def _special_tokens(

@@ -6,16 +6,16 @@ from typing import TYPE_CHECKING, Any, ClassVar
 
 import numpy as np
 
-from roberta_jax.errors import UsageError, listed, shortened
+from roberta_jax.errors import UsageError, counted, listed, shortened
 from roberta_jax.tasks import metrics
 from roberta_jax.tasks.examples import TextExample
 from roberta_jax.tasks.features import Features, flattened
 from roberta_jax.tasks.kinds.base import Kind, Prediction
+from roberta_jax.tasks.sequences import frame_of, longest_first, tokens_of_texts
+from roberta_jax.tasks.task import Formatting
 
 if TYPE_CHECKING:
     from roberta_jax.tokenizer import RobertaTokenizer
-
-_TEXTS_AT_ONCE = 4096  # the tokenizer's results take far more memory than the tokens
 
 
 class _Texts(Kind):
@@ -43,7 +43,7 @@ class _Texts(Kind):
     def encode(self, examples: Sequence[TextExample], tokenizer: "RobertaTokenizer") -> Features:
         check_not_empty(examples)
         labels = self._targets(examples)
-        sequences = encode_texts(
+        sequences, cut = encode_texts(
             [(each.text_a, each.text_b) for each in examples], tokenizer, self.formatting
         )
         tokens, starts = flattened(sequences)
@@ -56,6 +56,7 @@ class _Texts(Kind):
                 "labels": labels,
                 "example_weights": np.array([e.label is not None for e in examples], np.float32),
             },
+            notes=cut_note(cut, self.formatting),
         )
 
     def outputs(self, output: Any) -> dict[str, Any]:
@@ -173,8 +174,9 @@ class Regression(_Texts):
         ]
         if unusable:
             raise UsageError(
-                f"the target of {len(unusable)} examples is not a finite number, such as that of "
-                f"example {shortened(unusable[0])}. Correct or remove them."
+                f"the target is not a finite number (of float32) in "
+                f"{counted(len(unusable), 'example')}, such as example {shortened(unusable[0])}. "
+                "Correct or remove them."
             )
         return np.nan_to_num(targets)
 
@@ -205,39 +207,41 @@ class Regression(_Texts):
         return [{"id": each.id, "prediction": float(np.mean(known))} for each in examples]
 
 
-def encode_texts(texts, tokenizer: "RobertaTokenizer", formatting) -> list[list[int]]:
+def encode_texts(
+    texts: Sequence[tuple[str, str | None]], tokenizer: "RobertaTokenizer", formatting: Formatting
+) -> tuple[list[list[int]], int]:
     """The tokens of texts and pairs: `<s> A </s>`, `<s> A </s></s> B </s>`, truncated.
 
     Args:
       texts: pairs (first text, second text or None); all of them pairs or none.
       tokenizer: the model's.
       formatting: gives the length, the prefixes and the number of separators.
+
+    Returns:
+      The sequences, and how many of them were truncated.
     """
     is_pair = any(b is not None for _, b in texts)
-    one_separator = is_pair and formatting.separators == 1
-    # One separator: room for one more token, which is then removed.
-    max_length = formatting.max_length + one_separator
-    rows: list[list[int]] = []
-    for begin in range(0, len(texts), _TEXTS_AT_ONCE):
-        part = texts[begin : begin + _TEXTS_AT_ONCE]
-        encoded = tokenizer(
-            [formatting.prefix_a + a for a, _ in part],
-            [formatting.prefix_b + (b or "") for _, b in part] if is_pair else None,
-            truncation=True,
-            max_length=max_length,
-            split_special_tokens=True,
-            return_attention_mask=False,
-            verbose=False,
-        )
-        rows += encoded["input_ids"]
-    if one_separator:
-        rows = [_without_second_separator(row, tokenizer.sep_token_id) for row in rows]
-    return rows
+    frame = frame_of(tokenizer, formatting.separators)
+    first = [formatting.prefix_a + a for a, _ in texts]
+    if not is_pair:
+        room = frame.room(formatting.max_length)
+        tokens = tokens_of_texts(first, tokenizer)
+        cut = sum(len(tokens[text]) > room for text in first)
+        return [frame.one(tokens[text][:room]) for text in first], cut
+    second = [formatting.prefix_b + (b or "") for _, b in texts]
+    room = frame.pair_room(formatting.max_length)
+    tokens = tokens_of_texts((*first, *second), tokenizer)
+    rows, cut = [], 0
+    for a, b in zip(first, second, strict=True):
+        most_a, most_b = longest_first(len(tokens[a]), len(tokens[b]), room)
+        rows.append(frame.two(tokens[a][:most_a], tokens[b][:most_b]))
+        cut += most_a < len(tokens[a]) or most_b < len(tokens[b])
+    return rows, cut
 
 
-def _without_second_separator(row: list[int], separator: int) -> list[int]:
-    at = next(i for i in range(1, len(row) - 1) if row[i] == row[i + 1] == separator)
-    return row[:at] + row[at + 1 :]
+def cut_note(number: int, formatting: Formatting) -> dict[str, int]:
+    """`Features.notes` for examples that were cut to the length of an input."""
+    return {f"examples cut to {formatting.max_length} tokens": number} if number else {}
 
 
 def check_not_empty(examples: Sequence[Any]) -> None:
@@ -251,10 +255,12 @@ def check_labels(wrong) -> None:
     wrong = list(wrong)
     if wrong:
         names = sorted({str(name) for _, name in wrong})
+        ids = list(dict.fromkeys(identity for identity, _ in wrong))
         raise UsageError(
-            f"{len(wrong)} examples have labels that the task does not have: "
-            f"{listed([repr(shortened(name, 40)) for name in names])}, the first in example "
-            f"{shortened(wrong[0][0])}. Correct them, or give all labels with --config.data.labels."
+            f"labels that the task does not have: "
+            f"{listed([repr(shortened(name, 40)) for name in names])}, in "
+            f"{counted(len(ids), 'example')}, such as example {shortened(ids[0])}. Correct them, "
+            "or give all labels with --config.data.labels."
         )
 
 

@@ -17,15 +17,15 @@ from roberta_jax.tasks.examples import TokenExample
 from roberta_jax.tasks.features import Features, flattened
 from roberta_jax.tasks.kinds.base import Kind, Prediction
 from roberta_jax.tasks.kinds.text import check_labels
+from roberta_jax.tasks.sequences import frame_of
 
 if TYPE_CHECKING:
     from roberta_jax.tokenizer import RobertaTokenizer
 
 _OUTSIDE = "O"
-_ENTITY_METRICS = ("f1", "precision", "recall")
 _SENTENCES_AT_ONCE = 1024  # the tokenizer's results take far more memory than the tokens
-_NO_TOKEN = "words without a token, which are predicted as no entity"
-_CUT_WORDS = "words longer than an input, of which the end is left out"
+_NO_TOKEN = "words without a token, which are in no input"
+_CUT_WORDS = "words longer than an input, which are cut"
 
 
 class Tokens(Kind):
@@ -56,21 +56,22 @@ class Tokens(Kind):
         """See `Kind.encode`.
 
         Words that have no token, such as empty ones, are in no row. They are counted in
-        `Features.skipped`, as are words of which not all tokens fit into a row.
+        `Features.notes`, as are words of which not all tokens fit into a row.
         """
         self._check(examples)
         ids = {name: number for number, name in enumerate(self.labels)}
-        room = self.formatting.max_length - 2
+        frame = frame_of(tokenizer, self.formatting.separators)
+        room = frame.room(self.formatting.max_length)
         sequences, labels, words, example_of = [], [], [], []
-        skipped = Counter()
+        notes = Counter()
         for number, pieces in enumerate(_pieces(examples, tokenizer)):
-            skipped[_NO_TOKEN] += sum(not each for each in pieces)
-            skipped[_CUT_WORDS] += sum(len(each) > room for each in pieces)
+            notes[_NO_TOKEN] += sum(not each for each in pieces)
+            notes[_CUT_WORDS] += sum(len(each) > room for each in pieces)
             present = [index for index, each in enumerate(pieces) if each]
             counts = [min(len(pieces[index]), room) for index in present]
             tags = examples[number].tags
             for first, start, stop, end in windows(counts, room):
-                sequence, row_labels, row_words = [tokenizer.cls_token_id], [-100], [-1]
+                sequence, row_labels, row_words = [], [], []
                 for place in range(first, end):
                     word = present[place]
                     tokens = pieces[word][:room]
@@ -80,9 +81,10 @@ class Tokens(Kind):
                     sequence += tokens
                     row_labels += [ids[tags[word]] if known else -100] + rest * [-100]
                     row_words += [word if is_target else -1] + rest * [-1]
-                sequences.append([*sequence, tokenizer.sep_token_id])
-                labels.append([*row_labels, -100])
-                words.append([*row_words, -1])
+                sequences.append(frame.one(sequence))
+                before, after = len(frame.start), len(frame.end)
+                labels.append([-100] * before + row_labels + [-100] * after)
+                words.append([-1] * before + row_words + [-1] * after)
                 example_of.append(number)
         if not sequences:
             raise UsageError("there is no sentence with a word that the tokenizer can encode.")
@@ -93,8 +95,8 @@ class Tokens(Kind):
             1,
             np.array(example_of, np.int32),
             token_columns={"labels": flattened(labels)[0]},
-            skipped={reason: count for reason, count in skipped.items() if count},
             host_arrays={"words": flattened(words)[0]},
+            notes={note: count for note, count in notes.items() if count},
         )
 
     def fill(self) -> Mapping[str, Any]:
@@ -139,25 +141,18 @@ class Tokens(Kind):
         "f1", "precision" and "recall" are those of whole entities.
         """
         pairs = [
-            (list(example.tags), list(prediction["prediction"]))
+            (tuple(example.tags), tuple(prediction["prediction"]))
             for example, prediction in zip(examples, predictions, strict=True)
             if example.tags is not None
         ]
         if not any(gold for gold, _ in pairs):
             return {}
-        results = {}
-        if any(_of(name) in _ENTITY_METRICS for name in self.task.metrics):
-            from roberta_jax.tasks.entities import entity_scores
-
-            results = entity_scores(*map(list, zip(*pairs, strict=True)))
-        gold = [tag for tags, _ in pairs for tag in tags]
-        predicted = [tag for _, tags in pairs for tag in tags]
-        others = dict.fromkeys([*map(_of, self.task.metrics), "accuracy"]).keys() - results.keys()
-        results |= metrics.compute(sorted(others), gold, predicted, labels=self.labels)
-        names = [*self.task.metrics]
-        if "accuracy" not in map(_of, names):
-            names.append("accuracy")
-        return {name: results[_of(name)] for name in names}
+        gold, predicted = zip(*pairs, strict=True)
+        of_tags = {name: metrics.of_kind(name, "tokens") for name in self.task.metrics}
+        if "token_accuracy" not in of_tags.values():
+            of_tags["accuracy"] = "token_accuracy"
+        scores = metrics.compute([*of_tags.values()], gold, predicted, labels=self.labels)
+        return {name: scores[metric] for name, metric in of_tags.items()}
 
     def majority(self, train, examples) -> list[Prediction] | None:
         counts = Counter(tag for each in train for tag in each.tags or ())
@@ -179,11 +174,6 @@ class Tokens(Kind):
                 )
             wrong += [(each.id, tag) for tag in each.tags if tag not in known]
         check_labels(wrong)
-
-
-def _of(metric: str) -> str:
-    """The name of a metric without what it is of: that is clear for tags of words."""
-    return metric.removeprefix("entity_").removeprefix("token_")
 
 
 def windows(counts: Sequence[int], room: int) -> Iterator[tuple[int, int, int, int]]:

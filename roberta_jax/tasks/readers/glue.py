@@ -117,8 +117,9 @@ def _rows(
                 continue
             if len(values) != len(columns):
                 raise UsageError(
-                    f"{path}:{number}: the first line names no columns "
-                    f"{' and '.join(map(repr, task.fields))}, but "
+                    f"{path}:{number}: the first line has no "
+                    f"{'columns' if len(task.fields) > 1 else 'column'} "
+                    f"{' and '.join(map(repr, task.fields))}; it has "
                     f"{shortened(', '.join(map(repr, header)), 200)}. {_is_it_right(task)}"
                 )
             header = list(columns)

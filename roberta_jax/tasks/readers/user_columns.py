@@ -78,8 +78,8 @@ class Profile:
       longest_list: number of elements of the longest list.
       words: mean number of words of the strings among the first rows; two Chinese, Japanese or
         Korean characters count as a word.
-      values: the different values, as strings, and how often each occurs; no more of them once
-        there are over `MAX_LABELS`.
+      values: the different values, or elements of lists, as strings, and how often each occurs; no
+        more of them once there are over `MAX_LABELS`.
       many_values: whether there are over `MAX_LABELS`.
     """
 
@@ -124,6 +124,8 @@ class Profile:
             self.lists += 1
             self.longest_list = max(self.longest_list, len(value))
             self.word_lists += all(isinstance(each, str) for each in value)
+            for each in value:
+                self._add_value(spelled_label(each))
             return
         if isinstance(value, bool):
             self.flags += 1
@@ -136,6 +138,9 @@ class Profile:
         if not isinstance(value, bool) and len(spelled) < 50 and is_number(spelled):
             self.numbers += 1
             self.whole += float(spelled).is_integer()
+        self._add_value(spelled)
+
+    def _add_value(self, spelled: str) -> None:
         if self.many_values:
             return
         if len(spelled) > _MAX_LABEL_LENGTH:

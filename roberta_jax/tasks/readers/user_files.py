@@ -155,9 +155,11 @@ def open_table(
         raise UsageError(f"{key}: {path} is empty.")
     columns = _column_names(path, first[1])
     if format == "tsv" and len(columns) == 1 and "," in columns[0]:
+        is_task = key.startswith("--config")
+        instead = "use --config=configs/finetune.py:csv" if is_task else "rename it to .csv"
         raise UsageError(
             f"{path}:1: there is no tab in the header, {shortened(columns[0])!r}. If commas divide "
-            "the fields, use --config=configs/finetune.py:csv."
+            f"the fields, {instead}."
         )
     return Table(path, format, columns, delimiter, quoted)
 

@@ -6,7 +6,7 @@ lists the columns and the options to set, rather than a choice.
 
 import dataclasses
 import re
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterable, Mapping, Sequence
 
 from roberta_jax.errors import UsageError, listed, shortened
 from roberta_jax.tasks.readers.user_columns import MAX_LABELS, Columns, Profile, label_parts
@@ -89,7 +89,8 @@ def guess_columns(
     3. The texts: two columns named as a pair (sentence1 and sentence2, premise and hypothesis,
        question and sentence, ...); else the only column named text; else the only one named
        sentence, review, content, body, comment, tweet, document or message; else the one or two
-       columns of prose; else the only column of strings that is left.
+       columns of prose; else the only column of strings that is left. Where `text_column` is given
+       and `pair_column` is not, there is no second text.
     4. The kind: lists of labels, or cells with "|", or with "," where a part occurs in different
        cells, are several labels. Up to 20 different whole numbers, each twice or more on average,
        are the names of labels; other numbers are the targets of a regression. Strings are labels.
@@ -214,14 +215,13 @@ class _Guess:
         if text is None:
             text, guessed = self.text_and_pair(label, is_single=pair is not None)
             pair = pair or guessed
-        values = [each for name in label for each in self._profiles[name].values]
         return Columns(
             kind=kind,
             text=text,
             pair=pair,
             label=label,
             separator=separator,
-            label_ids=_are_ids(values, options.labels) and kind == "classification",
+            label_ids=len(label) == 1 and self._has_label_ids(label[0], kind, separator),
         )
 
     def text_and_pair(
@@ -306,6 +306,14 @@ class _Guess:
             )
         return "classification", "|"
 
+    def _has_label_ids(self, label: str, kind: str, separator: str) -> bool:
+        """Whether a column has the positions of given labels, and not their names."""
+        column = self._profiles[label]
+        if kind == "multi_label" and not column.lists:
+            return _are_ids(label_parts(column, separator).keys() - {""}, self._options.labels)
+        known = kind in ("classification", "multi_label")
+        return known and _are_ids(column.values, self._options.labels)
+
     def choice_columns(self) -> tuple[str, ...]:
         """The columns of the choices, by rule 1."""
         if choices := self._find_choices():
@@ -372,7 +380,7 @@ def _are_numbered_from_one(columns: Sequence[str]) -> bool:
     return len(columns) > 1 and columns[0].endswith("1")
 
 
-def _are_ids(values: Sequence[str], labels: Sequence[str]) -> bool:
+def _are_ids(values: Iterable[str], labels: Sequence[str]) -> bool:
     """Whether the values are the positions of labels in a list, and not themselves in it."""
     numbers = {str(number) for number in range(len(labels))}
     return bool(labels) and set(values) <= numbers and not set(values) & set(labels)
@@ -381,6 +389,11 @@ def _are_ids(values: Sequence[str], labels: Sequence[str]) -> bool:
 def is_id(name: str) -> bool:
     """Whether a column may identify the examples, by its name."""
     return name.lower() in _IDS
+
+
+def is_ending(name: str) -> bool:
+    """Whether a column of choices has continuations of the text, by its name."""
+    return name.lower().startswith("ending")
 
 
 def _id_column(columns: Columns, unique: Sequence[str]) -> str | None:

@@ -69,6 +69,7 @@ def test_what_the_choices_share_is_cut_and_their_own_text_kept():
     for context_first in (False, True):
         features = encode(kind_of(38, context_first=context_first), example)
         assert features.row_lengths.tolist() == [38]
+        assert features.notes == {"examples cut to 38 tokens": 1}
         for cut, full in zip(decoded(features), decoded(whole), strict=True):
             own, context = full.removeprefix("<s>").removesuffix("</s>").split("</s></s>")
             first, second = cut.removeprefix("<s>").removesuffix("</s>").split("</s></s>")

@@ -97,6 +97,7 @@ def test_a_long_text_keeps_the_part_around_the_pronoun(place):
     start = len(" ".join(words[:place])) + (place > 0)
     features = encode(example(text=" ".join(words), pronoun=(start, start + 2)), max_length=20)
     assert features.row_lengths.tolist() == [20]
+    assert features.notes == {"examples cut to 20 tokens": 1}
     expected = small_tokenizer()(" the trophy" if place else "the trophy", add_special_tokens=False)
     weights = features.columns["masked_weights"][0, 0] > 0
     assert features.columns["masked_labels"][0, 0][weights].tolist() == expected["input_ids"]
@@ -177,6 +178,37 @@ def test_the_saved_model_is_a_masked_lm(tmp_path):
     assert type(again) is kind_of().model_class
     for ours, theirs in zip(jax.tree.leaves(params), jax.tree.leaves(values), strict=True):
         np.testing.assert_array_equal(ours, theirs)
+
+
+@pytest.mark.parity
+def test_transformers_masked_lm_gives_the_same_scores(tmp_path):
+    torch = pytest.importorskip("torch")
+    transformers = pytest.importorskip("transformers")
+    kind, features = kind_of(), encode(*EXAMPLES)
+    model, params = build(kind)
+    save_pretrained(tmp_path, model, params)
+    theirs, report = transformers.RobertaForMaskedLM.from_pretrained(
+        tmp_path, output_loading_info=True
+    )
+    assert not any(report[name] for name in ("missing_keys", "unexpected_keys", "mismatched_keys"))
+    batch = batch_of(kind, features)
+    inputs = {
+        name: torch.from_numpy(batch[name].reshape(-1, batch[name].shape[-1]).astype(np.int64))
+        for name in ("input_ids", "attention_mask")
+    }
+    with torch.no_grad():
+        chances = theirs.eval()(**inputs).logits.log_softmax(-1).numpy()
+    with jax.default_matmul_precision("highest"):
+        predictions = kind.predictions(
+            EXAMPLES, features, outputs_of(kind, model, params, features)
+        )
+    for row, prediction in enumerate(predictions):
+        for choice, score in enumerate(prediction["scores"].values()):
+            slots = batch["masked_weights"][row, choice] > 0
+            at = batch["masked_positions"][row, choice][slots]
+            tokens = batch["masked_labels"][row, choice][slots]
+            expected = chances[row * features.choices + choice, at, tokens].mean()
+            assert score == pytest.approx(expected, abs=1e-4)
 
 
 def test_scores_baseline_and_errors():

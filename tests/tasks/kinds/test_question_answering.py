@@ -8,6 +8,7 @@ import numpy as np
 import pytest
 
 from roberta_jax.errors import UsageError
+from roberta_jax.tasks import loading
 from roberta_jax.tasks.kinds import kind_class
 from roberta_jax.tasks.kinds.question_answering import NO_TARGET, QuestionAnswering
 from roberta_jax.tasks.squad import prediction_files, scoring
@@ -69,6 +70,10 @@ def oracle(features):
 
 def test_the_table_finds_the_kind():
     assert kind_class("question_answering") is QuestionAnswering
+
+
+def test_answers_are_no_labels():
+    assert loading.label_names(task(), [question("A cat.", ("cat", 2))]) == ()
 
 
 # Rows
@@ -396,20 +401,31 @@ def test_the_threshold_is_searched_where_all_answers_are_known(tokenizer):
             row += rng.normal(0, 2, len(row)).astype(np.float32)
             row[0] += 12
     scores = {}
-    for threshold in (None, 0.0, 4.0, 9.0, 15.0, 22.0):
+    for threshold in (0.0, 4.0, None, 9.0, 15.0, 22.0):
         chosen = kind(null_threshold=threshold)
         predictions = chosen.predictions(examples, features, outputs)
         scores[threshold] = chosen.scores(examples, predictions)
-        assert scores[threshold]["best_f1"] == scores[None]["f1"]
+        assert scores[threshold]["best_f1"] == scores[0.0]["best_f1"]
     best = max(each["f1"] for each in scores.values())
-    assert scores[None]["f1"] == pytest.approx(best)
+    assert scores[None]["f1"] == pytest.approx(best) == pytest.approx(scores[0.0]["best_f1"])
     assert scores[None]["f1"] > scores[0.0]["f1"]
-    # Without all labels, the threshold is 0.
-    hidden = [dataclasses.replace(each, answers=None, starts=None) for each in examples[:1]]
-    unlabelled = [*hidden, *examples[1:]]
-    texts = [each["prediction"] for each in kind().predictions(unlabelled, features, outputs)]
-    zero = kind(null_threshold=0.0).predictions(examples, features, outputs)
-    assert texts == [each["prediction"] for each in zero]
+    # The threshold can be used for other splits.
+    assert scores[4.0]["null_threshold"] == 4
+    found = kind().with_choices(scores[None])
+    assert found.formatting.null_threshold == scores[None]["null_threshold"]
+    assert kind(null_threshold=1.0).with_choices(scores[None]).formatting.null_threshold == 1
+    assert kind(answerable=True).with_choices({"f1": 1.0}).formatting.null_threshold is None
+    predictions = kind().predictions(examples, features, outputs)
+    assert found.predictions(examples, features, outputs) == predictions
+    # Examples without a label take part in no search; without any label the threshold is 0.
+    hidden = [dataclasses.replace(each, answers=None, starts=None) for each in examples]
+
+    def texts(examples, **changes):
+        made = kind(**changes).predictions(examples, features, outputs)
+        return [each["prediction"] for each in made]
+
+    assert texts([*hidden[:1], *examples[1:]]) == texts(examples)
+    assert texts(hidden) == texts(examples, null_threshold=0.0) != texts(examples)
 
 
 def test_the_list_of_the_best_always_has_a_span_and_no_answer(tokenizer):

@@ -79,10 +79,10 @@ def test_unknown_label_names_the_line(tmp_path):
 
 
 def test_wrong_columns(tmp_path):
-    with pytest.raises(UsageError, match=r"train.tsv:1: .*names no columns 'sentence1'") as error:
+    with pytest.raises(UsageError, match=r"train.tsv:1: .*has no columns 'sentence1' and") as error:
         read(tmp_path, "rte", "id,premise,label\n1,a,b\n")
     assert "id,premise,label" in one_screen(error.value)
-    with pytest.raises(UsageError, match="names no columns 'sentence'"):
+    with pytest.raises(UsageError, match="has no column 'sentence'"):
         read(tmp_path, "cola", "a\tb\tc\n")
 
 

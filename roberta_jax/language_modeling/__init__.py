@@ -1,0 +1,1 @@
+"""Evaluation of masked language models on text: masked perplexity and pseudo-perplexity."""
