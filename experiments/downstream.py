@@ -155,10 +155,11 @@ def _numbers(kind: type):
 
 
 def _count(text: str) -> int:
-    (number,) = _numbers(int)(text) if "," not in text else (0,)
-    if number < 1:
-        raise argparse.ArgumentTypeError(f"invalid value {text!r}: give a number of seeds")
-    return number
+    if not text.isascii() or not text.isdecimal() or int(text) < 1:
+        raise argparse.ArgumentTypeError(
+            f"invalid value {text!r}: give the number of seeds, such as 5"
+        )
+    return int(text)
 
 
 def _parser() -> argparse.ArgumentParser:
