@@ -206,7 +206,8 @@ def _intervals(rows: Sequence[dict[str, Any]]) -> list[str]:
         "The interval is that of a bootstrap which draws seeds and validation examples, both with "
         f"replacement, {SAMPLES:,} times, the same ones for both settings. Unlike the test above, "
         "it covers other validation examples. Few seeds say little about other seeds: with 3, "
-        "drawing them with replacement understates their standard error by the factor 0.82. The "
+        "drawing them with replacement understates their standard error by the factor 0.82, and "
+        "with 1 the interval counts examples alone. The "
         "intervals are not adjusted for their number.",
     ]
 
