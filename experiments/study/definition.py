@@ -198,10 +198,12 @@ class Study:
             settings = {
                 name: with_data(changes, self.base, folder) for name, changes in settings.items()
             }
+        cache = self.base.data.cache_dir
+        shared = [f"--set=data.cache_dir={cache}"] if cache else []
         for task, arguments in self.downstream.items():
             found = find_data(task, folder)
             if found is not None:
-                evaluations[task] = (*DOWNSTREAM, task, f"--data={found}", *arguments)
+                evaluations[task] = (*DOWNSTREAM, task, f"--data={found}", *arguments, *shared)
         if folder and not (self.finetunes or evaluations):
             titles = ", ".join(TASKS[task].title for task in self.downstream)
             tasks = f"none of its tasks ({titles}) are there" if titles else "it names no tasks"
