@@ -55,6 +55,9 @@ def _defaults() -> ConfigDict:
     # The model to fine-tune: a workdir of this project, a folder in Hugging Face's or fairseq's
     # format, or a hub id. It must be given.
     config.init_from = placeholder(str)
+    # Take only the config and the tokenizer of `init_from`, and start from random values in place
+    # of its weights: what training on the task alone gives, to compare a pretrained model with.
+    config.random_init = False
     # Folder or hub id of a tokenizer. None uses the one of `init_from`.
     config.tokenizer = placeholder(str)
 

@@ -101,7 +101,7 @@ class Finetuning:
         return Job(
             train_step=training.train_step(self._adapted),
             init_params=self._init_params,
-            pretrained_params=self._pretrained_params,
+            pretrained_params=None if self._spec.random_init else self._pretrained_params,
             batches=self._batches,
             identity=prepared.identity(),
             evaluate=self._evaluate,
@@ -251,7 +251,7 @@ class Finetuning:
     def _about(self, recorded: Mapping[str, float]) -> dict[str, Any]:
         training = self._training
         about = {
-            "init_from": str(self._spec.config["init_from"]),
+            "init_from": _start(self._spec),
             "seed": training.seed,
             "steps": training.steps,
             "best step": int(recorded.get("best_step", training.steps)),
@@ -278,6 +278,7 @@ class Finetuning:
             [
                 f"{prepared.task.title}: {counts} examples",
                 *prepared.notes,
+                *([f"Starting from {_start(spec)}."] if spec.random_init else []),
                 f"{count_parameters(state.params):,} parameters, "
                 f"{jnp.dtype(spec.execution.dtype).name}, {jax.device_count()} x "
                 f"{jax.devices()[0].device_kind} ({mesh}); "
@@ -289,6 +290,12 @@ class Finetuning:
                 f"{counted(training.warmup_steps, 'step')}",
             ]
         )
+
+
+def _start(spec: FinetuningSpec) -> str:
+    """What the run started from, for the model card and the results."""
+    source = str(spec.config["init_from"])
+    return f"random values, with the config of {source}" if spec.random_init else source
 
 
 def _summarize(recorded: Mapping[str, float]) -> str:

@@ -77,6 +77,7 @@ class FinetuningSpec:
       formatting: how an example becomes an input.
       model: the config of the model to start from, with the dropout rates of the run.
       init_from: the folder of the model to start from.
+      random_init: whether the model starts from random values, and not from the weights there.
       tokenizer: folder or hub id of the tokenizer, or None for the model's.
       execution: how the model computes.
       adaptation: which parameters are trained, and at which rates.
@@ -89,6 +90,7 @@ class FinetuningSpec:
     formatting: Formatting
     model: RobertaConfig
     init_from: os.PathLike
+    random_init: bool
     tokenizer: str | None
     execution: Execution
     adaptation: Adaptation
@@ -134,20 +136,8 @@ def read_spec(config: ConfigDict) -> FinetuningSpec:
       UsageError: a value is out of its range, values do not fit each other, the model or the
         devices, or there is no such model.
     """
-    check_values(flatten(config), VALUES, VALUES, FILE)
-    check_one_of("task", config.task, TASKS)
-    check_one_of("data.engine", config.data.engine, ENGINES)
+    check_config(config)
     task = TASKS[config.task]
-    if (config.train.epochs is None) == (config.train.steps is None):
-        raise UsageError(
-            "give either --config.train.epochs or --config.train.steps, and set the other one to "
-            "none."
-        )
-    if not config.init_from:
-        raise UsageError(
-            "no model to fine-tune: give one, such as --config.init_from=runs/tiny (a workdir or a "
-            "folder in Hugging Face's format) or --config.init_from=FacebookAI/roberta-base."
-        )
     data = _read_data(config.data, task)
     execution = read_execution(config.execution, jax.devices())
     folder = model_folder(config.init_from)  # once: it may ask the hub
@@ -163,6 +153,7 @@ def read_spec(config: ConfigDict) -> FinetuningSpec:
         formatting=_read_formatting(config, task, model),
         model=model,
         init_from=folder,
+        random_init=config.random_init,
         tokenizer=config.tokenizer,
         execution=execution,
         adaptation=adaptation,
@@ -172,6 +163,41 @@ def read_spec(config: ConfigDict) -> FinetuningSpec:
     training = spec.training(10**6)
     rows_and_accumulation(training.mesh, spec.eval_batch_size, key="eval.batch_size")
     return spec
+
+
+def check_config(config: ConfigDict) -> None:
+    """Checks what needs neither the model nor the devices of this machine.
+
+    Raises:
+      UsageError: a value is out of its range, the task is unknown, or there is no `init_from`.
+    """
+    check_values(flatten(config), VALUES, VALUES, FILE)
+    check_one_of("task", config.task, TASKS)
+    check_one_of("data.engine", config.data.engine, ENGINES)
+    if (config.train.epochs is None) == (config.train.steps is None):
+        raise UsageError(
+            "give either --config.train.epochs or --config.train.steps, and set the other one to "
+            "none."
+        )
+    if not config.init_from:
+        raise UsageError(
+            "no model to fine-tune: give one, such as --config.init_from=runs/tiny (a workdir or a "
+            "folder in Hugging Face's format) or --config.init_from=FacebookAI/roberta-base."
+        )
+    if config.random_init:
+        _check_random_init(config)
+
+
+def _check_random_init(config: ConfigDict) -> None:
+    """Random values can only be trained: nothing of them is worth keeping."""
+    for key in ("reinit_layers", "frozen_layers", "freeze_embeddings", "lora_rank"):
+        value = config.adapt[key]
+        if value:
+            raise UsageError(
+                f"--config.adapt.{key}={str(value).lower()} cannot be combined with "
+                "--config.random_init=true, which gives all parameters random values and trains "
+                "all of them. Leave one of them out."
+            )
 
 
 def _read_formatting(config: ConfigDict, task: Task, model: RobertaConfig) -> Formatting:
