@@ -217,10 +217,12 @@ def test_finetune_runs(tmp_path):
     assert "95% intervals" in shown("results")
     assert "precision" in printed("report")
     for name in ("curve", "confusion", "confident", "bars"):
-        [output] = cells[name].outputs
+        *_, output = cells[name].outputs
         image = imread(io.BytesIO(base64.b64decode(output.data["image/png"])))
         assert image.size > 10_000
         assert image.std() > 0.02  # not of one colour
+
+    assert re.fullmatch(r"confident half: \d+ of 20 correct\n.*\n", printed("confident"))
 
     # What the model has learned contradicts the wrong labels.
     mistakes = shown("mistakes")
