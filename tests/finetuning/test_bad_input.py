@@ -8,12 +8,17 @@ import shutil
 import numpy as np
 import pytest
 
-from roberta_jax import RobertaTokenizer
+from configs.finetune import get_config
+from configs.pretrain import get_config as pretraining_config
+from roberta_jax import RobertaTokenizer, cli
 from roberta_jax.errors import UsageError
-from roberta_jax.finetune import finetune
+from roberta_jax.finetune import finetune, main
 from roberta_jax.finetuning.batches import TrainingRows, choose_lengths
+from roberta_jax.finetuning.config_values import VALUES
 from roberta_jax.finetuning.prepare import prepare
 from roberta_jax.finetuning.spec import read_spec
+from roberta_jax.pretrain import pretrain
+from roberta_jax.run_flags import define_run_flags
 from roberta_jax.weights.save import save_pretrained
 from tests.support import finetuning, small_tasks
 from tests.support.checkpoints import build, edit_config
@@ -141,6 +146,32 @@ def test_questions_whose_answers_are_not_in_the_passage(refused, tmp_path):
     assert "the answer is not at its position in the passage" in refused(task, **changes)
     file.write_text(file.read_text().replace('"answers": [{', '"answers": [], "other": [{'))
     assert "Choose the task squad2" in refused(task, **changes)
+
+
+# Configs
+
+
+def test_the_config_of_another_command(tmp_path):
+    message = "the config of another command: it has keys such as .*configs/{}.py does not"
+    with pytest.raises(UsageError, match=message.format("finetune")):
+        finetune(pretraining_config("tiny"), tmp_path / "run")
+    with pytest.raises(UsageError, match=message.format("pretrain")):
+        pretrain(get_config("rte"), tmp_path / "run")
+    assert not (tmp_path / "run").exists()
+
+
+def test_help_and_no_arguments(capsys):
+    with pytest.raises(SystemExit) as error:
+        cli.run_config_job(main, define_run_flags, ["finetune"], example="configs/finetune.py:rte")
+    assert error.value.code == 2
+    assert capsys.readouterr().err == (
+        "error: no config: pass one, such as --config=configs/finetune.py:rte\n"
+    )
+    arguments = ["finetune", "--config=configs/finetune.py:rte", "--help"]
+    cli.run_config_job(main, define_run_flags, arguments, example="configs/finetune.py:rte")
+    help_text = capsys.readouterr().out
+    for key in VALUES:
+        assert re.search(rf"^  --config\.{re.escape(key)}\s", help_text, re.MULTILINE), key
 
 
 # Models
