@@ -163,6 +163,10 @@ SHARED: dict[str, Range] = {
 """Dotted key -> what its value must be."""
 
 
+# So many unknown keys are no mistakes in keys, but those of another command's config.
+_OF_ANOTHER_COMMAND = 10
+
+
 def check_values(
     values: Mapping[str, Any], table: Mapping[str, Range], keys: Collection[str], file: str
 ) -> None:
@@ -177,6 +181,12 @@ def check_values(
     Raises:
       UsageError: a key is missing or unknown, or a value is not what the table says.
     """
+    unknown = [key for key in values if key not in table]
+    if len(unknown) >= _OF_ANOTHER_COMMAND:
+        raise UsageError(
+            f"this is the config of another command: it has keys such as --config.{unknown[0]}, "
+            f"which {file} does not have. Start from that one."
+        )
     for key in values:
         if key not in table:
             hint = nearest(key, list(table))

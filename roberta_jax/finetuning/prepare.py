@@ -8,6 +8,7 @@ again.
 import dataclasses
 import hashlib
 import json
+import logging
 import pathlib
 import zipfile
 from collections.abc import Sequence
@@ -168,7 +169,7 @@ def _remarks(split: Split) -> list[str]:
     features = split.features
     return [
         *(
-            f"{split.name}: {counted(number, 'example')} left out: {reason}"
+            f"{split.name}: {counted(number, 'example')} left out {reason}"
             for reason, number in features.skipped.items()
         ),
         *(f"{split.name}: {note}: {number:,}" for note, number in features.notes.items()),
@@ -201,18 +202,31 @@ def load_tokenizer(spec: FinetuningSpec) -> "RobertaTokenizer":
     Raises:
       UsageError: it cannot be loaded, or is not one for the model.
     """
+    tokenizer = _read_tokenizer(spec.tokenizer or tokenizer_folder(spec.init_from))
+    check_tokenizer(tokenizer, spec.model)
+    if spec.tokenizer is not None:
+        try:
+            own = _read_tokenizer(tokenizer_folder(spec.init_from))
+        except UsageError:
+            return tokenizer
+        if own.fingerprint() != tokenizer.fingerprint():
+            logging.warning(
+                "--config.tokenizer=%s has other tokens than the tokenizer in %s, which the model "
+                "was trained with. Leave it unset to use that one.",
+                *(spec.tokenizer, spec.config["init_from"]),
+            )
+    return tokenizer
+
+
+def _read_tokenizer(folder: Any) -> "RobertaTokenizer":
     from roberta_jax.tokenizer import RobertaTokenizer
 
     try:
-        tokenizer = RobertaTokenizer.from_pretrained(
-            spec.tokenizer or tokenizer_folder(spec.init_from)
-        )
+        return RobertaTokenizer.from_pretrained(folder)
     except UsageError:
         raise
     except (OSError, ValueError) as error:
         raise UsageError(f"cannot load the model's tokenizer: {error}") from error
-    check_tokenizer(tokenizer, spec.model)
-    return tokenizer
 
 
 def encoded(

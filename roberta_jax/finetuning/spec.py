@@ -18,18 +18,19 @@ from roberta_jax.config_groups import check_one_of, read_execution, read_trainin
 from roberta_jax.config_ranges import check_values
 from roberta_jax.data.pipeline import ENGINES
 from roberta_jax.dotted_keys import flatten
-from roberta_jax.errors import UsageError
+from roberta_jax.errors import UsageError, listed
 from roberta_jax.finetuning.adapt import Adaptation
 from roberta_jax.finetuning.config_values import VALUES
 from roberta_jax.modeling.config import RobertaConfig
 from roberta_jax.modeling.execution import Execution
+from roberta_jax.modeling.model import RobertaModel
 from roberta_jax.storage import cache_folder
 from roberta_jax.tasks.table import TASKS
 from roberta_jax.tasks.task import Formatting, Task
 from roberta_jax.training.partitioning import rows_and_accumulation
 from roberta_jax.training.run import TrainingSpec
 from roberta_jax.training.schedules import make_schedule
-from roberta_jax.weights.load import model_folder, read_config
+from roberta_jax.weights.load import check_pretrained, model_folder, read_config
 
 FILE = "configs/finetune.py"
 _DROPOUTS = ("hidden_dropout_prob", "attention_probs_dropout_prob", "classifier_dropout")
@@ -142,6 +143,13 @@ def read_spec(config: ConfigDict) -> FinetuningSpec:
     execution = read_execution(config.execution, jax.devices())
     folder = model_folder(config.init_from)  # once: it may ask the hub
     model = read_config(folder)
+    # The head is new where the model has none for the task; the rest must be there.
+    check_pretrained(folder, RobertaModel, new_head=("pooler",))
+    if model.is_decoder:
+        raise UsageError(
+            f"{config.init_from} is a decoder, whose tokens see only those before them. Choose an "
+            "encoder as --config.init_from, such as FacebookAI/roberta-base."
+        )
     rates = {key: config.model[key] for key in _DROPOUTS if config.model[key] is not None}
     model = model.replace(**rates)
     adaptation = Adaptation(**{**config.adapt, "lora_targets": tuple(config.adapt.lora_targets)})
@@ -222,6 +230,14 @@ def _read_data(data: ConfigDict, task: Task) -> DataSpec:
             f"--config.data.labels={labels}: give different names, such as "
             '--config.data.labels=\'("negative","positive")\'.'
         )
+    if labels and task.reader is not None and sorted(labels) != sorted(task.labels):
+        expected = (
+            f"the labels of {task.title} are {listed(task.labels, 20)}: give all of them, or leave "
+            "it out."
+            if task.labels
+            else f"{task.title} has no labels. Leave it out."
+        )
+        raise UsageError(f"--config.data.labels={labels}: {expected}")
     options = {
         key: data[key]
         for key in ("kind", "text_column", "pair_column", "label_column", "id_column")

@@ -23,7 +23,7 @@ class Features:
       example: int32 [R], the number of the example that a row belongs to.
       columns: name -> array [R, ...], one entry per row, such as labels.
       token_columns: name -> array [T], one entry per token, such as the labels of tokens.
-      skipped: why examples were left out, or are no targets of training -> how many.
+      skipped: what examples were left out of and why, in words that follow "left out" -> how many.
       host_arrays: name -> array of any shape, which predictions need and no batch holds, such as
         the characters that tokens cover. They belong to all rows together.
       notes: what else the user should know, such as that inputs were cut -> how many.

@@ -319,6 +319,12 @@ def _check_config(
     saved: Mapping[str, Any],
 ) -> None:
     values = flatten(json.loads(json.dumps(config)))  # tuples become lists, as in the file
+    if saved.get("task") != values.get("task"):
+        there, here = (_purpose(each.get("task")) for each in (saved, values))
+        raise UsageError(
+            f"--workdir={folder} holds a run of {there}, and this is one of {here}. Choose another "
+            "--workdir."
+        )
     differing = [
         key
         for key in sorted(saved.keys() | values.keys())
@@ -338,6 +344,10 @@ def _check_config(
             + "\nTo resume that run, use its values; to start a run with the new values, choose "
             f"another --workdir.\nWhat may change within a run: {changeable}."
         )
+
+
+def _purpose(task: object) -> str:
+    return "pretraining" if task is None else f"fine-tuning on the task {task}"
 
 
 def _new_name(key: str, renamed: Mapping[str, str]) -> str:

@@ -148,6 +148,11 @@ def read_pretrained(
 ) -> tuple[nn.Module, dict[str, Any]]:
     """Like `from_pretrained`, but returns NumPy arrays on the host."""
     loaded = load_pretrained(path, model_class, execution, **options)
+    if loaded.new:
+        logger.warning(
+            "%s lacks %s, which are initialized randomly: train the model before using it",
+            *(path, ", ".join(loaded.new)),
+        )
     return loaded.model, loaded.params
 
 
@@ -163,7 +168,7 @@ def load_pretrained(
     token: str | bool | None = None,
     **config_changes: Any,
 ) -> Loaded:
-    """Like `read_pretrained`, but also reports which tensors were used; see `from_pretrained`."""
+    """Like `read_pretrained`, but also reports which tensors were used, in place of the warning."""
     if param_dtype is not None and not jnp.issubdtype(jnp.dtype(param_dtype), jnp.floating):
         raise UsageError(f"param_dtype={param_dtype!r}: use a floating type, or None")
     with local_copy(model_folder(path, revision=revision, token=token), FILE_ENDINGS) as folder:
@@ -174,11 +179,6 @@ def load_pretrained(
     new_names = [name for leaf in new_leaves for name in leaf.names if canonical(name) in new]
     if new_leaves:
         _initialize(flat, new_leaves, new, match.model, seed)
-        logger.warning(
-            "%s lacks %s, which are initialized randomly: train the model before using it",
-            path,
-            ", ".join(new_names),
-        )
     return Loaded(
         match.model,
         traverse_util.unflatten_dict(flat),

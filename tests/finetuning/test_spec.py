@@ -84,6 +84,12 @@ def test_lengths_follow_from_task_and_model(run_config):
             {"data.labels": ("a", "a")},
             "give different names",
         ),
+        (
+            "rte",
+            {"data.labels": ("yes", "no")},
+            r"the labels of RTE are entailment, not_entailment: give all of them",
+        ),
+        ("stsb", {"data.labels": ("yes", "no")}, r"--config\.data\.labels=.*STS-B has no labels"),
         ("rte", {"data.engine": "fast"}, r"--config\.data\.engine=fast is unknown"),
         ("csv", {}, r"needs the file of training examples: give --config\.data\.train=FILE\.csv"),
         ("csv", {"data.train": "a.csv"}, "no examples to validate on"),

@@ -118,6 +118,8 @@ def test_a_missing_head_is_initialized_only_on_request(masked_lm, saved, caplog)
         "classifier.out_proj.weight",
     ]
     assert "lm_head.bias" in loaded.unused
+    assert not caplog.text  # the caller knows of them by `new`
+    weights.read_pretrained(saved, RobertaForSequenceClassification, new_head=True)
     assert "classifier.out_proj.weight" in caplog.text
     assert "train the model before using it" in caplog.text
     assert_trees_equal(loaded.params["roberta"], params["roberta"])

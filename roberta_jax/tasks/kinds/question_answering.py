@@ -35,7 +35,7 @@ if TYPE_CHECKING:
 NO_TARGET = np.iinfo(np.int32).max
 
 # Why an example is no target of training. It is predicted and scored all the same.
-_AS_TARGET = "as targets only, since "
+_AS_TARGET = "of the loss, but not of the predictions: "
 _MISPLACED = _AS_TARGET + "the answer is not at its position in the passage"
 _UNPLACED = _AS_TARGET + "the position of the answer is not given"
 _UNCOVERED = _AS_TARGET + "the answer has no characters but white space"

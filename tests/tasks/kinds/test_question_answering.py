@@ -193,7 +193,7 @@ def test_questions_without_an_answer_and_without_a_label(tokenizer):
 
 
 SKIPS = {
-    "as targets only, since the answer is not at its position in the passage": [
+    "of the loss, but not of the predictions: the answer is not at its position in the passage": [
         question("A cat sat.", ("cat", 3)),
         question("A cat sat.", ("cat", -8)),
         question("A cat sat.", ("sat.x", 6)),
@@ -201,13 +201,13 @@ SKIPS = {
         question("A cat sat.", ("", 2)),
         question("", ("cat", 0)),
     ],
-    "as targets only, since the answer has no characters but white space": [
+    "of the loss, but not of the predictions: the answer has no characters but white space": [
         question("A \u00a0 cat", (" \u00a0 ", 1))
     ],
-    "as targets only, since the position of the answer is not given": [
+    "of the loss, but not of the predictions: the position of the answer is not given": [
         dataclasses.replace(question("A cat.", ("cat", 2)), starts=None)
     ],
-    "as targets only, since the answer is longer than a window of the passage": [
+    "of the loss, but not of the predictions: the answer is longer than a window of the passage": [
         question(PASSAGES[0] * 3, (PASSAGES[0] * 2, 0))
     ],
 }
