@@ -123,7 +123,8 @@ def _defaults() -> ConfigDict:
     config.adapt.layer_decay = 1.0
     # Number of top layers that start from new random values (Zhang et al. 2021).
     config.adapt.reinit_layers = 0
-    # Number of lowest layers that keep their values; the embeddings then keep theirs as well.
+    # Number of lowest layers that keep their values; the embeddings then keep theirs as well. It
+    # saves memory, and with execution.scan_layers=false also computation.
     config.adapt.frozen_layers = 0
     config.adapt.freeze_embeddings = False  # Keep the values of the embeddings.
     # Rank of low-rank adapters (LoRA, Hu et al. 2021), which are trained with the head in place of

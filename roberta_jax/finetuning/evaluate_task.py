@@ -45,7 +45,7 @@ def evaluate_task(
     """
     finished = open_finished(path, task)
     examples = _examples(finished, split, folder or finished.folder, file)
-    evaluated = finished.evaluate(split, examples)
+    evaluated = finished.evaluate(split if file is None else file, examples)
     kind = finished.kind
     majority = kind.majority(examples, examples)
     result = with_intervals(

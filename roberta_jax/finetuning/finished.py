@@ -14,7 +14,7 @@ from jax.sharding import Mesh, NamedSharding, PartitionSpec
 from roberta_jax.data.pipeline import ENGINES
 from roberta_jax.errors import UsageError, listed
 from roberta_jax.finetuning.evaluation import Evaluator
-from roberta_jax.finetuning.prepare import TASK_FILE, Split
+from roberta_jax.finetuning.prepare import TASK_FILE, Split, digest
 from roberta_jax.modeling.config import RobertaConfig
 from roberta_jax.modeling.execution import Execution
 from roberta_jax.tasks import loading
@@ -60,6 +60,7 @@ class FinishedModel:
       evaluator: computes its outputs.
       fingerprint: what identifies the model, as values that JSON can hold.
       folder: the folder of the official files that it was trained on, if the workdir says so.
+      validation: the digest of the rows of the run's validation examples, if the workdir says so.
     """
 
     path: str
@@ -70,6 +71,7 @@ class FinishedModel:
     evaluator: Evaluator
     fingerprint: Mapping[str, Any]
     folder: str | None = None
+    validation: str | None = None
 
     def predictions(self, examples: Sequence[Example]) -> list[Prediction]:
         """Predictions for examples, in their order."""
@@ -80,6 +82,12 @@ class FinishedModel:
     def evaluate(self, split: str, examples: Sequence[Example]) -> Any:
         """Predictions and scores, see `Evaluator`."""
         features = self.kind.encode(examples, self.tokenizer)
+        if self.validation not in (None, digest(features)) and split == "validation":
+            raise UsageError(
+                f"the validation examples of {self.path} are no longer those of the run, or are "
+                "divided otherwise by this version. To evaluate on them all the same, give them as "
+                "--file."
+            )
         return self.evaluator(Split(split, examples, features), self.params)
 
 
@@ -103,7 +111,7 @@ def open_finished(
     folder = model_folder(path)
     config = read_config(folder)
     recorded = epath.Path(path) / TASK_FILE
-    data_folder = None
+    data_folder = validation = None
     if recorded.exists():
         values = _read_task_file(recorded)
         if task not in (None, values["task"]):
@@ -113,7 +121,7 @@ def open_finished(
             )
         row, labels = _recorded_task(values), tuple(values["labels"])
         formatting = Formatting(**values["formatting"])
-        data_folder = _data_folder(epath.Path(path))
+        data_folder, validation = _data_folder(epath.Path(path)), values["validation"]
     else:
         row = _named_task(path, task, folder, config)
         labels = loading.match_labels(row.labels, config.id2label, where=str(path))
@@ -142,7 +150,7 @@ def open_finished(
     stat = (folder / weights_in(folder)[0]).stat()
     fingerprint = {"model": str(folder), "bytes": stat.length, "modified": stat.mtime}
     return FinishedModel(
-        str(path), row, kind, tokenizer, params, evaluator, fingerprint, data_folder
+        str(path), row, kind, tokenizer, params, evaluator, fingerprint, data_folder, validation
     )
 
 
@@ -152,10 +160,15 @@ def _lengths(longest: int) -> np.ndarray:
     return np.array([*powers, longest])
 
 
+_TASK_KEYS = {"task", "labels", "label_scale", "formatting", "columns", "validation"}
+
+
 def _read_task_file(path: epath.Path) -> dict[str, Any]:
     try:
         values = json.loads(path.read_text())
-        missing = {"task", "labels", "label_scale", "formatting", "columns"} - set(values)
+        missing = {"task", "labels", "label_scale", "formatting", "columns", "validation"} - set(
+            values
+        )
     except (OSError, ValueError, TypeError) as error:
         raise UsageError(f"{path} is damaged ({error}). {_RECOVER}") from None
     if missing or values["task"] not in TASKS:

@@ -3,6 +3,7 @@
 import dataclasses
 import functools
 import importlib.metadata
+import os
 import platform
 from collections.abc import Callable, Mapping
 from typing import Any
@@ -12,7 +13,7 @@ import jax.numpy as jnp
 import numpy as np
 from etils import epath
 
-from roberta_jax.errors import counted, listed
+from roberta_jax.errors import counted
 from roberta_jax.finetuning.adapt import (
     adapted_model,
     adapted_optimizer,
@@ -36,6 +37,7 @@ from roberta_jax.training.run import EXPORT, say
 from roberta_jax.training.state import TrainState, count_parameters
 from roberta_jax.training.steps import stream_key
 from roberta_jax.weights.adapters import save_adapter
+from roberta_jax.weights.description import describe_start
 from roberta_jax.weights.load import load_pretrained
 from roberta_jax.weights.save import save_pretrained
 
@@ -136,7 +138,7 @@ class Finetuning:
             seed=seed,
             **kind.config_changes(),
         )
-        say(_describe_start(str(spec.config["init_from"]), loaded))
+        say(describe_start(str(spec.config["init_from"]), loaded))
         return adapted_params(loaded.params, spec.adaptation, self._model, seed)
 
     def _batches(self, step: int) -> Any:
@@ -227,7 +229,7 @@ class Finetuning:
                 params,
                 alpha=adaptation.lora_alpha,
                 targets=adaptation.lora_targets,
-                base_model=str(self._spec.config["init_from"]),
+                base_model=os.fspath(self._spec.init_from),
             )
         if jax.process_index() == 0:  # `save_pretrained` replaces no folder with other files
             (self._folder / EXPORT / _CARD).unlink(missing_ok=True)
@@ -294,16 +296,6 @@ def _start(spec: FinetuningSpec) -> str:
     """What the run started from, for the model card and the results."""
     source = str(spec.config["init_from"])
     return f"random values, with the config of {source}" if spec.random_init else source
-
-
-def _describe_start(source: str, loaded: Any) -> str:
-    taken = len(loaded.weights.tensors) - len(loaded.unused)
-    parts = [f"Starting from the weights in {source}: {counted(taken, 'tensor')} taken"]
-    if loaded.new:
-        parts.append(f"new, with random values: {listed(loaded.new)}")
-    if loaded.unused:
-        parts.append(f"not used: {listed(loaded.unused)}")
-    return "; ".join(parts) + "."
 
 
 def _summarize(recorded: Mapping[str, float]) -> str:

@@ -190,6 +190,7 @@ def write_task(folder: epath.Path, prepared: Prepared, kind: Kind) -> None:
         "label_scale": prepared.task.label_scale,
         "formatting": dataclasses.asdict(kind.formatting),
         "columns": None if columns is None else dataclasses.asdict(columns),
+        "validation": digest(prepared.validation.features),
     }
     write_json(folder / TASK_FILE, values)
 

@@ -62,6 +62,13 @@ class _Texts(Kind):
     def outputs(self, output: Any) -> dict[str, Any]:
         return {"logits": output.logits}
 
+    def scores(self, examples, predictions) -> dict[str, float]:
+        pairs = labelled(examples, predictions)
+        if not pairs:
+            return {}
+        gold, predicted = zip(*pairs, strict=True)
+        return metrics.compute(self.task.metrics, gold, predicted, labels=self.labels)
+
     def _targets(self, examples: Sequence[TextExample]) -> np.ndarray:
         raise NotImplementedError
 
@@ -94,13 +101,6 @@ class Classification(_Texts):
                 }
             )
         return results
-
-    def scores(self, examples, predictions) -> dict[str, float]:
-        pairs = labelled(examples, predictions)
-        if not pairs:
-            return {}
-        gold, predicted = zip(*pairs, strict=True)
-        return metrics.compute(self.task.metrics, gold, predicted, labels=self.labels)
 
     def majority(self, train, examples) -> list[Prediction] | None:
         counts = Counter(each.label for each in train if each.label is not None)
@@ -141,13 +141,6 @@ class MultiLabel(_Texts):
                 }
             )
         return results
-
-    def scores(self, examples, predictions) -> dict[str, float]:
-        pairs = labelled(examples, predictions)
-        if not pairs:
-            return {}
-        gold, predicted = zip(*pairs, strict=True)
-        return metrics.compute(self.task.metrics, gold, predicted, labels=self.labels)
 
     def majority(self, train, examples) -> list[Prediction] | None:
         known = [each.label for each in train if each.label is not None]
@@ -192,13 +185,6 @@ class Regression(_Texts):
             }
             for example, value in zip(examples, outputs["logits"], strict=True)
         ]
-
-    def scores(self, examples, predictions) -> dict[str, float]:
-        pairs = labelled(examples, predictions)
-        if not pairs:
-            return {}
-        gold, predicted = zip(*pairs, strict=True)
-        return metrics.compute(self.task.metrics, gold, predicted, labels=())
 
     def majority(self, train, examples) -> list[Prediction] | None:
         known = [each.label for each in train if each.label is not None]
