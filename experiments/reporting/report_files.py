@@ -13,7 +13,7 @@ from experiments.reporting.paired_bootstrap import SAMPLES
 from experiments.reporting.paired_test import LEVEL
 from experiments.reporting.results import CURVES, DESCRIPTION, POINTS, Results
 from experiments.reporting.study_figure import AXES
-from experiments.study.arguments import ELSEWHERE, sweep_command
+from experiments.study.arguments import ELSEWHERE, command_words, sweep_command
 from experiments.study.loading import ROOT
 from roberta_jax.errors import UsageError, shortened
 from roberta_jax.storage import atomic
@@ -129,9 +129,8 @@ def readme(results: Results, plots: Sequence[str]) -> str:
         if "positions" in keys:
             parts.append("Positions are those of a whole run, padding included.")
     if study.get("downstream"):
-        lines = [
-            f"python -m experiments.downstream {each}" for each in study["downstream"].values()
-        ]
+        command = " ".join(command_words("downstream"))
+        lines = [f"{command} {arguments}" for arguments in study["downstream"].values()]
         parts += [
             "Each finished model was then fine-tuned by these commands, with its workdir as "
             "`--model` and its examples as `--data`. Their scores are in per cent, the medians "

@@ -226,6 +226,8 @@ class Results:
         if not self.comparable(heading):
             return "not comparable"
         summary = self.summary(setting, heading)
+        if summary is None and num_finished and self.study.get("groups"):
+            return "–"  # a score that the task of this setting does not have
         if summary is None:
             return "not measured" if num_finished else "no run finished"
         number = len(summary.values)

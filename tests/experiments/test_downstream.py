@@ -2,6 +2,7 @@
 
 import json
 import math
+import signal
 import subprocess
 import sys
 import types
@@ -9,7 +10,7 @@ import types
 import pytest
 
 from experiments import downstream
-from tests.support import processes
+from tests.support import finetuning, processes
 
 RUN = {"validation.accuracy": 70.0, "validation_mismatched.accuracy": 60.0, "score": 70.0}
 
@@ -137,3 +138,43 @@ downstream.main(["rte", "--model={tmp_path}", "--output={tmp_path / "rte.json"}"
     process = subprocess.run([sys.executable, "-c", code], cwd=processes.ROOT, capture_output=True)
     assert process.returncode == -15, process.stderr
     assert not (tmp_path / "rte.json").exists()
+
+
+@pytest.mark.slow
+def test_an_interrupted_evaluation_continues_and_gives_the_same_scores(tmp_path):
+    finetuning.write_model(tmp_path / "model")
+    finetuning.write_rte(tmp_path / "RTE")
+
+    def start(name):
+        arguments = [f"--model={tmp_path / 'model'}", f"--out={tmp_path / name}"]
+        arguments += [f"--data={tmp_path}", f"--output={tmp_path / name}.json", "--seeds=2"]
+        changes = {"train.epochs": "none", "train.steps": 40, "train.log_every": 2}
+        changes |= {"train.checkpoint_every": 4, "optimizer.learning_rate": 3e-3}
+        changes |= {"data.cache_dir": tmp_path / "cache", "format.max_length": 24}
+        arguments += [f"--set={key}={value}" for key, value in changes.items()]
+        command = [sys.executable, "-u", "-m", "experiments.downstream", "rte", *arguments]
+        return subprocess.Popen(command, cwd=processes.ROOT, stdout=subprocess.PIPE, text=True)
+
+    straight = start("straight")
+    straight.communicate()
+    assert straight.returncode == 0
+    interrupted = start("interrupted")
+    for line in interrupted.stdout:
+        if line.startswith("step 8/40"):
+            interrupted.send_signal(signal.SIGTERM)
+            break
+    interrupted.communicate()
+    assert interrupted.returncode == -signal.SIGTERM
+    assert not (tmp_path / "interrupted.json").exists()
+    again = start("interrupted")
+    output, _ = again.communicate()
+    assert again.returncode == 0
+    assert "Continuing from the checkpoint of step" in output
+    results = [(tmp_path / f"{name}.json").read_text() for name in ("straight", "interrupted")]
+    assert results[0] == results[1]
+    for seed in (0, 1):
+        runs = [
+            next(tmp_path.glob(f"{name}/finetune/rte/*-seed{seed}/predictions/validation.jsonl"))
+            for name in ("straight", "interrupted")
+        ]
+        assert runs[0].read_bytes() == runs[1].read_bytes()

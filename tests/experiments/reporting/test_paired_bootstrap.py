@@ -1,5 +1,6 @@
 """Intervals over seeds and examples, and the report of a study of fine-tuning."""
 
+import dataclasses
 import json
 
 import numpy as np
@@ -141,6 +142,19 @@ def test_the_report_of_a_sweep(folder, tmp_path):
     text = readme(results, [])
     assert text.index("## Best setting of each task") < text.index("## All settings")
     assert "Nobody 2019" in text
+
+
+def test_scores_that_a_task_does_not_have_are_no_gaps(folder, tmp_path):
+    study = dataclasses.replace(study_of(folder), columns={"score": "score", "F1": "validation.f1"})
+    assert {row["F1"] for row in _table(study, tmp_path, finished=0)} == {"no run finished"}
+    assert [row["F1"] for row in _table(study, tmp_path, finished=1)] == ["–", "no run finished"]
+
+
+def _table(study, root, finished):
+    fake_runs.begin(study.points()[-1], root, 3)
+    for point in study.points()[:finished]:
+        finish(point, root, 12)
+    return collect(study, root).table()
 
 
 def test_the_best_setting_before_any_run_is_finished(folder, tmp_path):
