@@ -13,7 +13,7 @@ from jax.sharding import Mesh, NamedSharding, PartitionSpec
 
 from roberta_jax.data.pipeline import ENGINES
 from roberta_jax.errors import UsageError, listed
-from roberta_jax.finetuning.evaluation import Evaluator
+from roberta_jax.finetuning.evaluation import Evaluated, Evaluator
 from roberta_jax.finetuning.prepare import TASK_FILE, Split, digest
 from roberta_jax.modeling.config import RobertaConfig
 from roberta_jax.modeling.execution import Execution
@@ -59,7 +59,7 @@ class FinishedModel:
       params: its parameters, on all devices.
       evaluator: computes its outputs.
       fingerprint: what identifies the model, as values that JSON can hold.
-      folder: the folder of the official files that it was trained on, if the workdir says so.
+      baseline: what the simplest baseline predicts, see `Kind.baseline`; None if it is not known.
       validation: the digest of the rows of the run's validation examples, if the workdir says so.
     """
 
@@ -70,7 +70,7 @@ class FinishedModel:
     params: Any
     evaluator: Evaluator
     fingerprint: Mapping[str, Any]
-    folder: str | None = None
+    baseline: Any = None
     validation: str | None = None
 
     def predictions(self, examples: Sequence[Example]) -> list[Prediction]:
@@ -79,10 +79,21 @@ class FinishedModel:
         outputs, _ = self.evaluator.outputs(features, self.params)
         return self.kind.predictions(examples, features, outputs)
 
-    def evaluate(self, split: str, examples: Sequence[Example]) -> Any:
-        """Predictions and scores, see `Evaluator`."""
+    def evaluate(
+        self, split: str, examples: Sequence[Example], *, is_validation: bool = False
+    ) -> Evaluated:
+        """Predictions and scores.
+
+        Args:
+          split: the name of the split.
+          examples: its examples.
+          is_validation: whether they are meant to be the run's validation examples.
+
+        Raises:
+          UsageError: they are meant to be, and are others.
+        """
         features = self.kind.encode(examples, self.tokenizer)
-        if self.validation not in (None, digest(features)) and split == "validation":
+        if is_validation and self.validation not in (None, digest(features)):
             raise UsageError(
                 f"the validation examples of {self.path} are no longer those of the run, or are "
                 "divided otherwise by this version. To evaluate on them all the same, give them as "
@@ -111,7 +122,7 @@ def open_finished(
     folder = model_folder(path)
     config = read_config(folder)
     recorded = epath.Path(path) / TASK_FILE
-    data_folder = validation = None
+    baseline = validation = None
     if recorded.exists():
         values = _read_task_file(recorded)
         if task not in (None, values["task"]):
@@ -121,7 +132,7 @@ def open_finished(
             )
         row, labels = _recorded_task(values), tuple(values["labels"])
         formatting = Formatting(**values["formatting"])
-        data_folder, validation = _data_folder(epath.Path(path)), values["validation"]
+        baseline, validation = values["baseline"], values["validation"]
     else:
         row = _named_task(path, task, folder, config)
         labels = loading.match_labels(row.labels, config.id2label, where=str(path))
@@ -150,7 +161,7 @@ def open_finished(
     stat = (folder / weights_in(folder)[0]).stat()
     fingerprint = {"model": str(folder), "bytes": stat.length, "modified": stat.mtime}
     return FinishedModel(
-        str(path), row, kind, tokenizer, params, evaluator, fingerprint, data_folder, validation
+        str(path), row, kind, tokenizer, params, evaluator, fingerprint, baseline, validation
     )
 
 
@@ -160,15 +171,13 @@ def _lengths(longest: int) -> np.ndarray:
     return np.array([*powers, longest])
 
 
-_TASK_KEYS = {"task", "labels", "label_scale", "formatting", "columns", "validation"}
+_TASK_KEYS = {"task", "labels", "label_scale", "formatting", "columns", "validation", "baseline"}
 
 
 def _read_task_file(path: epath.Path) -> dict[str, Any]:
     try:
         values = json.loads(path.read_text())
-        missing = {"task", "labels", "label_scale", "formatting", "columns", "validation"} - set(
-            values
-        )
+        missing = _TASK_KEYS - set(values)
     except (OSError, ValueError, TypeError) as error:
         raise UsageError(f"{path} is damaged ({error}). {_RECOVER}") from None
     if missing or values["task"] not in TASKS:
@@ -184,7 +193,7 @@ _RECOVER = (
 def _recorded_task(values: dict[str, Any]) -> Task:
     row = TASKS[values["task"]]
     if values["columns"] is None:
-        return dataclasses.replace(row, labels=tuple(values["labels"]))
+        return row if row.labels else dataclasses.replace(row, labels=tuple(values["labels"]))
     columns = {
         name: tuple(value) if isinstance(value, list) else value
         for name, value in values["columns"].items()
@@ -192,13 +201,6 @@ def _recorded_task(values: dict[str, Any]) -> Task:
     return user_task(
         row.name, Columns(**columns), values["labels"], label_scale=values["label_scale"]
     )
-
-
-def _data_folder(workdir: epath.Path) -> str | None:
-    try:
-        return json.loads((workdir / "config.json").read_text())["data"]["folder"]
-    except (OSError, ValueError, KeyError, TypeError):
-        return None
 
 
 def _named_task(

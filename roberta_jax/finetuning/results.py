@@ -98,7 +98,7 @@ def with_intervals(
     """
     if result.intervals is not None:
         return result
-    options = {"samples": samples, "seed": seed}
+    options, labels = {"samples": samples, "seed": seed}, task.in_own_order(labels)
     if task.kind == "question_answering":
         intervals = {
             name: metrics.bootstrap_mean(values, **options)
@@ -131,7 +131,7 @@ def resampled_scores(
     Returns:
       float64 [resampled splits], on the scale of `SplitResult.scores`.
     """
-    name = task.metrics[0]
+    name, labels = task.metrics[0], task.in_own_order(labels)
     if task.kind == "question_answering":
         values = np.asarray(_question_scores(task, result)[name])
         return drawn @ values / drawn.sum(axis=1)

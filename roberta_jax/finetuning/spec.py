@@ -21,6 +21,7 @@ from roberta_jax.dotted_keys import flatten
 from roberta_jax.errors import UsageError, listed
 from roberta_jax.finetuning.adapt import Adaptation
 from roberta_jax.finetuning.config_values import VALUES
+from roberta_jax.finetuning.splits import Sources, sources_of
 from roberta_jax.modeling.config import RobertaConfig
 from roberta_jax.modeling.execution import Execution
 from roberta_jax.modeling.model import RobertaModel
@@ -41,10 +42,7 @@ class DataSpec:
     """Where the examples are; see `config.data`.
 
     Attributes:
-      folder: folder of the official files, or None.
-      tfds_data_dir: folder of TFDS's datasets, or None.
-      train, validation, test: files, or None.
-      validation_share: share of the training examples to validate on; None where there is a file.
+      sources: where the splits are.
       options: what the readers of the user's own files take: kind, labels and columns.
       labels: names of the labels, or () for the task's.
       max_train_examples: examples to train on at most, or None.
@@ -53,12 +51,7 @@ class DataSpec:
       engine: what builds batches ahead.
     """
 
-    folder: str | None
-    tfds_data_dir: str | None
-    train: str | None
-    validation: str | None
-    test: str | None
-    validation_share: float | None
+    sources: Sources
     options: Mapping[str, Any]
     labels: tuple[str, ...]
     max_train_examples: int | None
@@ -223,7 +216,13 @@ def _read_formatting(config: ConfigDict, task: Task, model: RobertaConfig) -> Fo
 
 
 def _read_data(data: ConfigDict, task: Task) -> DataSpec:
-    validation, share = data.validation, validation_share(data.validation)
+    sources = sources_of(
+        folder=data.folder,
+        tfds_data_dir=data.tfds_data_dir,
+        train=data.train,
+        validation=data.validation,
+        test=data.test,
+    )
     labels = tuple(data.labels)
     if not all(isinstance(name, str) and name for name in labels) or len(set(labels)) < len(labels):
         raise UsageError(
@@ -255,18 +254,13 @@ def _read_data(data: ConfigDict, task: Task) -> DataSpec:
             f"--config={FILE}:{task.name} needs the file of training examples: give "
             f"--config.data.train=FILE.{task.name}."
         )
-    elif validation is None:
+    elif data.validation is None:
         raise UsageError(
             "no examples to validate on: give --config.data.validation=FILE, or the share of the "
             "training examples to hold out, such as --config.data.validation=0.1."
         )
     return DataSpec(
-        folder=data.folder,
-        tfds_data_dir=data.tfds_data_dir,
-        train=data.train,
-        validation=None if share is not None else validation,
-        test=data.test,
-        validation_share=share,
+        sources=sources,
         options=options,
         labels=labels,
         max_train_examples=data.max_train_examples,
@@ -274,23 +268,3 @@ def _read_data(data: ConfigDict, task: Task) -> DataSpec:
         cache_dir=cache_folder(data.cache_dir),
         engine=data.engine,
     )
-
-
-def validation_share(text: str | None) -> float | None:
-    """The share of the training examples that `data.validation` is; None if it is a file.
-
-    Raises:
-      UsageError: it is a number that is no share.
-    """
-    try:
-        share = float(text)
-    except (TypeError, ValueError):
-        return None
-    if os.path.exists(text):
-        return None
-    if not 0 < share < 1:
-        raise UsageError(
-            f"--config.data.validation={text}: give a share between 0 and 1, such as 0.1, or a "
-            "file."
-        )
-    return share
