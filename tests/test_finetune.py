@@ -17,6 +17,7 @@ from roberta_jax import from_pretrained
 from roberta_jax.errors import UsageError
 from roberta_jax.finetune import finetune
 from roberta_jax.finetuning.evaluate_task import evaluate_task
+from roberta_jax.finetuning.finished import open_finished
 from roberta_jax.predict import predict
 from roberta_jax.training import preemption
 from roberta_jax.training.metrics import read_metrics
@@ -89,6 +90,52 @@ def test_a_finished_run_is_not_repeated(finished, folder, capsys):
     assert (again.start, again.metrics) == (result.step, result.metrics)
     assert model_bytes(workdir) == before
     assert "The model is in" in capsys.readouterr().out
+
+
+def test_a_deleted_export_is_written_again_with_its_card(finished, folder, tmp_path):
+    workdir, result = finished
+    shutil.copytree(workdir, tmp_path / "run")
+    shutil.rmtree(tmp_path / "run" / "hf")
+    (tmp_path / "run" / "task.json").unlink()
+    again = finetune(config_of(folder), tmp_path / "run", command="the command")
+    assert again.metrics == result.metrics
+    for name in ("hf/model.safetensors", "hf/config.json", "hf/README.md", "task.json"):
+        data = (tmp_path / "run" / name).read_bytes()
+        # The card's example has the path of the workdir.
+        data = data.replace(bytes(tmp_path / "run"), bytes(workdir))
+        assert data == (workdir / name).read_bytes()
+    assert reproducible_metrics(tmp_path / "run") == reproducible_metrics(workdir)
+
+
+@pytest.mark.parametrize(
+    "damage",
+    [
+        lambda values: None,
+        lambda values: [],
+        lambda values: {},
+        lambda values: values | {"task": "unknown"},
+        lambda values: values | {"task": ["csv"]},
+        lambda values: values | {"labels": ["good", "bad"]},
+        lambda values: values | {"labels": None},
+        lambda values: values | {"label_scale": "one"},
+        lambda values: values | {"formatting": {"max_length": "24"}},
+        lambda values: values | {"formatting": {"max_length": 4000}},
+        lambda values: values | {"formatting": {"length": 24}},
+        lambda values: values | {"columns": {"kind": "classification"}},
+        lambda values: values | {"columns": values["columns"] | {"kind": "other"}},
+        lambda values: values | {"columns": values["columns"] | {"text": None}},
+    ],
+)
+def test_a_damaged_record_of_the_task(finished, tmp_path, damage):
+    workdir, _ = finished
+    shutil.copytree(workdir / "hf", tmp_path / "run" / "hf")
+    values = json.loads((workdir / "task.json").read_text())
+    (tmp_path / "run" / "task.json").write_text(json.dumps(damage(values)))
+    with pytest.raises(UsageError, match=r"task\.json is damaged, or of another version .*hf/"):
+        open_finished(tmp_path / "run")
+    (tmp_path / "run" / "task.json").write_text('{"task": "csv"')
+    with pytest.raises(UsageError, match=r"task\.json is damaged"):
+        open_finished(tmp_path / "run")
 
 
 def test_another_config_is_refused(finished, folder):

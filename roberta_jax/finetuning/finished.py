@@ -12,7 +12,7 @@ from etils import epath
 from jax.sharding import Mesh, NamedSharding, PartitionSpec
 
 from roberta_jax.data.pipeline import ENGINES
-from roberta_jax.errors import UsageError, listed
+from roberta_jax.errors import UsageError, listed, shortened
 from roberta_jax.finetuning.evaluation import Evaluated, Evaluator
 from roberta_jax.finetuning.prepare import TASK_FILE, Split, digest
 from roberta_jax.modeling.config import RobertaConfig
@@ -41,6 +41,7 @@ _KINDS = {
     "RobertaForMultipleChoice": "choice",
     "RobertaForQuestionAnswering": "question_answering",
 }
+_WITH_LABELS = ("classification", "multi_label", "tokens")
 _KINDS_OF_PROBLEMS = {
     "regression": "regression",
     "multi_label_classification": "multi_label",
@@ -124,15 +125,14 @@ def open_finished(
     recorded = epath.Path(path) / TASK_FILE
     baseline = validation = None
     if recorded.exists():
-        values = _read_task_file(recorded)
-        if task not in (None, values["task"]):
+        recorded_task = _read_task_file(recorded, config)
+        if task not in (None, recorded_task.task.name):
             raise UsageError(
-                f"{path} was fine-tuned on the task {values['task']}, not on {task}. Leave --task "
-                "out."
+                f"{path} was fine-tuned on the task {recorded_task.task.name}, not on {task}. "
+                "Leave --task out."
             )
-        row, labels = _recorded_task(values), tuple(values["labels"])
-        formatting = Formatting(**values["formatting"])
-        baseline, validation = values["baseline"], values["validation"]
+        row, labels, formatting = recorded_task.task, recorded_task.labels, recorded_task.formatting
+        baseline, validation = recorded_task.baseline, recorded_task.validation
     else:
         row = _named_task(path, task, folder, config)
         labels = loading.match_labels(row.labels, config.id2label, where=str(path))
@@ -171,36 +171,64 @@ def _lengths(longest: int) -> np.ndarray:
     return np.array([*powers, longest])
 
 
-_TASK_KEYS = {"task", "labels", "label_scale", "formatting", "columns", "validation", "baseline"}
+@dataclasses.dataclass(frozen=True)
+class _RecordedTask:
+    """What `prepare.write_task` has written.
+
+    Attributes:
+      task: the task.
+      labels: the names of the labels in the order of the model's ids.
+      formatting: how examples become inputs.
+      baseline: what the simplest baseline predicts.
+      validation: the digest of the rows of the validation examples.
+    """
+
+    task: Task
+    labels: tuple[str, ...]
+    formatting: Formatting
+    baseline: Any
+    validation: str
 
 
-def _read_task_file(path: epath.Path) -> dict[str, Any]:
+def _read_task_file(path: epath.Path, config: RobertaConfig) -> _RecordedTask:
     try:
         values = json.loads(path.read_text())
-        missing = _TASK_KEYS - set(values)
-    except (OSError, ValueError, TypeError) as error:
-        raise UsageError(f"{path} is damaged ({error}). {_RECOVER}") from None
-    if missing or values["task"] not in TASKS:
-        raise UsageError(f"{path} is not that of a task of this version. {_RECOVER}")
-    return values
+        if values["task"] not in TASKS:
+            raise ValueError(f"it has the task {values['task']!r:.60}")
+        row, formatting = _recorded_task(values), Formatting(**values["formatting"])
+        _check_formatting(formatting, config)
+        labels, names = tuple(values["labels"]), tuple((config.id2label or {}).values())
+        baseline, validation = values["baseline"], str(values["validation"])
+        if row.kind in _WITH_LABELS and labels != names:
+            raise ValueError("its labels are not those of the model")
+    except (OSError, ValueError, TypeError, KeyError, AttributeError, RecursionError) as error:
+        reason = f"{type(error).__name__}: {error}" if isinstance(error, KeyError) else error
+        raise UsageError(
+            f"{path} is damaged, or of another version ({shortened(str(reason), 200)}). Use the "
+            "folder hf/ of the run with --task, or delete hf/ and run the training command again."
+        ) from None
+    return _RecordedTask(row, labels, formatting, baseline, validation)
 
 
-_RECOVER = (
-    "Use the folder hf/ of the run with --task, or delete hf/ and run the training command again."
-)
+def _check_formatting(formatting: Formatting, config: RobertaConfig) -> None:
+    """Raises a ValueError if a value has another type than the default, or does not suit."""
+    for field in dataclasses.fields(Formatting):
+        value = getattr(formatting, field.name)
+        types = (int, float, type(None)) if field.default is None else type(field.default)
+        if not isinstance(value, types):
+            raise ValueError(f"{field.name} is {value!r:.60}")
+    if not 0 < formatting.max_length <= config.max_length:
+        raise ValueError(f"max_length is {formatting.max_length}")
 
 
 def _recorded_task(values: dict[str, Any]) -> Task:
-    row = TASKS[values["task"]]
+    row, labels = TASKS[values["task"]], tuple(values["labels"])
     if values["columns"] is None:
-        return row if row.labels else dataclasses.replace(row, labels=tuple(values["labels"]))
-    columns = {
-        name: tuple(value) if isinstance(value, list) else value
-        for name, value in values["columns"].items()
-    }
-    return user_task(
-        row.name, Columns(**columns), values["labels"], label_scale=values["label_scale"]
-    )
+        return row if row.labels else dataclasses.replace(row, labels=labels)
+    columns = Columns.from_json(values["columns"])
+    if not columns.text and not columns.choices:
+        raise ValueError("it has no column of texts")
+    return user_task(row.name, columns, labels, label_scale=float(values["label_scale"]))
 
 
 def _named_task(
@@ -226,6 +254,5 @@ def _named_task(
         kind = _KINDS_OF_PROBLEMS.get(config.problem_type, kind)
         if config.problem_type is None and config.num_labels == 1:
             kind = "regression"
-    has_labels = kind in ("classification", "multi_label", "tokens")
-    labels = tuple(config.id2label.values()) if has_labels else ()
+    labels = tuple(config.id2label.values()) if kind in _WITH_LABELS else ()
     return Task(name=kind, title=str(path), kind=kind, reader=None, labels=labels)

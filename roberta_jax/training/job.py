@@ -120,7 +120,7 @@ class Job:
       finish: (params, metrics, should_stop) -> more metrics to record, or None if it was told to
         stop. It is called before the export with the parameters to be exported and the metrics to
         be recorded, to evaluate and write what is made once. A run that is killed before its final
-        record is written calls it again.
+        record is written calls it again, as does one whose export was deleted.
       add_card: metrics -> None, adds files with the metrics of the run, including those of
         `finish`, to the exported model. It is also called after a deleted export was written again.
         With several processes only the first one calls it.

@@ -215,10 +215,10 @@ def _train(
             )
             del params
             params = selection.restore(best_step, like)
-        if metrics is not None and recorded is None and job.finish is not None:
+        if metrics is not None and job.finish is not None:
             with notices.doing("what remains to be done is done by the next run"):
                 more = job.finish(params, metrics, should_stop)
-            metrics = None if more is None else {**metrics, **more}
+            metrics = None if more is None else {**more, **metrics}
         if metrics is not None:
             with notices.doing("the model is exported first"):
                 job.export(params)
