@@ -97,7 +97,8 @@ def _pretraining_config(path: str | os.PathLike) -> dict[str, Any]:
     if config is None or "data" not in config:
         raise UsageError(
             f"no text: {os.fspath(path)} is not the workdir of a pretraining run, whose held-out "
-            f"documents could be scored. Name the text, such as {_EXAMPLE}"
+            f"documents could be scored. Name the text, such as {_EXAMPLE}; of a model that was "
+            "fine-tuned name the task, such as --task=mnli"
         )
     return present_values(config, RENAMED, ADDED, REVALUED)
 

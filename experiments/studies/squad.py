@@ -32,5 +32,9 @@ def get_study(form: str) -> Study:
         references={"paper, large, dev, F1": {"SQuAD 1.1": 94.6, "SQuAD 2.0": 89.4},
                     "paper, large, dev, EM": {"SQuAD 1.1": 88.9, "SQuAD 2.0": 86.5}},
         source="The paper's values are in Table 6 of Liu et al. 2019. The model card has none.",
-        notes=tasks.TINY if form == "tiny" else "",
+        notes=tasks.TINY if form == "tiny" else (
+            "For SQuAD 2.0 the paper adds a classifier that says whether a question is answerable, "
+            "and sums the losses. Here, as in BERT and in Hugging Face's head, an answer at <s> "
+            "stands for no answer."
+        ),
     )  # fmt: skip

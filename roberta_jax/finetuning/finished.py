@@ -238,7 +238,8 @@ def _named_task(
         if task not in TASKS or TASKS[task].reader is None:
             named = [name for name, row in TASKS.items() if row.reader is not None]
             raise UsageError(f"--task={task} is unknown: use one of {', '.join(named)}.")
-        row = TASKS[task]
+        # A model of others predicts numbers on their own scale.
+        row = dataclasses.replace(TASKS[task], label_scale=1.0)
         if row.labels or row.kind == "regression":
             return row
         return dataclasses.replace(row, labels=tuple(config.id2label.values()))

@@ -8,6 +8,7 @@ import platform
 from collections.abc import Callable, Mapping
 from typing import Any
 
+import flax.linen as nn
 import jax
 import jax.numpy as jnp
 import numpy as np
@@ -32,13 +33,14 @@ from roberta_jax.modeling.flops import training_flops
 from roberta_jax.storage.atomic import write_text
 from roberta_jax.tasks import metrics
 from roberta_jax.tasks.kinds import Kind
+from roberta_jax.tasks.loading import has_same_labels
 from roberta_jax.training.job import Job, TrainingSpec
 from roberta_jax.training.run import EXPORT, say
 from roberta_jax.training.state import TrainState, count_parameters
 from roberta_jax.training.steps import stream_key
 from roberta_jax.weights.adapters import save_adapter
 from roberta_jax.weights.description import describe_start
-from roberta_jax.weights.load import load_pretrained
+from roberta_jax.weights.load import Loaded, load_pretrained
 from roberta_jax.weights.save import save_pretrained
 
 ADAPTER = "adapter"  # the folder of the workdir with the LoRA adapter in peft's format
@@ -139,7 +141,35 @@ class Finetuning:
             **kind.config_changes(),
         )
         say(describe_start(str(spec.config["init_from"]), loaded))
-        return adapted_params(loaded.params, spec.adaptation, self._model, seed)
+        params = self._with_suitable_head(loaded)
+        return adapted_params(params, spec.adaptation, self._model, seed)
+
+    def _with_suitable_head(self, loaded: Loaded) -> dict[str, Any]:
+        """The loaded parameters, with a new head where the model's is for other labels.
+
+        As in fairseq, which drops a head of another name or size: that of RTE knows nothing of the
+        labels of MRPC, and the larger part of it would be taken where their number differs.
+        """
+        kind, labels = self._prepared.kind, self._prepared.kind.labels
+        params, source = loaded.params, self._spec.config["init_from"]
+        if not labels and kind.task.kind != "regression":
+            return params
+        of_head = len(jax.tree.leaves(params["classifier"]))
+        if sum(name.startswith("classifier") for name in loaded.new) == of_head:
+            return params
+        same = has_same_labels(labels, self._spec.model.id2label)
+        if same is None and labels:
+            names = ", ".join(f"{number} is {name}" for number, name in enumerate(labels))
+            say(
+                f"The head of {source} does not name its labels: it is taken that {names}. "
+                "--config.data.labels gives another order."
+            )
+        if same is not False:
+            return params
+        say(f"The head of {source} is for other labels: it starts from random values instead.")
+        key = stream_key(self._training.seed, "head", jnp.int32(0))
+        new = nn.unbox(self._model.init(key, jnp.zeros((1, 1), jnp.int32)))["params"]
+        return {**params, "classifier": jax.device_get(new["classifier"])}
 
     def _batches(self, step: int) -> Any:
         prepared, training = self._prepared, self._training
