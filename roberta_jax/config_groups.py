@@ -120,15 +120,22 @@ def read_execution(options: Mapping[str, Any], devices: Sequence[jax.Device]) ->
     }
     check_one_of("execution.dtype", options.dtype, dtypes)
     if options.dtype == "bfloat16" and platform == "cpu":
-        _check_bfloat16()
+        check_bfloat16()
     try:
         return Execution(**{**options, "dtype": dtypes[options.dtype]})
     except ValueError as error:
         raise UsageError(f"--config.execution: {error}") from error
 
 
-def _check_bfloat16() -> None:
-    """Tries the model's matrix products: jaxlib 0.7 lacks some of them in bfloat16 on a CPU."""
+def check_bfloat16(option: str = "--config.execution.dtype") -> None:
+    """Tries the model's matrix products: jaxlib 0.7 lacks some of them in bfloat16 on a CPU.
+
+    Args:
+      option: what sets the dtype, for the message.
+
+    Raises:
+      UsageError: some of them are missing.
+    """
 
     def products(x, x_BLHK):  # which ones are missing depends on the CPU
         return x @ x.T, dot_product_attention(x_BLHK, x_BLHK, x_BLHK)
@@ -138,8 +145,8 @@ def _check_bfloat16() -> None:
         jax.block_until_ready(jax.jit(products)(*(jnp.ones(x, jnp.bfloat16) for x in shapes)))
     except jax.errors.JaxRuntimeError as error:
         raise UsageError(
-            "--config.execution.dtype=bfloat16: this version of jaxlib cannot multiply bfloat16 "
-            "matrices on this machine's CPU. Use --config.execution.dtype=float32, or a newer jax."
+            f"{option}=bfloat16: this version of jaxlib cannot multiply bfloat16 matrices on this "
+            f"machine's CPU. Use {option}=float32, or a newer jax."
         ) from error
 
 

@@ -24,7 +24,6 @@ needs --task, and --folder or --file.
 
 import argparse
 import dataclasses
-import json
 import os
 import sys
 from collections.abc import Mapping, Sequence
@@ -43,6 +42,21 @@ DTYPES = ("float32", "bfloat16")
 # Positions that a device computes at once, by platform; enough to keep it busy.
 _BATCH_TOKENS = {"cpu": 4096}
 _BATCH_TOKENS_OF_ACCELERATORS = 16384
+# Options of language models -> their defaults. They are None unless they are given, so that the
+# ones that have no effect are refused.
+_OF_TEXT = {"text_field": "text", "sentences": "split", "language": "en"}
+_OF_LANGUAGE_MODELS = {
+    "text": None,
+    **_OF_TEXT,
+    "max_documents": None,
+    "scores": "masked",
+    "masks": 1,
+    "max_tokens": None,
+    "max_length": None,
+    "seed": 0,
+    "batch_tokens": None,
+}
+_OF_TASKS = ("split", "task", "folder", "file")
 
 
 def evaluate_language_models(
@@ -145,12 +159,15 @@ def _held_out(
 
 def _is_finetuned(path: str) -> bool:
     """Whether a path is the workdir of a fine-tuning run: its config names a task."""
+    from roberta_jax.storage.objects import check_readable
+    from roberta_jax.training.workdir import read_config
+
+    check_readable(path)
     try:
-        with open(os.path.join(path, "config.json"), encoding="utf-8") as file:
-            config = json.load(file)
-    except (OSError, ValueError, RecursionError):
+        config = read_config(path) or {}
+    except (UsageError, OSError, ValueError, RuntimeError):
         return False  # no workdir here; what is wrong with the path is said when it is loaded
-    return isinstance(config, dict) and "task" in config and "model_type" not in config
+    return "task" in config and "model_type" not in config
 
 
 def _parser() -> argparse.ArgumentParser:
@@ -171,17 +188,14 @@ def _parser() -> argparse.ArgumentParser:
         "lines between documents; .jsonl, .json and .ndjson files have an object per line; also "
         "with .gz, .bz2, .xz or .zst",
     )
-    text.add_argument(
-        "--text_field", default="text", help="field of JSON objects with the text (default: text)"
-    )
+    text.add_argument("--text_field", help="field of JSON objects with the text (default: text)")
     text.add_argument(
         "--sentences",
         choices=("split", "lines"),
-        default="split",
         help="find the sentences of a document, or take its lines as sentences (default: split)",
     )
     text.add_argument(
-        "--language", default="en", help="code of the language, for --sentences=split (default: en)"
+        "--language", help="code of the language, for --sentences=split (default: en)"
     )
     text.add_argument(
         "--max_documents",
@@ -192,14 +206,12 @@ def _parser() -> argparse.ArgumentParser:
     scores = parser.add_argument_group("scores")
     scores.add_argument(
         "--scores",
-        default="masked",
         metavar="NAMES",
         help="masked, pseudo or masked,pseudo (default: masked)",
     )
     scores.add_argument(
         "--masks",
         type=int,
-        default=1,
         metavar="N",
         help="masked: mask the text N times, each time other tokens (default: 1)",
     )
@@ -218,7 +230,6 @@ def _parser() -> argparse.ArgumentParser:
     scores.add_argument(
         "--seed",
         type=int,
-        default=0,
         help="seed of masks, samples and intervals (default: 0)",
     )
     task = parser.add_argument_group("fine-tuned models")
@@ -239,8 +250,8 @@ def _parser() -> argparse.ArgumentParser:
     computation.add_argument(
         "--dtype",
         choices=DTYPES,
-        default=DTYPES[0],
-        help=f"type of activations and matrix products (default: {DTYPES[0]})",
+        help=f"type of activations and matrix products (default: {DTYPES[0]}; of the workdir of a "
+        "fine-tuning run, that of the run)",
     )
     computation.add_argument(
         "--output",
@@ -293,6 +304,14 @@ def _evaluate_language_models(arguments: argparse.Namespace) -> None:
         raise UsageError(
             f"{len(arguments.paths)} models are given: name one model, or two to compare them"
         )
+    without_text = [name for name in _OF_TEXT if getattr(arguments, name) is not None]
+    if arguments.text is None and without_text:
+        raise UsageError(
+            f"--{without_text[0]} has no effect without --text: add {_EXAMPLE}, or leave it out."
+        )
+    for name, default in _OF_LANGUAGE_MODELS.items():
+        if getattr(arguments, name) is None:
+            setattr(arguments, name, default)
     if arguments.output is not None:
         report.check_output(arguments.output)
     evaluation, source = evaluate_language_models(
@@ -300,7 +319,7 @@ def _evaluate_language_models(arguments: argparse.Namespace) -> None:
         _text(arguments),
         _options(arguments),
         max_documents=arguments.max_documents,
-        dtype=arguments.dtype,
+        dtype=arguments.dtype or DTYPES[0],
     )
     print(report.table(evaluation, source))
     if arguments.output is not None:
@@ -308,11 +327,6 @@ def _evaluate_language_models(arguments: argparse.Namespace) -> None:
 
 
 def _evaluate_tasks(arguments: argparse.Namespace) -> None:
-    if arguments.text is not None:
-        raise UsageError(
-            f"--text is for language models, and {arguments.paths[0]} is fine-tuned. Give --split, "
-            "or --file with labelled examples."
-        )
     if arguments.output is not None and len(arguments.paths) > 1:
         raise UsageError("--output takes the results of one model: evaluate each by itself.")
     from roberta_jax.finetuning.evaluate_task import evaluate_task
@@ -321,11 +335,12 @@ def _evaluate_tasks(arguments: argparse.Namespace) -> None:
     for path in arguments.paths:
         finished, result = evaluate_task(
             path,
-            arguments.split or "validation",
+            "validation" if arguments.split is None else arguments.split,
             task=arguments.task,
             folder=arguments.folder,
             file=arguments.file,
             output=arguments.output,
+            dtype=arguments.dtype,
         )
         examples = counted(len(result.examples), "example")
         print(f"{path}: {finished.task.title}, {result.split}, {examples}")
@@ -334,12 +349,39 @@ def _evaluate_tasks(arguments: argparse.Namespace) -> None:
         print(f"Wrote the results and predictions to {arguments.output}")
 
 
+def _is_for_tasks(arguments: argparse.Namespace) -> bool:
+    """Whether fine-tuned models are evaluated.
+
+    Raises:
+      UsageError: options of language models are given for them.
+    """
+    finetuned = [path for path in arguments.paths if _is_finetuned(path)]
+    of_tasks = [name for name in _OF_TASKS if getattr(arguments, name) is not None]
+    if not finetuned and not of_tasks:
+        return False
+    given = [name for name in _OF_LANGUAGE_MODELS if getattr(arguments, name) is not None]
+    if given and finetuned:
+        instead = (
+            "Give --split, or --file with labelled examples."
+            if given == ["text"]
+            else ("Leave it out.")
+        )
+        raise UsageError(
+            f"--{given[0]} is for language models, and {finetuned[0]} is fine-tuned. {instead}"
+        )
+    if given:
+        raise UsageError(
+            f"--{given[0]} is for language models, and --{of_tasks[0]} is for fine-tuned models. "
+            "Leave one of them out."
+        )
+    return True
+
+
 def main(argv: Sequence[str] | None = None) -> None:
     """Runs the command. Wrong input is printed without a traceback, with exit status 2."""
     arguments = _parser().parse_args(argv)
-    of_tasks = (arguments.split, arguments.task, arguments.folder, arguments.file)
     with cli.usage_errors():
-        if any(of_tasks) or any(map(_is_finetuned, arguments.paths)):
+        if _is_for_tasks(arguments):
             _evaluate_tasks(arguments)
         else:
             _evaluate_language_models(arguments)

@@ -18,6 +18,7 @@ from tqdm import tqdm
 
 from roberta_jax import cli
 from roberta_jax.errors import UsageError, counted, listed
+from roberta_jax.evaluate import DTYPES
 
 _BLOCK = 4096  # rows that are predicted and written together
 
@@ -32,6 +33,7 @@ def predict(
     pair_column: str | None = None,
     choice_columns: Sequence[str] = (),
     id_column: str | None = None,
+    dtype: str | None = None,
     progress: bool = False,
 ) -> int:
     """Predicts for all rows of a file and writes them with the predictions.
@@ -43,6 +45,8 @@ def predict(
       task: the name of the model's task, for a model that is not a workdir's.
       text_column, pair_column, choice_columns, id_column: columns of the input, in place of those
         that the model was trained on.
+      dtype: of activations and matrix products, "float32" or "bfloat16". None takes that of the
+        run, or float32 for a model that is not a workdir's.
       progress: whether to show a progress bar on stderr.
 
     Returns:
@@ -52,7 +56,7 @@ def predict(
       UsageError: a file or the model is missing or wrong; nothing is written then.
     """
     # Imported here, so that a mistake in the arguments is reported without waiting for them.
-    from roberta_jax.finetuning.finished import open_finished
+    from roberta_jax.finetuning.finished import read_finished
     from roberta_jax.tasks.prediction_files import (
         PredictionFile,
         added_columns,
@@ -65,9 +69,9 @@ def predict(
 
     table = open_table(input, key="--input")
     profile = profile_input(table, id_column)
-    finished = open_finished(model, task)
+    trained_for = read_finished(model, task)
     columns = prediction_columns(
-        finished.task,
+        trained_for.task,
         table,
         profile,
         text_column=text_column,
@@ -80,8 +84,15 @@ def predict(
                 f"--id_column={id_column}: {input} has the columns {listed(list(profile.columns))}."
             )
         columns = dataclasses.replace(columns, id=id_column)
-    added = added_columns(finished.task.kind, finished.kind.labels)
-    with PredictionFile(output, table, profile, added, finished.fingerprint) as file:
+    execution = trained_for.execution(dtype)
+    added = added_columns(trained_for.task.kind, trained_for.kind.labels)
+    # Predictions made with other options are not continued.
+    fingerprint = trained_for.fingerprint(execution) | {"columns read": columns.to_json()}
+    file = PredictionFile(output, table, profile, added, fingerprint)
+    for _ in examples_of(table.rows(), columns, (), table.path):
+        pass  # so that rows that cannot be used are reported before anything is predicted
+    finished = trained_for.load(execution=execution)
+    with file:
         bar = tqdm(
             total=profile.rows,
             initial=file.rows,
@@ -113,6 +124,12 @@ def main(argv: Sequence[str] | None = None) -> None:
     parser.add_argument("--id_column", help="the column that identifies an example")
     parser.add_argument(
         "--choice_columns", default="", help="the columns of the choices, divided by commas"
+    )
+    parser.add_argument(
+        "--dtype",
+        choices=DTYPES,
+        help="type of activations and matrix products (default: that of the run; float32 if the "
+        "model is not a workdir's)",
     )
     options = vars(parser.parse_args(argv))
     options["choice_columns"] = tuple(filter(None, options["choice_columns"].split(",")))

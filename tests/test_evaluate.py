@@ -18,7 +18,7 @@ from roberta_jax import evaluate as command
 from roberta_jax.modeling.heads import MODEL_CLASSES
 from roberta_jax.pretrain import pretrain
 from roberta_jax.weights.parameters import parameter_shapes
-from tests.support import checkpoints, language_models, texts
+from tests.support import checkpoints, finetuning, language_models, object_store, texts
 
 
 def run(*arguments, stdin=b""):
@@ -249,6 +249,12 @@ def test_held_out_documents_that_are_gone_are_an_error(workdir, folders, tmp_pat
         (["A", "--text=TEXT", "--max_documents=0"], "--max_documents=0 must be a number"),
         (["A", "--text=TEXT", "--max_tokens=9"], "--max_tokens=9 has no effect without"),
         (["A", "--text=TEXT", "--batch_tokens=0"], "--batch_tokens=0 must be a number"),
+        (["A", "--text=TEXT", "--batch_tokens=-4"], "--batch_tokens=-4 must be a number"),
+        (["A", "--language=de"], "--language has no effect without --text: add --text="),
+        (["A", "--text=TEXT", "--task=rte"], "--text is for language models, and --task is for"),
+        (["A", "--task=rte", "--masks=2"], "--masks is for language models, and --task is for"),
+        (["A", "--split=test", "--seed=0"], "--seed is for language models, and --split is for"),
+        (["A", "--split=test"], "has no head for a task"),
         (["A", "--text=TEXT", "--max_length=1"], "--max_length=1 leaves no room"),
         (["A", "--text=TEXT", "--max_length=33"], "is longer than the 32 tokens that .*a takes"),
         (["A", "--text=TEXT", "--language=English"], "--language is 'English'"),
@@ -327,6 +333,80 @@ def test_models_that_cannot_be_scored(folders, text, tmp_path):
         status, out, err = run(folder, f"--text={text}")
         assert (status, out) == (2, ""), folder
         assert said in err
+
+
+@pytest.fixture(scope="module")
+def finetuned(tmp_path_factory):
+    """(workdir of a fine-tuning run in bfloat16, with random parameters; the task's files)."""
+    folder = tmp_path_factory.mktemp("finetuned")
+    labels = {0: "entailment", 1: "not_entailment"}
+    changes = {"num_labels": 2, "id2label": labels}
+    changes["label2id"] = {name: number for number, name in labels.items()}
+    loaded = language_models.language_model()
+    loaded = type(loaded)(
+        type(loaded.model)(loaded.model.config.replace(**changes)), loaded.params, loaded.tokenizer
+    )
+    save(folder / "run" / "hf", head_of("RobertaForSequenceClassification", loaded))
+    finetuning.write_rte(folder / "RTE")
+    config = {"task": "rte", "execution": {"dtype": "bfloat16"}}
+    (folder / "run" / "config.json").write_text(json.dumps(config))
+    return folder / "run", folder / "RTE"
+
+
+@pytest.mark.parametrize(
+    "option",
+    [
+        "--text_field=a",
+        "--sentences=split",
+        "--language=en",
+        "--max_documents=1",
+        "--scores=nonsense",
+        "--masks=1",
+        "--max_tokens=9",
+        "--max_length=9",
+        "--seed=0",
+        "--batch_tokens=-4",
+    ],
+)
+def test_options_of_language_models_are_refused_for_finetuned_ones(finetuned, option):
+    workdir, data = finetuned
+    status, out, err = run(workdir, "--task=rte", f"--folder={data}", option)
+    assert (status, out) == (2, "")
+    name = option.partition("=")[0]
+    assert f"{name} is for language models, and {workdir} is fine-tuned. Leave it out." in err
+
+
+def test_a_finetuned_model_is_computed_in_the_dtype_of_its_run(finetuned, tmp_path):
+    workdir, data = finetuned
+    loss = {}
+    for name, path, options in (
+        ("run", workdir, ()),
+        ("bfloat16", workdir, ("--dtype=bfloat16",)),
+        ("float32", workdir, ("--dtype=float32",)),
+        ("folder", workdir / "hf", ()),
+    ):
+        output = f"--output={tmp_path / name}"
+        status, out, err = run(path, "--task=rte", f"--folder={data}", *options, output)
+        assert status == 0, err
+        assert "RTE, validation, 20 examples" in out
+        lines = (tmp_path / name / "predictions" / "validation.jsonl").read_text().splitlines()
+        loss[name] = [json.loads(line)["scores"]["entailment"] for line in lines]
+    assert loss["run"] == loss["bfloat16"] != loss["float32"]
+    assert loss["folder"] == loss["float32"]
+    assert loss["run"] == pytest.approx(loss["float32"], abs=0.05)
+
+
+def test_a_workdir_on_an_object_store(finetuned, tmp_path, monkeypatch):
+    workdir, data = finetuned
+    object_store.install(tmp_path / "store", monkeypatch.setattr)
+    shutil.copytree(workdir, tmp_path / "store" / "bucket" / "run")
+    arguments = ("gs://bucket/run", "--task=rte", f"--folder={data}")
+    status, out, err = run(*arguments, "--masks=2")
+    assert (status, out) == (2, "")
+    assert "--masks is for language models, and gs://bucket/run is fine-tuned" in err
+    status, out, err = run(*arguments)
+    assert status == 0, err
+    assert "RTE, validation, 20 examples" in out
 
 
 def test_help_names_every_option(capsys):

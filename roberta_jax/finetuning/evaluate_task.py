@@ -7,7 +7,7 @@ import sys
 from etils import epath
 
 from roberta_jax.errors import UsageError
-from roberta_jax.finetuning.finished import FinishedModel, open_finished
+from roberta_jax.finetuning.finished import FinishedModel, read_finished
 from roberta_jax.finetuning.outputs import write_outputs
 from roberta_jax.finetuning.results import SplitResult, baseline_name, with_intervals
 from roberta_jax.finetuning.splits import VALIDATION, Sources, recorded_sources
@@ -23,6 +23,7 @@ def evaluate_task(
     folder: str | None = None,
     file: str | None = None,
     output: str | None = None,
+    dtype: str | None = None,
 ) -> tuple[FinishedModel, SplitResult]:
     """Predicts and scores all examples of a split.
 
@@ -34,6 +35,8 @@ def evaluate_task(
         else TFDS.
       file: a file of the same form in place of the split's own.
       output: a folder that results, predictions and reports are written to; None writes nothing.
+      dtype: of activations and matrix products, "float32" or "bfloat16". None takes that of the
+        run, or float32 for a model that is not a workdir's.
 
     Returns:
       (the model, the result with intervals).
@@ -41,7 +44,8 @@ def evaluate_task(
     Raises:
       UsageError: the model, the split or a file is missing or wrong.
     """
-    finished = open_finished(path, task)
+    trained_for = read_finished(path, task)
+    finished = trained_for.load(execution=trained_for.execution(dtype))
     examples = _examples(finished, split, folder, file)
     name = split if file is None else os.path.basename(file)
     evaluated = finished.evaluate(name, examples, is_validation=split == VALIDATION and not file)

@@ -3,14 +3,16 @@
 import dataclasses
 import json
 import os
-from collections.abc import Mapping, Sequence
+from collections.abc import Sequence
 from typing import Any
 
 import jax
+import jax.numpy as jnp
 import numpy as np
 from etils import epath
 from jax.sharding import Mesh, NamedSharding, PartitionSpec
 
+from roberta_jax.config_groups import check_bfloat16
 from roberta_jax.data.pipeline import ENGINES
 from roberta_jax.errors import UsageError, listed, shortened
 from roberta_jax.finetuning.evaluation import Evaluated, Evaluator
@@ -27,6 +29,7 @@ from roberta_jax.tasks.task import Formatting, Task
 from roberta_jax.tasks.user_task import user_task
 from roberta_jax.training.mesh import create_mesh
 from roberta_jax.training.partitioning import RULES
+from roberta_jax.training.workdir import read_config as read_run_config
 from roberta_jax.weights import tokenizer_folder
 from roberta_jax.weights.config_file import config_path, read_config_dict
 from roberta_jax.weights.files import weights_in
@@ -59,7 +62,6 @@ class FinishedModel:
       tokenizer: its tokenizer.
       params: its parameters, on all devices.
       evaluator: computes its outputs.
-      fingerprint: what identifies the model, as values that JSON can hold.
       baseline: what the simplest baseline predicts, see `Kind.baseline`; None if it is not known.
       validation: the digest of the rows of the run's validation examples, if the workdir says so.
     """
@@ -70,7 +72,6 @@ class FinishedModel:
     tokenizer: Any
     params: Any
     evaluator: Evaluator
-    fingerprint: Mapping[str, Any]
     baseline: Any = None
     validation: str | None = None
 
@@ -103,8 +104,100 @@ class FinishedModel:
         return self.evaluator(Split(split, examples, features), self.params)
 
 
+@dataclasses.dataclass(frozen=True)
+class FinishedTask:
+    """What a fine-tuned model was trained for: all but its weights.
+
+    Attributes:
+      path: what it was opened from.
+      folder: the folder of the model.
+      config: the config of the model.
+      kind: the kind of its task, with the labels in the order of the model's ids.
+      dtype: the dtype that its run computed in; float32 for a model that is not a workdir's.
+      baseline, validation: see `FinishedModel`.
+    """
+
+    path: str
+    folder: epath.Path
+    config: RobertaConfig
+    kind: Kind
+    dtype: Any
+    baseline: Any = None
+    validation: str | None = None
+
+    @property
+    def task(self) -> Task:
+        return self.kind.task
+
+    def execution(self, dtype: str | None = None) -> Execution:
+        """How the model is computed.
+
+        Args:
+          dtype: "float32" or "bfloat16"; None takes that of the run.
+
+        Raises:
+          UsageError: the devices cannot compute in the dtype.
+        """
+        chosen = jnp.dtype(self.dtype if dtype is None else dtype)
+        if chosen == jnp.bfloat16 and jax.default_backend() == "cpu":
+            check_bfloat16("--dtype")
+        return Execution(dtype=chosen)
+
+    def fingerprint(self, execution: Execution) -> dict[str, Any]:
+        """What predictions depend on beside the examples, as values that JSON can hold."""
+        stat = (self.folder / weights_in(self.folder)[0]).stat()
+        return {
+            "model": str(self.folder),
+            "bytes": stat.length,
+            "modified": stat.mtime,
+            "task": self.task.name,
+            "label_scale": self.task.label_scale,
+            "labels": list(self.kind.labels),
+            "formatting": dataclasses.asdict(self.kind.formatting),
+            "dtype": jnp.dtype(execution.dtype).name,
+        }
+
+    def load(self, mesh: Mesh | None = None, execution: Execution | None = None) -> FinishedModel:
+        """Loads the tokenizer and the weights; see `open_finished`."""
+        from roberta_jax.tokenizer import RobertaTokenizer
+
+        execution = self.execution() if execution is None else execution
+        try:
+            tokenizer = RobertaTokenizer.from_pretrained(tokenizer_folder(self.folder))
+        except UsageError:
+            raise
+        except (OSError, ValueError) as error:
+            raise UsageError(f"cannot load the model's tokenizer: {error}") from error
+        model, params = read_pretrained(self.folder, self.kind.model_class, execution)
+        mesh = create_mesh() if mesh is None else mesh
+        params = jax.device_put(params, NamedSharding(mesh, PartitionSpec()))
+        evaluator = Evaluator(
+            model,
+            self.kind,
+            mesh,
+            RULES,
+            batch_size=_BATCH_ROWS * mesh.size,
+            lengths=_lengths(self.config.max_length),
+            pad_id=tokenizer.pad_token_id,
+            engine=ENGINES[-1],
+        )
+        return FinishedModel(
+            self.path,
+            self.task,
+            self.kind,
+            tokenizer,
+            params,
+            evaluator,
+            self.baseline,
+            self.validation,
+        )
+
+
 def open_finished(
-    path: str | os.PathLike, task: str | None = None, mesh: Mesh | None = None
+    path: str | os.PathLike,
+    task: str | None = None,
+    mesh: Mesh | None = None,
+    execution: Execution | None = None,
 ) -> FinishedModel:
     """Loads a fine-tuned model.
 
@@ -114,12 +207,17 @@ def open_finished(
       task: the name of its task in the table, for a model that is not a workdir's. None takes what
         its `config.json` says about head and labels.
       mesh: the devices; all by default.
+      execution: how it is computed. None takes the dtype of the run, or float32 for a model that is
+        not a workdir's.
 
     Raises:
       UsageError: there is no such model or task, or the model has no head for the task.
     """
-    from roberta_jax.tokenizer import RobertaTokenizer
+    return read_finished(path, task).load(mesh, execution)
 
+
+def read_finished(path: str | os.PathLike, task: str | None = None) -> FinishedTask:
+    """Reads what a model was fine-tuned for, which takes no time; see `open_finished`."""
     folder = model_folder(path)
     config = read_config(folder)
     recorded = epath.Path(path) / TASK_FILE
@@ -139,30 +237,19 @@ def open_finished(
         longest = min(row.recipe.max_length, config.max_length)
         formatting = dataclasses.replace(row.formatting, max_length=longest)
     kind = kind_class(row.kind)(row, labels, formatting)
+    return FinishedTask(str(path), folder, config, kind, _run_dtype(path), baseline, validation)
+
+
+def _run_dtype(path: str | os.PathLike) -> Any:
+    """The dtype that a run computed in; float32 where its config is not there or damaged."""
     try:
-        tokenizer = RobertaTokenizer.from_pretrained(tokenizer_folder(folder))
-    except UsageError:
-        raise
-    except (OSError, ValueError) as error:
-        raise UsageError(f"cannot load the model's tokenizer: {error}") from error
-    model, params = read_pretrained(folder, kind.model_class, Execution())
-    mesh = create_mesh() if mesh is None else mesh
-    params = jax.device_put(params, NamedSharding(mesh, PartitionSpec()))
-    evaluator = Evaluator(
-        model,
-        kind,
-        mesh,
-        RULES,
-        batch_size=_BATCH_ROWS * mesh.size,
-        lengths=_lengths(config.max_length),
-        pad_id=tokenizer.pad_token_id,
-        engine=ENGINES[-1],
-    )
-    stat = (folder / weights_in(folder)[0]).stat()
-    fingerprint = {"model": str(folder), "bytes": stat.length, "modified": stat.mtime}
-    return FinishedModel(
-        str(path), row, kind, tokenizer, params, evaluator, fingerprint, baseline, validation
-    )
+        execution = (read_run_config(path) or {}).get("execution")
+    except (OSError, UsageError):
+        execution = None
+    recorded = execution.get("dtype") if isinstance(execution, dict) else None
+    if recorded == "auto":
+        return jnp.float32 if jax.default_backend() == "cpu" else jnp.bfloat16
+    return jnp.bfloat16 if recorded == "bfloat16" else jnp.float32
 
 
 def _lengths(longest: int) -> np.ndarray:

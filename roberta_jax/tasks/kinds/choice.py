@@ -64,7 +64,8 @@ class Choice(Kind):
             (text for pairs in texts for pair in pairs for text in pair), tokenizer
         )
         frame = frame_of(tokenizer, self.formatting.separators)
-        most = max(len(each.choices) for each in examples)
+        # With one sequence a row would have no axis of choices.
+        most = max(2, *(len(each.choices) for each in examples))
         room, cut = frame.pair_room(self.formatting.max_length), set()
         sequences = []
         for number, (example, pairs) in enumerate(zip(examples, texts, strict=True)):
@@ -186,5 +187,6 @@ def _check(examples: Sequence[ChoiceExample]) -> None:
                 f"example {shortened(each.id)} has {counted(len(each.choices), 'choice')}, numbered"
                 f" from 0, and its label is {each.label}. Correct the label."
             )
-    if all(len(each.choices) < 2 for each in examples):
+    has_labels = any(each.label is not None for each in examples)
+    if has_labels and all(len(each.choices) < 2 for each in examples):
         raise UsageError("no example has more than one choice, so that there is nothing to choose.")

@@ -87,7 +87,11 @@ class Tokens(Kind):
                 words.append([-1] * before + row_words + [-1] * after)
                 example_of.append(number)
         if not sequences:
-            raise UsageError("there is no sentence with a word that the tokenizer can encode.")
+            if not examples or any(each.tags is not None for each in examples):
+                raise UsageError("there is no sentence with a word that the tokenizer can encode.")
+            # Nothing is left to predict, but a batch needs a row.
+            sequences, example_of = [frame.one([])], [0]
+            labels, words = [[-100] * len(sequences[0])], [[-1] * len(sequences[0])]
         tokens, starts = flattened(sequences)
         return Features(
             tokens,

@@ -182,6 +182,16 @@ def test_bad_examples_are_errors(examples, message):
         encode(kind_of(), *examples)
 
 
+def test_examples_with_one_choice_are_predicted():
+    """There is nothing to train on, but the only choice is predicted."""
+    kind, examples = kind_of(), [ChoiceExample(name, "c", "q", ("a",)) for name in "xy"]
+    features = encode(kind, *examples)
+    model, params = build(kind)
+    predictions = kind.predictions(examples, features, outputs_of(kind, model, params, features))
+    assert [each["prediction"] for each in predictions] == [0, 0]
+    assert [each["scores"] for each in predictions] == [[1.0], [1.0]]
+
+
 def test_race_and_swag_fit_their_lengths(real_data):
     """RACE's questions and options are whole within 128 tokens, and passages fill the rest."""
     with lzma.open(real_data / "multiple_choice" / "race_sample.train.jsonl.xz", "rt") as file:

@@ -198,9 +198,20 @@ def test_bad_examples_are_errors_that_name_them():
         kind.encode([TokenExample("s7", ("a", "b"), ("O",))], tokenizer)
     with pytest.raises(UsageError, match="'I-ORG'.*example s8"):
         kind.encode([TokenExample("s8", ("a",), ("I-ORG",))], tokenizer)
-    for examples in ([], [TokenExample("1", ("",))]):
+    for examples in ([], [TokenExample("1", ("",), ("O",))]):
         with pytest.raises(UsageError, match="no sentence with a word"):
             kind.encode(examples, tokenizer)
+
+
+def test_sentences_without_a_token_are_predicted():
+    """There is nothing to train on, but `O` is predicted for each word."""
+    kind, examples = kind_of(), [TokenExample("1", ("", "")), TokenExample("2", ("",))]
+    features = kind.encode(examples, small_tokenizer())
+    model, params = build(kind)
+    assert model.count(**batch_of(kind, features))["token_classification"] == 0
+    predictions = kind.predictions(examples, features, outputs_of(kind, model, params, features))
+    assert [each["prediction"] for each in predictions] == [["O", "O"], ["O"]]
+    assert [each["scores"] for each in predictions] == [[None, None], [None]]
 
 
 def test_conll_words_keep_their_tags(real_data):
