@@ -20,7 +20,7 @@ from etils import epath
 from roberta_jax.config_groups import check_tokenizer
 from roberta_jax.data import hashing
 from roberta_jax.errors import UsageError, counted
-from roberta_jax.finetuning.spec import FinetuningSpec
+from roberta_jax.finetuning.spec import FinetuningSpec, check_keys_of_kind
 from roberta_jax.finetuning.splits import TRAIN
 from roberta_jax.storage.atomic import replace_file, write_json
 from roberta_jax.tasks import loading, metrics
@@ -107,6 +107,7 @@ def prepare(spec: FinetuningSpec) -> Prepared:
             **data.options,
         )
         task, columns = user_task.task, user_task.columns
+        check_keys_of_kind(spec.config, task)
         notes.append(user_task.description)
     tokenizer = load_tokenizer(spec)
     splits = data.sources.load_to_train(task)

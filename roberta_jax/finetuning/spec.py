@@ -36,6 +36,20 @@ from roberta_jax.weights.load import check_pretrained, model_folder, read_config
 FILE = "configs/finetune.py"
 _DROPOUTS = ("hidden_dropout_prob", "attention_probs_dropout_prob", "classifier_dropout")
 
+# Key -> the kinds of tasks that read it; all kinds read the other keys.
+_TEXTS = ("classification", "multi_label", "regression")
+_QUESTIONS = ("question_answering",)
+_KINDS_OF_KEYS = {
+    "format.separators": (*_TEXTS, "choice", *_QUESTIONS),
+    "format.max_option_length": ("choice",),
+    "format.doc_stride": _QUESTIONS,
+    "format.max_query_length": _QUESTIONS,
+    "format.max_answer_length": _QUESTIONS,
+    "format.n_best": _QUESTIONS,
+    "format.null_threshold": _QUESTIONS,
+    "model.classifier_dropout": (*_TEXTS, "tokens"),
+}
+
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
 class DataSpec:
@@ -132,6 +146,8 @@ def read_spec(config: ConfigDict) -> FinetuningSpec:
     """
     check_config(config)
     task = TASKS[config.task]
+    if task.reader is not None:
+        check_keys_of_kind(config, task)
     data = _read_data(config.data, task)
     execution = read_execution(config.execution, jax.devices())
     folder = model_folder(config.init_from)  # once: it may ask the hub
@@ -187,6 +203,33 @@ def check_config(config: ConfigDict) -> None:
         )
     if config.random_init:
         _check_random_init(config)
+
+
+def check_keys_of_kind(config: Mapping[str, Any], task: Task) -> None:
+    """Checks that the task reads every key that is set.
+
+    Args:
+      config: the config.
+      task: the task; that of the user's own files with the kind that they have.
+
+    Raises:
+      UsageError: a key is set that no task of this kind reads.
+    """
+    for key, kinds in _KINDS_OF_KEYS.items():
+        group, name = key.split(".")
+        value = config[group][name]
+        reads = task.kind in kinds and not (name == "null_threshold" and task.answerable)
+        if value is None or reads:
+            continue
+        readers = [row for row in TASKS.values() if row.reader is not None and row.kind in kinds]
+        if name == "null_threshold":
+            readers = [row for row in readers if not row.answerable]
+            kinds = ("questions without an answer",)
+        examples = listed([row.name for row in readers], 3)
+        raise UsageError(
+            f"--config.{key}={value} has no effect on {task.name}, whose examples are of the kind "
+            f"{task.kind}. It is for {listed(kinds)}, as in {examples}. Leave it out."
+        )
 
 
 def _check_random_init(config: ConfigDict) -> None:
@@ -249,6 +292,12 @@ def _read_data(data: ConfigDict, task: Task) -> DataSpec:
                 f"{task.name} has files of a known form. Leave it out, or use "
                 f"--config={FILE}:csv, :tsv or :jsonl."
             )
+    elif unread := [key for key in ("folder", "tfds_data_dir") if data[key] is not None]:
+        raise UsageError(
+            f"--config.data.{unread[0]}={data[unread[0]]} says where the official files of a task "
+            f"are, such as rte, and {task.name} takes files of your own. Leave it out, and give "
+            "their paths as --config.data.train, --config.data.validation and --config.data.test."
+        )
     elif data.train is None:
         raise UsageError(
             f"--config={FILE}:{task.name} needs the file of training examples: give "

@@ -13,6 +13,7 @@ from configs.pretrain import get_config as pretraining_config
 from roberta_jax import RobertaTokenizer, cli
 from roberta_jax.errors import UsageError
 from roberta_jax.finetune import finetune, main
+from roberta_jax.finetuning import prepare as preparation
 from roberta_jax.finetuning.batches import TrainingRows, choose_lengths
 from roberta_jax.finetuning.config_values import VALUES
 from roberta_jax.finetuning.prepare import prepare
@@ -83,6 +84,21 @@ def test_wrong_files_of_the_user(refused, written, lines, changes, message):
     text = refused("csv", **own(written("a.csv", lines), **changes))
     assert "a.csv" in text or "--config.data." in text
     assert re.search(message, text), text
+
+
+@pytest.mark.parametrize(
+    ("key", "message"),
+    [
+        ("format.max_option_length", "of the kind classification. It is for choice, as in race"),
+        ("format.doc_stride", "of the kind classification. It is for question_answering, as in"),
+    ],
+)
+def test_keys_that_the_kind_of_a_file_does_not_read(refused, written, monkeypatch, key, message):
+    """The kind is known when the file was read, and nothing has been encoded then."""
+    file = written("a.csv", ["text,label", *GOOD])
+    monkeypatch.setattr(preparation, "encoded", lambda *_: pytest.fail("examples are encoded"))
+    text = refused("csv", **own(file, **{key: 64}))
+    assert f"--config.{key}=64 has no effect on csv, whose examples are {message}" in text
 
 
 @pytest.mark.parametrize("split", ["train", "validation", "test"])

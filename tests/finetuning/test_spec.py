@@ -1,5 +1,10 @@
 """The config of fine-tuning: every key has its range, and mistakes are reported at once."""
 
+import dataclasses
+
+import flax
+import jax
+import jax.numpy as jnp
 import pytest
 
 from configs.finetune import get_config
@@ -8,9 +13,14 @@ from roberta_jax.config_ranges import check_values
 from roberta_jax.dotted_keys import flatten
 from roberta_jax.errors import UsageError
 from roberta_jax.finetuning.config_values import MAY_CHANGE, MAY_DIFFER, VALUES
-from roberta_jax.finetuning.spec import read_spec
+from roberta_jax.finetuning.prepare import digest, prepare
+from roberta_jax.finetuning.spec import check_keys_of_kind, read_spec
 from roberta_jax.finetuning.splits import validation_share
+from roberta_jax.tasks.kinds import kind_class
 from roberta_jax.tasks.table import TASKS
+from roberta_jax.tasks.task import KINDS, Formatting
+from roberta_jax.weights.parameters import parameter_shapes
+from tests.support import heads, small_tasks
 from tests.support.messages import one_screen
 
 
@@ -94,6 +104,37 @@ def test_lengths_follow_from_task_and_model(run_config):
         ("rte", {"data.engine": "fast"}, r"--config\.data\.engine=fast is unknown"),
         ("csv", {}, r"needs the file of training examples: give --config\.data\.train=FILE\.csv"),
         ("csv", {"data.train": "a.csv"}, "no examples to validate on"),
+        (
+            "csv",
+            {"data.train": "a.csv", "data.validation": "0.1", "data.folder": "glue"},
+            r"--config\.data\.folder=glue says where the official files .* csv takes files of your",
+        ),
+        (
+            "jsonl",
+            {"data.train": "a.jsonl", "data.validation": "0.1", "data.tfds_data_dir": "tfds"},
+            r"--config\.data\.tfds_data_dir=tfds says where .* --config\.data\.train, ",
+        ),
+        (
+            "rte",
+            {"format.doc_stride": 64},
+            r"--config\.format\.doc_stride=64 has no effect on rte, whose examples are of the kind "
+            r"classification\. It is for question_answering, as in squad1, squad2\. Leave it out",
+        ),
+        ("race", {"format.n_best": 5}, r"--config\.format\.n_best=5 has no effect on race"),
+        ("conll2003", {"format.separators": 1}, r"--config\.format\.separators=1 has no effect"),
+        ("wsc", {"format.max_option_length": 9}, r"max_option_length=9 .* It is for choice, as in"),
+        (
+            "squad1",
+            {"format.null_threshold": 0.0},
+            r"null_threshold=0\.0 .* It is for questions without an answer, as in squad2\. Leave",
+        ),
+        (
+            "squad2",
+            {"model.classifier_dropout": 0.1},
+            r"classifier_dropout=0\.1 .* multi_label, regression, tokens, as in cola",
+        ),
+        ("race", {"model.classifier_dropout": 0.1}, r"classifier_dropout=0\.1 has no effect"),
+        ("wsc", {"model.classifier_dropout": 0.1}, r"classifier_dropout=0\.1 has no effect"),
         ("rte", {"mesh.data": 3}, r"mesh\.data=3"),
         ("rte", {"optimizer.name": "sgd"}, r"--config\.optimizer\.name='sgd' is unknown"),
         ("rte", {"adapt.lora_rank": 4, "adapt.layer_decay": 0.9}, "lora"),
@@ -104,6 +145,65 @@ def test_mistakes_in_the_config(run_config, task, changes, message):
     with pytest.raises(UsageError, match=message) as error:
         read_spec(run_config(task, **changes))
     one_screen(error.value)
+
+
+def test_keys_are_refused_where_they_change_no_input(run_config, tmp_path):
+    """And only there: of each kind that reads a key, a task has other inputs with another value."""
+    values = {
+        "separators": 1,
+        "max_option_length": 1,
+        "doc_stride": 3,
+        "max_query_length": 1,
+    }
+    changing, refusing = set(), set()
+    for name, write in small_tasks.TASKS.items():
+        (tmp_path / name).mkdir()
+        task, changes = write(tmp_path / name)
+        prepared = prepare(read_spec(run_config(task, **changes)))
+        kind, examples = prepared.kind, prepared.train.examples
+        for key, value in values.items():
+            other = type(kind)(
+                kind.task, kind.labels, dataclasses.replace(kind.formatting, **{key: value})
+            )
+            if digest(other.encode(examples, prepared.tokenizer)) != digest(
+                prepared.train.features
+            ):
+                changing.add((kind.task.kind, key))
+            config = run_config(task, **{f"format.{key}": value})
+            try:
+                check_keys_of_kind(config, kind.task)
+            except UsageError:
+                refusing.add((kind.task.kind, key))
+    kinds = {kind for kind, _ in refusing}
+    assert len(kinds) == 7
+    assert changing.isdisjoint(refusing)
+    assert changing | refusing >= {(kind, key) for kind in KINDS for key in values} - {
+        ("regression", "separators"),
+        ("multi_label", "separators"),  # these have no pairs here
+    }
+
+
+@pytest.mark.parametrize("name", KINDS)
+def test_the_dropout_of_the_classifier_is_refused_where_there_is_none(run_config, name):
+    task = dataclasses.replace(TASKS["rte"], kind=name)
+    kind = kind_class(name)(task, ("a", "b"), Formatting())
+    rates = {"hidden_dropout_prob": 0.0, "attention_probs_dropout_prob": 0.0}
+    config = heads.SMALL.replace(classifier_dropout=0.5, **rates, **kind.config_changes())
+    model = kind.model_class(config)
+    ids = jnp.ones((1, 2, 8) if name == "choice" else (1, 8), jnp.int32)
+
+    def training_step(params):  # dropout needs a key, and there is none
+        return model.apply({"params": params}, input_ids=ids, deterministic=False)
+
+    changes = run_config("rte", **{"model.classifier_dropout": 0.5})
+    if name in ("choice", "question_answering", "pronoun"):
+        jax.eval_shape(training_step, parameter_shapes(model))
+        with pytest.raises(UsageError, match="classifier_dropout=0.5 has no effect on rte"):
+            check_keys_of_kind(changes, task)
+    else:
+        with pytest.raises(flax.errors.InvalidRngError):
+            jax.eval_shape(training_step, parameter_shapes(model))
+        check_keys_of_kind(changes, task)
 
 
 def test_validation_is_a_share_or_a_file(tmp_path, monkeypatch):
