@@ -2,13 +2,8 @@
 
 import csv
 import json
-import os
 import pathlib
-import random
 import shutil
-import signal
-import subprocess
-import time
 
 import numpy as np
 import pytest
@@ -21,7 +16,7 @@ from roberta_jax.finetuning.finished import open_finished
 from roberta_jax.predict import predict
 from roberta_jax.training import preemption
 from roberta_jax.training.metrics import read_metrics
-from tests.support import finetuning, processes
+from tests.support import finetuning
 
 
 @pytest.fixture(scope="module")
@@ -298,49 +293,3 @@ def test_stops_between_steps_change_no_bit(folder, tmp_path, monkeypatch):
             for run in ("interrupted", "uninterrupted")
         )
         assert first == second
-
-
-# A run in a process of its own, which is killed.
-
-
-def train(folder, workdir):
-    """Fine-tunes as the command does."""
-    from roberta_jax import cli
-
-    with cli.usage_errors():
-        finetune(_killed_config(pathlib.Path(folder)), workdir)
-
-
-def _killed_config(folder):
-    return config_of(folder, **{"train.epochs": 6.0, "train.checkpoint_every": 2})
-
-
-@pytest.mark.slow
-def test_kills_at_random_moments_change_no_bit(folder, tmp_path):
-    finetune(_killed_config(folder), tmp_path / "straight")
-    seed = int.from_bytes(os.urandom(4))
-    print(f"seed {seed}")
-    rng, workdir = random.Random(seed), tmp_path / "killed"
-    kills = 0
-    for _ in range(12):
-        process = subprocess.Popen(
-            processes.command(__name__, "train", folder, workdir),
-            env=processes.environment(),
-            stdout=subprocess.DEVNULL,
-            stderr=subprocess.PIPE,
-            text=True,
-        )
-        # After 4 kills the run may end; a kill while Python is still starting tests nothing.
-        wait = None if kills >= 4 else rng.uniform(5, 14)
-        try:
-            _, stderr = process.communicate(timeout=wait)
-        except subprocess.TimeoutExpired:
-            process.send_signal(signal.SIGKILL)
-            process.communicate()
-            kills += 1
-            time.sleep(0.1)
-            continue
-        assert process.returncode == 0, stderr[-3000:]
-        break
-    assert model_bytes(workdir) == model_bytes(tmp_path / "straight")
-    assert reproducible_metrics(workdir) == reproducible_metrics(tmp_path / "straight")
