@@ -110,7 +110,8 @@ def test_a_deleted_export_is_written_again_with_its_card(finished, folder, tmp_p
         lambda values: {},
         lambda values: values | {"task": "unknown"},
         lambda values: values | {"task": ["csv"]},
-        lambda values: values | {"labels": ["good", "bad"]},
+        lambda values: values | {"model_labels": ["good", "bad"]},
+        lambda values: values | {"labels": ["good", "fair"]},
         lambda values: values | {"labels": None},
         lambda values: values | {"label_scale": "one"},
         lambda values: values | {"formatting": {"max_length": "24"}},
@@ -158,6 +159,71 @@ def test_other_validation_examples_are_noticed(finished, folder, tmp_path):
         evaluate_task(workdir)
     _, evaluated = evaluate_task(workdir, file=str(folder / "new.csv"))
     assert len(evaluated.examples) == 30
+
+
+def test_numbered_labels_and_a_model_with_another_order(finished, folder, tmp_path):
+    """The numbers in a file count `data.labels`; the ids of the model are its own."""
+    lines = ["text,label"]
+    for text, label in map(finetuning.sentence, range(300, 340)):
+        lines.append(f"{text},{('good', 'bad').index(label)}")
+    (tmp_path / "numbers.csv").write_text("\n".join(lines) + "\n")
+    changes = {
+        "init_from": str(finished[0]),
+        "data.train": str(tmp_path / "numbers.csv"),
+        "data.labels": ("good", "bad"),
+        "train.epochs": 1.0,
+        "optimizer.learning_rate": 1e-6,
+    }
+    result = finetune(config_of(folder, **changes), tmp_path / "run")
+    assert result.metrics["eval_accuracy"] >= 0.8  # of the head that was taken over
+    config = json.loads((tmp_path / "run" / "hf" / "config.json").read_text())
+    assert config["id2label"] == {"0": "bad", "1": "good"}
+    for file in (None, str(tmp_path / "numbers.csv")):
+        _, evaluated = evaluate_task(tmp_path / "run", file=file)
+        assert evaluated.scores["accuracy"] >= 0.8
+
+
+def test_a_head_for_other_labels_is_renewed(finished, folder, tmp_path, capsys):
+    """As many labels, with other names: nothing of the head can be used."""
+    changes = {"init_from": str(finished[0]), "train.epochs": 0.2, "optimizer.learning_rate": 0.0}
+    finetune(config_of(folder, "rte", **changes), tmp_path / "run")
+    assert "is for other labels: it starts from random values" in capsys.readouterr().out
+    (_, before), (_, after) = (from_pretrained(path) for path in (finished[0], tmp_path / "run"))
+    np.testing.assert_array_equal(
+        before["roberta"]["embeddings"]["word_embeddings"]["embedding"],
+        after["roberta"]["embeddings"]["word_embeddings"]["embedding"],
+    )
+    for layer in ("dense", "out_proj"):
+        kernels = [params["classifier"][layer]["kernel"] for params in (before, after)]
+        assert not np.allclose(*kernels)
+
+
+def test_evaluation_of_official_files_of_a_run(folder, tmp_path):
+    """With a share to validate on, and with files in place of the official ones."""
+    changes = {"data.validation": "0.25", "train.epochs": 0.2}
+    result = finetune(config_of(folder, "rte", **changes), tmp_path / "share")
+    _, evaluated = evaluate_task(tmp_path / "share")
+    assert evaluated.scores["accuracy"] == pytest.approx(result.metrics["eval_accuracy"])
+    results = json.loads((tmp_path / "share" / "results.json").read_text())
+    of_run = results["splits"]["validation"]["baseline"]
+    assert evaluated.baseline == pytest.approx(of_run)
+    files = {split: str(folder / "RTE" / f"{name}.tsv") for split, name in _RTE_FILES.items()}
+    changes = {f"data.{split}": file for split, file in files.items()}
+    config = config_of(folder, "rte", **changes, **{"train.epochs": 0.2, "data.folder": None})
+    result = finetune(config, tmp_path / "files")
+    _, evaluated = evaluate_task(tmp_path / "files")
+    assert evaluated.scores["accuracy"] == pytest.approx(result.metrics["eval_accuracy"])
+
+
+_RTE_FILES = {"train": "train", "validation": "dev"}
+
+
+def test_a_finished_run_needs_no_data(folder, tmp_path):
+    data = finetuning.write_csv(tmp_path / "some.csv", range(40))
+    config = config_of(folder, **{"data.train": str(data), "train.epochs": 0.2})
+    first = finetune(config, tmp_path / "run")
+    data.unlink()
+    assert finetune(config, tmp_path / "run").metrics == first.metrics
 
 
 def test_predictions_for_a_file(finished, folder, tmp_path):

@@ -161,7 +161,8 @@ def write_task(folder: epath.Path, prepared: Prepared, kind: Kind) -> None:
     columns = prepared.columns
     values = {
         "task": prepared.task.name,
-        "labels": kind.labels,
+        "labels": prepared.task.labels or kind.labels,
+        "model_labels": kind.labels,
         "label_scale": prepared.task.label_scale,
         "formatting": dataclasses.asdict(kind.formatting),
         "columns": None if columns is None else dataclasses.asdict(columns),

@@ -14,7 +14,7 @@ from typing import Any
 import jax
 from ml_collections import ConfigDict
 
-from roberta_jax.config_groups import check_one_of, read_execution, read_training
+from roberta_jax.config_groups import check_one_of, check_sharding, read_execution, read_training
 from roberta_jax.config_ranges import check_values
 from roberta_jax.data.pipeline import ENGINES
 from roberta_jax.dotted_keys import flatten
@@ -26,6 +26,7 @@ from roberta_jax.modeling.config import RobertaConfig
 from roberta_jax.modeling.execution import Execution
 from roberta_jax.modeling.model import RobertaModel
 from roberta_jax.storage import cache_folder
+from roberta_jax.tasks.kinds import kind_class
 from roberta_jax.tasks.table import TASKS
 from roberta_jax.tasks.task import Formatting, Task
 from roberta_jax.training.partitioning import rows_and_accumulation
@@ -34,6 +35,8 @@ from roberta_jax.training.schedules import make_schedule
 from roberta_jax.weights.load import check_pretrained, model_folder, read_config
 
 FILE = "configs/finetune.py"
+# By default: many epochs of few examples have not an evaluation and a checkpoint each.
+_MOST_EVALUATIONS = 25
 _DROPOUTS = ("hidden_dropout_prob", "attention_probs_dropout_prob", "classifier_dropout")
 
 
@@ -99,7 +102,7 @@ class FinetuningSpec:
         config, train = self.config, self.config["train"]
         per_epoch = math.ceil(num_rows / train["batch_size"])
         steps = train["steps"] or max(1, round(num_rows * train["epochs"] / train["batch_size"]))
-        every = train["eval_every"] or per_epoch
+        every = train["eval_every"] or max(per_epoch, steps // _MOST_EVALUATIONS)
         schedule = config["schedule"]
         warmup_steps = round(schedule["warmup_ratio"] * steps)
         cadence = {"eval_every": every, "checkpoint_every": train["checkpoint_every"] or every}
@@ -162,6 +165,8 @@ def read_spec(config: ConfigDict) -> FinetuningSpec:
     )
     # With any number of rows, so that mistakes are reported before the examples are read.
     training = spec.training(10**6)
+    head = kind_class(task.kind)(task, task.labels, spec.formatting).model_class
+    check_sharding(head(model, execution), training, True)
     rows_and_accumulation(training.mesh, spec.eval_batch_size, key="eval.batch_size")
     return spec
 
