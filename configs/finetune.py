@@ -55,6 +55,9 @@ def _defaults() -> ConfigDict:
     # The model to fine-tune: a workdir of this project, a folder in Hugging Face's or fairseq's
     # format, or a hub id. It must be given.
     config.init_from = placeholder(str)
+    # Take only the config and the tokenizer of `init_from`, and start from random values in place
+    # of its weights: what training on the task alone gives, to compare a pretrained model with.
+    config.random_init = False
     # Folder or hub id of a tokenizer. None uses the one of `init_from`.
     config.tokenizer = placeholder(str)
 
@@ -120,7 +123,8 @@ def _defaults() -> ConfigDict:
     config.adapt.layer_decay = 1.0
     # Number of top layers that start from new random values (Zhang et al. 2021).
     config.adapt.reinit_layers = 0
-    # Number of lowest layers that keep their values; the embeddings then keep theirs as well.
+    # Number of lowest layers that keep their values; the embeddings then keep theirs as well. It
+    # saves memory, and with execution.scan_layers=false also computation.
     config.adapt.frozen_layers = 0
     config.adapt.freeze_embeddings = False  # Keep the values of the embeddings.
     # Rank of low-rank adapters (LoRA, Hu et al. 2021), which are trained with the head in place of

@@ -7,6 +7,13 @@ the same command continues an interrupted sweep. The name of a point's workdir c
 its config, so that a workdir is never continued with another config. `python -m experiments.report`
 compares the results, also while the sweep is running.
 
+--data=FOLDER names a folder with the official files of tasks. A study of pretraining fine-tunes its
+finished models on those of its tasks that are there, which fills columns of Tables 1 to 4; a study
+of fine-tuning reads its examples there:
+
+    python -m experiments.sweep table2:tiny --data=data --out=runs/table2
+    python -m experiments.sweep glue:paper --data=data/glue --out=runs/glue
+
 --list shows how far each point is. To share the work among machines that mount the same --out, run
 the command with --shard=1/4 on the first, --shard=2/4 on the second, and so on; likewise for the
 GPUs of one machine, with a different CUDA_VISIBLE_DEVICES for each command.
@@ -200,7 +207,9 @@ def _parser() -> argparse.ArgumentParser:
     action = parser.add_mutually_exclusive_group()
     action.add_argument("--list", action="store_true", help="show the points, train nothing")
     action.add_argument(
-        "--prepare", action="store_true", help="check the points and prepare the text, no training"
+        "--prepare",
+        action="store_true",
+        help="check the points and prepare their data, no training",
     )
     action.add_argument("--print", choices=launch.PRINTERS, help="print commands, train nothing")
     action.add_argument(

@@ -34,6 +34,7 @@ COMMANDS = {
     "convert": ("roberta_jax.convert", "Convert weights between Hugging Face, Flax and fairseq."),
     "export": ("roberta_jax.export", "Export a model to StableHLO or a TensorFlow SavedModel."),
     "sweep": ("experiments.sweep", "Train the models of an ablation study."),
+    "downstream": ("experiments.downstream", "Fine-tune a model on a task with several seeds."),
     "report": ("experiments.report", "Compare the results of a study: table, CSV and plots."),
     "plot-metrics": ("experiments.plot_metrics", "Plot the loss and perplexity of runs."),
 }

@@ -1,9 +1,13 @@
-"""Evaluates a trained model: `python -m roberta_jax.evaluate PATH [PATH] --text=FILES`.
+"""Evaluates a trained model, as a language model on any text or on the examples of a task.
 
-PATH is the workdir of a finished pretraining run, a folder in Hugging Face's or fairseq's format,
-or a hub id such as roberta-base. The model predicts masked tokens of the text, and the scores are
-printed with 95% intervals. With a second PATH, the differences between the two models on the same
-text are printed as well.
+    python -m roberta_jax.evaluate PATH [PATH] --text=FILES
+    python -m roberta_jax.evaluate PATH --split=validation
+
+PATH is the workdir of a finished run, a folder in Hugging Face's or fairseq's format, or a hub id
+such as roberta-base.
+
+Language models predict masked tokens of the text, and the scores are printed with 95% intervals.
+With a second PATH, the differences between the two models on the same text are printed as well.
 
   masked  loss, perplexity, and accuracy at 1 and at 5, with 15% of the tokens masked as in
           pretraining
@@ -12,6 +16,10 @@ text are printed as well.
 
 Without --text, a pretraining run is scored on its own held-out documents, if its prepared text is
 still there.
+
+Fine-tuned models predict for a split of their task and are scored by the task's metrics, again with
+95% intervals and with the simplest baseline beside them. A model that is not the workdir of a run
+needs --task, and --folder or --file.
 """
 
 import argparse
@@ -89,7 +97,8 @@ def _pretraining_config(path: str | os.PathLike) -> dict[str, Any]:
     if config is None or "data" not in config:
         raise UsageError(
             f"no text: {os.fspath(path)} is not the workdir of a pretraining run, whose held-out "
-            f"documents could be scored. Name the text, such as {_EXAMPLE}"
+            f"documents could be scored. Name the text, such as {_EXAMPLE}; of a model that was "
+            "fine-tuned name the task, such as --task=mnli"
         )
     return present_values(config, RENAMED, ADDED, REVALUED)
 
@@ -212,6 +221,13 @@ def _parser() -> argparse.ArgumentParser:
         default=0,
         help="seed of masks, samples and intervals (default: 0)",
     )
+    task = parser.add_argument_group("fine-tuned models")
+    task.add_argument(
+        "--split", help="train, validation, test or another split (default: validation)"
+    )
+    task.add_argument("--task", help="the task, such as mnli, if the model is not a workdir's")
+    task.add_argument("--folder", help="the folder of the task's official files")
+    task.add_argument("--file", help="a file of labelled examples in place of the split's own")
     computation = parser.add_argument_group("computation and output")
     computation.add_argument(
         "--batch_tokens",
@@ -229,7 +245,8 @@ def _parser() -> argparse.ArgumentParser:
     computation.add_argument(
         "--output",
         metavar="FILE",
-        help="also write everything to this JSON file, with the scores of each document",
+        help="also write everything: to this JSON file, with the scores of each document; of a "
+        "fine-tuned model to this folder, with its predictions",
     )
     return parser
 
@@ -290,17 +307,42 @@ def _evaluate_language_models(arguments: argparse.Namespace) -> None:
         report.write_output(arguments.output, evaluation, source)
 
 
+def _evaluate_tasks(arguments: argparse.Namespace) -> None:
+    if arguments.text is not None:
+        raise UsageError(
+            f"--text is for language models, and {arguments.paths[0]} is fine-tuned. Give --split, "
+            "or --file with labelled examples."
+        )
+    if arguments.output is not None and len(arguments.paths) > 1:
+        raise UsageError("--output takes the results of one model: evaluate each by itself.")
+    from roberta_jax.finetuning.evaluate_task import evaluate_task
+    from roberta_jax.finetuning.outputs import summary_line
+
+    for path in arguments.paths:
+        finished, result = evaluate_task(
+            path,
+            arguments.split or "validation",
+            task=arguments.task,
+            folder=arguments.folder,
+            file=arguments.file,
+            output=arguments.output,
+        )
+        examples = counted(len(result.examples), "example")
+        print(f"{path}: {finished.task.title}, {result.split}, {examples}")
+        print(f"  {summary_line(finished.task, result)}")
+    if arguments.output is not None:
+        print(f"Wrote the results and predictions to {arguments.output}")
+
+
 def main(argv: Sequence[str] | None = None) -> None:
     """Runs the command. Wrong input is printed without a traceback, with exit status 2."""
     arguments = _parser().parse_args(argv)
+    of_tasks = (arguments.split, arguments.task, arguments.folder, arguments.file)
     with cli.usage_errors():
-        for path in arguments.paths:
-            if _is_finetuned(path):
-                raise UsageError(
-                    f"{path} is the workdir of a fine-tuning run, which this command does not "
-                    "evaluate: its scores are in its results.json"
-                )
-        _evaluate_language_models(arguments)
+        if any(of_tasks) or any(map(_is_finetuned, arguments.paths)):
+            _evaluate_tasks(arguments)
+        else:
+            _evaluate_language_models(arguments)
 
 
 if __name__ == "__main__":

@@ -23,7 +23,7 @@ from ml_collections import ConfigDict
 
 from roberta_jax import cli
 from roberta_jax.config_groups import read_timeouts
-from roberta_jax.errors import UsageError, listed
+from roberta_jax.errors import UsageError
 from roberta_jax.modeling.flops import training_flops
 from roberta_jax.pretraining.config_keys import (
     ADDED,
@@ -117,6 +117,7 @@ def make_job(spec: PretrainingSpec, folder: epath.Path) -> Job:
     from roberta_jax.pretraining.batch_digest import batch_digest
     from roberta_jax.pretraining.evaluation import Evaluation, summary
     from roberta_jax.pretraining.text import prepare
+    from roberta_jax.weights.description import describe_start
     from roberta_jax.weights.load import load_pretrained
     from roberta_jax.weights.save import save_pretrained
 
@@ -141,7 +142,7 @@ def make_job(spec: PretrainingSpec, folder: epath.Path) -> Job:
             new_head=NEW_HEADS,
             seed=training.seed,
         )
-        say(_describe_start(spec.init_from, loaded))
+        say(describe_start(spec.init_from, loaded))
         return loaded.params
 
     def export(params: Any) -> None:
@@ -187,16 +188,6 @@ def make_job(spec: PretrainingSpec, folder: epath.Path) -> Job:
         ),
         sample=lambda step: batch_digest(spec, train_set, step),
     )
-
-
-def _describe_start(source: str, loaded: Any) -> str:
-    taken = len(loaded.weights.tensors) - len(loaded.unused)
-    parts = [f"Starting from the weights in {source}: {taken} tensors taken"]
-    if loaded.new:
-        parts.append(f"new, with random values: {listed(loaded.new)}")
-    if loaded.unused:
-        parts.append(f"not used: {listed(loaded.unused)}")
-    return "; ".join(parts) + "."
 
 
 def _describe_run(spec, model, state, train_set, validation_sets) -> str:

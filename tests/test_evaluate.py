@@ -160,6 +160,23 @@ def test_standard_input_and_the_first_documents(folders, text):
     assert out.splitlines()[1:] == of_file.splitlines()[1:]
 
 
+def test_a_fairseq_checkpoint_has_the_same_scores(folders, text, tmp_path):
+    loaded = language_models.language_model()
+    folder = tmp_path / "fairseq"
+    roberta_jax.save_pretrained(
+        folder, loaded.model, loaded.params, loaded.tokenizer, format="fairseq"
+    )
+    status, out, err = run(folder, f"--text={text}", "--max_documents=3")
+    assert status == 0, err
+    of_folder = run(folders["a"], f"--text={text}", "--max_documents=3")[1]
+    assert "With fewer than 20 documents" in out
+
+    def numbers(shown):
+        return [line.split()[1:] for line in shown.splitlines() if line.startswith("  ")][1:]
+
+    assert numbers(out) == numbers(of_folder) != []
+
+
 def test_a_single_document_has_no_interval(folders):
     status, out, _ = run(folders["a"], "--text=-", "--masks=9", stdin=b"The cat sees a dog.")
     assert status == 0
@@ -303,7 +320,7 @@ def test_models_that_cannot_be_scored(folders, text, tmp_path):
         (decoder, "is a decoder"),
         (no_tokenizer, "cannot load the model's tokenizer"),
         (broken, "the weights are not finite"),
-        (finetuned, "is the workdir of a fine-tuning run"),
+        (finetuned, "is fine-tuned. Give --split"),
         (unfinished, "has not finished"),
         (other, "has 320 ids and the model 300"),
     ):

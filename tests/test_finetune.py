@@ -147,6 +147,19 @@ def test_evaluation_reproduces_the_scores(finished):
     assert len(of_train.examples) + len(evaluated.examples) == 80
 
 
+def test_other_validation_examples_are_noticed(finished, folder, tmp_path):
+    """The share that is held out follows from the file, which may have changed."""
+    workdir = tmp_path / "copy"
+    shutil.copytree(finished[0], workdir)
+    config = json.loads((workdir / "config.json").read_text())
+    config["data"]["train"] = str(finetuning.write_csv(tmp_path / "other.csv", range(40)))
+    (workdir / "config.json").write_text(json.dumps(config))
+    with pytest.raises(UsageError, match="are no longer those of the run"):
+        evaluate_task(workdir)
+    _, evaluated = evaluate_task(workdir, file=str(folder / "new.csv"))
+    assert len(evaluated.examples) == 30
+
+
 def test_predictions_for_a_file(finished, folder, tmp_path):
     workdir, _ = finished
     assert predict(workdir, folder / "new.csv", tmp_path / "out.csv") == 30

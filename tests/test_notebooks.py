@@ -1,7 +1,11 @@
 """The notebooks are valid, have no outputs, and run from top to bottom at a reduced size."""
 
+import base64
+import io
 import json
 import pathlib
+import re
+import zipfile
 
 import pytest
 
@@ -116,3 +120,123 @@ def test_quickstart_runs(tmp_path):
     [result] = cells["data"].outputs
     assert "token_str" in result["data"]["text/plain"]
     assert (tmp_path / "run" / "hf" / "config.json").exists()
+
+
+def test_the_keys_that_finetune_names_are_in_its_config():
+    from configs.finetune import get_config
+    from roberta_jax.dotted_keys import flatten
+
+    notebook = nbformat.read(NOTEBOOKS / "finetune.ipynb", as_version=4)
+    text = "\n".join(cell.source for cell in notebook.cells)
+    keys = set(re.findall(r'"([a-z_]+\.[a-z_]+)":', text))
+    keys |= set(re.findall(r"--config\.([a-z_.]+)=", text))
+    keys |= set(re.findall(r"`((?:adapt|data|train)\.[a-z_]+)`", text))
+    assert {"adapt.lora_rank", "data.train", "train.log_every", "init_from"} <= keys
+    assert not keys - flatten(get_config("csv")).keys()
+
+
+def write_sst2(path, sizes):
+    """A zip file like that of SST-2; one word of each sentence decides its label.
+
+    Returns:
+      The sentences of the validation examples whose label is wrong on purpose.
+    """
+    from tests.support.finetuning import sentence
+
+    wrong = []
+    with zipfile.ZipFile(path, "w") as archive:
+        for split, numbers in sizes.items():
+            lines = ["sentence\tlabel"]
+            for number in numbers:
+                text, label = sentence(number)
+                is_wrong = split == "dev" and number % 13 == 0
+                wrong += [text] * is_wrong
+                lines.append(f"{text} \t{int((label == 'good') != is_wrong)}")
+            archive.writestr(f"SST-2/{split}.tsv", "\n".join(lines) + "\n")
+    return wrong
+
+
+@pytest.mark.slow
+def test_finetune_runs(tmp_path):
+    """It fine-tunes a small model on sentences in which one word decides the label."""
+    for package in ("matplotlib", "sklearn", "ipykernel"):
+        pytest.importorskip(package)
+    from matplotlib.image import imread
+
+    from tests.support.finetuning import write_model
+
+    write_model(tmp_path / "model")
+    wrong = write_sst2(tmp_path / "SST-2.zip", {"train": range(160), "dev": range(300, 340)})
+    new_sentences = ["the film is great", "a book is awful", "$_$ | *new* <b>words</b>"]
+    workdir = tmp_path / "runs" / "sentiment"
+    changes = {
+        "data.cache_dir": str(tmp_path / "cache"),
+        "data.max_train_examples": 120,
+        "data.num_lengths": 2,
+        "format.max_length": 24,
+        "optimizer.learning_rate": 3e-3,
+        "train.batch_size": 8,
+        "train.epochs": 6.0,
+        "train.log_every": 5,
+        "eval.batch_size": 8,
+    }
+    parameters = {
+        "init_from": str(tmp_path / "model"),
+        "train": "",
+        "validation": "0.1",
+        "workdir": str(workdir),
+        "changes": changes,
+        "sst2": (tmp_path / "SST-2.zip").as_uri(),
+        "new_sentences": new_sentences,
+    }
+    notebook = nbformat.read(NOTEBOOKS / "finetune.ipynb", as_version=4)
+    [cell] = [each for each in notebook.cells if "parameters" in each.metadata.get("tags", [])]
+    names = {}
+    exec(cell.source, names)
+    assert parameters.keys() == names.keys() - {"__builtins__"}
+    cell.source = "\n".join(f"{name} = {value!r}" for name, value in parameters.items())
+
+    resources = {"metadata": {"path": str(NOTEBOOKS)}}
+    nbclient.NotebookClient(notebook, timeout=600, resources=resources).execute()
+
+    cells = {cell.id: cell for cell in notebook.cells}
+
+    def printed(cell):
+        return "".join(each.get("text", "") for each in cells[cell].outputs)
+
+    def shown(cell):
+        return "".join(
+            each.data.get("text/markdown", "") for each in cells[cell].outputs if "data" in each
+        )
+
+    description = printed("look")
+    assert "train: 160 examples of sst2_train.csv" in description
+    assert "text: sentence; label: label (2 labels: negative (80), positive (80))" in description
+    assert shown("examples").count("\n") == 6
+    assert f"The model is in {workdir}/hf" in printed("train")
+    assert "95% intervals" in shown("results")
+    assert "precision" in printed("report")
+    for name in ("curve", "confusion", "confident", "bars"):
+        *_, output = cells[name].outputs
+        image = imread(io.BytesIO(base64.b64decode(output.data["image/png"])))
+        assert image.size > 10_000
+        assert image.std() > 0.02  # not of one colour
+
+    assert re.fullmatch(r"confident half: \d+ of 20 correct\n.*\n", printed("confident"))
+
+    # What the model has learned contradicts the wrong labels.
+    mistakes = shown("mistakes")
+    assert len(wrong) >= 3
+    for text in wrong:
+        assert f"| {text} |" in mistakes
+
+    # The last one has characters of Markdown, and words that were not in the training examples.
+    rows = [line.strip("| ").split(" | ") for line in shown("predict").splitlines()[2:]]
+    assert [row[0] for row in rows[:2]] == new_sentences[:2]
+    probabilities = [[float(value) for value in row[-2:]] for row in rows]
+    predicted = ["positive" if row[1] > row[0] else "negative" for row in probabilities]
+    assert predicted[:2] == ["positive", "negative"]
+    loaded = [line.split("  ") for line in printed("load").splitlines()]
+    assert [row[0] for row in loaded] == predicted
+    largest = [max(row) for row in probabilities]
+    assert [float(row[1]) for row in loaded] == pytest.approx(largest, abs=2e-4)

@@ -21,7 +21,6 @@ import json
 import os
 import platform
 import statistics
-import subprocess
 import sys
 import time
 from collections.abc import Callable
@@ -29,6 +28,7 @@ from collections.abc import Callable
 import numpy as np
 
 from experiments.benchmarks.arguments import positive, some_of
+from experiments.benchmarks.sides import Side, peak_mb
 
 # Rows, tokens per row, and the values of the model config that differ from base.
 SMALL = {
@@ -59,7 +59,7 @@ def main() -> None:
 
 def _compare(shape: str, rounds: int, steps: int) -> dict:
     """Measures all sides in turn; returns milliseconds per step, ratios and peak memory."""
-    children = {side: _Child(side, shape, steps) for side in SIDES}
+    children = {side: _child(side, shape, steps) for side in SIDES}
     seconds = {side: [] for side in SIDES}
     for _ in range(rounds):
         for side, child in children.items():
@@ -79,29 +79,10 @@ def _compare(shape: str, rounds: int, steps: int) -> dict:
     return result
 
 
-class _Child:
-    """A process that runs steps of one side on request."""
-
-    def __init__(self, side: str, shape: str, steps: int):
-        command = [sys.executable, __file__, f"--side={side}", f"--shapes={shape}"]
-        self._process = subprocess.Popen(
-            [*command, f"--steps={steps}"],
-            stdin=subprocess.PIPE,
-            stdout=subprocess.PIPE,
-            text=True,
-        )
-        self._answer()  # sent after compilation and warm-up
-
-    def ask(self, what: str = "go") -> dict:
-        self._process.stdin.write(what + "\n")
-        self._process.stdin.flush()
-        return self._answer()
-
-    def _answer(self) -> dict:
-        line = self._process.stdout.readline()
-        if not line:
-            sys.exit(f"a side ended with status {self._process.wait()}")
-        return json.loads(line)
+def _child(side: str, shape: str, steps: int) -> Side:
+    """A process that runs steps of one side; it is ready after compilation and warm-up."""
+    command = [sys.executable, __file__, f"--side={side}", f"--shapes={shape}"]
+    return Side([*command, f"--steps={steps}"])
 
 
 def _serve(side: str, shape: str, steps: int) -> None:
@@ -118,9 +99,7 @@ def _serve(side: str, shape: str, steps: int) -> None:
             step()
             times.append(time.perf_counter() - start)
         print(json.dumps({"seconds": statistics.median(times)}), flush=True)
-    with open("/proc/self/status") as file:
-        peak = next(line for line in file if line.startswith("VmHWM")).split()[1]
-    print(json.dumps({"peak_mb": int(peak) / 1024}), flush=True)
+    print(json.dumps({"peak_mb": peak_mb()}), flush=True)
 
 
 def _rows(shape: str) -> tuple[np.ndarray, list[np.ndarray]]:

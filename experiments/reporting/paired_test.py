@@ -92,15 +92,26 @@ def compare(metric: str, values: Mapping[str, Mapping[int, float]]) -> list[Comp
       metric: the heading of the column.
       values: {setting: {seed: value}}.
     """
+    return adjusted(differences(metric, values))
+
+
+def differences(metric: str, values: Mapping[str, Mapping[int, float]]) -> list[Comparison]:
+    """Compares each setting with each other one, without adjusting p-values; see `compare`."""
     comparisons = []
     for (one, left), (other, right) in itertools.combinations(values.items(), 2):
         seeds = [seed for seed in left if seed in right]
         if seeds:
-            differences = tuple(left[seed] - right[seed] for seed in seeds)
-            comparisons.append(Comparison(metric, one, other, differences))
+            of_seeds = tuple(left[seed] - right[seed] for seed in seeds)
+            comparisons.append(Comparison(metric, one, other, of_seeds))
+    return comparisons
+
+
+def adjusted(comparisons: Sequence[Comparison]) -> list[Comparison]:
+    """The comparisons with p-values that are adjusted for the number of them."""
+    comparisons = list(comparisons)
     tested = [index for index, each in enumerate(comparisons) if each.p is not None]
-    adjusted = holm([comparisons[index].p for index in tested])
-    for index, p in zip(tested, adjusted, strict=True):
+    p_values = holm([comparisons[index].p for index in tested])
+    for index, p in zip(tested, p_values, strict=True):
         comparisons[index] = dataclasses.replace(comparisons[index], adjusted_p=p)
     return comparisons
 

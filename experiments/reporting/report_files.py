@@ -5,13 +5,15 @@ import io
 import json
 import pathlib
 from collections.abc import Sequence
+from typing import Any
 
 from etils import epath
 
+from experiments.reporting.paired_bootstrap import SAMPLES
 from experiments.reporting.paired_test import LEVEL
 from experiments.reporting.results import CURVES, DESCRIPTION, POINTS, Results
 from experiments.reporting.study_figure import AXES
-from experiments.study.arguments import ELSEWHERE, sweep_command
+from experiments.study.arguments import ELSEWHERE, command_words, sweep_command
 from experiments.study.loading import ROOT
 from roberta_jax.errors import UsageError, shortened
 from roberta_jax.storage import atomic
@@ -35,7 +37,8 @@ def write_report(results: Results, folder: epath.PathLike) -> None:
         plots = []
         for x, (field, _) in AXES.items():
             drawable = any(row[field] is not None for row in results.curves)
-            if can_draw() and drawable and results.study.get("one_tokenizer", True):
+            one_task = not results.study.get("groups")  # losses of tasks are not comparable
+            if can_draw() and drawable and one_task and results.study.get("one_tokenizer", True):
                 buffer = io.BytesIO()
                 results.figure(x).savefig(buffer, format="png", dpi=120)
                 plots.append(f"{x}.png")
@@ -100,14 +103,18 @@ def readme(results: Results, plots: Sequence[str]) -> str:
     study, missing = results.study, results.missing()
     num_runs = len(results.points)
     out = study.get("out", f"runs/{study['name']}")
-    command = sweep_command(study["origin"], study["seeds"], study["changes"], out)
+    command = sweep_command(
+        study["origin"], study["seeds"], study["changes"], out, study.get("data", "")
+    )
     parts = [f"**{unfinished(results)}**"] if missing else []
     parts += [
         f"# {study['name']}",
         study["question"],
+        *_best(results),
         markdown_table(results.table()),
         _legend(results),
         *_comparisons(results),
+        *_intervals(study.get("intervals", ())),
         "## Runs",
         f"{num_runs - len(missing)} of {num_runs} runs are finished. The command that runs them:",
         f"```\n{command}\n```",
@@ -118,7 +125,18 @@ def readme(results: Results, plots: Sequence[str]) -> str:
         rows = [{"setting": setting, **facts} for setting, facts in study["runs"].items()]
         keys = list(dict.fromkeys(key for row in rows for key in row))
         cells = [{key: _number(row.get(key, "")) for key in keys} for row in rows]
-        parts += [markdown_table(cells), "Positions are those of a whole run, padding included."]
+        parts.append(markdown_table(cells))
+        if "positions" in keys:
+            parts.append("Positions are those of a whole run, padding included.")
+    if study.get("downstream"):
+        command = " ".join(command_words("downstream"))
+        lines = [f"{command} {arguments}" for arguments in study["downstream"].values()]
+        parts += [
+            "Each finished model was then fine-tuned by these commands, with its workdir as "
+            "`--model` and its examples as `--data`. Their scores are in per cent, the medians "
+            "over the seeds of fine-tuning.",
+            "```\n" + "\n".join(lines) + "\n```",
+        ]
     cautions = [*study.get("warnings", ()), *(_equal(pair) for pair in results.equal_settings())]
     if cautions:
         parts += ["## Warnings", "\n".join(f"- {line}" for line in cautions)]
@@ -149,16 +167,72 @@ def unfinished(results: Results) -> str:
     )
 
 
+def _best(results: Results) -> list[str]:
+    """Returns the section with the best setting of each task, and what others measured."""
+    rows = results.best()
+    if not rows:
+        return []
+    return [
+        "## Best setting of each task",
+        markdown_table(rows),
+        "The best setting of a task has the highest median of the score over the seeds, on the "
+        "validation examples. The score was selected among several settings on the same examples "
+        "that it is measured on, so that it is too high for other examples; so are those of the "
+        f"paper. {results.study['source']}",
+        "## All settings",
+    ]
+
+
+def _intervals(rows: Sequence[dict[str, Any]]) -> list[str]:
+    """Returns the section with the intervals that count examples as well as seeds."""
+    if not rows:
+        return []
+    cells = [
+        {
+            "task": row["task"],
+            "metric": row["metric"],
+            "difference": f"{row['one']} - {row['other']}",
+            "mean": f"{row['mean']:+.2f}",
+            "95% interval": f"{row['low']:+.2f} to {row['high']:+.2f}",
+            "seeds": str(row["seeds"]),
+            "examples": f"{row['examples']:,}",
+        }
+        for row in rows
+    ]
+    return [
+        "## Differences over seeds and examples",
+        markdown_table(cells),
+        "The interval is that of a bootstrap which draws seeds and validation examples, both with "
+        f"replacement, {SAMPLES:,} times, the same ones for both settings. Unlike the test above, "
+        "it covers other validation examples. Few seeds say little about other seeds: with 3, "
+        "drawing them with replacement understates their standard error by the factor 0.82, and "
+        "with 1 the interval counts examples alone. The "
+        "intervals are not adjusted for their number.",
+    ]
+
+
 def _comparisons(results: Results) -> list[str]:
     """Returns the section that says which differences the seeds decide."""
     comparisons = results.comparisons()
     if not comparisons:
         return []
+    table = markdown_table([each.row() for each in comparisons])
+    if results.study.get("groups"):
+        return [
+            "## Differences",
+            table,
+            "A difference is taken between the scores of runs of one task with the same seed. The "
+            "test is Student's paired t-test, two-sided, over the seeds. Its p-value is adjusted "
+            f'by Holm\'s method for the number of comparisons ({len(comparisons)}), and "decided" '
+            f'means that it is below {LEVEL}. "Undecided" does not mean that two settings are '
+            "equal. All runs of a task are scored on the same validation examples, and the test "
+            "says nothing about other examples.",
+        ]
     columns = {each.metric for each in comparisons}
     per_column = max(sum(each.metric == name for each in comparisons) for name in columns)
     return [
         "## Differences",
-        markdown_table([each.row() for each in comparisons]),
+        table,
         "A difference is taken between runs with the same seed; that of perplexities is in nats "
         "per token, the difference of their logarithms. The test is Student's paired t-test, "
         f"two-sided. Its p-value is adjusted by Holm's method for the number of comparisons in the "
@@ -195,6 +269,11 @@ def _legend(results: Results) -> str:
     ]
     if study["source"] and study["paper"]:
         sentences.append(f'"paper": {study["source"]}.')
+    if study.get("groups"):
+        sentences.append(
+            "Scores are in per cent, on the validation examples. score: the metric that selects "
+            "the best checkpoint of a run, on the same examples."
+        )
     unmeasured = [
         heading
         for heading in study["columns"]

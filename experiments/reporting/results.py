@@ -24,7 +24,8 @@ import numpy as np
 from etils import epath
 
 from experiments.reporting import study_figure
-from experiments.reporting.paired_test import Comparison, compare
+from experiments.reporting.paired_test import Comparison, adjusted, compare, differences
+from experiments.study.finetuned import SCORE
 from experiments.study.progress import FINISHED
 from roberta_jax.errors import UsageError
 
@@ -90,7 +91,9 @@ class Results:
     Attributes:
       study: the study: its name, origin, question, settings, seeds, columns, paper, source and
         notes, the changes of its base config, and what `collect` adds: `runs`, what each setting
-        trains; `warnings`; and `one_tokenizer`, False if values per token cannot be compared.
+        trains; `warnings`; and `one_tokenizer`, False if values per token cannot be compared. For
+        fine-tuning also `groups`, the settings of each task, `references`, and `intervals`; and
+        for fine-tuned points `downstream`, the arguments of `experiments.downstream` for each task.
       points: a row for each point: POINT_FIELDS, and the metrics of those that are finished.
       curves: rows with CURVE_FIELDS, some of which are None. `loss` is the masked language modeling
         loss of training; `seconds` is the time spent in training steps.
@@ -115,7 +118,9 @@ class Results:
           setting: the name of the setting.
           heading: the metric's heading in the table, a key of `study["columns"]`.
         """
-        metric = self.study["columns"][heading]
+        return self._summary(setting, self.study["columns"][heading])
+
+    def _summary(self, setting: str, metric: str) -> Summary | None:
         points = [point for point in self.points if point["setting"] == setting]
         values = tuple(point[metric] for point in points if point.get(metric) is not None)
         return Summary(values) if values else None
@@ -131,8 +136,11 @@ class Results:
     def comparisons(self) -> list[Comparison]:
         """Compares all settings in each column of losses, perplexities and evaluations.
 
-        Perplexities are compared by their logarithms, the losses in nats per token.
+        Perplexities are compared by their logarithms, the losses in nats per token. Settings of
+        fine-tuning are compared by their score, if they have the same task.
         """
+        if self.study.get("groups"):
+            return self._score_comparisons()
         comparisons = []
         for heading, metric in self.study["columns"].items():
             is_perplexity = metric.endswith("_perplexity")
@@ -148,6 +156,45 @@ class Results:
                     values[point["setting"]][point["seed"]] = value
             comparisons += compare(heading, values)
         return comparisons
+
+    def _score_comparisons(self) -> list[Comparison]:
+        if self.study.get("references"):  # the best setting is shown instead
+            return []
+        comparisons = []
+        for title, settings in self.study["groups"].items():
+            values = {
+                setting: {
+                    point["seed"]: point[SCORE]
+                    for point in self.points
+                    if point["setting"] == setting and point.get(SCORE) is not None
+                }
+                for setting in settings
+            }
+            comparisons += differences(title, values)
+        return adjusted(comparisons)
+
+    def best(self) -> list[dict[str, str]]:
+        """Returns the best setting of each task, by the median of its score over the seeds.
+
+        Each row also has the task's values of `study["references"]`. It is empty for a study
+        without them.
+        """
+        references, rows = self.study.get("references") or {}, []
+        for title, settings in self.study.get("groups", {}).items() if references else ():
+            summaries = {setting: self._summary(setting, SCORE) for setting in settings}
+            measured = {name: each for name, each in summaries.items() if each is not None}
+            row = {"task": title, "best setting": "no run finished", "seeds": "", "score": ""}
+            if measured:
+                name = max(measured, key=lambda each: _median_or_lowest(measured[each]))
+                number = f"{len(measured[name].values)}/{len(self.study['seeds'])}"
+                row |= {"best setting": name, "seeds": number, "score": str(measured[name])}
+                row["settings measured"] = f"{len(measured)}/{len(settings)}"
+            else:
+                row["settings measured"] = f"0/{len(settings)}"
+            for heading, values in references.items():
+                row[heading] = str(values.get(title, ""))
+            rows.append(row)
+        return rows
 
     def equal_settings(self) -> list[tuple[str, str]]:
         """Returns the pairs of settings whose finished runs have equal metrics for all seeds."""
@@ -179,6 +226,8 @@ class Results:
         if not self.comparable(heading):
             return "not comparable"
         summary = self.summary(setting, heading)
+        if summary is None and num_finished and self.study.get("groups"):
+            return "–"  # a score that the task of this setting does not have
         if summary is None:
             return "not measured" if num_finished else "no run finished"
         number = len(summary.values)
@@ -274,6 +323,10 @@ def _check_report(folder: pathlib.Path, study: Any, points: Sequence[Row], curve
             f"{folder / POINTS} is damaged: it has {len(points)} runs, and {DESCRIPTION} names "
             f"{expected}."
         )
+
+
+def _median_or_lowest(summary: Summary) -> float:
+    return -math.inf if math.isnan(summary.median) else summary.median
 
 
 def _crc32(data: bytes) -> str:

@@ -55,12 +55,13 @@ class Display:
         """Returns the numbers of finished points and steps, the time spent and the time left."""
         left = sum(job.tokens_left for job in self._jobs)
         seconds, tokens = time.monotonic() - self._started, self._tokens_at_start - left
-        estimate = ""
-        if tokens > 0 and left:
-            estimate = f", about {format_seconds(seconds / tokens * left)} left"
         step, steps = self._steps()
+        estimate = ""
+        if tokens > 0 and left and steps is not None:
+            estimate = f", about {format_seconds(seconds / tokens * left)} left"
+        progress = f"{step} steps" if steps is None else f"{step}/{steps} steps"
         return (
-            f"{num_finished}/{len(self._jobs)} points, {step}/{steps} steps, "
+            f"{num_finished}/{len(self._jobs)} points, {progress}, "
             f"{format_seconds(seconds)} so far{estimate}"
         )
 
@@ -69,9 +70,10 @@ class Display:
         if self._bar is not None:
             self._bar.close()
 
-    def _steps(self) -> tuple[int, int]:
-        """Returns the steps made and the steps of the whole sweep."""
-        return sum(job.step for job in self._jobs), sum(job.steps for job in self._jobs)
+    def _steps(self) -> tuple[int, int | None]:
+        """Returns the steps made and the steps of the whole sweep, None if they are not known."""
+        steps = [job.steps for job in self._jobs]
+        return sum(job.step for job in self._jobs), None if None in steps else sum(steps)
 
 
 def format_seconds(seconds: float) -> str:

@@ -18,8 +18,9 @@ class Job:
     Attributes:
       point: the point to train and evaluate.
       name: the name of its workdir, which names it to the worker processes.
-      tokens_per_step: tokens in a batch; steps are weighted by it to estimate the time left.
-      steps: the number of training steps of the whole run.
+      tokens_per_step: tokens in a batch; steps are weighted by it to estimate the time left. For
+        fine-tuning it is the number of examples.
+      steps: the number of training steps of the whole run; None while it is not known.
       step: the last step that the run reported.
       retries: how many of its processes were ended by a signal and started again.
       started: `time.monotonic()` when its first process started here, or None.
@@ -28,14 +29,21 @@ class Job:
     point: Point
     name: str
     tokens_per_step: int
-    steps: int
+    steps: int | None
     step: int = 0
     retries: int = 0
     started: float | None = None
 
     @property
     def tokens_left(self) -> int:
-        return (self.steps - self.step) * self.tokens_per_step
+        return ((self.steps or self.step) - self.step) * self.tokens_per_step
+
+
+def make_job(point: Point) -> Job:
+    """Returns the job of a point that has not started."""
+    config = point.config()
+    tokens = config.train.batch_size * (1 if point.study.finetunes else config.seq_len)
+    return Job(point, point.name, tokens, config.train.steps)
 
 
 @dataclasses.dataclass

@@ -12,7 +12,7 @@ from etils import epath
 from experiments.running import child_processes, worker
 from experiments.running.display import Display, format_seconds
 from experiments.running.evaluations import BadOutput, accept_output, evaluation_command
-from experiments.running.jobs import Job, Outcome, Stage
+from experiments.running.jobs import Job, Outcome, Stage, make_job
 from experiments.study.definition import Point
 from experiments.study.progress import EVALUATIONS, Progress
 from roberta_jax.errors import UsageError
@@ -93,9 +93,7 @@ class Runner:
             return Outcome([], [], [], [])
         jobs = []
         for point in points:
-            config = point.config()
-            tokens = config.seq_len * config.train.batch_size
-            job = Job(point, point.name, tokens, config.train.steps)
+            job = make_job(point)
             jobs.append(job)
             progress = self._read_progress(job)
             (self._finished if progress.finished else self._waiting).append(job)
@@ -152,6 +150,8 @@ class Runner:
     def _read_progress(self, job: Job) -> Progress:
         progress = job.point.progress(self._out)
         job.step = progress.step or 0
+        if progress.steps is not None:
+            job.steps = progress.steps
         return progress
 
     def _fill_slots(self) -> None:

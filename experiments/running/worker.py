@@ -11,6 +11,7 @@ sweep that started it ends, even if it was killed; training then saves a checkpo
 
 import argparse
 import ctypes
+import json
 import os
 import pathlib
 import signal
@@ -21,6 +22,8 @@ from typing import TYPE_CHECKING
 # Modules that take seconds to import are imported by the functions that use them, so that a worker
 # ends with its sweep, and starts an evaluation, without delay.
 if TYPE_CHECKING:
+    from ml_collections import ConfigDict
+
     from experiments.study.definition import Point
 
 BUSY = 75  # the exit status if another process is working in the folder
@@ -40,30 +43,50 @@ def check(points: Sequence["Point"], *, this_machine: bool = True) -> None:
       UsageError: some configs are wrong; it lists all errors.
     """
     from roberta_jax.errors import UsageError
-    from roberta_jax.pretraining.spec import read_spec
 
     errors: dict[str, list[Point]] = {}
     for point in points:
         try:
-            config = point.config()
-            if not this_machine:
-                with config.unlocked():
-                    config.mesh.update({"data": -1, "fsdp": 1, "tensor": 1, "slices": None})
-                    config.init_from = None
-            read_spec(config)
+            _check_config(point.config(), this_machine)
         except UsageError as error:
             errors.setdefault(_without_point(point, str(error)), []).append(point)
     if errors:
         raise UsageError(_list_errors(errors))
 
 
+def _check_config(config: "ConfigDict", this_machine: bool) -> None:
+    from experiments.study.config_changes import finetunes
+
+    if not this_machine:
+        with config.unlocked():
+            config.mesh.update({"data": -1, "fsdp": 1, "tensor": 1, "slices": None})
+    if not finetunes(config):
+        from roberta_jax.pretraining.spec import read_spec
+
+        if not this_machine:
+            with config.unlocked():
+                config.init_from = None
+        read_spec(config)
+        return
+    from experiments.study.finetuned import check_has_data
+    from roberta_jax.finetuning.spec import check_config, read_spec
+
+    check_has_data(config)
+    (read_spec if this_machine else check_config)(config)
+
+
 def prepare(points: Sequence["Point"]) -> None:
     """Checks the points, then prepares the text of each, and warns of what they cannot show.
+
+    For fine-tuning, the examples of each are read and encoded.
 
     Raises:
       UsageError: some configs are wrong, or some texts cannot be prepared; it lists all errors.
     """
     check(points)
+    if points[0].study.finetunes:
+        _prepare_examples(points)
+        return
     from experiments.study.comparability import largest_number_of_epochs, mask_warnings
     from roberta_jax.errors import UsageError
     from roberta_jax.pretraining.text import prepare as prepare_text
@@ -87,8 +110,31 @@ def prepare(points: Sequence["Point"]) -> None:
         print(f"warning: {warning}", file=sys.stderr)
 
 
+def _prepare_examples(points: Sequence["Point"]) -> None:
+    """Reads and encodes the examples of fine-tuning runs, once for all that share them."""
+    from roberta_jax.errors import UsageError
+    from roberta_jax.finetuning.prepare import prepare as prepare_examples
+    from roberta_jax.finetuning.spec import read_spec
+
+    errors: dict[str, list[Point]] = {}
+    prepared = set()
+    for point in points:
+        config = point.config()
+        data = {key: config[key] for key in ("task", "init_from", "tokenizer")}
+        text = json.dumps([data, config.data.to_dict(), config.format.to_dict()], sort_keys=True)
+        if text in prepared:
+            continue
+        prepared.add(text)
+        try:
+            prepare_examples(read_spec(config))
+        except UsageError as error:
+            errors.setdefault(str(error), []).append(point)
+    if errors:
+        raise UsageError(_list_errors(errors))
+
+
 def train(point: "Point", out: str, distributed: bool = False) -> None:
-    """Pretrains a point.
+    """Trains a point.
 
     Args:
       point: the point.
@@ -96,16 +142,19 @@ def train(point: "Point", out: str, distributed: bool = False) -> None:
       distributed: whether this is one of several processes of the run. They end together, after any
         error. A process alone exits with the status BUSY if another one is training the point.
     """
-    from roberta_jax.pretrain import pretrain
     from roberta_jax.training.distributed import join_processes
     from roberta_jax.training.workdir import WorkdirInUse
 
+    if point.study.finetunes:
+        from roberta_jax.finetune import finetune as run
+    else:
+        from roberta_jax.pretrain import pretrain as run
     if distributed:
         join_processes()
-        pretrain(point.config(), point.workdir(out))
+        run(point.config(), point.workdir(out))
         return
     try:
-        pretrain(point.config(), point.workdir(out))
+        run(point.config(), point.workdir(out))
     except WorkdirInUse as error:
         print(error, file=sys.stderr)
         sys.exit(BUSY)

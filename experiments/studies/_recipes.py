@@ -40,6 +40,33 @@ NOTES = {
 }
 
 
+# What `experiments.downstream` takes for a task: the paper's medians are over 5 seeds. It does not
+# say with which rates it fine-tuned the models of its Tables 1 to 4; these are those of the task's
+# recipe (Table 10).
+_DOWNSTREAM = {
+    "paper": ("--seeds=5",),
+    "tiny": (
+        "--rates=2e-4",
+        "--batch_sizes=16",
+        "--set=train.epochs=2",
+        "--set=data.max_train_examples=2000",
+    ),
+}
+# Windows for the 96 positions of the tiny model.
+_TINY_QUESTIONS = ("--set=format.max_query_length=24", "--set=format.doc_stride=32")
+
+
+def downstream(form: str, *tasks: str) -> dict[str, tuple[str, ...]]:
+    """Returns the tasks that the models of a study are fine-tuned on, for `Study.downstream`."""
+    return {
+        task: (
+            *_DOWNSTREAM[form],
+            *(_TINY_QUESTIONS if form == "tiny" and task.startswith("squad") else ()),
+        )
+        for task in tasks
+    }
+
+
 def bert_base() -> ConfigDict:
     """Returns the config of section 4: BERT base, batches of 256, 1M steps, learning rate 1e-4.
 

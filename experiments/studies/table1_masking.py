@@ -3,6 +3,9 @@
     python -m experiments.sweep table1:tiny --out=runs/table1
     python -m experiments.report table1:tiny --runs=runs/table1
 
+With --data=FOLDER, a folder with the official files of the tasks in the columns, each finished
+model is fine-tuned on them; without it these columns are not measured.
+
 `tiny` runs on 2 CPU cores. It uses only as much text as gives 40 epochs, so that each of the 10
 static masks of a row is seen 4 times, as in the paper. The text is Python's documentation, or other
 text with --set=data.source=files --set=data.files=...
@@ -42,6 +45,7 @@ def get_study(form: str) -> Study:
             "MNLI-m": "mnli.accuracy",
             "SST-2": "sst2.accuracy",
         },
+        downstream=recipes.downstream(form, "squad2", "mnli", "sst2"),
         paper={
             "static": {"SQuAD 2.0 F1": 78.3, "MNLI-m": 84.3, "SST-2": 92.5},
             "dynamic": {"SQuAD 2.0 F1": 78.7, "MNLI-m": 84.0, "SST-2": 92.9},

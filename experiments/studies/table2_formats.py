@@ -3,6 +3,9 @@
     python -m experiments.sweep table2:tiny --out=runs/table2
     python -m experiments.report table2:tiny --runs=runs/table2
 
+With --data=FOLDER, a folder with the official files of the tasks in the columns, each finished
+model is fine-tuned on them; without it these columns are not measured.
+
 It compares the paper's four formats, and adds SEGMENT-PAIR without next-sentence prediction, which
 separates the effect of the format from that of the objective. Short inputs share rows, so that all
 settings train on about the same number of tokens; the share of padding is a column.
@@ -45,6 +48,7 @@ def get_study(form: str) -> Study:
             "SST-2": "sst2.accuracy",
             "RACE": "race.accuracy",
         },
+        downstream=recipes.downstream(form, "squad1", "squad2", "mnli", "sst2", "race"),
         paper={
             name: dict(zip(finetuned, scores, strict=True))
             for name, scores in {

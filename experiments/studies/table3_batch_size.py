@@ -3,6 +3,9 @@
     python -m experiments.sweep table3:tiny --out=runs/table3
     python -m experiments.report table3:tiny --runs=runs/table3
 
+With --data=FOLDER, a folder with the official files of the tasks in the columns, each finished
+model is fine-tuned on them; without it these columns are not measured.
+
 As in the paper, the batch sizes have the ratio 1 : 8 : 32, the numbers of steps about the inverse
 ratio, and each batch size has its own learning rate. Batches that do not fit a device use gradient
 accumulation (--set=train.per_device_batch_size=...), so that every machine makes the same updates.
@@ -66,6 +69,7 @@ def get_study(form: str) -> Study:
             "MNLI-m": "mnli.accuracy",
             "SST-2": "sst2.accuracy",
         },
+        downstream=recipes.downstream(form, "mnli", "sst2"),
         paper={
             name: {"perplexity": ppl, "MNLI-m": mnli, "SST-2": sst2}
             for name, (ppl, mnli, sst2) in paper.items()

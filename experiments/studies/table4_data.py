@@ -3,6 +3,9 @@
     python -m experiments.sweep table4:tiny --out=runs/table4
     python -m experiments.report table4:tiny --runs=runs/table4
 
+With --data=FOLDER, a folder with the official files of the tasks in the columns, each finished
+model is fine-tuned on them; without it these columns are not measured.
+
 `paper` is the run of the paper: the large model and batches of 8K, on the 16 GB of books and
 Wikipedia (--set=data.files=...) and, in the later rows, on three more corpora. Edit the paths of
 these in `MORE_CORPORA`. All settings have RoBERTa's own tokenizer, which is downloaded, or that of
@@ -72,6 +75,7 @@ def get_study(form: str) -> Study:
             "MNLI-m": "mnli.accuracy",
             "SST-2": "sst2.accuracy",
         },
+        downstream=recipes.downstream(form, "squad1", "squad2", "mnli", "sst2"),
         paper=paper,
         source="Liu et al. 2019, Table 4",
         notes=recipes.NOTES[form],

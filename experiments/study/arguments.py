@@ -15,7 +15,7 @@ ELSEWHERE = "/path/to"
 
 
 def add_study_arguments(parser: argparse.ArgumentParser) -> None:
-    """Adds STUDY, --seeds and --set, which `parsed_study` reads."""
+    """Adds STUDY, --seeds, --set and --data, which `parsed_study` reads."""
     parser.add_argument(
         "study",
         metavar="STUDY[:FORM]",
@@ -31,11 +31,17 @@ def add_study_arguments(parser: argparse.ArgumentParser) -> None:
         metavar="KEY=VALUE",
         help="change a config value of all points (repeatable)",
     )
+    parser.add_argument(
+        "--data",
+        metavar="FOLDER",
+        help="a folder with the official files of the tasks to fine-tune on, each in a folder of "
+        "its own, such as FOLDER/RTE or FOLDER/glue/RTE",
+    )
 
 
 def parsed_study(arguments: argparse.Namespace) -> Study:
     """Loads the study that parsed arguments name."""
-    return load_study(arguments.study, arguments.set, arguments.seeds)
+    return load_study(arguments.study, arguments.set, arguments.seeds, arguments.data)
 
 
 def study_arguments(arguments: argparse.Namespace) -> list[str]:
@@ -43,10 +49,14 @@ def study_arguments(arguments: argparse.Namespace) -> list[str]:
     argv = [arguments.study]
     if arguments.seeds is not None:
         argv.append(_seeds_argument(arguments.seeds))
+    if arguments.data is not None:
+        argv.append(f"--data={arguments.data}")
     return argv + [f"--set={change}" for change in arguments.set]
 
 
-def sweep_command(origin: str, seeds: Sequence[int], changes: Mapping[str, Any], out: str) -> str:
+def sweep_command(
+    origin: str, seeds: Sequence[int], changes: Mapping[str, Any], out: str, data: str = ""
+) -> str:
     """Returns the command that trains a study.
 
     Args:
@@ -54,8 +64,10 @@ def sweep_command(origin: str, seeds: Sequence[int], changes: Mapping[str, Any],
       seeds: its seeds.
       changes: the changes of its base config, by dotted key.
       out: the folder of the workdirs.
+      data: that of the tasks' examples, or "".
     """
     argv = [*command_words("sweep"), origin, _seeds_argument(seeds), f"--out={out}"]
+    argv += [f"--data={data}"] if data else []
     return shlex.join([*argv, *(f"--set={key}={value}" for key, value in changes.items())])
 
 

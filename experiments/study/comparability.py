@@ -7,11 +7,12 @@ from typing import Any
 
 from ml_collections import ConfigDict
 
-from experiments.study.config_changes import values_that_affect_results
+from experiments.study.config_changes import finetunes, values_that_affect_results
 from experiments.study.definition import Point, Study
 from roberta_jax.data.packing.index import PAIR_FORMATS
 from roberta_jax.errors import UsageError, shortened
 from roberta_jax.pretraining.spec import decay_steps
+from roberta_jax.tasks.table import TASKS
 
 STATIC_MASKS = "masking.dupe_factor"
 
@@ -37,6 +38,8 @@ def effective_values(config: ConfigDict) -> dict[str, Any]:
     Two configs with the same effective values and the same seed give the same model.
     """
     values = values_that_affect_results(config)
+    if finetunes(config):
+        return values
     values["schedule.decay_steps"] = decay_steps(config)
     if config.schedule.name == "polynomial" and config.schedule.power is None:
         values["schedule.power"] = 1.0
@@ -46,7 +49,9 @@ def effective_values(config: ConfigDict) -> dict[str, Any]:
 
 def switched_off(config: ConfigDict) -> dict[str, str]:
     """Returns the keys that have no effect because of another value: {key: what they need}."""
-    off = {}
+    off: dict[str, str] = {}
+    if finetunes(config):
+        return off
     if config.masking.scheme != "span":
         needs = "--set=masking.scheme=span"
         off |= dict.fromkeys(("masking.geometric_p", "masking.max_span_length"), needs)
@@ -104,7 +109,12 @@ def tokenizer_identity(config: ConfigDict) -> str:
 
 
 def have_one_tokenizer(study: Study) -> bool:
-    """Whether all settings have the same tokenizer, so that losses per token can be compared."""
+    """Whether all settings have the same tokenizer, so that losses per token can be compared.
+
+    Fine-tuning has no losses per token.
+    """
+    if study.finetunes:
+        return True
     return len({tokenizer_identity(config) for config in _configs(study).values()}) == 1
 
 
@@ -112,6 +122,13 @@ def warnings(study: Study) -> list[str]:
     """Returns a sentence for each comparison of the study that its configs rule out."""
     configs = _configs(study)
     messages = []
+    if study.data:
+        messages += [
+            f"The folder of --data has no training and validation examples of {TASKS[task].title}; "
+            "its columns stay empty."
+            for task in study.downstream
+            if task not in study.evaluations
+        ]
     for one, other in itertools.combinations(configs, 2):
         values = [effective_values(configs[name]) for name in (one, other)]
         if _text(values[0]) == _text(values[1]):
@@ -119,6 +136,8 @@ def warnings(study: Study) -> list[str]:
             keys = _differing(*all_values)
             reason = f"their {' and '.join(keys)} has no effect here" if keys else "they are equal"
             messages.append(f"The settings {one!r} and {other!r} train the same model: {reason}.")
+    if study.finetunes:  # each task has its own examples
+        return messages
     if not have_one_tokenizer(study):
         messages.append(
             "The settings have different tokenizers, because each trains one on its own corpora, "
@@ -149,6 +168,8 @@ def mask_warnings(study: Study, epochs: Mapping[str, float]) -> list[str]:
       study: the study.
       epochs: maps settings to the epochs of their runs, as far as they are known.
     """
+    if study.finetunes:
+        return []
     configs = _configs(study)
     messages = []
     for one, other in itertools.combinations([name for name in configs if name in epochs], 2):

@@ -3,13 +3,14 @@
 import ast
 import copy
 import json
-from collections.abc import Mapping, Sequence
+from collections.abc import Mapping
 from typing import Any
 
 from ml_collections import ConfigDict
 
 from roberta_jax.dotted_keys import flatten, key_matches, nearest
 from roberta_jax.errors import UsageError, shortened
+from roberta_jax.finetuning import config_values as finetuning
 from roberta_jax.pretraining.config_keys import MAY_CHANGE, RENAMED
 
 Changes = Mapping[str, Any]  # dotted config key -> value
@@ -18,14 +19,22 @@ Changes = Mapping[str, Any]  # dotted config key -> value
 _AFFECTS_RESULTS = ("train.steps", "schedule.decay_steps")
 
 
-def affects_results(key: str) -> bool:
-    """Whether a config key affects the results of a run, as paths and intervals do not."""
-    return key in _AFFECTS_RESULTS or not key_matches(key, MAY_CHANGE)
+def finetunes(config: ConfigDict) -> bool:
+    """Whether a config is one of configs/finetune.py, and not of configs/pretrain.py."""
+    return "task" in config
 
 
 def values_that_affect_results(config: ConfigDict) -> dict[str, Any]:
-    """Returns the values of the config's keys that affect the results, by dotted key."""
-    return {key: value for key, value in flatten(config).items() if affects_results(key)}
+    """Returns the values of the config's keys that affect the results, by dotted key.
+
+    Cache folders, intervals and the like do not.
+    """
+    may_change = finetuning.MAY_CHANGE if finetunes(config) else MAY_CHANGE
+    return {
+        key: value
+        for key, value in flatten(config).items()
+        if key in _AFFECTS_RESULTS or not key_matches(key, may_change)
+    }
 
 
 def changed_config(base: ConfigDict, changes: Changes, where: str) -> ConfigDict:
@@ -43,7 +52,7 @@ def changed_config(base: ConfigDict, changes: Changes, where: str) -> ConfigDict
     values = flatten(config)
     for key, value in changes.items():
         if key not in values:
-            raise UsageError(f"{where}: {_unknown_key(key, list(values))}")
+            raise UsageError(f"{where}: {_unknown_key(key, base)}")
         group, name, kind = _resolve(config, key)
         try:
             if isinstance(value, bool) and kind in (int, float):  # a bool is an int in Python
@@ -81,7 +90,7 @@ def parse_change(base: ConfigDict, change: str) -> tuple[str, Any]:
             f"--set={shortened(change)}: write --set=KEY=VALUE, as in --set=train.steps=100."
         )
     if key not in values:
-        raise UsageError(f"--set={shortened(change)}: {_unknown_key(key, list(values))}")
+        raise UsageError(f"--set={shortened(change)}: {_unknown_key(key, base)}")
     _, _, kind = _resolve(base, key)
     if kind is str:
         return key, text
@@ -107,8 +116,9 @@ def _resolve(config: ConfigDict, key: str) -> tuple[ConfigDict, str, type]:
     return group, name, group.get_type(name)
 
 
-def _unknown_key(key: str, known: Sequence[str]) -> str:
+def _unknown_key(key: str, base: ConfigDict) -> str:
     """Returns a message that a config key does not exist, with the key that was probably meant."""
+    known = list(flatten(base))
     if RENAMED.get(key) in known:
         return f"unknown config key {key!r}: it was renamed, use {RENAMED[key]}."
     group_keys = [each for each in known if each.startswith(f"{key}.")]
@@ -119,6 +129,7 @@ def _unknown_key(key: str, known: Sequence[str]) -> str:
         return f"unknown config key {key!r}: the keys are {', '.join(group_keys)}."
     groups = dict.fromkeys(each.partition(".")[0] for each in known)
     return (
-        f"unknown config key {shortened(repr(key))}: configs/pretrain.py has the keys and groups "
+        f"unknown config key {shortened(repr(key))}: configs/"
+        f"{'finetune' if finetunes(base) else 'pretrain'}.py has the keys and groups "
         f"{', '.join(groups)}."
     )

@@ -21,11 +21,15 @@ the study's variants with the default first, and `get_study`, which returns the 
 
 `experiments.sweep` trains the points of a study, one for each setting and seed, and
 `experiments.report` compares their results.
+
+If `base` is a config of configs/finetune.py, the points are fine-tuning runs. Their settings may
+have different tasks; only settings of one task are compared with each other.
 """
 
 import dataclasses
 import hashlib
 import json
+import pathlib
 import re
 from collections.abc import Mapping, Sequence
 
@@ -35,12 +39,18 @@ from ml_collections import ConfigDict
 from experiments.study.config_changes import (
     Changes,
     changed_config,
+    finetunes,
     values_that_affect_results,
 )
+from experiments.study.finetuned import find_data, with_data
 from experiments.study.progress import Progress, read_progress
 from roberta_jax.errors import UsageError, shortened
+from roberta_jax.tasks.table import TASKS
 
 LARGEST_SEED = 2**32 - 1
+
+# The command that fine-tunes a finished point; the task and its arguments follow.
+DOWNSTREAM = ("{python}", "-m", "experiments.downstream", "--model={workdir}", "--output={output}")
 
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
@@ -54,9 +64,15 @@ class Study:
       settings: maps the name of a setting, as shown in tables, to its changes of `base`.
       seeds: the values of `config.seed`; each setting is trained with each.
       columns: maps a heading of the table to a metric: a key of the run's final record
-        ("eval_perplexity"), or of an evaluation ("mnli.accuracy" is "accuracy" in the workdir's
-        `evaluations/mnli.json`).
-      evaluations: maps a name to a command that runs after the pretraining of a point. In its
+        ("eval_perplexity"), of an evaluation ("mnli.accuracy" is "accuracy" in the workdir's
+        `evaluations/mnli.json`), or of `finetuned.read_scores` ("score", "validation.f1").
+      downstream: maps the name of a task to further arguments of `experiments.downstream`, by which
+        each finished point is fine-tuned on it where `with_data` finds its examples.
+      references: for the best setting of each task in a study of fine-tuning: maps a heading, such
+        as "paper", to its value for each task, by the task's title. A study that has them selects
+        a setting for each task by the median of "score" over the seeds.
+      data: the folder of the tasks' examples; set by `with_data`.
+      evaluations: maps a name to a command that runs after the training of a point. In its
         arguments, "{workdir}" is replaced by the point's folder, "{seed}" by its seed, "{python}"
         by the Python interpreter, and "{output}" by the file that the command has to write, a JSON
         object of numbers.
@@ -77,10 +93,13 @@ class Study:
     columns: Mapping[str, str]
     seeds: Sequence[int] = (0, 1, 2)
     evaluations: Mapping[str, Sequence[str]] = dataclasses.field(default_factory=dict)
+    downstream: Mapping[str, Sequence[str]] = dataclasses.field(default_factory=dict)
     paper: Mapping[str, Mapping[str, float | str]] = dataclasses.field(default_factory=dict)
+    references: Mapping[str, Mapping[str, float | str]] = dataclasses.field(default_factory=dict)
     source: str = ""
     notes: str = ""
     origin: str = ""
+    data: str = ""
     changes: Changes = dataclasses.field(default_factory=dict)
 
     def __post_init__(self):
@@ -128,11 +147,15 @@ class Study:
         wrong += [] if _is_dict_to(self.settings, Mapping) else ["settings"]
         wrong += [] if _is_dict_to(self.columns, str) else ["columns"]
         wrong += [] if _is_dict_to(self.paper, Mapping) else ["paper"]
-        if not (
-            isinstance(self.evaluations, Mapping)
-            and all(_is_list_of(command, str) for command in self.evaluations.values())
-        ):
-            wrong.append("evaluations")
+        wrong += [] if _is_dict_to(self.references, Mapping) else ["references"]
+        for key in ("evaluations", "downstream"):
+            commands = getattr(self, key)
+            if not (
+                isinstance(commands, Mapping)
+                and all(_is_list_of(command, str) for command in commands.values())
+            ):
+                wrong.append(key)
+        wrong += [] if all(task in TASKS for task in self.downstream) else ["downstream"]
         if wrong:
             raise UsageError(
                 f"{self.name}: {wrong[0]} is {shortened(repr(getattr(self, wrong[0])))}, which has "
@@ -146,6 +169,46 @@ class Study:
                     f"{self.name}: the paper's values name {name!r}, which is not {kind} of the "
                     f"study. It has: {', '.join(known)}."
                 )
+
+    @property
+    def finetunes(self) -> bool:
+        """Whether the points are fine-tuning runs; otherwise they are pretraining runs."""
+        return finetunes(self.base)
+
+    def groups(self) -> dict[str, list[str]]:
+        """Returns the settings of each task of a study of fine-tuning, by the task's title."""
+        groups: dict[str, list[str]] = {}
+        for setting, changes in self.settings.items() if self.finetunes else ():
+            task = changes.get("task", self.base.task)
+            groups.setdefault(TASKS[task].title if task in TASKS else task, []).append(setting)
+        return groups
+
+    def with_data(self, folder: str) -> "Study":
+        """Returns the study with the examples of its tasks in a folder; see `find_data`.
+
+        Finished points are fine-tuned on those tasks of `downstream` whose examples are there.
+
+        Raises:
+          UsageError: the folder does not exist, or the examples of a point's own task are missing.
+        """
+        if not pathlib.Path(folder).expanduser().is_dir():
+            raise UsageError(f"--data={folder}: there is no such folder.")
+        settings, evaluations = dict(self.settings), dict(self.evaluations)
+        if self.finetunes:
+            settings = {
+                name: with_data(changes, self.base, folder) for name, changes in settings.items()
+            }
+        cache = self.base.data.cache_dir
+        shared = [f"--set=data.cache_dir={cache}"] if cache else []
+        for task, arguments in self.downstream.items():
+            found = find_data(task, folder)
+            if found is not None:
+                evaluations[task] = (*DOWNSTREAM, task, f"--data={found}", *arguments, *shared)
+        if folder and not (self.finetunes or evaluations):
+            titles = ", ".join(TASKS[task].title for task in self.downstream)
+            tasks = f"none of its tasks ({titles}) are there" if titles else "it names no tasks"
+            raise UsageError(f"--data={folder} has no effect on the study {self.name}: {tasks}.")
+        return dataclasses.replace(self, settings=settings, evaluations=evaluations, data=folder)
 
     def points(self) -> list["Point"]:
         """Returns every setting with every seed; all settings with the first seed come first."""

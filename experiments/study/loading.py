@@ -19,7 +19,12 @@ ROOT = pathlib.Path(__file__).resolve().parents[2]  # of the clone
 STUDIES = ROOT / "experiments" / "studies"
 
 
-def load_study(name: str, changes: Sequence[str] = (), seeds: Sequence[int] | None = None) -> Study:
+def load_study(
+    name: str,
+    changes: Sequence[str] = (),
+    seeds: Sequence[int] | None = None,
+    data: str | None = None,
+) -> Study:
     """Loads a study.
 
     Args:
@@ -27,9 +32,11 @@ def load_study(name: str, changes: Sequence[str] = (), seeds: Sequence[int] | No
         prefix of one, or the path of any Python file.
       changes: "KEY=VALUE" changes of the config of all points.
       seeds: replaces the seeds of the study. Default: its own.
+      data: the folder of the tasks' examples, see `Study.with_data`.
 
     Raises:
-      UsageError: the study or the form does not exist, its file is wrong, or a change is wrong.
+      UsageError: the study or the form does not exist, its file is wrong, a change is wrong, or
+        there are no examples in `data`.
     """
     path, form = _find(name)
     module = _import_file(path)
@@ -52,7 +59,7 @@ def load_study(name: str, changes: Sequence[str] = (), seeds: Sequence[int] | No
     study = study.changed(dict(parse_change(study.base, change) for change in changes))
     if changes:
         check_changes(study)
-    return study
+    return study.with_data(data) if data else study
 
 
 def study_files() -> dict[str, pathlib.Path]:

@@ -6,6 +6,7 @@ from collections.abc import Collection, Mapping
 
 from etils import epath
 
+from experiments.study.finetuned import read_scores
 from experiments.study.records import read_records
 from roberta_jax.errors import UsageError
 from roberta_jax.training.run import finished_metrics
@@ -20,14 +21,14 @@ class Progress:
 
     Attributes:
       step: the last step that was reported; None if the run has not started.
-      steps: the number of steps of the whole run.
-      metrics: the final metrics of the run and of its evaluations; None until pretraining is
-        finished.
+      steps: the number of steps of the whole run; None where its config gives epochs.
+      metrics: the final metrics of the run and of its evaluations, and for fine-tuning the scores
+        of all splits; None until the training is finished.
       missing: the evaluations that are still to be run.
     """
 
     step: int | None
-    steps: int
+    steps: int | None
     metrics: Mapping[str, float] | None = None
     missing: tuple[str, ...] = ()
 
@@ -40,16 +41,18 @@ class Progress:
             return FINISHED
         if self.missing:
             return f"{FINISHED}, but without the evaluations {', '.join(self.missing)}"
-        return "not begun" if self.step is None else f"step {self.step}/{self.steps}"
+        if self.step is None:
+            return "not begun"
+        return f"step {self.step}" if self.steps is None else f"step {self.step}/{self.steps}"
 
 
-def read_progress(workdir: epath.Path, steps: int, evaluations: Collection[str]) -> Progress:
+def read_progress(workdir: epath.Path, steps: int | None, evaluations: Collection[str]) -> Progress:
     """Reads how far a run is; works while the run is being written.
 
     Args:
       workdir: the folder of the run, which need not exist.
-      steps: the number of steps of the whole run.
-      evaluations: the names of the evaluations that follow pretraining.
+      steps: the number of steps of the whole run, or None.
+      evaluations: the names of the evaluations that follow the training.
 
     Raises:
       UsageError: the records of the run, or the result of an evaluation, are unreadable.
@@ -58,6 +61,9 @@ def read_progress(workdir: epath.Path, steps: int, evaluations: Collection[str])
     metrics = finished_metrics(workdir, steps)
     if metrics is None:
         return Progress(step=records[-1]["step"] if records else None, steps=steps)
+    metrics |= read_scores(workdir)
+    if steps is None:  # of a config with epochs
+        steps = records[-1]["step"]
     measured = read_evaluations(workdir)
     missing = tuple(name for name in evaluations if name not in measured)
     for name, values in measured.items():

@@ -24,6 +24,7 @@ VALUES: dict[str, Range] = {
     "task": Text(example="rte"),
     "seed": SEED,
     "init_from": path("FacebookAI/roberta-base"),
+    "random_init": Flag(),
     "tokenizer": path("FacebookAI/roberta-base"),
     "data.folder": path("glue/RTE"),
     "data.tfds_data_dir": path("tensorflow_datasets"),

@@ -1,10 +1,8 @@
 """Evaluates a fine-tuned model on a split of its task, or on a file of labelled examples."""
 
-import json
 import os
 import shlex
 import sys
-from typing import Any
 
 from etils import epath
 
@@ -12,10 +10,9 @@ from roberta_jax.errors import UsageError
 from roberta_jax.finetuning.finished import FinishedModel, open_finished
 from roberta_jax.finetuning.outputs import write_outputs
 from roberta_jax.finetuning.results import SplitResult, baseline_name, with_intervals
-from roberta_jax.finetuning.spec import validation_share
+from roberta_jax.finetuning.splits import VALIDATION, Sources, recorded_sources
 from roberta_jax.tasks import loading
 from roberta_jax.tasks.examples import Example
-from roberta_jax.tasks.validation_split import split_validation
 
 
 def evaluate_task(
@@ -33,7 +30,8 @@ def evaluate_task(
       path: see `finished.open_finished`.
       split: "train", "validation", "test" or another split of the task.
       task: the name of the task, for a model that is not a workdir's.
-      folder: the folder of the task's official files. None takes that of the run, or else TFDS.
+      folder: the folder of the task's official files. None takes what the run was trained on, or
+        else TFDS.
       file: a file of the same form in place of the split's own.
       output: a folder that results, predictions and reports are written to; None writes nothing.
 
@@ -44,15 +42,19 @@ def evaluate_task(
       UsageError: the model, the split or a file is missing or wrong.
     """
     finished = open_finished(path, task)
-    examples = _examples(finished, split, folder or finished.folder, file)
-    evaluated = finished.evaluate(split, examples)
+    examples = _examples(finished, split, folder, file)
+    name = split if file is None else os.path.basename(file)
+    evaluated = finished.evaluate(name, examples, is_validation=split == VALIDATION and not file)
     kind = finished.kind
-    majority = kind.majority(examples, examples)
+    baseline = finished.baseline
+    if baseline is None:  # of a model whose training examples are not known
+        baseline = kind.baseline(examples)
+    majority = None if baseline is None else kind.constant(baseline, examples)
     result = with_intervals(
         finished.task,
         kind.labels,
         SplitResult(
-            split=split,
+            split=name,
             examples=examples,
             predictions=evaluated.predictions,
             scores=evaluated.scores,
@@ -76,33 +78,14 @@ def evaluate_task(
 def _examples(
     finished: FinishedModel, split: str, folder: str | None, file: str | None
 ) -> list[Example]:
-    task, config = finished.task, _data_config(finished.path)
-    is_of_user = task.source == "the user's own files"
-    if task.reader is None:
+    if finished.task.reader is None:
         raise UsageError(
             f"{finished.path} does not say what task it was fine-tuned on. Give it with --task, "
             "such as --task=mnli, and its files with --folder or --file."
         )
-    if not is_of_user:
-        return loading.load_split(
-            task, split, folder=folder, file=file, tfds_data_dir=config.get("tfds_data_dir")
-        )
+    sources = recorded_sources(finished.path)
     if file is not None:
-        return loading.load_split(task, split, folder=None, file=file)
-    if not config.get("train"):
-        raise UsageError(f"{finished.path} does not say where its examples are: give --file.")
-    share = validation_share(config.get("validation"))
-    if share is not None and split in ("train", "validation"):
-        train = loading.load_split(task, "train", folder=None, file=config["train"])
-        return split_validation(train, share)[split == "validation"]
-    if config.get(split) is None:
-        raise UsageError(f"{finished.path} has no file of the split {split!r}: give --file.")
-    return loading.load_split(task, split, folder=None, file=config[split])
-
-
-def _data_config(path: str) -> dict[str, Any]:
-    """`data` of the run's config; {} where there is none."""
-    try:
-        return json.loads((epath.Path(path) / "config.json").read_text())["data"]
-    except (OSError, ValueError, KeyError, TypeError):
-        return {}
+        return loading.load_split(finished.task, split, folder=folder, file=file)
+    if folder is not None or sources is None:
+        sources = Sources(folder=folder)
+    return sources.load(finished.task, split)

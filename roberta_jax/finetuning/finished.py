@@ -13,8 +13,8 @@ from jax.sharding import Mesh, NamedSharding, PartitionSpec
 
 from roberta_jax.data.pipeline import ENGINES
 from roberta_jax.errors import UsageError, listed, shortened
-from roberta_jax.finetuning.evaluation import Evaluator
-from roberta_jax.finetuning.prepare import TASK_FILE, Split
+from roberta_jax.finetuning.evaluation import Evaluated, Evaluator
+from roberta_jax.finetuning.prepare import TASK_FILE, Split, digest
 from roberta_jax.modeling.config import RobertaConfig
 from roberta_jax.modeling.execution import Execution
 from roberta_jax.tasks import loading
@@ -60,7 +60,8 @@ class FinishedModel:
       params: its parameters, on all devices.
       evaluator: computes its outputs.
       fingerprint: what identifies the model, as values that JSON can hold.
-      folder: the folder of the official files that it was trained on, if the workdir says so.
+      baseline: what the simplest baseline predicts, see `Kind.baseline`; None if it is not known.
+      validation: the digest of the rows of the run's validation examples, if the workdir says so.
     """
 
     path: str
@@ -70,7 +71,8 @@ class FinishedModel:
     params: Any
     evaluator: Evaluator
     fingerprint: Mapping[str, Any]
-    folder: str | None = None
+    baseline: Any = None
+    validation: str | None = None
 
     def predictions(self, examples: Sequence[Example]) -> list[Prediction]:
         """Predictions for examples, in their order."""
@@ -78,9 +80,26 @@ class FinishedModel:
         outputs, _ = self.evaluator.outputs(features, self.params)
         return self.kind.predictions(examples, features, outputs)
 
-    def evaluate(self, split: str, examples: Sequence[Example]) -> Any:
-        """Predictions and scores, see `Evaluator`."""
+    def evaluate(
+        self, split: str, examples: Sequence[Example], *, is_validation: bool = False
+    ) -> Evaluated:
+        """Predictions and scores.
+
+        Args:
+          split: the name of the split.
+          examples: its examples.
+          is_validation: whether they are meant to be the run's validation examples.
+
+        Raises:
+          UsageError: they are meant to be, and are others.
+        """
         features = self.kind.encode(examples, self.tokenizer)
+        if is_validation and self.validation not in (None, digest(features)):
+            raise UsageError(
+                f"the validation examples of {self.path} are no longer those of the run, or are "
+                "divided otherwise by this version. To evaluate on them all the same, give them as "
+                "--file."
+            )
         return self.evaluator(Split(split, examples, features), self.params)
 
 
@@ -104,15 +123,16 @@ def open_finished(
     folder = model_folder(path)
     config = read_config(folder)
     recorded = epath.Path(path) / TASK_FILE
-    data_folder = None
+    baseline = validation = None
     if recorded.exists():
-        row, formatting = _read_task_file(recorded, config)
-        if task not in (None, row.name):
+        recorded_task = _read_task_file(recorded, config)
+        if task not in (None, recorded_task.task.name):
             raise UsageError(
-                f"{path} was fine-tuned on the task {row.name}, not on {task}. Leave --task out."
+                f"{path} was fine-tuned on the task {recorded_task.task.name}, not on {task}. "
+                "Leave --task out."
             )
-        labels = row.labels
-        data_folder = _data_folder(epath.Path(path))
+        row, labels, formatting = recorded_task.task, recorded_task.labels, recorded_task.formatting
+        baseline, validation = recorded_task.baseline, recorded_task.validation
     else:
         row = _named_task(path, task, folder, config)
         labels = loading.match_labels(row.labels, config.id2label, where=str(path))
@@ -141,7 +161,7 @@ def open_finished(
     stat = (folder / weights_in(folder)[0]).stat()
     fingerprint = {"model": str(folder), "bytes": stat.length, "modified": stat.mtime}
     return FinishedModel(
-        str(path), row, kind, tokenizer, params, evaluator, fingerprint, data_folder
+        str(path), row, kind, tokenizer, params, evaluator, fingerprint, baseline, validation
     )
 
 
@@ -151,16 +171,35 @@ def _lengths(longest: int) -> np.ndarray:
     return np.array([*powers, longest])
 
 
-def _read_task_file(path: epath.Path, config: RobertaConfig) -> tuple[Task, Formatting]:
-    """The task of a workdir, with the labels of its model, and the format of its inputs."""
+@dataclasses.dataclass(frozen=True)
+class _RecordedTask:
+    """What `prepare.write_task` has written.
+
+    Attributes:
+      task: the task.
+      labels: the names of the labels in the order of the model's ids.
+      formatting: how examples become inputs.
+      baseline: what the simplest baseline predicts.
+      validation: the digest of the rows of the validation examples.
+    """
+
+    task: Task
+    labels: tuple[str, ...]
+    formatting: Formatting
+    baseline: Any
+    validation: str
+
+
+def _read_task_file(path: epath.Path, config: RobertaConfig) -> _RecordedTask:
     try:
         values = json.loads(path.read_text())
         if values["task"] not in TASKS:
             raise ValueError(f"it has the task {values['task']!r:.60}")
         row, formatting = _recorded_task(values), Formatting(**values["formatting"])
         _check_formatting(formatting, config)
-        names = tuple((config.id2label or {}).values())
-        if row.kind in _WITH_LABELS and row.labels != names:
+        labels, names = tuple(values["labels"]), tuple((config.id2label or {}).values())
+        baseline, validation = values["baseline"], str(values["validation"])
+        if row.kind in _WITH_LABELS and labels != names:
             raise ValueError("its labels are not those of the model")
     except (OSError, ValueError, TypeError, KeyError, AttributeError, RecursionError) as error:
         reason = f"{type(error).__name__}: {error}" if isinstance(error, KeyError) else error
@@ -168,7 +207,7 @@ def _read_task_file(path: epath.Path, config: RobertaConfig) -> tuple[Task, Form
             f"{path} is damaged, or of another version ({shortened(str(reason), 200)}). Use the "
             "folder hf/ of the run with --task, or delete hf/ and run the training command again."
         ) from None
-    return row, formatting
+    return _RecordedTask(row, labels, formatting, baseline, validation)
 
 
 def _check_formatting(formatting: Formatting, config: RobertaConfig) -> None:
@@ -185,18 +224,11 @@ def _check_formatting(formatting: Formatting, config: RobertaConfig) -> None:
 def _recorded_task(values: dict[str, Any]) -> Task:
     row, labels = TASKS[values["task"]], tuple(values["labels"])
     if values["columns"] is None:
-        return dataclasses.replace(row, labels=labels)
+        return row if row.labels else dataclasses.replace(row, labels=labels)
     columns = Columns.from_json(values["columns"])
     if not columns.text and not columns.choices:
         raise ValueError("it has no column of texts")
     return user_task(row.name, columns, labels, label_scale=float(values["label_scale"]))
-
-
-def _data_folder(workdir: epath.Path) -> str | None:
-    try:
-        return json.loads((workdir / "config.json").read_text())["data"]["folder"]
-    except (OSError, ValueError, KeyError, TypeError):
-        return None
 
 
 def _named_task(
@@ -206,7 +238,8 @@ def _named_task(
         if task not in TASKS or TASKS[task].reader is None:
             named = [name for name, row in TASKS.items() if row.reader is not None]
             raise UsageError(f"--task={task} is unknown: use one of {', '.join(named)}.")
-        row = TASKS[task]
+        # A model of others predicts numbers on their own scale.
+        row = dataclasses.replace(TASKS[task], label_scale=1.0)
         if row.labels or row.kind == "regression":
             return row
         return dataclasses.replace(row, labels=tuple(config.id2label.values()))

@@ -3,16 +3,18 @@
 import dataclasses
 import functools
 import importlib.metadata
+import os
 import platform
 from collections.abc import Callable, Mapping
 from typing import Any
 
+import flax.linen as nn
 import jax
 import jax.numpy as jnp
 import numpy as np
 from etils import epath
 
-from roberta_jax.errors import counted, listed
+from roberta_jax.errors import counted
 from roberta_jax.finetuning.adapt import (
     adapted_model,
     adapted_optimizer,
@@ -31,12 +33,14 @@ from roberta_jax.modeling.flops import training_flops
 from roberta_jax.storage.atomic import write_text
 from roberta_jax.tasks import metrics
 from roberta_jax.tasks.kinds import Kind
+from roberta_jax.tasks.loading import has_same_labels
 from roberta_jax.training.job import Job, TrainingSpec
 from roberta_jax.training.run import EXPORT, say
 from roberta_jax.training.state import TrainState, count_parameters
 from roberta_jax.training.steps import stream_key
 from roberta_jax.weights.adapters import save_adapter
-from roberta_jax.weights.load import load_pretrained
+from roberta_jax.weights.description import describe_start
+from roberta_jax.weights.load import Loaded, load_pretrained
 from roberta_jax.weights.save import save_pretrained
 
 ADAPTER = "adapter"  # the folder of the workdir with the LoRA adapter in peft's format
@@ -99,7 +103,7 @@ class Finetuning:
         return Job(
             train_step=training.train_step(self._adapted),
             init_params=self._init_params,
-            pretrained_params=self._pretrained_params,
+            pretrained_params=None if self._spec.random_init else self._pretrained_params,
             batches=self._batches,
             identity=prepared.identity(),
             evaluate=self._evaluate,
@@ -136,8 +140,36 @@ class Finetuning:
             seed=seed,
             **kind.config_changes(),
         )
-        say(_describe_start(str(spec.config["init_from"]), loaded))
-        return adapted_params(loaded.params, spec.adaptation, self._model, seed)
+        say(describe_start(str(spec.config["init_from"]), loaded))
+        params = self._with_suitable_head(loaded)
+        return adapted_params(params, spec.adaptation, self._model, seed)
+
+    def _with_suitable_head(self, loaded: Loaded) -> dict[str, Any]:
+        """The loaded parameters, with a new head where the model's is for other labels.
+
+        As in fairseq, which drops a head of another name or size: that of RTE knows nothing of the
+        labels of MRPC, and the larger part of it would be taken where their number differs.
+        """
+        kind, labels = self._prepared.kind, self._prepared.kind.labels
+        params, source = loaded.params, self._spec.config["init_from"]
+        if not labels and kind.task.kind != "regression":
+            return params
+        of_head = len(jax.tree.leaves(params["classifier"]))
+        if sum(name.startswith("classifier") for name in loaded.new) == of_head:
+            return params
+        same = has_same_labels(labels, self._spec.model.id2label)
+        if same is None and labels:
+            names = ", ".join(f"{number} is {name}" for number, name in enumerate(labels))
+            say(
+                f"The head of {source} does not name its labels: it is taken that {names}. "
+                "--config.data.labels gives another order."
+            )
+        if same is not False:
+            return params
+        say(f"The head of {source} is for other labels: it starts from random values instead.")
+        key = stream_key(self._training.seed, "head", jnp.int32(0))
+        new = nn.unbox(self._model.init(key, jnp.zeros((1, 1), jnp.int32)))["params"]
+        return {**params, "classifier": jax.device_get(new["classifier"])}
 
     def _batches(self, step: int) -> Any:
         prepared, training = self._prepared, self._training
@@ -227,7 +259,7 @@ class Finetuning:
                 params,
                 alpha=adaptation.lora_alpha,
                 targets=adaptation.lora_targets,
-                base_model=str(self._spec.config["init_from"]),
+                base_model=os.fspath(self._spec.init_from),
             )
         if jax.process_index() == 0:  # `save_pretrained` replaces no folder with other files
             (self._folder / EXPORT / _CARD).unlink(missing_ok=True)
@@ -249,7 +281,7 @@ class Finetuning:
     def _about(self, recorded: Mapping[str, float]) -> dict[str, Any]:
         training = self._training
         about = {
-            "init_from": str(self._spec.config["init_from"]),
+            "init_from": _start(self._spec),
             "seed": training.seed,
             "steps": training.steps,
             "best step": int(recorded.get("best_step", training.steps)),
@@ -276,6 +308,7 @@ class Finetuning:
             [
                 f"{prepared.task.title}: {counts} examples",
                 *prepared.notes,
+                *([f"Starting from {_start(spec)}."] if spec.random_init else []),
                 f"{count_parameters(state.params):,} parameters, "
                 f"{jnp.dtype(spec.execution.dtype).name}, {jax.device_count()} x "
                 f"{jax.devices()[0].device_kind} ({mesh}); "
@@ -289,14 +322,10 @@ class Finetuning:
         )
 
 
-def _describe_start(source: str, loaded: Any) -> str:
-    taken = len(loaded.weights.tensors) - len(loaded.unused)
-    parts = [f"Starting from the weights in {source}: {counted(taken, 'tensor')} taken"]
-    if loaded.new:
-        parts.append(f"new, with random values: {listed(loaded.new)}")
-    if loaded.unused:
-        parts.append(f"not used: {listed(loaded.unused)}")
-    return "; ".join(parts) + "."
+def _start(spec: FinetuningSpec) -> str:
+    """What the run started from, for the model card and the results."""
+    source = str(spec.config["init_from"])
+    return f"random values, with the config of {source}" if spec.random_init else source
 
 
 def _summarize(recorded: Mapping[str, float]) -> str:

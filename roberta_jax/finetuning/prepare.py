@@ -21,6 +21,7 @@ from roberta_jax.config_groups import check_tokenizer
 from roberta_jax.data import hashing
 from roberta_jax.errors import UsageError, counted
 from roberta_jax.finetuning.spec import FinetuningSpec
+from roberta_jax.finetuning.splits import TRAIN
 from roberta_jax.storage.atomic import replace_file, write_json
 from roberta_jax.tasks import loading, metrics
 from roberta_jax.tasks.examples import Example
@@ -29,7 +30,6 @@ from roberta_jax.tasks.kinds import Kind, kind_class
 from roberta_jax.tasks.readers.user_columns import Columns
 from roberta_jax.tasks.task import Task
 from roberta_jax.tasks.user_task import open_user_data
-from roberta_jax.tasks.validation_split import split_validation
 from roberta_jax.weights import tokenizer_folder
 
 if TYPE_CHECKING:
@@ -100,26 +100,21 @@ def prepare(spec: FinetuningSpec) -> Prepared:
     if task.reader is None:
         user_task = open_user_data(
             task.name,
-            data.train,
-            data.validation_share or data.validation,
-            data.test,
+            data.sources.train,
+            data.sources.validation_share or data.sources.validation,
+            data.sources.test,
             labels=data.labels,
             **data.options,
         )
         task, columns = user_task.task, user_task.columns
         notes.append(user_task.description)
     tokenizer = load_tokenizer(spec)
-    splits = {"train": _load(spec, task, "train", data.train)}
-    if data.validation_share is None:
-        splits["validation"] = _load(spec, task, "validation", data.validation)
-    else:
-        splits["train"], splits["validation"] = split_validation(
-            splits["train"], data.validation_share
-        )
-    splits["train"] = _sample(splits["train"], data.max_train_examples)
-    for name in _further_splits(spec, task):
-        splits[name] = _load(spec, task, name, data.test if name == "test" else None)
-    labels = _labels(spec, task, splits["train"])
+    splits = data.sources.load_to_train(task)
+    splits[TRAIN] = _sample(splits[TRAIN], data.max_train_examples)
+    further, missing = data.sources.load_further(task)
+    splits |= further
+    notes += missing
+    labels = _labels(spec, task, splits[TRAIN])
     metrics.check(task.metrics, labels, task.kind)
     context_first = spec.formatting.context_first or task.formatting.context_first
     formatting = dataclasses.replace(spec.formatting, context_first=context_first)
@@ -133,31 +128,10 @@ def prepare(spec: FinetuningSpec) -> Prepared:
     return Prepared(task, kind, tokenizer, train, validation, tuple(more), columns, tuple(notes))
 
 
-def _load(spec: FinetuningSpec, task: Task, split: str, file: str | None) -> list[Example]:
-    data = spec.data
-    if spec.task.reader is None:  # the files are in the task
-        file = task.files[split][0]
-    return loading.load_split(
-        task, split, folder=data.folder, file=file, tfds_data_dir=data.tfds_data_dir
-    )
-
-
-def _further_splits(spec: FinetuningSpec, task: Task) -> list[str]:
-    """The splits that are evaluated and predicted after the training, besides validation."""
-    known = ("train", "validation")
-    if spec.task.reader is None:
-        return [name for name in task.files if name not in known]
-    names = [] if spec.data.folder is None else loading.available_splits(task, spec.data.folder)
-    given = ["test"] if spec.data.test else []
-    return given + [name for name in names if name not in (*known, *given)]
-
-
 def _labels(spec: FinetuningSpec, task: Task, train: Sequence[Example]) -> tuple[str, ...]:
     """The names of the labels in the order of the model's ids."""
-    if spec.data.labels:
-        return spec.data.labels
     return loading.match_labels(
-        loading.label_names(task, train),
+        spec.data.labels or loading.label_names(task, train),
         spec.model.id2label,
         new_head=True,
         where=str(spec.config["init_from"]),
@@ -191,6 +165,8 @@ def write_task(folder: epath.Path, prepared: Prepared, kind: Kind) -> None:
         "label_scale": prepared.task.label_scale,
         "formatting": dataclasses.asdict(kind.formatting),
         "columns": None if columns is None else dataclasses.asdict(columns),
+        "validation": digest(prepared.validation.features),
+        "baseline": kind.baseline(prepared.train.examples),
     }
     write_json(folder / TASK_FILE, values)
 

@@ -4,6 +4,8 @@ import dataclasses
 from collections.abc import Mapping, Sequence
 from typing import Any
 
+import numpy as np
+
 from roberta_jax.errors import shortened
 from roberta_jax.tasks import metrics
 from roberta_jax.tasks.examples import Example
@@ -96,7 +98,7 @@ def with_intervals(
     """
     if result.intervals is not None:
         return result
-    options = {"samples": samples, "seed": seed}
+    options, labels = {"samples": samples, "seed": seed}, task.in_own_order(labels)
     if task.kind == "question_answering":
         intervals = {
             name: metrics.bootstrap_mean(values, **options)
@@ -113,6 +115,28 @@ def with_intervals(
         of_group = [pair for pair, name in zip(pairs, groups, strict=True) if name == group]
         intervals |= _intervals(task, labels, result, of_group, f"_{group}", options)
     return dataclasses.replace(result, intervals=intervals)
+
+
+def resampled_scores(
+    task: Task, labels: Sequence[str], result: SplitResult, drawn: np.ndarray
+) -> np.ndarray:
+    """The selecting metric of resampled splits.
+
+    Args:
+      task: the task.
+      labels: the names of the labels, in the order of their ids.
+      result: predictions for a split.
+      drawn: [resampled splits, examples with known labels], how often each was drawn.
+
+    Returns:
+      float64 [resampled splits], on the scale of `SplitResult.scores`.
+    """
+    name, labels = task.metrics[0], task.in_own_order(labels)
+    if task.kind == "question_answering":
+        values = np.asarray(_question_scores(task, result)[name])
+        return drawn @ values / drawn.sum(axis=1)
+    wanted, predicted = zip(*labelled(task, result), strict=True)
+    return metrics.of_resampled(metrics.of_kind(name, task.kind), wanted, predicted, labels, drawn)
 
 
 def _question_scores(task: Task, result: SplitResult) -> dict[str, list[float]]:

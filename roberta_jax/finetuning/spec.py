@@ -21,6 +21,7 @@ from roberta_jax.dotted_keys import flatten
 from roberta_jax.errors import UsageError, listed
 from roberta_jax.finetuning.adapt import Adaptation
 from roberta_jax.finetuning.config_values import VALUES
+from roberta_jax.finetuning.splits import Sources, sources_of
 from roberta_jax.modeling.config import RobertaConfig
 from roberta_jax.modeling.execution import Execution
 from roberta_jax.modeling.model import RobertaModel
@@ -41,10 +42,7 @@ class DataSpec:
     """Where the examples are; see `config.data`.
 
     Attributes:
-      folder: folder of the official files, or None.
-      tfds_data_dir: folder of TFDS's datasets, or None.
-      train, validation, test: files, or None.
-      validation_share: share of the training examples to validate on; None where there is a file.
+      sources: where the splits are.
       options: what the readers of the user's own files take: kind, labels and columns.
       labels: names of the labels, or () for the task's.
       max_train_examples: examples to train on at most, or None.
@@ -53,12 +51,7 @@ class DataSpec:
       engine: what builds batches ahead.
     """
 
-    folder: str | None
-    tfds_data_dir: str | None
-    train: str | None
-    validation: str | None
-    test: str | None
-    validation_share: float | None
+    sources: Sources
     options: Mapping[str, Any]
     labels: tuple[str, ...]
     max_train_examples: int | None
@@ -78,6 +71,7 @@ class FinetuningSpec:
       formatting: how an example becomes an input.
       model: the config of the model to start from, with the dropout rates of the run.
       init_from: the folder of the model to start from.
+      random_init: whether the model starts from random values, and not from the weights there.
       tokenizer: folder or hub id of the tokenizer, or None for the model's.
       execution: how the model computes.
       adaptation: which parameters are trained, and at which rates.
@@ -90,6 +84,7 @@ class FinetuningSpec:
     formatting: Formatting
     model: RobertaConfig
     init_from: os.PathLike
+    random_init: bool
     tokenizer: str | None
     execution: Execution
     adaptation: Adaptation
@@ -135,20 +130,8 @@ def read_spec(config: ConfigDict) -> FinetuningSpec:
       UsageError: a value is out of its range, values do not fit each other, the model or the
         devices, or there is no such model.
     """
-    check_values(flatten(config), VALUES, VALUES, FILE)
-    check_one_of("task", config.task, TASKS)
-    check_one_of("data.engine", config.data.engine, ENGINES)
+    check_config(config)
     task = TASKS[config.task]
-    if (config.train.epochs is None) == (config.train.steps is None):
-        raise UsageError(
-            "give either --config.train.epochs or --config.train.steps, and set the other one to "
-            "none."
-        )
-    if not config.init_from:
-        raise UsageError(
-            "no model to fine-tune: give one, such as --config.init_from=runs/tiny (a workdir or a "
-            "folder in Hugging Face's format) or --config.init_from=FacebookAI/roberta-base."
-        )
     data = _read_data(config.data, task)
     execution = read_execution(config.execution, jax.devices())
     folder = model_folder(config.init_from)  # once: it may ask the hub
@@ -171,6 +154,7 @@ def read_spec(config: ConfigDict) -> FinetuningSpec:
         formatting=_read_formatting(config, task, model),
         model=model,
         init_from=folder,
+        random_init=config.random_init,
         tokenizer=config.tokenizer,
         execution=execution,
         adaptation=adaptation,
@@ -180,6 +164,41 @@ def read_spec(config: ConfigDict) -> FinetuningSpec:
     training = spec.training(10**6)
     rows_and_accumulation(training.mesh, spec.eval_batch_size, key="eval.batch_size")
     return spec
+
+
+def check_config(config: ConfigDict) -> None:
+    """Checks what needs neither the model nor the devices of this machine.
+
+    Raises:
+      UsageError: a value is out of its range, the task is unknown, or there is no `init_from`.
+    """
+    check_values(flatten(config), VALUES, VALUES, FILE)
+    check_one_of("task", config.task, TASKS)
+    check_one_of("data.engine", config.data.engine, ENGINES)
+    if (config.train.epochs is None) == (config.train.steps is None):
+        raise UsageError(
+            "give either --config.train.epochs or --config.train.steps, and set the other one to "
+            "none."
+        )
+    if not config.init_from:
+        raise UsageError(
+            "no model to fine-tune: give one, such as --config.init_from=runs/tiny (a workdir or a "
+            "folder in Hugging Face's format) or --config.init_from=FacebookAI/roberta-base."
+        )
+    if config.random_init:
+        _check_random_init(config)
+
+
+def _check_random_init(config: ConfigDict) -> None:
+    """Random values can only be trained: nothing of them is worth keeping."""
+    for key in ("reinit_layers", "frozen_layers", "freeze_embeddings", "lora_rank"):
+        value = config.adapt[key]
+        if value:
+            raise UsageError(
+                f"--config.adapt.{key}={str(value).lower()} cannot be combined with "
+                "--config.random_init=true, which gives all parameters random values and trains "
+                "all of them. Leave one of them out."
+            )
 
 
 def _read_formatting(config: ConfigDict, task: Task, model: RobertaConfig) -> Formatting:
@@ -197,7 +216,13 @@ def _read_formatting(config: ConfigDict, task: Task, model: RobertaConfig) -> Fo
 
 
 def _read_data(data: ConfigDict, task: Task) -> DataSpec:
-    validation, share = data.validation, validation_share(data.validation)
+    sources = sources_of(
+        folder=data.folder,
+        tfds_data_dir=data.tfds_data_dir,
+        train=data.train,
+        validation=data.validation,
+        test=data.test,
+    )
     labels = tuple(data.labels)
     if not all(isinstance(name, str) and name for name in labels) or len(set(labels)) < len(labels):
         raise UsageError(
@@ -229,18 +254,13 @@ def _read_data(data: ConfigDict, task: Task) -> DataSpec:
             f"--config={FILE}:{task.name} needs the file of training examples: give "
             f"--config.data.train=FILE.{task.name}."
         )
-    elif validation is None:
+    elif data.validation is None:
         raise UsageError(
             "no examples to validate on: give --config.data.validation=FILE, or the share of the "
             "training examples to hold out, such as --config.data.validation=0.1."
         )
     return DataSpec(
-        folder=data.folder,
-        tfds_data_dir=data.tfds_data_dir,
-        train=data.train,
-        validation=None if share is not None else validation,
-        test=data.test,
-        validation_share=share,
+        sources=sources,
         options=options,
         labels=labels,
         max_train_examples=data.max_train_examples,
@@ -248,23 +268,3 @@ def _read_data(data: ConfigDict, task: Task) -> DataSpec:
         cache_dir=cache_folder(data.cache_dir),
         engine=data.engine,
     )
-
-
-def validation_share(text: str | None) -> float | None:
-    """The share of the training examples that `data.validation` is; None if it is a file.
-
-    Raises:
-      UsageError: it is a number that is no share.
-    """
-    try:
-        share = float(text)
-    except (TypeError, ValueError):
-        return None
-    if os.path.exists(text):
-        return None
-    if not 0 < share < 1:
-        raise UsageError(
-            f"--config.data.validation={text}: give a share between 0 and 1, such as 0.1, or a "
-            "file."
-        )
-    return share

@@ -41,8 +41,13 @@ def replace_file(path: os.PathLike | str) -> Iterator[pathlib.Path]:
     """Yields a temporary path; on success the file written there replaces the local file `path`.
 
     If the block raises, `path` stays as it was and the temporary file is removed.
+
+    Raises:
+      UsageError: `path` is a device or a pipe, which a rename would remove.
     """
     path = pathlib.Path(path)
+    if path.exists() and not (path.is_file() or path.is_dir()):
+        raise UsageError(f"{path} is not a regular file, and would be replaced. Name another one.")
     temporary = temporary_path(path)
     try:
         yield temporary

@@ -206,6 +206,19 @@ def match_labels(
     return order
 
 
+def has_same_labels(labels: Sequence[str], id2label: Mapping[int, str] | None) -> bool | None:
+    """Whether a model's labels are those of the task, in any order and spelling.
+
+    None if the model does not name its labels but has as many: they may be the same.
+    """
+    names = [str(name) for name in (id2label or {}).values()]
+    if len(names) != max(len(labels), 1):
+        return False
+    if all(_NO_NAME.fullmatch(name.strip()) for name in names):
+        return None
+    return {_plain(name) for name in names} == {_plain(name) for name in labels}
+
+
 def _existing(root: pathlib.Path, names: Sequence[str]) -> pathlib.Path | None:
     for name in names:
         for suffix in _COMPRESSIONS:

@@ -104,6 +104,34 @@ def bootstrap(
     return {name: _middle(np.concatenate(each)) for name, each in values.items()}
 
 
+def of_resampled(
+    name: str,
+    gold: Sequence[Any],
+    predicted: Sequence[Any],
+    labels: Sequence[str],
+    drawn: np.ndarray,
+) -> np.ndarray:
+    """A metric of resampled splits, for intervals that compare several models on the same draws.
+
+    Args:
+      name, gold, predicted, labels: as for `compute`, with one metric.
+      drawn: [resampled splits, examples], how often each example was drawn.
+
+    Returns:
+      float64 [resampled splits].
+
+    Raises:
+      UsageError: as for `compute`.
+    """
+    check([name], labels)
+    score = METRICS[name].prepare(
+        [_hashable(each) for each in gold], [_hashable(each) for each in predicted], labels
+    )
+    rows = max(_BLOCK // max(len(gold), 1), 1)
+    blocks = [drawn[begin : begin + rows] for begin in range(0, len(drawn), rows)]
+    return np.concatenate([score.resampled(each.astype(np.float64)) for each in blocks])
+
+
 def bootstrap_mean(
     values: Sequence[float], samples: int = 1000, seed: int = 0
 ) -> tuple[float, float]:

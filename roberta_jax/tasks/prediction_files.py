@@ -314,7 +314,7 @@ def _guessed(task: Task, columns: Columns, table: Table, profile: FileProfile) -
         text, pair = guess_text_columns(profile.columns)
     except UsageError as error:
         raise UsageError(f"--input: {table.path}: {error}") from None
-    if (pair is None) != (columns.pair is None):
+    if task.fields and (pair is None) != (columns.pair is None):
         raise UsageError(
             f"--input: {task.name} takes {counted(len(columns.texts), 'text')} "
             f"({listed(columns.texts)}), and {table.path} does not have these columns. Rename its "

@@ -2,7 +2,7 @@
 
 import dataclasses
 import pathlib
-from collections.abc import Callable, Iterator, Mapping
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from typing import TYPE_CHECKING
 
 if TYPE_CHECKING:
@@ -134,3 +134,10 @@ class Task:
     label_scale: float = 1.0
     download: str = ""
     source: str = ""
+
+    def in_own_order(self, labels: Sequence[str]) -> tuple[str, ...]:
+        """Labels in the order of the task, the last one being the positive class of its F1.
+
+        A checkpoint may number them otherwise.
+        """
+        return self.labels if set(self.labels) == set(labels) else tuple(labels)

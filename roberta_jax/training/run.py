@@ -104,13 +104,16 @@ def run(
             return _train(folder, spec, job, checkpoints, on_damage)
 
 
-def finished_metrics(folder: epath.PathLike, steps: int) -> Metrics | None:
-    """The final metrics of a run of at most so many steps, or None if it has not finished."""
+def finished_metrics(folder: epath.PathLike, steps: int | None) -> Metrics | None:
+    """The final metrics of a run of at most so many steps, or None if it has not finished.
+
+    `steps` is None for a run whose last step is not known, as that of epochs of fine-tuning.
+    """
     finished = _finished(epath.Path(folder), steps)
     return None if finished is None else finished[1]
 
 
-def _finished(folder: epath.Path, steps: int) -> tuple[int, Metrics] | None:
+def _finished(folder: epath.Path, steps: int | None) -> tuple[int, Metrics] | None:
     """The last step and the final metrics of a run, or None if it has not finished."""
     exported = (folder / EXPORT / "config.json").exists()
     return _final_record(folder, steps) if exported else None
@@ -285,12 +288,12 @@ def _select(
 
 
 def _final_record(
-    folder: epath.Path, steps: int, at: int | None = None
+    folder: epath.Path, steps: int | None, at: int | None = None
 ) -> tuple[int, Metrics] | None:
     """The last step and the metrics of a run that ended, at step `at` if that is given."""
     for record in reversed(read_metrics(folder)):
         step = record["step"]
-        ends = step == steps or (step < steps and record.get(STOPPED_EARLY))
+        ends = steps in (None, step) or (step < steps and record.get(STOPPED_EARLY))
         if record.get(FINISHED) and ends and at in (None, step):
             return step, {k: v for k, v in record.items() if k not in ("step", FINISHED)}
     return None

@@ -92,7 +92,7 @@ def test_encoded_examples_are_kept(run_config, rte, tmp_path, monkeypatch, task)
         examples = [QuestionExample("a", "which one?", context, ("four",), (14,))]
     else:
         kind = make_kind("tokens", ("O", "B-X"), formatting=formatting)
-        examples = [TokenExample("a", ("one", "two"), ("O", "B-X"))]
+        examples = [TokenExample("a", ("one", "", "two"), ("O", "O", "B-X"))]
     calls = []
     encode = kind_class(kind.task.kind).encode
 
@@ -107,6 +107,8 @@ def test_encoded_examples_are_kept(run_config, rte, tmp_path, monkeypatch, task)
     assert len(calls) == 1
     assert digest(first) == digest(again)
     assert dict(first.skipped) == dict(again.skipped)
+    assert dict(first.notes) == dict(again.notes)
+    assert bool(first.notes) == (task != "squad")  # long texts, a word without a token
     for group in ("columns", "token_columns", "host_arrays"):
         assert getattr(first, group).keys() == getattr(again, group).keys()
     (file,) = (tmp_path / "features").iterdir()

@@ -1,11 +1,19 @@
 import dataclasses
 import math
 
+import numpy as np
 import pytest
 
-from roberta_jax.finetuning.results import SplitResult, baseline_name, with_intervals
+from roberta_jax.finetuning.results import (
+    SplitResult,
+    baseline_name,
+    resampled_scores,
+    with_intervals,
+)
+from roberta_jax.tasks import metrics
 from roberta_jax.tasks.examples import ChoiceExample
 from roberta_jax.tasks.kinds import kind_class
+from roberta_jax.tasks.squad import scoring
 from tests.support import split_results
 
 LABELS = ("no", "yes")
@@ -121,3 +129,43 @@ def test_baselines_have_names(kind, answer, expected):
     task = split_results.task(kind)
     assert baseline_name(task, [{"id": "0", "prediction": answer}]) == expected
     assert baseline_name(task, None) == "the majority baseline"
+
+
+@pytest.mark.parametrize(
+    ("kind", "metric", "gold", "predicted", "labels"),
+    [
+        ("classification", "matthews_correlation", GOLD, PREDICTED, LABELS),
+        ("regression", "pearson", [1.0, 2.0, 4.0, 3.0], [1.5, 1.0, 3.0, 4.0], ()),
+        ("choice", "accuracy", [0, 2, 1, None], [0, 1, 1, 0], ()),
+        (
+            "tokens",
+            "f1",
+            [("B-PER", "I-PER", "O"), ("O", "B-PER")],
+            [["B-PER", "I-PER", "O"], ["B-PER", "O"]],  # as they are read from JSON
+            ("O", "B-PER", "I-PER"),
+        ),
+        ("question_answering", "f1", [("a b",), ("c",), ()], ["a", "d", ""], ()),
+    ],
+)
+def test_resampled_splits_have_the_scores_of_their_examples(kind, metric, gold, predicted, labels):
+    task = split_results.task(kind, metrics=(metric,), answerable=False)
+    result = split_results.result(task, gold, predicted, labels, scores={})
+    known = [number for number, each in enumerate(gold) if each is not None]
+    drawn = np.ones((2, len(known)), np.int64)
+    drawn[1, 0], drawn[1, 1] = 2, 0  # the first example twice, the second not at all
+    of_all, of_drawn = resampled_scores(task, labels, result, drawn)
+    again = [known[0], *known[:1], *known[2:]]
+    for value, numbers in ((of_all, known), (of_drawn, again)):
+        wanted, answers = [gold[n] for n in numbers], [predicted[n] for n in numbers]
+        if kind == "question_answering":
+            expected = (
+                100
+                * scoring.question_scores(
+                    [split_results.example(kind, str(n), each) for n, each in enumerate(wanted)],
+                    answers,
+                )[1].mean()
+            )
+        else:
+            name = metrics.of_kind(metric, kind)
+            expected = metrics.compute([name], wanted, answers, labels=labels)[name]
+        assert value == pytest.approx(expected)

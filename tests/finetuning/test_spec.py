@@ -8,7 +8,8 @@ from roberta_jax.config_ranges import check_values
 from roberta_jax.dotted_keys import flatten
 from roberta_jax.errors import UsageError
 from roberta_jax.finetuning.config_values import MAY_CHANGE, MAY_DIFFER, VALUES
-from roberta_jax.finetuning.spec import read_spec, validation_share
+from roberta_jax.finetuning.spec import read_spec
+from roberta_jax.finetuning.splits import validation_share
 from roberta_jax.tasks.table import TASKS
 from tests.support.messages import one_screen
 

@@ -280,3 +280,11 @@ def test_a_folder_that_cannot_be_written_is_refused_without_a_trace(tmp_path):
     assert {path.name for path in tmp_path.iterdir()} == {"file", "loop"}
     with pytest.raises(UsageError, match="cannot write /proc/"):
         atomic.check_replaceable(epath.Path("/proc/x"), bool)
+
+
+def test_a_pipe_is_not_replaced(tmp_path):
+    os.mkfifo(tmp_path / "pipe")
+    with pytest.raises(UsageError, match="pipe is not a regular file"):
+        atomic.write_text(tmp_path / "pipe", "text")
+    assert (tmp_path / "pipe").is_fifo()
+    assert len(list(tmp_path.iterdir())) == 1

@@ -95,13 +95,23 @@ class Kind(abc.ABC):
         """
 
     @abc.abstractmethod
+    def baseline(self, train: Sequence[Example]) -> Any:
+        """What the simplest baseline, which does not look at the input, predicts for every example.
+
+        The commonest label of the training examples, or their mean: a value that JSON can hold, for
+        `constant`. None where there is none.
+        """
+
+    def constant(self, value: Any, examples: Sequence[Example]) -> list[Prediction]:
+        """The predictions of the baseline for some examples, given its value."""
+        return [{"id": each.id, "prediction": value} for each in examples]
+
     def majority(
         self, train: Sequence[Example], examples: Sequence[Example]
     ) -> list[Prediction] | None:
-        """The predictions of the simplest baseline, which does not look at the input.
-
-        The commonest label of the training examples, or their mean; None where there is none.
-        """
+        """The predictions of the baseline of the training examples; None where there is none."""
+        value = self.baseline(train)
+        return None if value is None else self.constant(value, examples)
 
     def files(self, predictions: Sequence[Prediction]) -> dict[str, Any]:
         """Files of predictions in the formats of the task's own scripts: name -> JSON value."""

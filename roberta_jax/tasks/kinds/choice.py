@@ -123,16 +123,16 @@ class Choice(Kind):
             scores |= {f"{name}_{group}": v for name, v in self._metrics(of_group).items()}
         return scores
 
-    def majority(self, train, examples) -> list[Prediction] | None:
+    def baseline(self, train) -> list[int] | None:
+        """The numbers of the choices, the commonest first."""
         counts = Counter(each.label for each in train if each.label is not None)
-        if not counts:
-            return None
-        # The commonest number among those that the example has.
+        most = max((len(each.choices) for each in train), default=0)
+        return sorted(range(most), key=lambda number: -counts[number]) if counts else None
+
+    def constant(self, value, examples) -> list[Prediction]:
+        """The commonest number among those that an example has."""
         return [
-            {
-                "id": each.id,
-                "prediction": max(range(len(each.choices)), key=lambda number: counts[number]),
-            }
+            {"id": each.id, "prediction": next(n for n in value if n < len(each.choices))}
             for each in examples
         ]
 

@@ -120,12 +120,9 @@ class Pronoun(Kind):
         gold, predicted = zip(*pairs, strict=True)
         return metrics.compute(self.task.metrics, gold, predicted, labels=(False, True))
 
-    def majority(self, train, examples) -> list[Prediction] | None:
+    def baseline(self, train) -> bool | None:
         counts = Counter(each.label for each in train if each.label is not None)
-        if not counts:
-            return None
-        commonest = counts[True] > counts[False]
-        return [{"id": each.id, "prediction": commonest} for each in examples]
+        return counts[True] > counts[False] if counts else None
 
     def _masked(
         self,

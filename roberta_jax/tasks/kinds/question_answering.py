@@ -191,11 +191,9 @@ class QuestionAnswering(Kind):
             scores["null_threshold"] = self._threshold(known, made)
         return scores
 
-    def majority(self, train, examples) -> list[Prediction] | None:
+    def baseline(self, train) -> str | None:
         """No answer to every question; None if the task has an answer to each."""
-        if self.task.answerable:
-            return None
-        return [{"id": each.id, "prediction": ""} for each in examples]
+        return None if self.task.answerable else ""
 
     def files(self, predictions) -> dict[str, Any]:
         """`predictions.json`, `nbest_predictions.json`, and `null_odds.json` for SQuAD 2.0.
@@ -323,9 +321,13 @@ def _questions(
         return []
     # As in run_qa.py: questions of SQuAD may begin with much white space.
     texts = [formatting.prefix_a + each.question.lstrip() for each in examples]
-    rows = tokenizer(texts, add_special_tokens=False, return_attention_mask=False, verbose=False)[
-        "input_ids"
-    ]
+    rows = tokenizer(
+        texts,
+        add_special_tokens=False,
+        split_special_tokens=True,
+        return_attention_mask=False,
+        verbose=False,
+    )["input_ids"]
     return [row[: formatting.max_query_length] for row in rows]
 
 

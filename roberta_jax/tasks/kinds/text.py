@@ -62,6 +62,14 @@ class _Texts(Kind):
     def outputs(self, output: Any) -> dict[str, Any]:
         return {"logits": output.logits}
 
+    def scores(self, examples, predictions) -> dict[str, float]:
+        pairs = labelled(examples, predictions)
+        if not pairs:
+            return {}
+        gold, predicted = zip(*pairs, strict=True)
+        labels = self.task.in_own_order(self.labels)
+        return metrics.compute(self.task.metrics, gold, predicted, labels=labels)
+
     def _targets(self, examples: Sequence[TextExample]) -> np.ndarray:
         raise NotImplementedError
 
@@ -95,19 +103,9 @@ class Classification(_Texts):
             )
         return results
 
-    def scores(self, examples, predictions) -> dict[str, float]:
-        pairs = labelled(examples, predictions)
-        if not pairs:
-            return {}
-        gold, predicted = zip(*pairs, strict=True)
-        return metrics.compute(self.task.metrics, gold, predicted, labels=self.labels)
-
-    def majority(self, train, examples) -> list[Prediction] | None:
+    def baseline(self, train) -> str | None:
         counts = Counter(each.label for each in train if each.label is not None)
-        if not counts:
-            return None
-        commonest = max(self.labels, key=lambda name: counts[name])
-        return [{"id": each.id, "prediction": commonest} for each in examples]
+        return max(self.labels, key=lambda name: counts[name]) if counts else None
 
 
 class MultiLabel(_Texts):
@@ -142,20 +140,11 @@ class MultiLabel(_Texts):
             )
         return results
 
-    def scores(self, examples, predictions) -> dict[str, float]:
-        pairs = labelled(examples, predictions)
-        if not pairs:
-            return {}
-        gold, predicted = zip(*pairs, strict=True)
-        return metrics.compute(self.task.metrics, gold, predicted, labels=self.labels)
-
-    def majority(self, train, examples) -> list[Prediction] | None:
+    def baseline(self, train) -> list[str] | None:
         known = [each.label for each in train if each.label is not None]
-        if not known:
-            return None
         counts = Counter(name for labels in known for name in labels)
         chosen = [name for name in self.labels if 2 * counts[name] >= len(known)]
-        return [{"id": each.id, "prediction": chosen} for each in examples]
+        return chosen if known else None
 
 
 class Regression(_Texts):
@@ -193,18 +182,9 @@ class Regression(_Texts):
             for example, value in zip(examples, outputs["logits"], strict=True)
         ]
 
-    def scores(self, examples, predictions) -> dict[str, float]:
-        pairs = labelled(examples, predictions)
-        if not pairs:
-            return {}
-        gold, predicted = zip(*pairs, strict=True)
-        return metrics.compute(self.task.metrics, gold, predicted, labels=())
-
-    def majority(self, train, examples) -> list[Prediction] | None:
+    def baseline(self, train) -> float | None:
         known = [each.label for each in train if each.label is not None]
-        if not known:
-            return None
-        return [{"id": each.id, "prediction": float(np.mean(known))} for each in examples]
+        return float(np.mean(known)) if known else None
 
 
 def encode_texts(

@@ -154,12 +154,12 @@ class Tokens(Kind):
         scores = metrics.compute([*of_tags.values()], gold, predicted, labels=self.labels)
         return {name: scores[metric] for name, metric in of_tags.items()}
 
-    def majority(self, train, examples) -> list[Prediction] | None:
+    def baseline(self, train) -> str | None:
         counts = Counter(tag for each in train for tag in each.tags or ())
-        if not counts:
-            return None
-        commonest = max(self.labels, key=lambda name: counts[name])
-        return [{"id": e.id, "prediction": [commonest] * len(e.words)} for e in examples]
+        return max(self.labels, key=lambda name: counts[name]) if counts else None
+
+    def constant(self, value, examples) -> list[Prediction]:
+        return [{"id": e.id, "prediction": [value] * len(e.words)} for e in examples]
 
     def _check(self, examples: Sequence[TokenExample]) -> None:
         known = set(self.labels)

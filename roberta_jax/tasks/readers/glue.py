@@ -38,7 +38,8 @@ def read_glue(
     Args:
       path: a file of tab-separated columns, or of JSON objects (.jsonl).
       task: the task; `fields` and `label_field` name the columns.
-      split: not used: a file has the same form in each split.
+      split: its name; only "train" and "validation" may have lines that are left out, since the
+        predictions for a test file are counted.
       columns: the names of the columns of a file that has no line of names.
       skip_malformed: whether lines with another number of columns are left out, and counted in a
         warning. QQP has such lines, which all published results are without.
@@ -52,7 +53,8 @@ def read_glue(
     if is_json(path):
         records: Iterator[tuple[str, Mapping[str, Any]]] = read_json_lines(path)
     else:
-        records = _rows(path, task, columns, skip_malformed)
+        skips = skip_malformed and split in ("train", "validation")
+        records = _rows(path, task, columns, skips)
     for number, (where, record) in enumerate(records):
         yield text_example(record, task, where, number)
 

@@ -62,6 +62,7 @@ def encode_passages(
         rows = tokenizer(
             [prefix + text for text in group],
             add_special_tokens=False,
+            split_special_tokens=True,
             return_attention_mask=False,
             return_offsets_mapping=True,
             verbose=False,

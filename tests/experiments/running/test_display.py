@@ -27,6 +27,19 @@ def test_the_estimate_of_the_time_left_counts_tokens(clock):
     assert display.status(2) == "2/2 points, 200/200 steps, 0:00:50 so far"
 
 
+def test_the_status_without_a_known_number_of_steps(clock):
+    """Runs of so many epochs tell their steps at their end."""
+    jobs = [Job(point, point, 16, None) for point in "ab"]
+    display = Display(jobs)
+    clock[0] = 50.0
+    jobs[0].step = 30
+    assert display.status(0) == "0/2 points, 30 steps, 0:00:50 so far"
+    jobs[0].steps = 30
+    assert display.status(1) == "1/2 points, 30 steps, 0:00:50 so far"
+    jobs[1].step = jobs[1].steps = 40
+    assert display.status(2) == "2/2 points, 70/70 steps, 0:00:50 so far"
+
+
 def test_the_status_is_printed_once_a_minute_where_there_is_no_progress_bar(clock, capsys):
     display = Display([Job("a", "a", 10, 100)])
     for seconds, lines in ((30, 0), (61, 1), (90, 0), (122, 1)):

@@ -14,7 +14,7 @@ from experiments.study.loading import load_study
 from roberta_jax.errors import UsageError
 from roberta_jax.pretraining.text_spec import read_text_spec
 from roberta_jax.training.workdir import WorkdirInUse
-from tests.support import processes, toy_study
+from tests.support import finetuning, processes, toy_study, toy_transfer
 
 
 def test_a_worker_that_is_an_orphan_from_the_start_exits():
@@ -136,3 +136,48 @@ def test_a_point_that_another_process_trains(monkeypatch, tmp_path, distributed)
     with pytest.raises(WorkdirInUse if distributed else SystemExit) as error:
         worker.train(point, str(tmp_path), distributed)
     assert distributed or error.value.code == worker.BUSY
+
+
+def test_the_check_of_fine_tuning_lists_the_errors_of_all_points():
+    study = load_study(toy_transfer.PATH)  # names no model
+    with pytest.raises(UsageError) as error:
+        worker.check(study.points())
+    first, *lines = str(error.value).splitlines()
+    assert first == "nothing was started, because these points have errors:"
+    assert [line.split(": ")[0] for line in lines] == [
+        "RTE, pretrained, seed 0 1; RTE, random, seed 0 1"
+    ]
+    assert "no model to fine-tune" in lines[0]
+
+
+def test_where_the_points_run_elsewhere_the_model_need_not_be_here():
+    points = load_study(toy_transfer.PATH, ["init_from=not/here", "mesh.data=64"]).points()
+    worker.check(points, this_machine=False)
+    with pytest.raises(UsageError, match="not/here"):
+        worker.check(points)
+    study = load_study(toy_transfer.PATH, ["init_from=not/here", "train.batch_size=0"])
+    with pytest.raises(UsageError, match="train.batch_size=0"):
+        worker.check(study.points(), this_machine=False)
+
+
+def test_examples_that_cannot_be_read_stop_a_sweep(tmp_path):
+    finetuning.write_model(tmp_path / "model")
+    finetuning.write_rte(tmp_path / "RTE")
+    changes = [f"init_from={tmp_path / 'model'}", f"data.cache_dir={tmp_path / 'cache'}"]
+    points = load_study(toy_transfer.PATH, changes, data=str(tmp_path)).points()
+    worker.prepare(points)
+    assert len(list((tmp_path / "cache" / "features").iterdir())) == 3  # once for all points
+    (tmp_path / "RTE" / "dev.tsv").write_text("index\tsentence1\n")
+    with pytest.raises(UsageError, match=r"have errors:\nRTE, pretrained, seed 0: .*dev\.tsv"):
+        worker.prepare(points)
+
+
+def test_a_busy_workdir_of_fine_tuning_is_left_alone(monkeypatch, tmp_path):
+    def finetune(config, workdir):
+        assert config.task == "rte"
+        raise WorkdirInUse(f"{workdir} is in use")
+
+    monkeypatch.setattr("roberta_jax.finetune.finetune", finetune)
+    with pytest.raises(SystemExit) as stop:
+        worker.train(load_study(toy_transfer.PATH).points()[0], str(tmp_path))
+    assert stop.value.code == worker.BUSY

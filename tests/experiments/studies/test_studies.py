@@ -3,18 +3,38 @@
 import pytest
 
 from configs.pretrain import get_config
+from experiments import downstream
 from experiments.studies import _recipes as recipes
 from experiments.study.comparability import warnings
 from experiments.study.config_changes import values_that_affect_results
 from experiments.study.loading import load_study, study_files
 from roberta_jax.pretraining.spec import decay_steps, read_spec
+from roberta_jax.tasks.table import TASKS
 
-NAMES = list(study_files())
+FINETUNING = ["glue", "race", "squad", "transfer"]
+NAMES = [name for name in study_files() if name not in FINETUNING]
 FORMS = ("tiny", "paper")
 
 
 def test_there_is_a_study_for_each_table():
     assert NAMES == ["table1_masking", "table2_formats", "table3_batch_size", "table4_data"]
+
+
+@pytest.mark.parametrize("name", NAMES)
+def test_the_columns_of_fine_tuning_are_those_of_its_tasks(name):
+    for form in FORMS:
+        study = load_study(f"{name}:{form}")
+        tasks = {metric.partition(".")[0] for metric in study.columns.values() if "." in metric}
+        assert tasks == set(study.downstream)
+        for heading, metric in study.columns.items():
+            task, _, score = metric.partition(".")
+            assert task not in study.downstream or score == TASKS[task].metrics[0], heading
+        for task, arguments in study.downstream.items():
+            parsed = downstream._parser().parse_args(
+                [task, "--model=m", "--output=o", "--data=d", *arguments]
+            )
+            assert parsed.seeds == (5 if form == "paper" else 1)
+            downstream._base_config(parsed)  # its changes are valid
 
 
 @pytest.mark.parametrize("name", NAMES)
