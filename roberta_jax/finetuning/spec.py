@@ -48,7 +48,6 @@ class DataSpec:
       sources: where the splits are.
       options: what the readers of the user's own files take: kind, labels and columns.
       labels: names of the labels, or () for the task's.
-      max_train_examples: examples to train on at most, or None.
       num_lengths: lengths that batches are padded to.
       cache_dir: where encoded examples are kept.
       engine: what builds batches ahead.
@@ -57,7 +56,6 @@ class DataSpec:
     sources: Sources
     options: Mapping[str, Any]
     labels: tuple[str, ...]
-    max_train_examples: int | None
     num_lengths: int
     cache_dir: pathlib.Path
     engine: str
@@ -227,6 +225,7 @@ def _read_data(data: ConfigDict, task: Task) -> DataSpec:
         train=data.train,
         validation=data.validation,
         test=data.test,
+        max_train_examples=data.max_train_examples,
     )
     labels = tuple(data.labels)
     if not all(isinstance(name, str) and name for name in labels) or len(set(labels)) < len(labels):
@@ -268,7 +267,6 @@ def _read_data(data: ConfigDict, task: Task) -> DataSpec:
         sources=sources,
         options=options,
         labels=labels,
-        max_train_examples=data.max_train_examples,
         num_lengths=data.num_lengths,
         cache_dir=cache_folder(data.cache_dir),
         engine=data.engine,
