@@ -176,7 +176,8 @@ def _defaults() -> ConfigDict:
     # microbatch draws its own random bits for dropout. None disables accumulation.
     config.train.per_device_batch_size = placeholder(int)
     config.train.log_every = 20  # Steps between log records.
-    # Steps between evaluations on the validation examples; None evaluates after each epoch.
+    # Steps between evaluations on the validation examples; None evaluates after each epoch, or if
+    # there are more than 25 epochs, 25 times.
     config.train.eval_every = placeholder(int)
     # Evaluations without a better score after which the run ends; 0 trains to the last step. The
     # model with the best score is exported in either case.

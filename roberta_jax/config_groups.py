@@ -89,15 +89,19 @@ def read_training(
     )
 
 
-def read_timeouts(config: Mapping[str, Any]) -> Timeouts:
+def read_timeouts(config: Mapping[str, Any], file: str = "configs/pretrain.py") -> Timeouts:
     """Reads `distributed`: how long to wait for the other processes of the run.
+
+    Args:
+      config: the config.
+      file: the config file that has all keys, for error messages.
 
     Raises:
       UsageError: a value is out of its range, or the config has no such key.
     """
     keys = ("start_timeout", "heartbeat_timeout", "late_timeout")
     values = {f"distributed.{key}": config.get("distributed", {}).get(key) for key in keys}
-    check_values(values, SHARED, values, "configs/pretrain.py")
+    check_values(values, SHARED, values, file)
     start, heartbeat, late = values.values()
     return Timeouts(start=start, heartbeat=heartbeat, late=late)
 

@@ -17,6 +17,7 @@ import shlex
 import signal
 import sys
 
+import jax
 from absl import flags
 from etils import epath
 from ml_collections import ConfigDict
@@ -25,12 +26,20 @@ from roberta_jax import cli
 from roberta_jax.config_groups import read_timeouts
 from roberta_jax.errors import UsageError
 from roberta_jax.finetuning.config_values import MAY_CHANGE, MAY_DIFFER
-from roberta_jax.finetuning.spec import read_spec
+from roberta_jax.finetuning.spec import FILE, check_config, read_spec
 from roberta_jax.run_flags import define_run_flags
 from roberta_jax.training.agreement import together
 from roberta_jax.training.distributed import join_processes, watched
-from roberta_jax.training.run import EXPORT, RunResult, run, say
+from roberta_jax.training.run import (
+    EXPORT,
+    RunResult,
+    TrainingSpec,
+    finished_metrics,
+    run,
+    say,
+)
 from roberta_jax.training.same_start import require_same_program
+from roberta_jax.training.workdir import remove_unused
 
 
 def finetune(
@@ -59,26 +68,41 @@ def finetune(
     """
     os.environ.setdefault("TF_CPP_MIN_LOG_LEVEL", "2")
     os.environ.setdefault("TF_ENABLE_ONEDNN_OPTS", "0")
-    with watched(read_timeouts(config)):
+    with watched(read_timeouts(config, FILE)):
         require_same_program(config.to_dict(), MAY_DIFFER)
         with together("reading the config"):
-            spec = read_spec(config)
-        with together("reading the examples"):
+            check_config(config)
+            # A finished run needs neither the model that it started from nor the examples.
+            spec = None if finished_metrics(workdir, None) is not None else read_spec(config)
+        finetuning = None
+
+        def prepare_run() -> TrainingSpec:
+            nonlocal finetuning
             # Imported here, so that a mistake in the config is reported without waiting for it.
             from roberta_jax.finetuning.job import Finetuning
             from roberta_jax.finetuning.prepare import prepare
 
-            prepared = prepare(spec)
-            training = spec.training(prepared.train.features.num_rows)
-            run_of = Finetuning(spec, training, prepared, epath.Path(workdir), command)
-        result = run(
-            workdir,
-            run_of.training,
-            lambda folder: run_of.job(),
-            config=spec.config,
-            may_change=MAY_CHANGE,
-            on_damage=on_damage,
-        )
+            of_config = spec or read_spec(config)
+            prepared = prepare(of_config)
+            training = of_config.training(prepared.train.features.num_rows)
+            folder = epath.Path(workdir)
+            finetuning = Finetuning(of_config, training, prepared, folder, command)
+            return finetuning.training
+
+        existed = epath.Path(workdir).exists()
+        try:
+            result = run(
+                workdir,
+                prepare_run,
+                lambda folder: finetuning.job(),
+                config=config.to_dict(),
+                may_change=MAY_CHANGE,
+                on_damage=on_damage,
+            )
+        except UsageError:
+            if not existed and jax.process_index() == 0:
+                remove_unused(workdir)
+            raise
         say(_describe_result(result))
         return result
 
@@ -105,7 +129,7 @@ def main(config: ConfigDict, values: flags.FlagValues) -> None:
     """
     if not values.workdir:
         raise UsageError("no folder for the run: give one, such as --workdir=runs/rte")
-    join_processes(values.distributed, read_timeouts(config))
+    join_processes(values.distributed, read_timeouts(config, FILE))
     command = shlex.join(["python", "-m", "roberta_jax.finetune", *sys.argv[1:]])
     result = finetune(config, values.workdir, values.on_damage, command)
     if not result.finished:

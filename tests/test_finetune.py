@@ -2,13 +2,8 @@
 
 import csv
 import json
-import os
 import pathlib
-import random
 import shutil
-import signal
-import subprocess
-import time
 
 import numpy as np
 import pytest
@@ -21,7 +16,7 @@ from roberta_jax.finetuning.finished import open_finished
 from roberta_jax.predict import predict
 from roberta_jax.training import preemption
 from roberta_jax.training.metrics import read_metrics
-from tests.support import finetuning, processes
+from tests.support import finetuning
 
 
 @pytest.fixture(scope="module")
@@ -115,7 +110,8 @@ def test_a_deleted_export_is_written_again_with_its_card(finished, folder, tmp_p
         lambda values: {},
         lambda values: values | {"task": "unknown"},
         lambda values: values | {"task": ["csv"]},
-        lambda values: values | {"labels": ["good", "bad"]},
+        lambda values: values | {"model_labels": ["good", "bad"]},
+        lambda values: values | {"labels": ["good", "fair"]},
         lambda values: values | {"labels": None},
         lambda values: values | {"label_scale": "one"},
         lambda values: values | {"formatting": {"max_length": "24"}},
@@ -163,6 +159,71 @@ def test_other_validation_examples_are_noticed(finished, folder, tmp_path):
         evaluate_task(workdir)
     _, evaluated = evaluate_task(workdir, file=str(folder / "new.csv"))
     assert len(evaluated.examples) == 30
+
+
+def test_numbered_labels_and_a_model_with_another_order(finished, folder, tmp_path):
+    """The numbers in a file count `data.labels`; the ids of the model are its own."""
+    lines = ["text,label"]
+    for text, label in map(finetuning.sentence, range(300, 340)):
+        lines.append(f"{text},{('good', 'bad').index(label)}")
+    (tmp_path / "numbers.csv").write_text("\n".join(lines) + "\n")
+    changes = {
+        "init_from": str(finished[0]),
+        "data.train": str(tmp_path / "numbers.csv"),
+        "data.labels": ("good", "bad"),
+        "train.epochs": 1.0,
+        "optimizer.learning_rate": 1e-6,
+    }
+    result = finetune(config_of(folder, **changes), tmp_path / "run")
+    assert result.metrics["eval_accuracy"] >= 0.8  # of the head that was taken over
+    config = json.loads((tmp_path / "run" / "hf" / "config.json").read_text())
+    assert config["id2label"] == {"0": "bad", "1": "good"}
+    for file in (None, str(tmp_path / "numbers.csv")):
+        _, evaluated = evaluate_task(tmp_path / "run", file=file)
+        assert evaluated.scores["accuracy"] >= 0.8
+
+
+def test_a_head_for_other_labels_is_renewed(finished, folder, tmp_path, capsys):
+    """As many labels, with other names: nothing of the head can be used."""
+    changes = {"init_from": str(finished[0]), "train.epochs": 0.2, "optimizer.learning_rate": 0.0}
+    finetune(config_of(folder, "rte", **changes), tmp_path / "run")
+    assert "is for other labels: it starts from random values" in capsys.readouterr().out
+    (_, before), (_, after) = (from_pretrained(path) for path in (finished[0], tmp_path / "run"))
+    np.testing.assert_array_equal(
+        before["roberta"]["embeddings"]["word_embeddings"]["embedding"],
+        after["roberta"]["embeddings"]["word_embeddings"]["embedding"],
+    )
+    for layer in ("dense", "out_proj"):
+        kernels = [params["classifier"][layer]["kernel"] for params in (before, after)]
+        assert not np.allclose(*kernels)
+
+
+def test_evaluation_of_official_files_of_a_run(folder, tmp_path):
+    """With a share to validate on, and with files in place of the official ones."""
+    changes = {"data.validation": "0.25", "train.epochs": 0.2}
+    result = finetune(config_of(folder, "rte", **changes), tmp_path / "share")
+    _, evaluated = evaluate_task(tmp_path / "share")
+    assert evaluated.scores["accuracy"] == pytest.approx(result.metrics["eval_accuracy"])
+    results = json.loads((tmp_path / "share" / "results.json").read_text())
+    of_run = results["splits"]["validation"]["baseline"]
+    assert evaluated.baseline == pytest.approx(of_run)
+    files = {split: str(folder / "RTE" / f"{name}.tsv") for split, name in _RTE_FILES.items()}
+    changes = {f"data.{split}": file for split, file in files.items()}
+    config = config_of(folder, "rte", **changes, **{"train.epochs": 0.2, "data.folder": None})
+    result = finetune(config, tmp_path / "files")
+    _, evaluated = evaluate_task(tmp_path / "files")
+    assert evaluated.scores["accuracy"] == pytest.approx(result.metrics["eval_accuracy"])
+
+
+_RTE_FILES = {"train": "train", "validation": "dev"}
+
+
+def test_a_finished_run_needs_no_data(folder, tmp_path):
+    data = finetuning.write_csv(tmp_path / "some.csv", range(40))
+    config = config_of(folder, **{"data.train": str(data), "train.epochs": 0.2})
+    first = finetune(config, tmp_path / "run")
+    data.unlink()
+    assert finetune(config, tmp_path / "run").metrics == first.metrics
 
 
 def test_predictions_for_a_file(finished, folder, tmp_path):
@@ -298,49 +359,3 @@ def test_stops_between_steps_change_no_bit(folder, tmp_path, monkeypatch):
             for run in ("interrupted", "uninterrupted")
         )
         assert first == second
-
-
-# A run in a process of its own, which is killed.
-
-
-def train(folder, workdir):
-    """Fine-tunes as the command does."""
-    from roberta_jax import cli
-
-    with cli.usage_errors():
-        finetune(_killed_config(pathlib.Path(folder)), workdir)
-
-
-def _killed_config(folder):
-    return config_of(folder, **{"train.epochs": 6.0, "train.checkpoint_every": 2})
-
-
-@pytest.mark.slow
-def test_kills_at_random_moments_change_no_bit(folder, tmp_path):
-    finetune(_killed_config(folder), tmp_path / "straight")
-    seed = int.from_bytes(os.urandom(4))
-    print(f"seed {seed}")
-    rng, workdir = random.Random(seed), tmp_path / "killed"
-    kills = 0
-    for _ in range(12):
-        process = subprocess.Popen(
-            processes.command(__name__, "train", folder, workdir),
-            env=processes.environment(),
-            stdout=subprocess.DEVNULL,
-            stderr=subprocess.PIPE,
-            text=True,
-        )
-        # After 4 kills the run may end; a kill while Python is still starting tests nothing.
-        wait = None if kills >= 4 else rng.uniform(5, 14)
-        try:
-            _, stderr = process.communicate(timeout=wait)
-        except subprocess.TimeoutExpired:
-            process.send_signal(signal.SIGKILL)
-            process.communicate()
-            kills += 1
-            time.sleep(0.1)
-            continue
-        assert process.returncode == 0, stderr[-3000:]
-        break
-    assert model_bytes(workdir) == model_bytes(tmp_path / "straight")
-    assert reproducible_metrics(workdir) == reproducible_metrics(tmp_path / "straight")

@@ -8,6 +8,8 @@ MODULES = {
     "pretrain": "roberta_jax.pretrain",
     "prepare": "roberta_jax.prepare",
     "evaluate": "roberta_jax.evaluate",
+    "finetune": "roberta_jax.finetune",
+    "predict": "roberta_jax.predict",
     "fill_mask": "roberta_jax.fill_mask",
     "convert": "roberta_jax.convert",
     "export": "roberta_jax.export",

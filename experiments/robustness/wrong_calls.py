@@ -39,6 +39,7 @@ from experiments.robustness import forked_runs, wrong_files
 from experiments.robustness.wrong_call import MODULES, Call
 from experiments.robustness.wrong_calls_of_configs import config_calls, config_values, small_run
 from experiments.robustness.wrong_calls_of_evaluation import evaluation_calls
+from experiments.robustness.wrong_calls_of_finetuning import finetuning_calls, small_finetuning
 from experiments.robustness.wrong_calls_of_tools import (
     benchmark_calls,
     cluster_calls,
@@ -180,6 +181,7 @@ def all_calls() -> list[Call]:
     makers: tuple[Callable[[], Iterable[Call]], ...] = (
         tool_calls,
         evaluation_calls,
+        finetuning_calls,
         cluster_calls,
         study_calls,
         benchmark_calls,
@@ -219,7 +221,7 @@ _INTRODUCTION = (
 
 def _short(call: Call) -> str:
     """The call without the arguments of the sound run."""
-    sound = small_run(call.command)
+    sound = (*small_run(call.command), *small_finetuning())
     kept = tuple(each for each in call.arguments if each not in sound) or call.arguments
     left_out = " ..." if len(kept) < len(call.arguments) else ""
     return f"{dataclasses.replace(call, arguments=kept)}{left_out}".replace("`", "'")

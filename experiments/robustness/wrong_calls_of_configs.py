@@ -6,6 +6,8 @@ called wrongly, too.
 
 from collections.abc import Iterator
 
+from ml_collections import ConfigDict
+
 from configs.pretrain import get_config
 from experiments.robustness.wrong_call import Call
 from experiments.robustness.wrong_files import CONFIG_FILES, HOSTILE_CONFIGS
@@ -54,16 +56,22 @@ def small_run(command: str = "pretrain", **changes: object) -> tuple[str, ...]:
     return (*arguments, *(f"--config.{key}={value}" for key, value in values.items()))
 
 
-def config_values() -> Iterator[Call]:
-    """Each key of the config with each bad value of its type."""
-    config = get_config("tiny")
+def bad_values(config: ConfigDict) -> Iterator[tuple[str, str]]:
+    """Each key of a config with each bad value of its type."""
     for key in flatten(config):
         *groups, name = key.split(".")
         group = config
         for each in groups:
             group = group[each]
         for value in _KINDS.get(group.get_type(name), BAD_TUPLES):
-            yield Call("pretrain", small_run(**{key: value}), "config value")
+            yield key, value
+
+
+def config_values() -> Iterator[Call]:
+    """Each key of the config with each bad value of its type."""
+    config = get_config("tiny")
+    for key, value in bad_values(config):
+        yield Call("pretrain", small_run(**{key: value}), "config value")
     for key in flatten(config):
         if key.startswith(("data.num", "data.val", "data.max_tokens", "new_tokenizer.")):
             values = BAD_INTEGERS if "fraction" not in key else BAD_NUMBERS

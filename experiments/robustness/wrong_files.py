@@ -131,6 +131,24 @@ def make_files(folder: pathlib.Path, pretrain: Callable[[pathlib.Path], None]) -
     _write_runs(folder)
 
 
+def _write_tables(folder: pathlib.Path) -> None:
+    rows = [f"{('a cat', 'a dog')[n % 2]} sees {n},{('good', 'bad')[n % 2]}\n" for n in range(40)]
+    table = "".join(["text,label\n", *rows])
+    tables = {
+        "reviews": table,
+        "empty": "",
+        "header": "text,label\n",
+        "one-label": table.replace("bad", "good"),
+        "no-label": "body\n" + "a cat sees a dog\n" * 20,
+        "quotes": table + '"a cat,good\n',
+        "binary": "text,label\n\0\0\0,\0\n",
+    }
+    for name, contents in tables.items():
+        (folder / f"{name}.csv").write_text(contents)
+    packed = gzip.compress(table.encode())
+    (folder / "cut.csv.gz").write_bytes(packed[: len(packed) // 2])
+
+
 def _write_texts(folder: pathlib.Path) -> None:
     rng = random.Random(0)
     names, verbs = ("the cat", "a dog", "my friend", "that bird"), ("sees", "likes", "hears")
@@ -147,6 +165,7 @@ def _write_texts(folder: pathlib.Path) -> None:
     (folder / "corpus.txt").write_text("\n\n".join(documents) + "\n")
     (folder / "one-document.txt").write_text(documents[0] + "\n")
     (folder / "empty.txt").write_text("")
+    _write_tables(folder)
     (folder / "blank.txt").write_text("\n" * 50)
     (folder / "latin1.txt").write_bytes("Un été à Orléans.\n\n".encode("latin-1") * 50)
     (folder / "utf16.txt").write_bytes("\n\n".join(documents).encode("utf-16"))

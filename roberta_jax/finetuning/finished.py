@@ -284,8 +284,11 @@ def _read_task_file(path: epath.Path, config: RobertaConfig) -> _RecordedTask:
             raise ValueError(f"it has the task {values['task']!r:.60}")
         row, formatting = _recorded_task(values), Formatting(**values["formatting"])
         _check_formatting(formatting, config)
-        labels, names = tuple(values["labels"]), tuple((config.id2label or {}).values())
+        labels = tuple(values["model_labels"])
+        names = tuple((config.id2label or {}).values())
         baseline, validation = values["baseline"], str(values["validation"])
+        if row.kind in _WITH_LABELS and sorted(values["labels"]) != sorted(labels):
+            raise ValueError("its labels are not those of the task")
         if row.kind in _WITH_LABELS and labels != names:
             raise ValueError("its labels are not those of the model")
     except (OSError, ValueError, TypeError, KeyError, AttributeError, RecursionError) as error:

@@ -31,6 +31,7 @@ from roberta_jax.finetuning.results import baseline_name, with_intervals
 from roberta_jax.finetuning.spec import FinetuningSpec
 from roberta_jax.modeling.flops import training_flops
 from roberta_jax.storage.atomic import write_text
+from roberta_jax.storage.hub import is_hub_id
 from roberta_jax.tasks import metrics
 from roberta_jax.tasks.kinds import Kind
 from roberta_jax.tasks.loading import has_same_labels
@@ -83,7 +84,7 @@ class Finetuning:
             training.mesh,
             training.rules,
             batch_size=spec.eval_batch_size,
-            num_lengths=spec.data.num_lengths,
+            lengths=self._evaluation_lengths(),
             pad_id=prepared.tokenizer.pad_token_id,
             engine=spec.data.engine,
         )
@@ -120,6 +121,12 @@ class Finetuning:
             ),
             sample=lambda step: [int(row) for row in self._rows(step)[0]],
         )
+
+    def _evaluation_lengths(self) -> np.ndarray:
+        """The lengths that suit all splits together, so that each is compiled once."""
+        splits = (self._prepared.validation, *self._prepared.more)
+        rows = np.concatenate([split.features.row_lengths for split in splits])
+        return choose_lengths(rows, self._spec.data.num_lengths, self._model.config.max_length)
 
     @property
     def _choices(self) -> int:
@@ -259,11 +266,16 @@ class Finetuning:
                 params,
                 alpha=adaptation.lora_alpha,
                 targets=adaptation.lora_targets,
-                base_model=os.fspath(self._spec.init_from),
+                base_model=self._base_model(),
             )
         if jax.process_index() == 0:  # `save_pretrained` replaces no folder with other files
             (self._folder / EXPORT / _CARD).unlink(missing_ok=True)
         save_pretrained(self._folder / EXPORT, self._model, plain, tokenizer)
+
+    def _base_model(self) -> str:
+        """What peft loads the base model from: the hub id, or the folder, of a workdir `hf/`."""
+        source = self._spec.config["init_from"]
+        return source if is_hub_id(source) else os.fspath(self._spec.init_from)
 
     def _add_card(self, recorded: Mapping[str, float]) -> None:
         prepared = self._prepared

@@ -18,7 +18,6 @@ import numpy as np
 from etils import epath
 
 from roberta_jax.config_groups import check_tokenizer
-from roberta_jax.data import hashing
 from roberta_jax.errors import UsageError, counted
 from roberta_jax.finetuning.spec import FinetuningSpec, check_keys_of_kind
 from roberta_jax.finetuning.splits import TRAIN
@@ -111,7 +110,6 @@ def prepare(spec: FinetuningSpec) -> Prepared:
         notes.append(user_task.description)
     tokenizer = load_tokenizer(spec)
     splits = data.sources.load_to_train(task)
-    splits[TRAIN] = _sample(splits[TRAIN], data.max_train_examples)
     further, missing = data.sources.load_further(task)
     splits |= further
     notes += missing
@@ -162,7 +160,8 @@ def write_task(folder: epath.Path, prepared: Prepared, kind: Kind) -> None:
     columns = prepared.columns
     values = {
         "task": prepared.task.name,
-        "labels": kind.labels,
+        "labels": prepared.task.labels or kind.labels,
+        "model_labels": kind.labels,
         "label_scale": prepared.task.label_scale,
         "formatting": dataclasses.asdict(kind.formatting),
         "columns": None if columns is None else dataclasses.asdict(columns),
@@ -294,11 +293,3 @@ def _read(path: pathlib.Path) -> Features | None:
         return Features(choices=int(arrays["choices"]), **counts, **own, **groups)
     except (OSError, ValueError, KeyError, EOFError, zipfile.BadZipFile):
         return None
-
-
-def _sample(examples: list[Example], most: int | None) -> list[Example]:
-    """So many examples at random, in their order; the same ones for every seed of the run."""
-    if most is None or most >= len(examples):
-        return examples
-    chosen = np.sort(hashing.permute(np.arange(most), len(examples), 0, 0))
-    return [examples[index] for index in chosen]

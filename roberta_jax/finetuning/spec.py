@@ -14,7 +14,7 @@ from typing import Any
 import jax
 from ml_collections import ConfigDict
 
-from roberta_jax.config_groups import check_one_of, read_execution, read_training
+from roberta_jax.config_groups import check_one_of, check_sharding, read_execution, read_training
 from roberta_jax.config_ranges import check_values
 from roberta_jax.data.pipeline import ENGINES
 from roberta_jax.dotted_keys import flatten
@@ -26,6 +26,7 @@ from roberta_jax.modeling.config import RobertaConfig
 from roberta_jax.modeling.execution import Execution
 from roberta_jax.modeling.model import RobertaModel
 from roberta_jax.storage import cache_folder
+from roberta_jax.tasks.kinds import kind_class
 from roberta_jax.tasks.table import TASKS
 from roberta_jax.tasks.task import Formatting, Task
 from roberta_jax.training.partitioning import rows_and_accumulation
@@ -34,6 +35,8 @@ from roberta_jax.training.schedules import make_schedule
 from roberta_jax.weights.load import check_pretrained, model_folder, read_config
 
 FILE = "configs/finetune.py"
+# By default: many epochs of few examples have not an evaluation and a checkpoint each.
+_MOST_EVALUATIONS = 25
 _DROPOUTS = ("hidden_dropout_prob", "attention_probs_dropout_prob", "classifier_dropout")
 
 # Key -> the kinds of tasks that read it; all kinds read the other keys.
@@ -59,7 +62,6 @@ class DataSpec:
       sources: where the splits are.
       options: what the readers of the user's own files take: kind, labels and columns.
       labels: names of the labels, or () for the task's.
-      max_train_examples: examples to train on at most, or None.
       num_lengths: lengths that batches are padded to.
       cache_dir: where encoded examples are kept.
       engine: what builds batches ahead.
@@ -68,7 +70,6 @@ class DataSpec:
     sources: Sources
     options: Mapping[str, Any]
     labels: tuple[str, ...]
-    max_train_examples: int | None
     num_lengths: int
     cache_dir: pathlib.Path
     engine: str
@@ -113,7 +114,7 @@ class FinetuningSpec:
         config, train = self.config, self.config["train"]
         per_epoch = math.ceil(num_rows / train["batch_size"])
         steps = train["steps"] or max(1, round(num_rows * train["epochs"] / train["batch_size"]))
-        every = train["eval_every"] or per_epoch
+        every = train["eval_every"] or max(per_epoch, steps // _MOST_EVALUATIONS)
         schedule = config["schedule"]
         warmup_steps = round(schedule["warmup_ratio"] * steps)
         cadence = {"eval_every": every, "checkpoint_every": train["checkpoint_every"] or every}
@@ -178,6 +179,8 @@ def read_spec(config: ConfigDict) -> FinetuningSpec:
     )
     # With any number of rows, so that mistakes are reported before the examples are read.
     training = spec.training(10**6)
+    head = kind_class(task.kind)(task, task.labels, spec.formatting).model_class
+    check_sharding(head(model, execution), training, True)
     rows_and_accumulation(training.mesh, spec.eval_batch_size, key="eval.batch_size")
     return spec
 
@@ -265,6 +268,7 @@ def _read_data(data: ConfigDict, task: Task) -> DataSpec:
         train=data.train,
         validation=data.validation,
         test=data.test,
+        max_train_examples=data.max_train_examples,
     )
     labels = tuple(data.labels)
     if not all(isinstance(name, str) and name for name in labels) or len(set(labels)) < len(labels):
@@ -312,7 +316,6 @@ def _read_data(data: ConfigDict, task: Task) -> DataSpec:
         sources=sources,
         options=options,
         labels=labels,
-        max_train_examples=data.max_train_examples,
         num_lengths=data.num_lengths,
         cache_dir=cache_folder(data.cache_dir),
         engine=data.engine,

@@ -3,9 +3,12 @@
 import dataclasses
 import json
 import os
+from typing import Any
 
+import numpy as np
 from etils import epath
 
+from roberta_jax.data import hashing
 from roberta_jax.errors import UsageError
 from roberta_jax.tasks import loading
 from roberta_jax.tasks.examples import Example
@@ -25,6 +28,7 @@ class Sources:
       train, validation, test: files in place of the official ones, or None.
       validation_share: the share of the training examples that is held out to validate on; None
         where there is a validation split.
+      max_train_examples: examples to train on at most, or None.
     """
 
     folder: str | None = None
@@ -33,6 +37,7 @@ class Sources:
     validation: str | None = None
     test: str | None = None
     validation_share: float | None = None
+    max_train_examples: int | None = None
 
     def load(self, task: Task, split: str) -> list[Example]:
         """Reads the examples of a split.
@@ -40,10 +45,9 @@ class Sources:
         Raises:
           UsageError: there are none, or a file is wrong; see `loading.load_split`.
         """
-        if self.validation_share is None or split not in (TRAIN, VALIDATION):
-            return self._read(task, split)
-        held_out = split_validation(self._read(task, TRAIN), self.validation_share)
-        return held_out[split == VALIDATION]
+        if split == TRAIN or (split == VALIDATION and self.validation_share is not None):
+            return self.load_to_train(task)[split]
+        return self._read(task, split)
 
     def load_to_train(self, task: Task) -> dict[str, list[Example]]:
         """The training and the validation examples.
@@ -53,10 +57,14 @@ class Sources:
         """
         train = self._read(task, TRAIN)
         if self.validation_share is None:
-            return {TRAIN: train, VALIDATION: self._read(task, VALIDATION)}
-        return dict(
-            zip((TRAIN, VALIDATION), split_validation(train, self.validation_share), strict=True)
-        )
+            validation = self._read(task, VALIDATION)
+        else:
+            train, validation = split_validation(train, self.validation_share)
+        if self.max_train_examples is not None and self.max_train_examples < len(train):
+            train = _sample(train, self.max_train_examples)
+            source = f"--config.data.max_train_examples={self.max_train_examples}"
+            loading.check_differ(train, task, source)
+        return {TRAIN: train, VALIDATION: validation}
 
     def load_further(self, task: Task) -> tuple[dict[str, list[Example]], list[str]]:
         """The splits besides those two, which are evaluated and predicted after the training.
@@ -100,18 +108,23 @@ class Sources:
         )
 
 
+def _sample(examples: list[Example], number: int) -> list[Example]:
+    """So many examples at random, in their order; the same ones for every seed of the run."""
+    chosen = np.sort(hashing.permute(np.arange(number), len(examples), 0, 0))
+    return [examples[index] for index in chosen]
+
+
 def recorded_sources(workdir: os.PathLike | str) -> Sources | None:
     """The sources that a run was started with, by its `config.json`; None where there is none."""
     try:
         data = json.loads((epath.Path(workdir) / "config.json").read_text())["data"]
-        return sources_of(
-            **{key: data[key] for key in ("folder", "tfds_data_dir", TRAIN, VALIDATION, TEST)}
-        )
+        keys = ("folder", "tfds_data_dir", TRAIN, VALIDATION, TEST, "max_train_examples")
+        return sources_of(**{key: data[key] for key in keys})
     except (OSError, ValueError, KeyError, TypeError):
         return None
 
 
-def sources_of(validation: str | None, **sources: str | None) -> Sources:
+def sources_of(validation: str | None, **sources: Any) -> Sources:
     """The sources, with `validation` as `config.data.validation` has it: a file or a share."""
     share = validation_share(validation)
     return Sources(

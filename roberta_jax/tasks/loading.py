@@ -120,7 +120,7 @@ def checked(examples: list[Example], task: Task, split: str, source: str) -> lis
                 "%s: %s without a label left out.", source, counted(unlabelled, "example")
             )
             examples = [example for example in examples if _label(example) is not None]
-        _check_differ([label for label in labels if label is not None], task, source)
+        check_differ(examples, task, source)
     return _with_different_ids(examples, source)
 
 
@@ -244,8 +244,9 @@ def _label(example: Example):
     return example.answers if hasattr(example, "answers") else example.label
 
 
-def _check_differ(labels: list, task: Task, source: str) -> None:
+def check_differ(examples: Sequence[Example], task: Task, source: str) -> None:
     """Raises a UsageError if nothing can be learned, because all labels are the same one."""
+    labels = [label for label in map(_label, examples) if label is not None]
     if task.kind in ("choice", "question_answering"):
         return
     if task.kind in ("tokens", "multi_label"):

@@ -64,8 +64,8 @@ _QUESTION_ROWS = (
         download="train-v2.0.json and dev-v2.0.json (rajpurkar.github.io/SQuAD-explorer)",
         # The paper adds a classifier of answerability and sums the losses; here an answer at <s>
         # stands for none, as in Devlin et al. 2019 and in Hugging Face's head.
-        source="Rajpurkar et al. 2018; Liu et al. 2019, Table 10; windows and the score of no answer "
-        "of Devlin et al. 2019",
+        source="Rajpurkar et al. 2018; Liu et al. 2019, Table 10; windows and null score of Devlin "
+        "et al. 2019",
     ),
 )
 

@@ -9,7 +9,8 @@ import gc
 import logging
 import sys
 import warnings
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
+from typing import Any
 
 from roberta_jax.errors import shortened
 
@@ -36,6 +37,26 @@ def hide_errors_of_background_tasks() -> None:
         logger = logging.getLogger(name)
         if _is_of_the_user not in logger.filters:
             logger.addFilter(_is_of_the_user)
+    if not isinstance(sys.unraisablehook, _Hook):
+        sys.unraisablehook = _Hook(sys.unraisablehook)
+
+
+class _Hook:
+    """Prints errors in threads of other libraries, but not tensorstore's after a failed save.
+
+    Its writes end after the event loop of the save, which they tell of it. No Python function
+    calls them, so that the traceback begins in asyncio.
+    """
+
+    def __init__(self, hook: Callable[[Any], None]):
+        self._hook = hook
+
+    def __call__(self, about: Any) -> None:
+        traceback = about.exc_traceback
+        begins_in = traceback.tb_frame.f_code.co_name if traceback else None
+        if begins_in == "call_soon_threadsafe" and "Event loop is closed" in str(about.exc_value):
+            return
+        self._hook(about)
 
 
 @contextlib.contextmanager

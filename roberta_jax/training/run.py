@@ -44,7 +44,7 @@ from roberta_jax.training.workdir import (
 
 def run(
     workdir: epath.PathLike,
-    spec: TrainingSpec,
+    spec: TrainingSpec | Callable[[], TrainingSpec],
     make_job: Callable[[epath.Path], Job],
     *,
     config: Mapping[str, Any],
@@ -59,7 +59,9 @@ def run(
 
     Args:
       workdir: folder of the run, on a file system that all hosts share; created if needed.
-      spec: how to train.
+      spec: how to train; or () -> how to train, where it follows from data that take long to
+        prepare. It is then called as `make_job` is, just before it, and any run in the workdir that
+        has finished counts as this one.
       make_job: (folder) -> what to train. It may take long (preparing data), so it is called after
         the checks of the workdir, and not at all for a finished run.
       config: the run's config as nested dictionaries, written to the workdir; a run continues only
@@ -85,14 +87,18 @@ def run(
         check_shared(folder)
         with together("reading the workdir"):
             latest_step = max(checkpoint_steps(folder / CHECKPOINTS), default=None)
-            _check_not_beyond(latest_step, spec.steps)
-            finished = _finished(folder, spec.steps)
+            steps = None if callable(spec) else spec.steps
+            _check_not_beyond(latest_step, steps)
+            finished = _finished(folder, steps)
             if finished is not None:
                 check_export(folder)
         if finished is not None:
             step, metrics = finished
             return RunResult(folder, step, step, True, metrics)
         with together("preparing the data"):
+            if callable(spec):
+                spec = spec()
+                _check_not_beyond(latest_step, spec.steps)
             job = make_job(folder)
             sample = job.sample(latest_step or 0) if jax.process_count() > 1 else None
         require_same_data({**job.identity, "batch": sample, "newest checkpoint": latest_step})
@@ -299,8 +305,8 @@ def _final_record(
     return None
 
 
-def _check_not_beyond(step: int | None, steps: int) -> None:
-    if step is not None and step > steps:
+def _check_not_beyond(step: int | None, steps: int | None) -> None:
+    if None not in (step, steps) and step > steps:
         raise UsageError(
             f"the run is already at step {step}, beyond --config.train.steps={steps}. Use at least "
             f"{step} steps, or another --workdir."

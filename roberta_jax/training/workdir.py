@@ -21,6 +21,7 @@ import errno
 import hashlib
 import json
 import os
+import pathlib
 from collections.abc import Collection, Iterator, Mapping
 from typing import Any
 
@@ -106,6 +107,17 @@ def open_workdir(
             saved = present_values(previous, renamed or {}, added or {}, revalued or {})
             _check_config(folder, config, may_change, saved)
         yield folder
+
+
+def remove_unused(folder: epath.PathLike) -> None:
+    """Removes a local workdir in which nothing was written; called by one process of a run."""
+    if not is_local(folder):
+        return
+    folder = pathlib.Path(folder)
+    with contextlib.suppress(OSError):  # it has files, or there is none
+        if [path.name for path in folder.iterdir()] == [LOCK]:
+            (folder / LOCK).unlink()
+        folder.rmdir()
 
 
 def check_storage(folder: epath.PathLike, *, writes: bool = False) -> None:

@@ -1,9 +1,17 @@
 """Which errors are those of a file system or an object store."""
 
+import asyncio
+import sys
+import types
+
 import jax
 import pytest
 
-from roberta_jax.training.orbax_errors import file_system_reason, store_reason
+from roberta_jax.training.orbax_errors import (
+    file_system_reason,
+    hide_errors_of_background_tasks,
+    store_reason,
+)
 
 
 def of_library(name, text):
@@ -47,3 +55,28 @@ def test_what_the_file_system_said():
     error = caused_by(ValueError("Error writing x: No space left on device [tensorstore_spec={}]"))
     assert file_system_reason(error) == "No space left on device"
     assert file_system_reason(ValueError("damaged")) is None
+
+
+def test_what_threads_of_a_failed_save_print_is_hidden(monkeypatch):
+    seen = []
+    monkeypatch.setattr(sys, "unraisablehook", lambda about: seen.append(about.exc_type))
+    hide_errors_of_background_tasks()
+    hide_errors_of_background_tasks()  # once is enough
+    loop = asyncio.new_event_loop()
+    loop.close()
+    try:
+        loop.call_soon_threadsafe(print)
+    except RuntimeError as error:
+        caught = error
+
+    def report(kind, error, traceback):
+        sys.unraisablehook(
+            types.SimpleNamespace(exc_type=kind, exc_value=error, exc_traceback=traceback)
+        )
+
+    # As of a thread of tensorstore: the frame of this test is not in the traceback.
+    report(RuntimeError, caught, caught.__traceback__.tb_next)
+    assert not seen
+    report(RuntimeError, caught, caught.__traceback__)
+    report(ValueError, ValueError("other"), None)
+    assert seen == [RuntimeError, ValueError]
