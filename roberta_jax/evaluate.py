@@ -30,7 +30,7 @@ from collections.abc import Mapping, Sequence
 from typing import TYPE_CHECKING, Any
 
 from roberta_jax import cli
-from roberta_jax.errors import UsageError, counted
+from roberta_jax.errors import UsageError, counted, listed
 
 if TYPE_CHECKING:
     from roberta_jax.inference.loading import MaskedLanguageModel
@@ -360,19 +360,19 @@ def _is_for_tasks(arguments: argparse.Namespace) -> bool:
     if not finetuned and not of_tasks:
         return False
     given = [name for name in _OF_LANGUAGE_MODELS if getattr(arguments, name) is not None]
-    if given and finetuned:
-        instead = (
-            "Give --split, or --file with labelled examples."
-            if given == ["text"]
-            else ("Leave it out.")
-        )
-        raise UsageError(
-            f"--{given[0]} is for language models, and {finetuned[0]} is fine-tuned. {instead}"
-        )
     if given:
+        options = listed([f"--{name}" for name in given])
+        are, them = ("is", "it") if len(given) == 1 else ("are", "them")
+        if not finetuned:
+            raise UsageError(
+                f"{options} {are} for language models, and --{of_tasks[0]} is for fine-tuned "
+                "models. Leave one of them out."
+            )
+        instead = f"Leave {them} out."
+        if "text" in given:
+            instead = "Give --split, or --file with labelled examples."
         raise UsageError(
-            f"--{given[0]} is for language models, and --{of_tasks[0]} is for fine-tuned models. "
-            "Leave one of them out."
+            f"{options} {are} for language models, and {finetuned[0]} is fine-tuned. {instead}"
         )
     return True
 

@@ -8,6 +8,7 @@ import jax
 import jax.numpy as jnp
 import pytest
 
+from roberta_jax import config_groups
 from roberta_jax import predict as command
 from roberta_jax.errors import UsageError
 from roberta_jax.finetuning import finished
@@ -80,8 +81,19 @@ def interrupt(monkeypatch, calls):
     monkeypatch.setattr(finished.FinishedModel, "predictions", interrupted)
 
 
+_NO_BFLOAT16 = pytest.mark.skipif(
+    jax.__version_info__ < (0, 8), reason="jaxlib 0.7 lacks bfloat16 on CPUs"
+)
+
+
 @pytest.mark.parametrize(
-    "changes", [{"text_column": "b"}, {"dtype": "bfloat16"}, {"task": "sst2"}], ids=str
+    "changes",
+    [
+        {"text_column": "b"},
+        {"task": "sst2"},
+        pytest.param({"dtype": "bfloat16"}, marks=_NO_BFLOAT16),
+    ],
+    ids=str,
 )
 def test_predictions_with_other_options_are_not_continued(
     tmp_path, monkeypatch, texts, blocks_of_4, changes
@@ -158,6 +170,7 @@ def test_a_block_without_a_word_is_predicted(tagger, tmp_path, blocks_of_4):
     assert [each["scores"] for each in lines[4:]] == [[None]] * 4
 
 
+@_NO_BFLOAT16
 def test_the_dtype_of_the_computation(classifier, tmp_path, texts):
     for name in ("float32", "bfloat16"):
         files = f"--input={texts}", f"--output={tmp_path / name}.csv"
@@ -170,3 +183,12 @@ def test_the_dtype_of_the_computation(classifier, tmp_path, texts):
     assert exact != rounded
     assert exact == pytest.approx(rounded, abs=0.05)
     assert (tmp_path / "default.csv").read_bytes() == (tmp_path / "float32.csv").read_bytes()
+
+
+def test_a_dtype_that_the_cpu_cannot_multiply(classifier, tmp_path, monkeypatch, texts):
+    def refuse(products):
+        raise jax.errors.JaxRuntimeError("no such dot")
+
+    monkeypatch.setattr(config_groups.jax, "jit", refuse)
+    with pytest.raises(UsageError, match=r"--dtype=bfloat16: .* Use --dtype=float32, or a newer"):
+        predict(classifier, texts, tmp_path / "out.csv", text_column="a", dtype="bfloat16")
