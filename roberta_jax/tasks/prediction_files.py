@@ -313,7 +313,8 @@ def _guessed(task: Task, columns: Columns, table: Table, profile: FileProfile) -
             return dataclasses.replace(columns, text=words[0]) if words else columns
         text, pair = guess_text_columns(profile.columns)
     except UsageError as error:
-        raise UsageError(f"--input: {table.path}: {error}") from None
+        advice = str(error).replace("--config.data.", "--")  # the options of `predict`
+        raise UsageError(f"--input: {table.path}: {advice}") from None
     if task.fields and (pair is None) != (columns.pair is None):
         raise UsageError(
             f"--input: {task.name} takes {counted(len(columns.texts), 'text')} "

@@ -295,13 +295,18 @@ def test_fields_with_quotes_line_ends_and_100000_characters(run_config, tmp_path
     assert any("examples cut to 24 tokens" in note for note in prepared.notes)
 
 
-@pytest.mark.parametrize("number", [1, 3])
-def test_a_batch_larger_than_the_data(run_config, rte, tmp_path, number):
+def test_a_sample_of_one_label(run_config, rte):
+    options = {"data.folder": str(rte), "data.max_train_examples": 1}
+    with pytest.raises(UsageError, match=r"max_train_examples=1: 1 example, and all have the same"):
+        prepare(read_spec(run_config("rte", **options)))
+
+
+def test_a_batch_larger_than_the_data(run_config, rte):
     """An example occurs several times in a batch, and in the same number of all batches."""
-    options = {"data.folder": str(rte), "data.max_train_examples": number}
+    options = {"data.folder": str(rte), "data.max_train_examples": 3}
     spec = read_spec(run_config("rte", **options))
     features = prepare(spec).train.features
-    assert spec.training(number).steps == 1
+    assert spec.training(3).steps == 1
     rows_of = TrainingRows(features, choose_lengths(features.row_lengths, 2, 38), 8, seed=0)
-    counts = np.bincount(np.concatenate([rows_of(step)[0] for step in range(3)]), minlength=number)
-    assert (counts == 24 // number).all()
+    counts = np.bincount(np.concatenate([rows_of(step)[0] for step in range(3)]), minlength=3)
+    assert (counts == 8).all()

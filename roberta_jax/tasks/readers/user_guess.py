@@ -32,6 +32,7 @@ _TEXTS = (
 _PAIRS = (
     ("text_a", "text_b"),
     ("text1", "text2"),
+    ("text", "text2"),
     ("sentence1", "sentence2"),
     ("sentence_a", "sentence_b"),
     ("premise", "hypothesis"),
