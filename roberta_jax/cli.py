@@ -288,7 +288,9 @@ _TAKES = {
 }
 
 
-def _help(job: Job, define_flags: DefineFlags | None, argv: Sequence[str], example: str) -> str:
+def _help(
+    job: Job, define_flags: DefineFlags | None, argv: Sequence[str], example: str = EXAMPLE_CONFIG
+) -> str:
     """Returns the docstring of `job`, its flags, and the keys of the config in `argv`."""
     from roberta_jax import config_files, config_help
 
