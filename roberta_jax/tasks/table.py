@@ -163,7 +163,7 @@ _TOKEN_ROWS = (
         name="conll2003",
         title="CoNLL-2003",
         kind="tokens",
-        reader=read_conll,
+        reader=functools.partial(read_conll, iob1=True),
         files={
             "train": ("eng.train", "train.txt"),
             "validation": ("eng.testa", "valid.txt"),

@@ -22,7 +22,7 @@ def test_columns_documents_and_blank_lines(tmp_path):
         "-DOCSTART- -X- -X- O\n \n. . O O"
     )
     first, second = read(tmp_path, "\ufeff" + text.replace("\n", "\r\n"))
-    assert (first.words, first.tags) == (("EU", "rejects"), ("I-ORG", "O"))
+    assert (first.words, first.tags) == (("EU", "rejects"), ("B-ORG", "O"))  # BIO
     assert (second.words, second.tags) == ((".",), ("O",))
     assert (first.id, second.id) == ("0", "1")
 
