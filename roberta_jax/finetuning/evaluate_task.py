@@ -9,7 +9,7 @@ from etils import epath
 from roberta_jax.errors import UsageError
 from roberta_jax.finetuning.finished import FinishedModel, read_finished
 from roberta_jax.finetuning.outputs import write_outputs
-from roberta_jax.finetuning.results import SplitResult, baseline_name, with_intervals
+from roberta_jax.finetuning.results import SplitResult
 from roberta_jax.finetuning.splits import VALIDATION, Sources, recorded_sources
 from roberta_jax.tasks import loading
 from roberta_jax.tasks.examples import Example
@@ -53,20 +53,7 @@ def evaluate_task(
     baseline = finished.baseline
     if baseline is None:  # of a model whose training examples are not known
         baseline = kind.baseline(examples)
-    majority = None if baseline is None else kind.constant(baseline, examples)
-    result = with_intervals(
-        finished.task,
-        kind.labels,
-        SplitResult(
-            split=name,
-            examples=examples,
-            predictions=evaluated.predictions,
-            scores=evaluated.scores,
-            baseline=(majority and kind.scores(examples, majority)) or None,
-            loss=evaluated.loss,
-            baseline_name=baseline_name(finished.task, majority),
-        ),
-    )
+    result = evaluated.result(kind, name, examples, baseline)
     if output is not None:
         about = {
             "model": finished.path,

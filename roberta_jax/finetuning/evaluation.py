@@ -9,8 +9,10 @@ import jax
 import numpy as np
 from jax.sharding import Mesh, NamedSharding, PartitionSpec
 
-from roberta_jax.finetuning.batches import choose_lengths, evaluation_batches
+from roberta_jax.finetuning.batches import evaluation_batches
 from roberta_jax.finetuning.prepare import Split
+from roberta_jax.finetuning.results import SplitResult, baseline_name, with_intervals
+from roberta_jax.tasks.examples import Example
 from roberta_jax.tasks.features import Features
 from roberta_jax.tasks.kinds import Kind
 from roberta_jax.tasks.kinds.base import Prediction
@@ -31,6 +33,30 @@ class Evaluated:
     scores: dict[str, float]
     loss: float | None
 
+    def result(
+        self, kind: Kind, split: str, examples: Sequence[Example], baseline: Any
+    ) -> SplitResult:
+        """What is reported: with the intervals of the scores and the simplest baseline.
+
+        Args:
+          kind: the kind of task.
+          split: the name of the split.
+          examples: its examples.
+          baseline: what the baseline predicts, from `Kind.baseline`; None where there is none.
+        """
+        constant = None if baseline is None else kind.constant(baseline, examples)
+        scores = {} if constant is None else kind.scores(examples, constant)
+        result = SplitResult(
+            split=split,
+            examples=examples,
+            predictions=self.predictions,
+            scores=self.scores,
+            baseline=scores or None,
+            loss=self.loss,
+            baseline_name=baseline_name(kind.task, constant),
+        )
+        return with_intervals(kind.task, kind.labels, result)
+
 
 class Evaluator:
     """Runs a model over splits; each length of input is compiled once.
@@ -41,9 +67,8 @@ class Evaluator:
       mesh: the devices, which share the rows of a batch.
       rules: logical axis -> mesh axes.
       batch_size: rows per step, over all devices.
-      num_lengths: lengths that inputs are padded to, at most.
-      lengths: these lengths in place of those that suit a split best, so that nothing is compiled
-        anew for another split.
+      lengths: the lengths that inputs are padded to, ascending, for all splits: nothing is compiled
+        anew for another one.
       pad_id: the token of padding.
       engine: what builds batches ahead, see `pipeline.train_batches`.
     """
@@ -56,15 +81,13 @@ class Evaluator:
         rules: Rules,
         *,
         batch_size: int,
-        num_lengths: int = 6,
-        lengths: np.ndarray | None = None,
+        lengths: np.ndarray,
         pad_id: int,
         engine: str = "auto",
     ):
         self._kind, self._mesh, self._rules = kind, mesh, rules
-        self._batch_size, self._num_lengths, self._pad_id = batch_size, num_lengths, pad_id
-        self._engine, self._longest = engine, model.config.max_length
-        self._lengths = lengths
+        self._batch_size, self._lengths, self._pad_id = batch_size, lengths, pad_id
+        self._engine = engine
         targets = type(model).TARGETS
 
         def forward(params: Any, batch: Mapping[str, jax.Array]):
@@ -88,12 +111,9 @@ class Evaluator:
         Returns:
           ({name: one array per row, see `Kind.predictions`}, loss).
         """
-        lengths = self._lengths
-        if lengths is None:
-            lengths = choose_lengths(features.row_lengths, self._num_lengths, self._longest)
         batches = evaluation_batches(
             features,
-            lengths,
+            self._lengths,
             self._kind.fill(),
             self._pad_id,
             self._mesh,

@@ -14,6 +14,7 @@ import jax.numpy as jnp
 import numpy as np
 from etils import epath
 
+from roberta_jax.data.row_lengths import choose_lengths
 from roberta_jax.errors import counted
 from roberta_jax.finetuning.adapt import (
     adapted_model,
@@ -22,18 +23,16 @@ from roberta_jax.finetuning.adapt import (
     describe,
     plain_params,
 )
-from roberta_jax.finetuning.batches import TrainingRows, choose_lengths, training_batches
+from roberta_jax.finetuning.batches import TrainingRows, training_batches
 from roberta_jax.finetuning.evaluation import Evaluator
 from roberta_jax.finetuning.model_card import model_card
-from roberta_jax.finetuning.outputs import SplitResult, summary_line, write_outputs
-from roberta_jax.finetuning.prepare import Prepared, Split, write_task
-from roberta_jax.finetuning.results import baseline_name, with_intervals
+from roberta_jax.finetuning.outputs import summary_line, write_outputs
+from roberta_jax.finetuning.prepare import Prepared, write_task
 from roberta_jax.finetuning.spec import FinetuningSpec
 from roberta_jax.modeling.flops import training_flops
 from roberta_jax.storage.atomic import write_text
 from roberta_jax.storage.hub import is_hub_id
 from roberta_jax.tasks import metrics
-from roberta_jax.tasks.kinds import Kind
 from roberta_jax.tasks.loading import has_same_labels
 from roberta_jax.training.job import Job, TrainingSpec
 from roberta_jax.training.run import EXPORT, say
@@ -78,6 +77,7 @@ class Finetuning:
             features.row_lengths, spec.data.num_lengths, self._model.config.max_length
         )
         self._rows = TrainingRows(features, self._lengths, training.batch_size, training.seed)
+        self._mean_tokens = self._rows.mean_tokens()
         self._evaluator = Evaluator(
             self._model,
             kind,
@@ -99,7 +99,7 @@ class Finetuning:
     def job(self) -> Job:
         """What is trained, for `training.run.run`."""
         prepared, training, choices = self._prepared, self._training, self._choices
-        tokens = round(self._rows.mean_tokens()) * choices
+        tokens = round(self._mean_tokens) * choices
         length = round(tokens / (training.batch_size * choices))
         return Job(
             train_step=training.train_step(self._adapted),
@@ -208,10 +208,12 @@ class Finetuning:
         """Evaluates all splits with the best parameters, and writes results and predictions."""
         prepared, plain = self._prepared, self._plain(params)
         self._results, extra, kind = [], {}, prepared.kind
+        baseline = kind.baseline(prepared.train.examples)
         for split in (prepared.validation, *prepared.more):
-            result = self._result(split, plain, kind, should_stop)
-            if result is None:
+            evaluated = self._evaluator(split, plain, should_stop, kind)
+            if evaluated is None:
                 return None
+            result = evaluated.result(kind, split.name, split.examples, baseline)
             if split is prepared.validation:
                 kind = kind.with_choices(result.scores)
             self._results.append(result)
@@ -232,29 +234,6 @@ class Finetuning:
             if result.scores:
                 say(f"{result.split}: {summary_line(prepared.task, result)}")
         return {}
-
-    def _result(
-        self, split: Split, params: Any, kind: Kind, should_stop: Callable[[], bool]
-    ) -> SplitResult | None:
-        task = self._prepared.task
-        evaluated = self._evaluator(split, params, should_stop, kind)
-        if evaluated is None:
-            return None
-        majority = kind.majority(self._prepared.train.examples, split.examples)
-        baseline = None if majority is None else kind.scores(split.examples, majority)
-        return with_intervals(
-            task,
-            kind.labels,
-            SplitResult(
-                split=split.name,
-                examples=split.examples,
-                predictions=evaluated.predictions,
-                scores=evaluated.scores,
-                baseline=baseline or None,
-                loss=evaluated.loss,
-                baseline_name=baseline_name(task, majority),
-            ),
-        )
 
     def _export(self, params: Any) -> None:
         adaptation, tokenizer = self._spec.adaptation, self._prepared.tokenizer
@@ -314,7 +293,7 @@ class Finetuning:
         counts = ", ".join(f"{len(split.examples):,} {split.name}" for split in splits)
         lengths = ", ".join(map(str, self._lengths))
         padding = 1 - np.mean(prepared.train.features.row_lengths) * training.batch_size / (
-            self._rows.mean_tokens()
+            self._mean_tokens
         )
         return "\n".join(
             [

@@ -23,7 +23,6 @@ if TYPE_CHECKING:
     from roberta_jax.tokenizer import RobertaTokenizer
 
 MAX_BUCKETS = 6  # different lengths of a row, each of which compiles a program
-_LENGTH_MULTIPLE = 8  # which accelerators compute with faster
 
 
 @dataclasses.dataclass(frozen=True)
@@ -140,41 +139,6 @@ def make_rows(
     return rows
 
 
-def bucket_lengths(
-    lengths: np.ndarray, weights: np.ndarray, max_length: int, most: int = MAX_BUCKETS
-) -> np.ndarray:
-    """Chooses the lengths that rows are padded to, so that the fewest positions are computed.
-
-    Args:
-      lengths: int64 [R], tokens of each row.
-      weights: [R], how often each row is computed.
-      max_length: no row is padded to more.
-      most: number of different lengths at most.
-
-    Returns:
-      int64, ascending, at most `most`; the last holds the longest row.
-    """
-    padded = np.minimum(-(-lengths // _LENGTH_MULTIPLE) * _LENGTH_MULTIPLE, max_length)
-    candidates, index = np.unique(padded, return_inverse=True)
-    counts = np.append(0, np.cumsum(np.bincount(index, weights)))
-    # cost[j]: the positions of the rows up to candidate j, of which the last bucket is padded to j.
-    # With each pass, one more bucket may be used.
-    cost, choices = candidates * counts[1:], []
-    for _ in range(min(most, len(candidates)) - 1):
-        options = np.append(0, cost)[:, None] + candidates * (counts[None, 1:] - counts[:, None])
-        options = np.where(np.tri(len(candidates) + 1, len(candidates), -1), np.inf, options)
-        choices.append(options.argmin(0))
-        cost = options.min(0)
-    chosen, last = [], len(candidates)
-    for best in reversed(choices):
-        if last:
-            chosen.append(candidates[last - 1])
-            last = int(best[last - 1])
-    if last:
-        chosen.append(candidates[last - 1])
-    return np.array(chosen[::-1], np.int64)
-
-
 def batches(
     lengths: np.ndarray, buckets: np.ndarray, tokens: int, multiple: int
 ) -> Iterator[tuple[np.ndarray, int]]:
@@ -182,7 +146,7 @@ def batches(
 
     Args:
       lengths: int64 [N], tokens of each item.
-      buckets: from `bucket_lengths`.
+      buckets: from `row_lengths.choose_lengths`.
       tokens: positions of a batch at most, unless `multiple` items have more.
       multiple: the number of items in a batch is divisible by it: the number of devices.
 

@@ -21,8 +21,9 @@ from jax.sharding import Mesh, NamedSharding, PartitionSpec
 
 from roberta_jax.data import hashing
 from roberta_jax.data.masking import Masker, Masking, num_slots
+from roberta_jax.data.row_lengths import choose_lengths
 from roberta_jax.errors import UsageError, counted
-from roberta_jax.language_modeling.rows import Rows, batches, bucket_lengths
+from roberta_jax.language_modeling.rows import MAX_BUCKETS, Rows, batches
 from roberta_jax.training.partitioning import (
     create_mesh,
     local_batch_rows,
@@ -205,7 +206,7 @@ class Scorer:
         return PseudoSums(loss, np.bincount(document_N, minlength=rows.num_documents))
 
     def _batches(self, lengths: np.ndarray, max_length: int) -> Iterator[tuple[np.ndarray, int]]:
-        buckets = bucket_lengths(lengths, np.ones(len(lengths)), max_length)
+        buckets = choose_lengths(lengths, MAX_BUCKETS, max_length)
         return batches(lengths, buckets, self._batch_tokens, self._mesh.size)
 
     def _dispatch(self, batch: dict[str, np.ndarray]) -> tuple[jax.Array, jax.Array]:

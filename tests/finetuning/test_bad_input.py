@@ -11,10 +11,11 @@ import pytest
 from configs.finetune import get_config
 from configs.pretrain import get_config as pretraining_config
 from roberta_jax import RobertaTokenizer, cli
+from roberta_jax.data.row_lengths import choose_lengths
 from roberta_jax.errors import UsageError
 from roberta_jax.finetune import finetune, main
 from roberta_jax.finetuning import prepare as preparation
-from roberta_jax.finetuning.batches import TrainingRows, choose_lengths
+from roberta_jax.finetuning.batches import TrainingRows
 from roberta_jax.finetuning.config_values import VALUES
 from roberta_jax.finetuning.prepare import prepare
 from roberta_jax.finetuning.spec import read_spec

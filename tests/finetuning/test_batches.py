@@ -5,9 +5,9 @@ import itertools
 import numpy as np
 import pytest
 
+from roberta_jax.data.row_lengths import choose_lengths
 from roberta_jax.finetuning.batches import (
     TrainingRows,
-    choose_lengths,
     evaluation_batches,
     padded_length,
     training_batches,
@@ -30,26 +30,6 @@ def features_of(lengths):
 @pytest.fixture(scope="module")
 def features():
     return features_of(np.random.default_rng(0).integers(3, 100, 203))
-
-
-@pytest.mark.parametrize("most", [1, 2, 3, 5])
-@pytest.mark.parametrize("seed", range(5))
-def test_the_chosen_lengths_have_the_least_padding(most, seed):
-    row_lengths = np.random.default_rng(seed).integers(1, 100, 40)
-    chosen = choose_lengths(row_lengths, most, longest=100)
-    assert len(chosen) <= most
-    assert all(chosen % 8 == 0) or chosen[-1] == 100
-    tokens = chosen[np.searchsorted(chosen, row_lengths)].sum()
-    possible = np.unique(np.minimum(-(-row_lengths // 8) * 8, 100))
-    for number in range(most):
-        for others in itertools.combinations(possible[:-1], min(number, len(possible) - 1)):
-            lengths = np.array([*others, possible[-1]])
-            assert tokens <= lengths[np.searchsorted(lengths, row_lengths)].sum()
-
-
-def test_no_length_exceeds_what_the_model_takes():
-    assert choose_lengths(np.array([3, 9, 30]), 6, longest=30).tolist() == [8, 16, 30]
-    assert choose_lengths(np.array([], np.int64), 6, longest=30).tolist() == []
 
 
 def test_every_epoch_has_every_row_once_and_batches_are_full(features):

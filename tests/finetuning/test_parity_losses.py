@@ -14,7 +14,8 @@ import pytest
 torch = pytest.importorskip("torch")
 transformers = pytest.importorskip("transformers")
 
-from roberta_jax.finetuning.batches import TrainingRows, choose_lengths
+from roberta_jax.data.row_lengths import choose_lengths
+from roberta_jax.finetuning.batches import TrainingRows
 from roberta_jax.tasks.examples import ChoiceExample, QuestionExample, TextExample, TokenExample
 from roberta_jax.tasks.task import Formatting
 from roberta_jax.training.mesh import create_mesh

@@ -8,10 +8,11 @@ import pytest
 from roberta_jax.data.batches import PackedDataset
 from roberta_jax.data.masking import Masking
 from roberta_jax.data.packing.index import load_or_pack
+from roberta_jax.data.row_lengths import choose_lengths
 from roberta_jax.data.store.token_store import write_store
 from roberta_jax.errors import UsageError
 from roberta_jax.language_modeling.documents import Document
-from roberta_jax.language_modeling.rows import batches, bucket_lengths, make_rows
+from roberta_jax.language_modeling.rows import MAX_BUCKETS, batches, make_rows
 from tests.support import language_models
 
 MAX_LENGTH = 32
@@ -97,34 +98,11 @@ def test_text_positions_are_those_without_special_tokens(rows):
     assert len(every) == rows.text_tokens.sum()
 
 
-@pytest.mark.parametrize("seed", range(5))
-@pytest.mark.parametrize("most", [1, 2, 3])
-def test_buckets_are_the_best_of_all_choices(seed, most):
-    rng = np.random.default_rng(seed)
-    lengths, weights = rng.integers(2, 61, 30), rng.integers(1, 5, 30)
-
-    def cost(buckets):
-        return (np.array(buckets)[np.searchsorted(buckets, lengths)] * weights).sum()
-
-    chosen = bucket_lengths(lengths, weights, 60, most)
-    last = min(-(-lengths.max() // 8) * 8, 60)
-    others = [*range(8, last, 8)]
-    best = min(
-        cost([*choice, last])
-        for count in range(most)
-        for choice in itertools.combinations(others, count)
-    )
-    assert len(chosen) <= most
-    assert chosen[-1] >= lengths.max()
-    assert (np.diff(chosen) > 0).all()
-    assert cost(chosen) == best
-
-
 @pytest.mark.parametrize("multiple", [1, 4])
 @pytest.mark.parametrize("tokens", [64, 1000])
 def test_batches_have_each_item_once_in_few_shapes(multiple, tokens):
     lengths = np.random.default_rng(0).integers(2, 65, 101)
-    buckets = bucket_lengths(lengths, np.ones(101), 64)
+    buckets = choose_lengths(lengths, MAX_BUCKETS, 64)
     shapes, items = set(), []
     for batch, length in batches(lengths, buckets, tokens, multiple):
         shapes.add((len(batch), length))
