@@ -31,7 +31,7 @@ from jax import export
 
 from roberta_jax.errors import UsageError
 from roberta_jax.exporting.lowering import input_axes, input_names, lower
-from roberta_jax.storage.atomic import check_replaceable, replace_folder
+from roberta_jax.storage.atomic import check_replaceable, replace_folder, unchanged_on_error
 from roberta_jax.storage.reading import parse_json, read_bytes, read_text
 from roberta_jax.weights.formats.safetensors import TensorSpec, read_weights, write_safetensors
 from roberta_jax.weights.tensors import read_all
@@ -87,18 +87,12 @@ def export_stablehlo(
     specs.sort(key=lambda spec: -spec.dtype.itemsize)
     data = program.serialize()
     signature["crc32"] = f"{zlib.crc32(data):08x}"
-    try:
-        with replace_folder(target, last=SIGNATURE) as folder:
-            (folder / PROGRAM).write_bytes(data)
-            arrays = (np.asarray(flat[spec.name]) for spec in specs)
-            write_safetensors(folder / PARAMS, specs, arrays)
-            text = json.dumps(signature, indent=2) + "\n"
-            (folder / SIGNATURE).write_text(text, encoding="utf-8")
-    except OSError as error:
-        raise UsageError(
-            f"cannot write {target}: {error.strerror or error}; what was there before is "
-            "unchanged. Free some space or choose another folder"
-        ) from error
+    with unchanged_on_error(target), replace_folder(target, last=SIGNATURE) as folder:
+        (folder / PROGRAM).write_bytes(data)
+        arrays = (np.asarray(flat[spec.name]) for spec in specs)
+        write_safetensors(folder / PARAMS, specs, arrays)
+        text = json.dumps(signature, indent=2) + "\n"
+        (folder / SIGNATURE).write_text(text, encoding="utf-8")
 
 
 def load_stablehlo(path: str | os.PathLike) -> Callable[..., dict[str, jax.Array]]:

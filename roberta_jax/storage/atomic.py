@@ -135,6 +135,22 @@ def replace_folder(target: epath.Path, last: str) -> Iterator[pathlib.Path]:
     shutil.rmtree(replaced, ignore_errors=True)
 
 
+@contextlib.contextmanager
+def unchanged_on_error(target: os.PathLike) -> Iterator[None]:
+    """Around `replace_folder`: raises a UsageError where the file system refuses to write.
+
+    Args:
+      target: the folder that is replaced, which is unchanged then.
+    """
+    try:
+        yield
+    except OSError as error:
+        raise UsageError(
+            f"cannot write {target}: {error.strerror or error}; what was there before is "
+            "unchanged. Free some space or choose another folder"
+        ) from error
+
+
 def _replace_objects(target: epath.Path, folder: pathlib.Path, last: str) -> None:
     files = [path for path in sorted(folder.rglob("*")) if path.is_file()]
     names = [path.relative_to(folder).as_posix() for path in files]

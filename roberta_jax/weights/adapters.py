@@ -200,16 +200,13 @@ def save_adapter(
             for leaf in saved
             for name in leaf.names
         ]
-        try:
-            with atomic.replace_folder(target, last=CONFIG_NAME) as folder:
-                tensors = (tensor for _, tensor in split_leaves(saved, arrays))
-                write_safetensors(folder / WEIGHTS_NAME, specs, tensors)
-                (folder / CONFIG_NAME).write_text(to_json(config), encoding="utf-8")
-        except OSError as error:
-            raise UsageError(
-                f"cannot write {target}: {error.strerror or error}; what was there before is "
-                "unchanged. Free some space or choose another folder"
-            ) from error
+        with (
+            atomic.unchanged_on_error(target),
+            atomic.replace_folder(target, last=CONFIG_NAME) as folder,
+        ):
+            tensors = (tensor for _, tensor in split_leaves(saved, arrays))
+            write_safetensors(folder / WEIGHTS_NAME, specs, tensors)
+            (folder / CONFIG_NAME).write_text(to_json(config), encoding="utf-8")
     if jax.process_count() > 1:
         multihost_utils.sync_global_devices(f"save_adapter {target}")
 

@@ -20,7 +20,7 @@ from jax.experimental import multihost_utils
 from roberta_jax.errors import UsageError, listed
 from roberta_jax.modeling.heads import MODEL_CLASSES
 from roberta_jax.storage import atomic
-from roberta_jax.storage.atomic import replace_folder
+from roberta_jax.storage.atomic import replace_folder, unchanged_on_error
 from roberta_jax.storage.hub import TOKENIZER_FILES
 from roberta_jax.weights import next_sentence
 from roberta_jax.weights.config_file import CONFIG_NAME, to_json
@@ -113,23 +113,17 @@ def save_pretrained(
     arrays = (_finite(leaf, on_host(leaf.value)) for leaf in ordered)
     if jax.process_index() == 0:
         check_replaceable(target)
-        try:
-            last = FAIRSEQ_NAMES[0] if format == "fairseq" else CONFIG_NAME
-            with replace_folder(target, last=last) as folder:
-                writer.write_weights(folder, ordered, arrays, config, max_shard_size)
-                if head is not None:
-                    next_sentence.write_head(folder, head)
-                if tokenizer is not None:
-                    tokenizer.save_pretrained(folder)
-                else:
-                    _copy_tokenizer(target, folder)
-                if format != "fairseq":  # a fairseq checkpoint contains its config
-                    (folder / CONFIG_NAME).write_text(to_json(config), encoding="utf-8")
-        except OSError as error:
-            raise UsageError(
-                f"cannot write {target}: {error.strerror or error}; what was there before is "
-                "unchanged. Free some space or choose another folder"
-            ) from error
+        last = FAIRSEQ_NAMES[0] if format == "fairseq" else CONFIG_NAME
+        with unchanged_on_error(target), replace_folder(target, last=last) as folder:
+            writer.write_weights(folder, ordered, arrays, config, max_shard_size)
+            if head is not None:
+                next_sentence.write_head(folder, head)
+            if tokenizer is not None:
+                tokenizer.save_pretrained(folder)
+            else:
+                _copy_tokenizer(target, folder)
+            if format != "fairseq":  # a fairseq checkpoint contains its config
+                (folder / CONFIG_NAME).write_text(to_json(config), encoding="utf-8")
     else:
         for _ in arrays:  # each array is gathered by all processes
             pass
