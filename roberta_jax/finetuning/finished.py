@@ -51,60 +51,7 @@ _KINDS_OF_PROBLEMS = {
 }
 
 
-@dataclasses.dataclass(frozen=True)
-class FinishedModel:
-    """A fine-tuned model with its task.
-
-    Attributes:
-      path: what it was opened from.
-      task: its task.
-      kind: the kind of it, with the labels in the order of the model's ids.
-      tokenizer: its tokenizer.
-      params: its parameters, on all devices.
-      evaluator: computes its outputs.
-      baseline: what the simplest baseline predicts, see `Kind.baseline`; None if it is not known.
-      validation: the digest of the rows of the run's validation examples, if the workdir says so.
-    """
-
-    path: str
-    task: Task
-    kind: Kind
-    tokenizer: Any
-    params: Any
-    evaluator: Evaluator
-    baseline: Any = None
-    validation: str | None = None
-
-    def predictions(self, examples: Sequence[Example]) -> list[Prediction]:
-        """Predictions for examples, in their order."""
-        features = self.kind.encode(examples, self.tokenizer)
-        outputs, _ = self.evaluator.outputs(features, self.params)
-        return self.kind.predictions(examples, features, outputs)
-
-    def evaluate(
-        self, split: str, examples: Sequence[Example], *, is_validation: bool = False
-    ) -> Evaluated:
-        """Predictions and scores.
-
-        Args:
-          split: the name of the split.
-          examples: its examples.
-          is_validation: whether they are meant to be the run's validation examples.
-
-        Raises:
-          UsageError: they are meant to be, and are others.
-        """
-        features = self.kind.encode(examples, self.tokenizer)
-        if is_validation and self.validation not in (None, digest(features)):
-            raise UsageError(
-                f"the validation examples of {self.path} are no longer those of the run, or are "
-                "divided otherwise by this version. To evaluate on them all the same, give them as "
-                "--file."
-            )
-        return self.evaluator(Split(split, examples, features), self.params)
-
-
-@dataclasses.dataclass(frozen=True)
+@dataclasses.dataclass(frozen=True, kw_only=True)
 class FinishedTask:
     """What a fine-tuned model was trained for: all but its weights.
 
@@ -114,7 +61,8 @@ class FinishedTask:
       config: the config of the model.
       kind: the kind of its task, with the labels in the order of the model's ids.
       dtype: the dtype that its run computed in; float32 for a model that is not a workdir's.
-      baseline, validation: see `FinishedModel`.
+      baseline: what the simplest baseline predicts, see `Kind.baseline`; None if it is not known.
+      validation: the digest of the rows of the run's validation examples, if the workdir says so.
     """
 
     path: str
@@ -127,6 +75,7 @@ class FinishedTask:
 
     @property
     def task(self) -> Task:
+        """Its task."""
         return self.kind.task
 
     def execution(self, dtype: str | None = None) -> Execution:
@@ -157,17 +106,12 @@ class FinishedTask:
             "dtype": jnp.dtype(execution.dtype).name,
         }
 
-    def load(self, mesh: Mesh | None = None, execution: Execution | None = None) -> FinishedModel:
+    def load(self, mesh: Mesh | None = None, execution: Execution | None = None) -> "FinishedModel":
         """Loads the tokenizer and the weights; see `open_finished`."""
-        from roberta_jax.tokenizer import RobertaTokenizer
+        from roberta_jax.tokenizer.auto import load_tokenizer
 
         execution = self.execution() if execution is None else execution
-        try:
-            tokenizer = RobertaTokenizer.from_pretrained(tokenizer_folder(self.folder))
-        except UsageError:
-            raise
-        except (OSError, ValueError) as error:
-            raise UsageError(f"cannot load the model's tokenizer: {error}") from error
+        tokenizer = load_tokenizer(tokenizer_folder(self.folder))
         model, params = read_pretrained(self.folder, self.kind.model_class, execution)
         mesh = create_mesh() if mesh is None else mesh
         params = jax.device_put(params, NamedSharding(mesh, PartitionSpec()))
@@ -181,16 +125,51 @@ class FinishedTask:
             pad_id=tokenizer.pad_token_id,
             engine=ENGINES[-1],
         )
-        return FinishedModel(
-            self.path,
-            self.task,
-            self.kind,
-            tokenizer,
-            params,
-            evaluator,
-            self.baseline,
-            self.validation,
-        )
+        trained_for = {field.name: getattr(self, field.name) for field in dataclasses.fields(self)}
+        return FinishedModel(**trained_for, tokenizer=tokenizer, params=params, evaluator=evaluator)
+
+
+@dataclasses.dataclass(frozen=True, kw_only=True)
+class FinishedModel(FinishedTask):
+    """A fine-tuned model with its weights.
+
+    Attributes:
+      tokenizer: its tokenizer.
+      params: its parameters, on all devices.
+      evaluator: computes its outputs.
+    """
+
+    tokenizer: Any
+    params: Any
+    evaluator: Evaluator
+
+    def predictions(self, examples: Sequence[Example]) -> list[Prediction]:
+        """Predictions for examples, in their order."""
+        features = self.kind.encode(examples, self.tokenizer)
+        outputs, _ = self.evaluator.outputs(features, self.params)
+        return self.kind.predictions(examples, features, outputs)
+
+    def evaluate(
+        self, split: str, examples: Sequence[Example], *, is_validation: bool = False
+    ) -> Evaluated:
+        """Predictions and scores.
+
+        Args:
+          split: the name of the split.
+          examples: its examples.
+          is_validation: whether they are meant to be the run's validation examples.
+
+        Raises:
+          UsageError: they are meant to be, and are others.
+        """
+        features = self.kind.encode(examples, self.tokenizer)
+        if is_validation and self.validation not in (None, digest(features)):
+            raise UsageError(
+                f"the validation examples of {self.path} are no longer those of the run, or are "
+                "divided otherwise by this version. To evaluate on them all the same, give them as "
+                "--file."
+            )
+        return self.evaluator(Split(split, examples, features), self.params)
 
 
 def open_finished(
@@ -217,27 +196,26 @@ def open_finished(
 
 
 def read_finished(path: str | os.PathLike, task: str | None = None) -> FinishedTask:
-    """Reads what a model was fine-tuned for, which takes no time; see `open_finished`."""
+    """Reads what a model was fine-tuned for, without its weights; see `open_finished`."""
     folder = model_folder(path)
     config = read_config(folder)
     recorded = epath.Path(path) / TASK_FILE
-    baseline = validation = None
     if recorded.exists():
-        recorded_task = _read_task_file(recorded, config)
-        if task not in (None, recorded_task.task.name):
+        known = _read_task_file(recorded, config)
+        name = known["kind"].task.name
+        if task not in (None, name):
             raise UsageError(
-                f"{path} was fine-tuned on the task {recorded_task.task.name}, not on {task}. "
-                "Leave --task out."
+                f"{path} was fine-tuned on the task {name}, not on {task}. Leave --task out."
             )
-        row, labels, formatting = recorded_task.task, recorded_task.labels, recorded_task.formatting
-        baseline, validation = recorded_task.baseline, recorded_task.validation
     else:
         row = _named_task(path, task, folder, config)
         labels = loading.match_labels(row.labels, config.id2label, where=str(path))
         longest = min(row.recipe.max_length, config.max_length)
         formatting = dataclasses.replace(row.formatting, max_length=longest)
-    kind = kind_class(row.kind)(row, labels, formatting)
-    return FinishedTask(str(path), folder, config, kind, _run_dtype(path), baseline, validation)
+        known = {"kind": kind_class(row.kind)(row, labels, formatting)}
+    return FinishedTask(
+        path=str(path), folder=folder, config=config, dtype=_run_dtype(path), **known
+    )
 
 
 def _run_dtype(path: str | os.PathLike) -> Any:
@@ -258,26 +236,8 @@ def _lengths(longest: int) -> np.ndarray:
     return np.array([*powers, longest])
 
 
-@dataclasses.dataclass(frozen=True)
-class _RecordedTask:
-    """What `prepare.write_task` has written.
-
-    Attributes:
-      task: the task.
-      labels: the names of the labels in the order of the model's ids.
-      formatting: how examples become inputs.
-      baseline: what the simplest baseline predicts.
-      validation: the digest of the rows of the validation examples.
-    """
-
-    task: Task
-    labels: tuple[str, ...]
-    formatting: Formatting
-    baseline: Any
-    validation: str
-
-
-def _read_task_file(path: epath.Path, config: RobertaConfig) -> _RecordedTask:
+def _read_task_file(path: epath.Path, config: RobertaConfig) -> dict[str, Any]:
+    """The fields of a `FinishedTask` that `prepare.write_task` has written."""
     try:
         values = json.loads(path.read_text())
         if values["task"] not in TASKS:
@@ -286,7 +246,7 @@ def _read_task_file(path: epath.Path, config: RobertaConfig) -> _RecordedTask:
         _check_formatting(formatting, config)
         labels = tuple(values["model_labels"])
         names = tuple((config.id2label or {}).values())
-        baseline, validation = values["baseline"], str(values["validation"])
+        known = {"baseline": values["baseline"], "validation": str(values["validation"])}
         if row.kind in _WITH_LABELS and sorted(values["labels"]) != sorted(labels):
             raise ValueError("its labels are not those of the task")
         if row.kind in _WITH_LABELS and labels != names:
@@ -297,7 +257,7 @@ def _read_task_file(path: epath.Path, config: RobertaConfig) -> _RecordedTask:
             f"{path} is damaged, or of another version ({shortened(str(reason), 200)}). Use the "
             "folder hf/ of the run with --task, or delete hf/ and run the training command again."
         ) from None
-    return _RecordedTask(row, labels, formatting, baseline, validation)
+    return {"kind": kind_class(row.kind)(row, labels, formatting), **known}
 
 
 def _check_formatting(formatting: Formatting, config: RobertaConfig) -> None:

@@ -108,7 +108,7 @@ def prepare(spec: FinetuningSpec) -> Prepared:
         task, columns = user_task.task, user_task.columns
         check_keys_of_kind(spec.config, task)
         notes.append(user_task.description)
-    tokenizer = load_tokenizer(spec)
+    tokenizer = _tokenizer(spec)
     splits = data.sources.load_to_train(task)
     further, missing = data.sources.load_further(task)
     splits |= further
@@ -171,17 +171,14 @@ def write_task(folder: epath.Path, prepared: Prepared, kind: Kind) -> None:
     write_json(folder / TASK_FILE, values)
 
 
-def load_tokenizer(spec: FinetuningSpec) -> "RobertaTokenizer":
-    """The tokenizer of the run.
+def _tokenizer(spec: FinetuningSpec) -> "RobertaTokenizer":
+    from roberta_jax.tokenizer.auto import load_tokenizer
 
-    Raises:
-      UsageError: it cannot be loaded, or is not one for the model.
-    """
-    tokenizer = _read_tokenizer(spec.tokenizer or tokenizer_folder(spec.init_from))
+    tokenizer = load_tokenizer(spec.tokenizer or tokenizer_folder(spec.init_from))
     check_tokenizer(tokenizer, spec.model)
     if spec.tokenizer is not None:
         try:
-            own = _read_tokenizer(tokenizer_folder(spec.init_from))
+            own = load_tokenizer(tokenizer_folder(spec.init_from))
         except UsageError:
             return tokenizer
         if own.fingerprint() != tokenizer.fingerprint():
@@ -191,17 +188,6 @@ def load_tokenizer(spec: FinetuningSpec) -> "RobertaTokenizer":
                 *(spec.tokenizer, spec.config["init_from"]),
             )
     return tokenizer
-
-
-def _read_tokenizer(folder: Any) -> "RobertaTokenizer":
-    from roberta_jax.tokenizer import RobertaTokenizer
-
-    try:
-        return RobertaTokenizer.from_pretrained(folder)
-    except UsageError:
-        raise
-    except (OSError, ValueError) as error:
-        raise UsageError(f"cannot load the model's tokenizer: {error}") from error
 
 
 def encoded(

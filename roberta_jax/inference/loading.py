@@ -11,6 +11,7 @@ from roberta_jax.errors import UsageError
 from roberta_jax.modeling.execution import Execution
 from roberta_jax.modeling.heads import RobertaForMaskedLM
 from roberta_jax.tokenizer import RobertaTokenizer
+from roberta_jax.tokenizer.auto import load_tokenizer
 from roberta_jax.tokenizer.files import FAIRSEQ_FILES, HF_FILES, TOKENIZER_FILE
 
 
@@ -45,10 +46,7 @@ def load_masked_lm(
     """
     model, params = weights.read_pretrained(path, RobertaForMaskedLM, execution)
     folder = weights.tokenizer_folder(path)
-    try:
-        tokenizer = RobertaTokenizer.from_pretrained(folder)
-    except (OSError, ValueError) as error:
-        raise UsageError(f"cannot load the model's tokenizer: {error}") from error
+    tokenizer = load_tokenizer(folder)
     # In fairseq's files <mask> comes after the last line of dict.txt. If lines are missing there,
     # it has another id, and nothing else shows it.
     is_fairseq = (folder / FAIRSEQ_FILES[2]).exists() and not any(

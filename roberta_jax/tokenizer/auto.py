@@ -1,8 +1,9 @@
-"""transformers' `AutoTokenizer`, for scripts that use it: every tokenizer here has one class."""
+"""Loads tokenizers: as transformers' `AutoTokenizer` does, and for commands."""
 
 import os
 from typing import Any
 
+from roberta_jax.errors import StoreUnavailable, UsageError
 from roberta_jax.tokenizer.tokenizer import RobertaTokenizer
 
 
@@ -31,3 +32,17 @@ class AutoTokenizer:
           options: See there.
         """
         return RobertaTokenizer.from_pretrained(pretrained_model_name_or_path, **options)
+
+
+def load_tokenizer(folder: str | os.PathLike) -> RobertaTokenizer:
+    """Loads a model's tokenizer for a command.
+
+    Raises:
+      UsageError: it is not there or damaged, or (`StoreUnavailable`) cannot be reached now.
+    """
+    try:
+        return RobertaTokenizer.from_pretrained(folder)
+    except StoreUnavailable:
+        raise
+    except (OSError, ValueError) as error:
+        raise UsageError(f"cannot load the model's tokenizer: {error}") from error
