@@ -77,8 +77,8 @@ class Metadata(http.server.BaseHTTPRequestHandler):
 def test_slices_of_tpu_vms_get_their_flags(capsys, tmp_path, monkeypatch):
     (tmp_path / "chip").mkdir()
     (tmp_path / "chip" / "vendor").write_text("0x1ae0\n")
-    for name in ("LIBTPU_INIT_ARGS", "TPU_SKIP_MDS_QUERY", "MEGASCALE_NUM_SLICES"):
-        monkeypatch.delenv(name, raising=False)
+    for name in [name for name in os.environ if name.startswith(("TPU_", "LIBTPU_", "MEGASCALE_"))]:
+        monkeypatch.delenv(name)
     flags = f"export LIBTPU_INIT_ARGS={environment.MULTISLICE_FLAGS}"
     with http.server.HTTPServer(("127.0.0.1", 0), Metadata) as server:
         threading.Thread(target=server.serve_forever, daemon=True).start()

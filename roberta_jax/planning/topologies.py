@@ -195,10 +195,14 @@ def compile_only_devices(topology: Topology) -> Sequence[Any]:
             "device itself."
         )
     # Without these, libtpu asks the metadata server of a TPU VM, and refuses a second process.
-    os.environ.setdefault("TPU_SKIP_MDS_QUERY", "1")
-    os.environ.setdefault("ALLOW_MULTIPLE_LIBTPU_LOAD", "1")
-    os.environ.setdefault("TPU_ACCELERATOR_TYPE", f"{topology.chip.name}-{topology.per_slice}")
-    os.environ.setdefault("TPU_WORKER_HOSTNAMES", "localhost")
+    variables = {
+        "TPU_SKIP_MDS_QUERY": "1",
+        "ALLOW_MULTIPLE_LIBTPU_LOAD": "1",
+        "TPU_ACCELERATOR_TYPE": f"{topology.chip.name}-{topology.per_slice}",
+        "TPU_WORKER_HOSTNAMES": "localhost",
+    }
+    added = {name: text for name, text in variables.items() if name not in os.environ}
+    os.environ.update(added)
     import jax
     from jax.experimental import topologies
 
@@ -210,6 +214,8 @@ def compile_only_devices(topology: Topology) -> Sequence[Any]:
             platform="tpu", topology_name=topology.name, **options
         ).devices
     except Exception as error:  # of several types, with jax's version
+        for name in added:  # with the compiler they stay, since it may read them later
+            os.environ.pop(name, None)
         reason = shortened(" ".join(str(error).split()), 300)
         raise UsageError(
             f"--compile: the compiler of TPUs cannot plan for {topology}: {reason}\nIt is the "
