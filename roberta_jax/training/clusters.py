@@ -257,7 +257,7 @@ def num_slices(
     slices = _integer(env, "MEGASCALE_NUM_SLICES")
     if slices is not None:
         return max(1, slices)
-    if _gke_hosts(env) or env.get("TPU_SKIP_MDS_QUERY") or not (has_tpu or _has_google_device)():
+    if _gke_hosts(env) or env.get("TPU_SKIP_MDS_QUERY") or not (has_tpu or has_google_device)():
         return 1
     told = (metadata or _metadata)("tpu-env") or ""
     match = re.search(r"MEGASCALE_NUM_SLICES\s*:\s*'?(\d+)", told)
@@ -282,7 +282,7 @@ def _has_tpu() -> bool:
     return cloud_tpu_init.running_in_cloud_tpu_vm
 
 
-def _has_google_device() -> bool:
+def has_google_device() -> bool:
     """Whether this may be a machine with TPU chips, whose vendor also makes network cards."""
     for path in glob.glob(_PCI_VENDORS):
         try:
