@@ -29,6 +29,7 @@ from roberta_jax.finetuning.model_card import model_card
 from roberta_jax.finetuning.outputs import summary_line, write_outputs
 from roberta_jax.finetuning.prepare import Prepared, write_task
 from roberta_jax.finetuning.spec import FinetuningSpec
+from roberta_jax.modeling.classifiers import FIRST_TOKEN_HEADS
 from roberta_jax.modeling.flops import training_flops
 from roberta_jax.storage.atomic import write_text
 from roberta_jax.storage.hub import is_hub_id
@@ -117,7 +118,11 @@ class Finetuning:
             summarize=_summarize,
             tokens_per_step=tokens,
             flops_per_step=training_flops(
-                self._model.config, training.batch_size * choices, length, 0
+                self._model.config,
+                training.batch_size * choices,
+                length,
+                0,
+                isinstance(self._model, FIRST_TOKEN_HEADS),
             ),
             sample=lambda step: [int(row) for row in self._rows(step)[0]],
         )

@@ -47,8 +47,12 @@ class SelfAttention(nn.Module):
         deterministic: bool,
         init_cache: bool,
         output_attentions: bool,
+        first_only: bool = False,
     ) -> tuple[jax.Array, jax.Array | None]:
-        """Returns ([B, L, D], the attention probabilities [B, H, L, S] or None)."""
+        """Returns ([B, L, D], the attention probabilities [B, H, L, S] or None).
+
+        With `first_only`, L is 1: the first token alone attends to the keys.
+        """
         config, execution = self.config, self.execution
         query, key, value = (
             Dense(
@@ -66,6 +70,10 @@ class SelfAttention(nn.Module):
             return y_BLD.reshape(*y_BLD.shape[:-1], config.num_attention_heads, config.head_size)
 
         source_BSD = x_BLD if encoder_states_BSD is None else encoder_states_BSD
+        if first_only:
+            x_BLD = x_BLD[:, :1]
+            if bias is not None and bias.shape[2] > 1:
+                bias = bias[:, :, :1]
         q_BLHK = split_heads(query(x_BLD))
         k_BSHK, v_BSHK = split_heads(key(source_BSD)), split_heads(value(source_BSD))
         past_length = 0
@@ -175,13 +183,22 @@ class Attention(nn.Module):
         deterministic: bool,
         init_cache: bool,
         output_attentions: bool,
+        first_only: bool = False,
     ) -> tuple[jax.Array, jax.Array | None]:
         attention = SelfAttention(self.config, self.execution, self.relative, name="self")
         context, probabilities = attention(
-            x_BLD, bias, head_mask, encoder_states_BSD, deterministic, init_cache, output_attentions
+            x_BLD,
+            bias,
+            head_mask,
+            encoder_states_BSD,
+            deterministic,
+            init_cache,
+            output_attentions,
+            first_only,
         )
         output = Output(self.config, self.execution, "heads", name="output")
-        return output(context, x_BLD, deterministic), probabilities
+        residual = x_BLD[:, :1] if first_only else x_BLD
+        return output(context, residual, deterministic), probabilities
 
 
 class Intermediate(nn.Module):
@@ -222,12 +239,14 @@ class Block(nn.Module):
         init_cache: bool,
         output_hidden_states: bool,
         output_attentions: bool,
+        first_only: bool = False,
     ) -> tuple[jax.Array, tuple[jax.Array | None, jax.Array | None, jax.Array | None]]:
         """Applies the block to the carry of `nn.scan`.
 
         Returns:
           (output [B, L, D], (output again, attention probabilities, cross-attention
-          probabilities)). Members of the inner tuple that were not requested are None.
+          probabilities)). Members of the inner tuple that were not requested are None. With
+          `first_only`, the output is that of the first token, [B, 1, D].
         """
         # Ties the biases to this block. Their broadcast to all heads is the same in every iteration
         # of the scan; XLA would otherwise hoist it out and keep the large result for all layers.
@@ -236,7 +255,7 @@ class Block(nn.Module):
         if encoder_bias is not None:
             encoder_bias, x_BLD = jax.lax.optimization_barrier((encoder_bias, x_BLD))
         y_BLD, probabilities = Attention(self.config, self.execution, name="attention")(
-            x_BLD, bias, head_mask, None, deterministic, init_cache, output_attentions
+            x_BLD, bias, head_mask, None, deterministic, init_cache, output_attentions, first_only
         )
         cross_probabilities = None
         if self.config.add_cross_attention and encoder_states_BSD is not None:

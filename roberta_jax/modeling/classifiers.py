@@ -64,7 +64,7 @@ class RobertaForSequenceClassification(ConfigModule):
 
     def __call__(self, *args: Any, deterministic: bool = True, **inputs: Any) -> LogitsOutput:
         """Logits [B, C]; the arguments are `RobertaModel`'s."""
-        output = self.roberta(*args, deterministic=deterministic, **inputs)
+        output = self.roberta(*args, deterministic=deterministic, first_token_only=True, **inputs)
         logits = self.classifier(output.last_hidden_state, deterministic)
         return LogitsOutput(logits, output.hidden_states, output.attentions)
 
@@ -202,6 +202,7 @@ class RobertaForMultipleChoice(ConfigModule):
             flat(segment_ids),
             flat(inputs_embeds),
             deterministic=deterministic,
+            first_token_only=True,
             **inputs,
         )
         scores = self.classifier(self.dropout(output.pooler_output, deterministic))
@@ -304,3 +305,7 @@ class RobertaForQuestionAnswering(ConfigModule):
             "start": losses.span_count(start_positions, length),
             "end": losses.span_count(end_positions, length),
         }
+
+
+# These read the first token of the last hidden state alone.
+FIRST_TOKEN_HEADS = (RobertaForSequenceClassification, RobertaForMultipleChoice)

@@ -16,22 +16,75 @@ from roberta_jax.modeling.inputs import shape_error
 from roberta_jax.modeling.outputs import ModelOutput
 
 
-class Layers(nn.Module):
-    """The unrolled blocks, named "0", "1", …; called like the scanned block."""
+class UnrolledLayers(nn.Module):
+    """The blocks one after the other, named "0", "1", …; called like the scanned block.
+
+    With `first_only`, the last one computes its first token alone.
+    """
 
     config: RobertaConfig
     execution: Execution
     block: type[nn.Module]
 
     @nn.compact
-    def __call__(self, x_BLD, bias, head_masks, *others):
+    def __call__(self, x_BLD, bias, head_masks, *rest):
+        *others, first_only = rest
         outputs = []
         for i in range(self.config.num_hidden_layers):
             head_mask = None if head_masks is None else head_masks[i]
             block = self.block(self.config, self.execution, name=str(i))
-            x_BLD, block_outputs = block(x_BLD, bias, head_mask, *others)
+            is_last = i == self.config.num_hidden_layers - 1
+            x_BLD, block_outputs = block(x_BLD, bias, head_mask, *others, first_only and is_last)
             outputs.append(block_outputs)
         return x_BLD, tuple(zip(*outputs, strict=True))
+
+
+class LastLayerApart(nn.Module):
+    """A scan over all blocks but the last one, which computes its first token alone.
+
+    Called like the scanned block, with the parameters that `split_last` gives.
+    """
+
+    config: RobertaConfig
+    execution: Execution
+    block: type[nn.Module]
+
+    @nn.compact
+    def __call__(self, x_BLD, bias, head_masks, *rest):
+        *others, _ = rest
+        num_others = self.config.num_hidden_layers - 1
+        other_masks = last_mask = None
+        if head_masks is not None:
+            other_masks, last_mask = head_masks[:-1], head_masks[-1]
+        if num_others:
+            stack = scanned(self.block, num_others, self.execution.scan_unroll)
+            stack = stack(self.config, self.execution, name="others")
+            x_BLD, _ = stack(x_BLD, bias, other_masks, *others, False)
+        last = self.block(self.config, self.execution, name="last")
+        return last(x_BLD, bias, last_mask, *others, True)
+
+
+def split_last(variables):
+    """{"params": stacked blocks} as those of the last block and of the others."""
+    # One primitive, whose gradient is a concatenation. That of two slices is a sum of two arrays
+    # that are padded with zeros.
+    params = nn.unbox(variables["params"])
+    parts = jax.tree.map(lambda x: jax.lax.split(x, (x.shape[0] - 1, 1)), params)
+    others, last = jax.tree.transpose(jax.tree.structure(params), None, parts)
+    return {"params": {"others": others, "last": jax.tree.map(lambda x: x[0], last)}}
+
+
+def scanned(block: type[nn.Module], layers: int, unroll: int) -> type[nn.Module]:
+    """The block, scanned over stacked parameters and masks of heads."""
+    return nn.scan(
+        block,
+        variable_axes={"params": 0, "cache": 0},
+        split_rngs={"params": True, "dropout": True},
+        in_axes=(nn.broadcast, 0, *7 * [nn.broadcast]),
+        length=layers,
+        unroll=min(unroll, layers),
+        metadata_params={nn.PARTITION_NAME: "layers"},
+    )
 
 
 class Encoder(nn.Module):
@@ -52,6 +105,7 @@ class Encoder(nn.Module):
         init_cache: bool,
         output_hidden_states: bool,
         output_attentions: bool,
+        first_only: bool = False,
     ) -> ModelOutput:
         """Runs the blocks.
 
@@ -67,6 +121,8 @@ class Encoder(nn.Module):
           init_cache: create the cache. Its size is the length of this input.
           output_hidden_states: return the embeddings and every block's output, layers + 1 arrays.
           output_attentions: return every block's [B, H, L, L] attention probabilities.
+          first_only: compute the first token of the last block's output alone, [B, 1, D]; not with
+            a cache, nor with the outputs of all blocks.
 
         Raises:
           ValueError: `head_mask` has the wrong shape.
@@ -87,20 +143,15 @@ class Encoder(nn.Module):
                 # A scan already keeps XLA from merging the recomputation with the forward pass.
                 prevent_cse=not execution.scan_layers,
                 policy=REMAT_POLICIES[execution.remat],
-                static_argnums=(6, 7, 8, 9),  # the bool arguments; self is 0
+                static_argnums=(6, 7, 8, 9, 10),  # the bool arguments; self is 0
             )
-        if execution.scan_layers:
-            stack = nn.scan(
-                block,
-                variable_axes={"params": 0, "cache": 0},
-                split_rngs={"params": True, "dropout": True},
-                in_axes=(nn.broadcast, 0, *6 * [nn.broadcast]),
-                length=layers,
-                unroll=execution.scan_unroll,
-                metadata_params={nn.PARTITION_NAME: "layers"},
-            )(config, execution, name="layer")
+        if not execution.scan_layers:
+            stack = UnrolledLayers(config, execution, block, name="layer")
+        elif not first_only:
+            stack = scanned(block, layers, execution.scan_unroll)(config, execution, name="layer")
         else:
-            stack = Layers(config, execution, block, name="layer")
+            stack = nn.map_variables(LastLayerApart, "params", split_last)
+            stack = stack(config, execution, block, name="layer")
         last_hidden_state, (hidden_states, attentions, cross_attentions) = stack(
             x_BLD,
             mask_to_bias(mask),
@@ -111,6 +162,7 @@ class Encoder(nn.Module):
             init_cache,
             output_hidden_states,
             output_attentions,
+            first_only,
         )
         has_cross_attention = config.add_cross_attention and encoder_states_BSD is not None
         return ModelOutput(

@@ -3,7 +3,13 @@
 from roberta_jax.modeling.config import RobertaConfig
 
 
-def training_flops(config: RobertaConfig, batch_size: int, length: int, num_slots: int) -> float:
+def training_flops(
+    config: RobertaConfig,
+    batch_size: int,
+    length: int,
+    num_slots: int,
+    first_token_only: bool = False,
+) -> float:
     """Floating-point operations of one masked-LM update, by formula.
 
     Counts the matrix products of the forward and backward passes (three times the forward pass),
@@ -15,11 +21,17 @@ def training_flops(config: RobertaConfig, batch_size: int, length: int, num_slot
       batch_size: rows per update.
       length: tokens per row.
       num_slots: prediction slots per row, the positions at which the LM head computes logits.
+      first_token_only: the last block computes keys and values of all tokens, and the rest of the
+        first one alone; see `RobertaModel.__call__`.
     """
     width = config.hidden_size
-    block = 4 * width * width + 2 * width * config.intermediate_size + 2 * length * width
+    keys_and_values = 2 * width * width
+    rest = 2 * width * width + 2 * width * config.intermediate_size + 2 * length * width
     head = width * width + width * config.vocab_size
-    return 6.0 * batch_size * (config.num_hidden_layers * length * block + num_slots * head)
+    layers = config.num_hidden_layers
+    rest_tokens = (layers - 1) * length + 1 if first_token_only else layers * length
+    per_row = layers * length * keys_and_values + rest_tokens * rest + num_slots * head
+    return 6.0 * batch_size * per_row
 
 
 def num_parameters(config: RobertaConfig) -> int:

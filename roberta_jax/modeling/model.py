@@ -94,6 +94,7 @@ class RobertaModel(ConfigModule):
         encoder_hidden_states: jax.Array | None = None,
         encoder_attention_mask: jax.Array | None = None,
         init_cache: bool = False,
+        first_token_only: bool = False,
     ) -> ModelOutput:
         """Encodes a batch.
 
@@ -118,6 +119,9 @@ class RobertaModel(ConfigModule):
           encoder_hidden_states: [B, S, D], the hidden states that the cross-attention attends to.
           encoder_attention_mask: int or bool [B, S], 0 at those to ignore.
           init_cache: create a cache whose size is the length of this input; for `Module.init`.
+          first_token_only: the caller reads the first token of the last hidden state alone. The
+            last block then computes nothing else, and that state is [B, 1, D]; but not in a decoder
+            or where hidden states or attentions are returned.
 
         Returns:
           A `ModelOutput`.
@@ -167,6 +171,13 @@ class RobertaModel(ConfigModule):
             init_cache,
             output_hidden_states,
             output_attentions,
+            first_only=first_token_only
+            and not (
+                config.is_decoder
+                or output_hidden_states
+                or output_attentions
+                or self.is_initializing()
+            ),
         )
         if not self.add_pooling_layer:
             return output
