@@ -2,11 +2,12 @@
 
     python -m experiments.benchmarks.finetune --folder=glue/MRPC
     python -m experiments.benchmarks.finetune --folder=glue/MRPC --model=runs/small/hf
+    python -m experiments.benchmarks.finetune --task=sst2 --folder=glue/SST-2
 
-Both sides train on MRPC's pairs in batches of 16 in float32 with AdamW and evaluate on its
-validation examples. Both read the same folder with a model; without --model it has 4 layers of
-width 256 (--size=base: RoBERTa base) with random weights and a tokenizer that is trained on the
-training texts.
+Both sides train on a task's texts, MRPC's pairs by default, in batches of 16 in float32 with AdamW
+and evaluate on its validation examples. Both read the same folder with a model; without --model it
+has 4 layers of width 256 (--size=base: RoBERTa base) with random weights and a tokenizer that is
+trained on the training texts.
 
     ours     the batches and steps of `roberta_jax.finetune`
     trainer  transformers.Trainer with dynamic padding, group_by_length and its default fused AdamW
@@ -43,20 +44,26 @@ SIZES = {
     "base": {},
 }
 BATCH, EVAL_BATCH, LENGTH = 16, 64, 128
+TASK_NAMES = ("mrpc", "sst2", "rte", "qnli")
 WARM_UP = 40  # steps, in which all lengths of batches are compiled
 
 
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
-    parser.add_argument("--folder", required=True, help="folder with MRPC's official files")
+    parser.add_argument("--task", choices=TASK_NAMES, default="mrpc")
+    parser.add_argument("--folder", required=True, help="folder with the task's official files")
     parser.add_argument("--model", help="folder of a model in Hugging Face's format")
     parser.add_argument("--size", choices=SIZES, default="small", help="without --model")
     parser.add_argument("--rounds", type=positive, default=5)
     parser.add_argument("--steps", type=positive, default=20, help="steps of a side per round")
+    parser.add_argument("--unroll", type=positive, default=1, help="execution.scan_unroll of ours")
     parser.add_argument("--side", choices=SIDES, help=argparse.SUPPRESS)  # what a child runs
     arguments = parser.parse_args()
     if arguments.side:
-        {"ours": _ours, "trainer": _trainer}[arguments.side](arguments.model, arguments.folder)
+        if arguments.side == "ours":
+            _ours(arguments)
+        else:
+            _trainer(arguments)
         return
     with tempfile.TemporaryDirectory() as folder:
         model = arguments.model or _write_model(pathlib.Path(folder), arguments)
@@ -65,7 +72,7 @@ def main() -> None:
 
 def _compare(model: str, arguments: argparse.Namespace) -> dict:
     command = [sys.executable, "-m", "experiments.benchmarks.finetune", f"--model={model}"]
-    command += [f"--folder={arguments.folder}"]
+    command += [f"--{name}={getattr(arguments, name)}" for name in ("task", "folder", "unroll")]
     sides = {side: Side([*command, f"--side={side}"]) for side in SIDES}
     seconds = {(side, what): [] for side in SIDES for what in ("train", "evaluate")}
     for _ in range(arguments.rounds):
@@ -73,7 +80,8 @@ def _compare(model: str, arguments: argparse.Namespace) -> dict:
             seconds[side, "train"].append(process.ask(f"train {arguments.steps}")["seconds"])
             seconds[side, "evaluate"].append(process.ask("evaluate")["seconds"])
     ready = sides["ours"].ready
-    result = {"model": arguments.model or arguments.size, "compilation_s": ready["compilation"]}
+    result = {"task": arguments.task, "model": arguments.model or arguments.size}
+    result["compilation_s"] = ready["compilation"]
     examples = {"train": BATCH * arguments.steps, "evaluate": ready["validation"]}
     for what, number in examples.items():
         for side in SIDES:
@@ -90,7 +98,7 @@ def _compare(model: str, arguments: argparse.Namespace) -> dict:
 
 
 def _write_model(folder: pathlib.Path, arguments: argparse.Namespace) -> str:
-    """A masked language model with random weights, and a tokenizer of MRPC's own words."""
+    """A masked language model with random weights, and a tokenizer of the task's own words."""
     import flax.linen as nn
     import jax
     import jax.numpy as jnp
@@ -100,7 +108,7 @@ def _write_model(folder: pathlib.Path, arguments: argparse.Namespace) -> str:
     from roberta_jax.tokenizer import RobertaTokenizer
     from roberta_jax.weights.save import save_pretrained
 
-    texts = [text for each in _examples(arguments.folder)["train"] for text in each[:2]]
+    texts = [text for each in _examples(arguments)["train"] for text in each[:2] if text]
     tokenizer = RobertaTokenizer.train(texts, vocab_size=8192)
     config = RobertaConfig.base(vocab_size=len(tokenizer), **SIZES[arguments.size])
     model = RobertaForMaskedLM(config)
@@ -109,14 +117,14 @@ def _write_model(folder: pathlib.Path, arguments: argparse.Namespace) -> str:
     return str(folder / "model")
 
 
-def _examples(folder: str) -> dict[str, list[tuple[str, str, str]]]:
+def _examples(arguments: argparse.Namespace) -> dict[str, list[tuple[str, str | None, str]]]:
     from roberta_jax.tasks.loading import load_split
     from roberta_jax.tasks.table import TASKS
 
     return {
         split: [
             (each.text_a, each.text_b, each.label)
-            for each in load_split(TASKS["mrpc"], split, folder=folder)
+            for each in load_split(TASKS[arguments.task], split, folder=arguments.folder)
         ]
         for split in ("train", "validation")
     }
@@ -126,18 +134,22 @@ def _answer(**values: float) -> None:
     print(json.dumps(values), flush=True)
 
 
-def _ours(model: str, folder: str) -> None:
+def _ours(arguments: argparse.Namespace) -> None:
     from configs.finetune import get_config
     from roberta_jax.finetuning.job import Finetuning
     from roberta_jax.finetuning.prepare import prepare
     from roberta_jax.finetuning.spec import read_spec
+    from roberta_jax.host_memory import keep_freed_memory
     from roberta_jax.training.state import create_state
 
+    keep_freed_memory()  # as the command does
     with tempfile.TemporaryDirectory() as cache:
-        config = get_config("mrpc")
-        config.init_from, config.data.folder, config.data.cache_dir = model, folder, cache
+        config = get_config(arguments.task)
+        config.init_from, config.data.folder = arguments.model, arguments.folder
+        config.data.cache_dir = cache
         config.train.batch_size, config.eval.batch_size = BATCH, EVAL_BATCH
         config.format.max_length = LENGTH
+        config.execution.scan_unroll = arguments.unroll
         config.train.epochs = 1000.0
         spec = read_spec(config)
         prepared = prepare(spec)
@@ -185,7 +197,7 @@ def _ours(model: str, folder: str) -> None:
     _answer(peak_mb=peak_mb())
 
 
-def _trainer(model: str, folder: str) -> None:
+def _trainer(arguments: argparse.Namespace) -> None:
     import os
 
     os.environ["USE_TF"] = "0"  # otherwise transformers imports TensorFlow if it is installed
@@ -196,13 +208,14 @@ def _trainer(model: str, folder: str) -> None:
         import accelerate  # noqa: F401
     except ImportError:
         raise UsageError("transformers' Trainer needs accelerate: pip install accelerate") from None
-    examples = _examples(folder)
+    examples = _examples(arguments)
     labels = sorted({label for *_, label in examples["train"]})
-    tokenizer = transformers.AutoTokenizer.from_pretrained(model)
+    tokenizer = transformers.AutoTokenizer.from_pretrained(arguments.model)
 
     def dataset(split: str) -> list[dict]:
         first, second, names = zip(*examples[split], strict=True)
-        encoded = tokenizer(list(first), list(second), truncation=True, max_length=LENGTH)
+        pairs = [list(texts) for texts in (first, second) if texts[0] is not None]
+        encoded = tokenizer(*pairs, truncation=True, max_length=LENGTH)
         return [
             {"input_ids": ids, "attention_mask": mask, "labels": labels.index(name)}
             for ids, mask, name in zip(
@@ -254,7 +267,7 @@ def _trainer(model: str, folder: str) -> None:
         )
         trainer = transformers.Trainer(
             transformers.RobertaForSequenceClassification.from_pretrained(
-                model, num_labels=len(labels)
+                arguments.model, num_labels=len(labels)
             ),
             options,
             train_dataset=dataset("train"),
