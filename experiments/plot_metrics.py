@@ -1,7 +1,9 @@
 """Plots the training loss and the held-out perplexity of one or more training runs.
 
     python -m experiments.plot_metrics runs/tiny runs/small --out=loss.png
+    python -m experiments.plot_metrics runs/rte --out=rte.png
 
+Of fine-tuning runs it plots the scores of the task instead of the perplexity.
 It reads `metrics.jsonl` in each workdir, also while the run is going on. The perplexities of n-gram
 models on the same held-out text, if a run has recorded them, are drawn as dashed lines.
 """

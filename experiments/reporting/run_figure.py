@@ -1,4 +1,4 @@
-"""Draws the loss and the held-out perplexity of training runs into one figure."""
+"""Draws the loss and the held-out perplexity or scores of training runs into one figure."""
 
 import math
 import os
@@ -16,6 +16,7 @@ if TYPE_CHECKING:
 
 LOSS = "loss"
 PERPLEXITY = "eval_perplexity"
+_EVAL = "eval_"  # begins the names of what is measured on held-out examples
 BASELINES = {"unigram_perplexity": "unigram model", "bigram_perplexity": "bigram model"}
 
 
@@ -25,10 +26,24 @@ def curve(records: Sequence[dict[str, Any]], key: str) -> tuple[list[int], list[
     return [step for step, _ in pairs], [value for _, value in pairs]
 
 
-def figure(workdirs: Sequence[str | os.PathLike]) -> "Figure":
-    """Draws the training loss of runs and, below it, their held-out perplexity.
+def scores(records: Sequence[dict[str, Any]]) -> dict[str, tuple[list[int], list[float]]]:
+    """Returns {score: (steps, values)} of the evaluations of a fine-tuning run; else {}.
 
-    Dashed lines are the perplexities of n-gram models on the same text, if they were recorded.
+    The last record of a finished run repeats the scores of the best evaluation, and is left out.
+    """
+    evaluations = [record for record in records if "finished" not in record]
+    keys = dict.fromkeys(key for record in evaluations for key in record if key.startswith(_EVAL))
+    if PERPLEXITY in keys:
+        return {}
+    keys.pop(f"{_EVAL}loss", None)
+    return {key.removeprefix(_EVAL): curve(evaluations, key) for key in keys}
+
+
+def figure(workdirs: Sequence[str | os.PathLike]) -> "Figure":
+    """Draws the training loss of runs and, below it, their held-out perplexity or scores.
+
+    Dashed lines are the perplexities of n-gram models on the same text, if they were recorded. Of
+    fine-tuning runs, each score of the task has a panel.
 
     Args:
       workdirs: the folders of the runs; the legend shows them as given.
@@ -54,17 +69,20 @@ def figure(workdirs: Sequence[str | os.PathLike]) -> "Figure":
             )
 
     evaluated = any(curve(records, PERPLEXITY)[0] for records in runs.values())
-    num_panels = 2 if evaluated else 1
+    scored = {name: scores(records) for name, records in runs.items()}
+    score_names = list(dict.fromkeys(name for each in scored.values() for name in each))
+    num_panels = 1 + evaluated + len(score_names)
     result = Figure(figsize=(7, 3.2 * num_panels), layout="constrained")
     panels = result.subplots(num_panels, sharex=True, squeeze=False)[:, 0]
-    panels[0].set_ylabel("training loss (nats per masked token)")
+    unit = "" if any(scored.values()) else " (nats per masked token)"
+    panels[0].set_ylabel(f"training loss{unit}")
     for number, (name, records) in enumerate(runs.items()):
         color = f"C{number % 10}"
         panels[0].plot(*curve(records, LOSS), color=color, label=name, linewidth=1.2)
         if evaluated:
-            steps, values = curve(records, PERPLEXITY)
-            label = f"{name}: {values[-1]:.4g}" if values else f"{name}: none yet"
-            panels[1].plot(steps, values, color=color, label=label, marker=".", linewidth=1.2)
+            _draw_evaluations(panels[1], name, curve(records, PERPLEXITY), color)
+        for panel, score in zip(panels[1 + evaluated :], score_names, strict=True):
+            _draw_evaluations(panel, name, scored[name].get(score, ([], [])), color)
     if evaluated:
         _draw_baselines(panels[1], runs)
         panels[1].set_ylabel("held-out perplexity")
@@ -72,11 +90,20 @@ def figure(workdirs: Sequence[str | os.PathLike]) -> "Figure":
         panels[1].yaxis.set_major_locator(LogLocator(subs=(1, 2, 5)))
         panels[1].yaxis.set_major_formatter(EngFormatter())
         panels[1].yaxis.set_minor_formatter(NullFormatter())
+    for panel, score in zip(panels[1 + evaluated :], score_names, strict=True):
+        panel.set_ylabel(score.replace("_", " "))
     panels[-1].set_xlabel("step")
     for panel in panels:
         panel.grid(alpha=0.3)
         panel.legend(fontsize="small")
     return result
+
+
+def _draw_evaluations(panel, name: str, points: tuple[list[int], list[float]], color: str) -> None:
+    """Draws what the evaluations of a run measured; its last value is in the legend."""
+    steps, values = points
+    label = f"{name}: {values[-1]:.4g}" if values else f"{name}: none yet"
+    panel.plot(steps, values, color=color, label=label, marker=".", linewidth=1.2)
 
 
 def _draw_baselines(panel, runs: dict[str, list[dict[str, Any]]]) -> None:

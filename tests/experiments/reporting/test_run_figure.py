@@ -52,6 +52,27 @@ def test_each_run_is_a_curve_with_its_name(tmp_path):
     assert perplexity.get_xlabel() == "step"
 
 
+def test_each_score_of_fine_tuning_has_a_panel(tmp_path):
+    run, other = tmp_path / "rte", write_run(tmp_path / "pretrained")
+    run.mkdir()
+    records = [{"step": 50, "loss": 0.7}, {"step": 100, "loss": 0.5}]
+    for step, accuracy in ((50, 0.6), (100, 0.8), (150, 0.7)):
+        records.append({"step": step, "eval_loss": 1.0, "eval_accuracy": accuracy, "eval_f1": 0.1})
+    records.append({"step": 150, "eval_accuracy": 0.8, "best_step": 100, "finished": 1.0})
+    (run / FILE).write_text("".join(json.dumps(record) + "\n" for record in records))
+    loss, accuracy, f1 = run_figure.figure([run]).axes
+    assert [panel.get_ylabel() for panel in (loss, accuracy, f1)] == [
+        "training loss",
+        "accuracy",
+        "f1",
+    ]
+    assert lines(accuracy) == {f"{run}: 0.7": [[50, 0.6], [100, 0.8], [150, 0.7]]}
+    both = run_figure.figure([run, other]).axes
+    assert [panel.get_ylabel() for panel in both[1:]] == ["held-out perplexity", "accuracy", "f1"]
+    assert f"{run}: none yet" in lines(both[1])
+    assert f"{other}: none yet" in lines(both[2])
+
+
 def test_a_run_without_evaluation_has_one_panel(tmp_path):
     one, two = write_run(tmp_path / "one", evaluated=False), write_run(tmp_path / "two")
     assert len(run_figure.figure([one]).axes) == 1
