@@ -21,7 +21,7 @@ from ml_collections import ConfigDict, config_flags
 from roberta_jax import project_files
 from roberta_jax.dotted_keys import flatten, nearest
 from roberta_jax.errors import UsageError, shortened
-from roberta_jax.host_memory import keep_freed_memory
+from roberta_jax.host_memory import use_one_heap
 from roberta_jax.project_files import EXAMPLE_CONFIG
 from roberta_jax.training import preemption
 from roberta_jax.training.ending import ask_for_restart, end_within
@@ -63,7 +63,7 @@ def run_config_job(
             return
         values = parse(argv, define_flags, renamed=renamed, example=example)
         if is_command:
-            keep_freed_memory()
+            use_one_heap()
         job(values.config, values)
 
 

@@ -31,7 +31,6 @@ from typing import TYPE_CHECKING, Any
 
 from roberta_jax import cli
 from roberta_jax.errors import UsageError, counted, listed
-from roberta_jax.host_memory import keep_freed_memory
 
 if TYPE_CHECKING:
     from roberta_jax.inference.loading import MaskedLanguageModel
@@ -381,8 +380,6 @@ def _is_for_tasks(arguments: argparse.Namespace) -> bool:
 def main(argv: Sequence[str] | None = None) -> None:
     """Runs the command. Wrong input is printed without a traceback, with exit status 2."""
     arguments = _parser().parse_args(argv)
-    if argv is None:
-        keep_freed_memory()
     with cli.usage_errors():
         if _is_for_tasks(arguments):
             _evaluate_tasks(arguments)

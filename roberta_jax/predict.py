@@ -19,7 +19,6 @@ from tqdm import tqdm
 from roberta_jax import cli
 from roberta_jax.errors import UsageError, counted, listed
 from roberta_jax.evaluate import DTYPES
-from roberta_jax.host_memory import keep_freed_memory
 
 _BLOCK = 4096  # rows that are predicted and written together
 
@@ -134,8 +133,6 @@ def main(argv: Sequence[str] | None = None) -> None:
     )
     options = vars(parser.parse_args(argv))
     options["choice_columns"] = tuple(filter(None, options["choice_columns"].split(",")))
-    if argv is None:
-        keep_freed_memory()
     with cli.usage_errors("Stopping; the same command continues from here."):
         rows = predict(**options, progress=sys.stderr.isatty())
         print(f"Wrote {counted(rows, 'prediction')} to {options['output']}")

@@ -226,7 +226,7 @@ def main() -> None:
     from experiments.study.arguments import add_study_arguments, parsed_study
     from experiments.study.selection import planned_points
     from roberta_jax import cli
-    from roberta_jax.host_memory import keep_freed_memory
+    from roberta_jax.host_memory import use_one_heap
 
     parser = argparse.ArgumentParser()
     add_study_arguments(parser)
@@ -234,7 +234,7 @@ def main() -> None:
     parser.add_argument("--out", required=task == "train")
     arguments = parser.parse_args(rest)
     logging.set_verbosity(logging.WARNING)
-    keep_freed_memory()
+    use_one_heap()
     with cli.usage_errors():
         selected = planned_points(parsed_study(arguments).points(), arguments.points)
         if task == "prepare":

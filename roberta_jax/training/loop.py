@@ -12,6 +12,7 @@ from typing import Any
 import jax
 
 from roberta_jax.errors import UsageError
+from roberta_jax.host_memory import kept_memory
 from roberta_jax.training.checkpoints import Checkpoints
 from roberta_jax.training.divergence import (
     check_evaluation,
@@ -213,6 +214,7 @@ def fit(
         return state, True
     data = batches(step + watch.offset) if not ended() else iter(())
     compiled = False
+    memory = contextlib.ExitStack()
     try:
         while not ended():
             try:
@@ -220,6 +222,8 @@ def fit(
                 batch = next(data)
                 with contextlib.nullcontext() if compiled else _announced_compilation(writer):
                     state, metrics = train_step(state, batch)
+                if not compiled:  # the compiler's memory need not be kept
+                    memory.enter_context(kept_memory())
                 compiled = True
                 read()
                 step, pending = step + 1, metrics
@@ -251,6 +255,7 @@ def fit(
                 data = batches(step + watch.offset)
     finally:
         _close(data)
+        memory.close()
     checkpoints.wait()
     if selection is not None:
         selection.prune()
