@@ -21,10 +21,10 @@ from ml_collections import ConfigDict, config_flags
 from roberta_jax import project_files
 from roberta_jax.dotted_keys import flatten, nearest
 from roberta_jax.errors import UsageError, shortened
-from roberta_jax.host_memory import use_one_heap
 from roberta_jax.project_files import EXAMPLE_CONFIG
 from roberta_jax.training import preemption
 from roberta_jax.training.ending import ask_for_restart, end_within
+from roberta_jax.training.host_memory import use_one_heap
 
 Job = Callable[[ConfigDict, flags.FlagValues], None]
 DefineFlags = Callable[[flags.FlagValues], None]

@@ -139,7 +139,7 @@ def _ours(arguments: argparse.Namespace) -> None:
     from roberta_jax.finetuning.job import Finetuning
     from roberta_jax.finetuning.prepare import prepare
     from roberta_jax.finetuning.spec import read_spec
-    from roberta_jax.host_memory import kept_memory, use_one_heap
+    from roberta_jax.training.host_memory import kept_memory, use_one_heap
     from roberta_jax.training.state import create_state
 
     use_one_heap()  # as the command does

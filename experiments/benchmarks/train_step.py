@@ -30,7 +30,7 @@ import numpy as np
 
 from experiments.benchmarks.arguments import positive, some_of
 from experiments.benchmarks.sides import Side, peak_mb
-from roberta_jax.host_memory import kept_memory, use_one_heap
+from roberta_jax.training.host_memory import kept_memory, use_one_heap
 
 # Rows, tokens per row, and the values of the model config that differ from base.
 SMALL = {

@@ -226,7 +226,7 @@ def main() -> None:
     from experiments.study.arguments import add_study_arguments, parsed_study
     from experiments.study.selection import planned_points
     from roberta_jax import cli
-    from roberta_jax.host_memory import use_one_heap
+    from roberta_jax.training.host_memory import use_one_heap
 
     parser = argparse.ArgumentParser()
     add_study_arguments(parser)

@@ -12,7 +12,6 @@ from typing import Any
 import jax
 
 from roberta_jax.errors import UsageError
-from roberta_jax.host_memory import kept_memory
 from roberta_jax.training.checkpoints import Checkpoints
 from roberta_jax.training.divergence import (
     check_evaluation,
@@ -21,6 +20,7 @@ from roberta_jax.training.divergence import (
     restore_before,
 )
 from roberta_jax.training.flops import peak_flops
+from roberta_jax.training.host_memory import kept_memory
 from roberta_jax.training.metrics import Meter, MetricsWriter
 from roberta_jax.training.selection import Selection
 from roberta_jax.training.spikes import LossSpike, SpikePolicy, SpikeWatch

@@ -6,13 +6,13 @@ import sys
 
 import pytest
 
-from roberta_jax import host_memory
-from roberta_jax.host_memory import use_one_heap
+from roberta_jax.training import host_memory
+from roberta_jax.training.host_memory import use_one_heap
 
 # The page faults of executions of a program whose temporary buffers take some 60 MB.
 _PROGRAM = """
 import contextlib, json, resource, sys
-from roberta_jax.host_memory import kept_memory, use_one_heap
+from roberta_jax.training.host_memory import kept_memory, use_one_heap
 keeps = sys.argv[1] == "keep" and use_one_heap({"JAX_PLATFORMS": "cpu"})
 import jax, jax.numpy as jnp
 step = jax.jit(lambda x: jnp.sum(jnp.tanh(x @ x.T) @ x))
