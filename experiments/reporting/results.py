@@ -47,7 +47,7 @@ CURVE_FIELDS = (
     "eval_perplexity",
 )
 _STRING_FIELDS = ("setting", "workdir", "state")
-_INTEGER_FIELDS = ("seed", "step", "steps", "tokens")
+_INTEGER_FIELDS = ("seed", "step", "steps", "best_step", "tokens")
 
 Row = Mapping[str, Any]
 

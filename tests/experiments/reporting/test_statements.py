@@ -9,7 +9,9 @@ from experiments.study.loading import ROOT
 
 RESULTS = ROOT / "experiments" / "results"
 # The names of a report's settings, where a sentence abbreviates them.
-TEXT = " ".join((RESULTS / "README.md").read_text().split())
+TEXT, TRANSFER = " ".join((RESULTS / "README.md").read_text().split()).split(
+    "**[Pretrained against"
+)
 
 
 def comparisons(name, heading="perplexity"):
@@ -26,6 +28,18 @@ def test_each_mean_and_error_is_that_of_a_comparison():
     stated = re.findall(r"(\d\.\d+) ± (\d\.\d+)", TEXT)
     assert len(stated) == 5
     assert set(stated) <= computed
+
+
+def test_the_scores_of_transfer_are_those_of_the_report():
+    report = (RESULTS / "transfer_small" / "README.md").read_text()
+    rows = re.findall(r"\| (\S+), (pretrained|random) \| 3/3 \| ([\d.]+) ± ([\d.]+)", report)
+    computed = {(task, start): (float(mean), float(spread)) for task, start, mean, spread in rows}
+    number = r"([\d.]+) ± ([\d.]+)"
+    stated = re.findall(rf"\| (\S+) \| \S+ \| {number} \| {number} \|", TRANSFER)
+    assert len(stated) == len(computed) / 2 == 6
+    for task, *numbers in stated:
+        expected = [*computed[task, "pretrained"], *computed[task, "random"]]
+        assert [float(text) for text in numbers] == pytest.approx(expected, abs=0.0501)
 
 
 def test_what_is_called_decided_is_decided():
