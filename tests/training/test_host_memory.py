@@ -1,6 +1,7 @@
 """Memory that is kept for the next step."""
 
 import json
+import os
 import subprocess
 import sys
 
@@ -11,7 +12,7 @@ from roberta_jax.training.host_memory import use_one_heap
 
 # The page faults of executions of a program whose temporary buffers take some 60 MB.
 _PROGRAM = """
-import contextlib, json, resource, sys
+import json, resource, sys
 from roberta_jax.training.host_memory import kept_memory, use_one_heap
 keeps = sys.argv[1] == "keep" and use_one_heap({"JAX_PLATFORMS": "cpu"})
 import jax, jax.numpy as jnp
@@ -35,8 +36,10 @@ print(json.dumps([keeps, within, faults(), freed]))
 
 
 def page_faults(mode):
+    env = {name: text for name, text in os.environ.items() if not name.startswith("MALLOC_")}
+    env["JAX_PLATFORMS"] = "cpu"
     run = subprocess.run(
-        [sys.executable, "-c", _PROGRAM, mode], check=True, capture_output=True, text=True
+        [sys.executable, "-c", _PROGRAM, mode], env=env, check=True, capture_output=True, text=True
     )
     return json.loads(run.stdout)
 
