@@ -161,6 +161,12 @@ class RobertaModel(ConfigModule):
             mask = causal if mask is None else mask & causal
         if config.add_cross_attention and encoder_hidden_states is None and self.is_initializing():
             encoder_hidden_states = jnp.zeros((batch, 1, config.hidden_size), x_BLD.dtype)
+        needs_all_tokens = (
+            config.is_decoder
+            or output_hidden_states
+            or output_attentions
+            or self.is_initializing()  # of parameters that have the names of the whole stack
+        )
         output = self.encoder(
             x_BLD,
             mask,
@@ -171,13 +177,7 @@ class RobertaModel(ConfigModule):
             init_cache,
             output_hidden_states,
             output_attentions,
-            first_only=first_token_only
-            and not (
-                config.is_decoder
-                or output_hidden_states
-                or output_attentions
-                or self.is_initializing()
-            ),
+            first_only=first_token_only and not needs_all_tokens,
         )
         if not self.add_pooling_layer:
             return output
