@@ -333,7 +333,8 @@ class Partners:
             if other.ended is not None:
                 if now - other.ended_at > _GRACE:
                     return f"{name} ended: {other.ended['cause']}", other.ended["restart"]
-            elif now - other.heard > timeouts.heartbeat:
+            # By the service's last answer: while it is silent, nobody's heartbeats arrive.
+            elif self._answered - other.heard > timeouts.heartbeat:
                 return (
                     f"lost {name}: no sign of life for {now - other.heard:.0f} s; its last one was "
                     f"at {other.doing}. Its process was killed or stopped, or its machine or the "

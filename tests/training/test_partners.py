@@ -101,6 +101,18 @@ def test_a_coordinator_that_does_not_answer_is_lost(clock):
     assert restart
 
 
+def test_nobody_else_is_lost_while_the_coordinator_does_not_answer(clock):
+    first, second, third = several(3, heartbeat=10)
+    listen(first, third, second)
+    clock.now += 0.6
+    listen(first, second)  # the coordinator's heartbeat is newer than that of the third process
+    clock.now += 9.7
+    assert second._loss(clock.now) is None
+    clock.now += 0.5
+    message, _ = second._loss(clock.now)
+    assert "(process 0), which coordinates the run" in message
+
+
 def test_a_process_that_stays_behind_is_late(clock):
     first, second = several(2, heartbeat=10, late=60)
     second.doing = lambda: "step 1"
