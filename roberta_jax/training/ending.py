@@ -96,16 +96,20 @@ def ends_within(function: Callable[[], Any], seconds: float) -> bool:
 
 
 def end_within(seconds: float, status: int) -> None:
-    """Ends this process with a status so long after its main thread, if other threads go on.
+    """Ends this process with a status so long after the interpreter begins to exit.
 
-    The main thread ends where the interpreter begins to exit. Nothing happens before that, such as
-    in a notebook that goes on after an error.
+    The exit waits for the threads of executors, which may wait for a store that is gone. Nothing
+    happens before it, such as in a notebook that goes on after an error.
     """
+    exiting = threading.Event()
 
     def end() -> None:
-        threading.main_thread().join()
+        exiting.wait()
         time.sleep(seconds)
         flush()
         os._exit(status)
 
+    # As executors do it. The functions of `atexit`, and the end of the main thread, come only after
+    # the threads of executors have ended. The last function that was registered is called first.
+    threading._register_atexit(exiting.set)
     threading.Thread(target=end, daemon=True).start()
