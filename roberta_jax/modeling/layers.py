@@ -5,7 +5,8 @@ parameter has logical axis names, and every activation that a mesh can split has
 constraint. The rules in `training/partitioning.py` map these names to mesh axes. Without a mesh
 they have no effect.
 
-Array names carry their shape: B batch, L length, D hidden width.
+Array names carry their shape: B batch, L length, D hidden width, I and O the widths of a layer's
+input and output.
 """
 
 import flax.linen as nn
@@ -57,25 +58,6 @@ def _add_bias(x: jax.Array, bias: jax.Array) -> jax.Array:
     return x + bias.astype(x.dtype)
 
 
-@jax.custom_vjp
-def _product(x: jax.Array, kernel: jax.Array) -> jax.Array:
-    """x [..., I] @ kernel [I, O] in x's dtype, whose gradient of the kernel is float32.
-
-    A gradient in bfloat16 would be rounded before it is added up over devices and microbatches.
-    """
-    return jnp.einsum("...i,io->...o", x, kernel.astype(x.dtype))
-
-
-def _product_backward(residuals, grad):
-    x, kernel = residuals
-    grad_x = jnp.einsum("...o,io->...i", grad, kernel.astype(x.dtype))
-    grad_kernel = jnp.einsum("...i,...o->io", x, grad, preferred_element_type=jnp.float32)
-    return grad_x, grad_kernel.astype(kernel.dtype)
-
-
-_product.defvjp(lambda x, kernel: (_product(x, kernel), (x, kernel)), _product_backward)
-
-
 def _add_bias_backward(bias, grad):
     tokens = tuple(range(grad.ndim - 1))
     dtype = jnp.promote_types(grad.dtype, jnp.float32)
@@ -85,10 +67,67 @@ def _add_bias_backward(bias, grad):
 _add_bias.defvjp(lambda x, bias: (_add_bias(x, bias), bias), _add_bias_backward)
 
 
+@jax.custom_vjp
+def product(x: jax.Array, kernel_IO: jax.Array) -> jax.Array:
+    """x [..., I] @ kernel in x's dtype, whose gradient of the kernel is float32 at least.
+
+    A gradient in bfloat16 would be rounded before it is added up over devices and microbatches.
+    """
+    return _plain_product(x, kernel_IO)
+
+
+def _plain_product(x, kernel_IO):
+    return jnp.einsum("...i,io->...o", x, kernel_IO.astype(x.dtype))
+
+
+def kernel_gradient(x: jax.Array, grad: jax.Array) -> jax.Array:
+    """The sum of x_I grad_O over all other axes, x [..., I] and grad [..., O].
+
+    Returns:
+      [I, O], float32 or the arrays' wider dtype.
+    """
+    return jax.lax.platform_dependent(x, grad, cpu=_with_transposed_copy, default=_sum_of_products)
+
+
+def _sum_of_products(x, grad):
+    return jnp.einsum("...i,...o->io", x, grad, preferred_element_type=_accumulator(x))
+
+
+def _with_transposed_copy(x, grad):
+    # XLA's fast products on a CPU sum over the last axis of their first array. XLA would undo the
+    # transpositions that make it so, unless they are kept apart. The narrower array is copied: it
+    # is smaller, and the wider one of a feed-forward layer is slow to copy, because XLA fuses that
+    # with the activation function, on one core.
+    apart = jax.lax.optimization_barrier
+    dtype = _accumulator(x)
+    if x.shape[-1] <= grad.shape[-1]:
+        x = apart(jnp.moveaxis(x, -1, 0))
+        return jnp.einsum("i...,...o->io", x, grad, preferred_element_type=dtype)
+    grad = apart(jnp.moveaxis(grad, -1, 0))
+    return apart(jnp.einsum("o...,...i->oi", grad, x, preferred_element_type=dtype)).T
+
+
+def _accumulator(x: jax.Array) -> jnp.dtype:
+    return jnp.promote_types(x.dtype, jnp.float32)
+
+
+def _product_forward(x, kernel_IO):
+    return _plain_product(x, kernel_IO), (x, kernel_IO)
+
+
+def _product_backward(residuals, grad):
+    x, kernel_IO = residuals
+    grad_x = jnp.einsum("...o,io->...i", grad, kernel_IO.astype(x.dtype))
+    return grad_x, kernel_gradient(x, grad).astype(kernel_IO.dtype)
+
+
+product.defvjp(_product_forward, _product_backward)
+
+
 class Dense(nn.Module):
     """x @ kernel + bias, computed in `dtype` from float32 parameters.
 
-    The gradients of both are float32; see `_product` and `_add_bias`.
+    The gradients of both are float32; see `product` and `_add_bias`.
 
     Attributes:
       features: output width.
@@ -117,11 +156,8 @@ class Dense(nn.Module):
             jnp.float32,
         )
         x = x.astype(self.dtype)
-        if jnp.finfo(self.dtype).bits >= 32:  # also in forward-mode differentiation
-            product = jnp.einsum("...i,io->...o", x, kernel.astype(self.dtype))
-            return product + bias.astype(self.dtype)
         # Named, because a policy of `jax.checkpoint` does not see the product in a custom gradient.
-        return _add_bias(checkpoint_name(_product(x, kernel), PRODUCT), bias)
+        return _add_bias(checkpoint_name(product(x, kernel), PRODUCT), bias)
 
 
 class LayerNorm(nn.Module):

@@ -1,4 +1,4 @@
-"""The layers: dropout as a module, embedding look-ups, and what bfloat16 adds in float32."""
+"""The layers: dropout, embedding look-ups, what bfloat16 adds in float32, and products."""
 
 import jax
 import jax.numpy as jnp
@@ -7,7 +7,15 @@ import numpy as np
 import pytest
 
 from roberta_jax.modeling.execution import Execution
-from roberta_jax.modeling.layers import Dense, Dropout, Embeddings, LayerNorm, lookup
+from roberta_jax.modeling.layers import (
+    Dense,
+    Dropout,
+    Embeddings,
+    LayerNorm,
+    kernel_gradient,
+    lookup,
+    product,
+)
 from tests.support.small_config import small_config
 
 
@@ -135,3 +143,65 @@ def test_the_gradients_of_the_embedding_tables_are_summed_in_float32(given):
         np.testing.assert_allclose(
             grad["embedding"], exact[name]["embedding"], rtol=2**-8, atol=0.3, err_msg=name
         )
+
+
+# The products of dense layers.
+
+WIDTHS = [(6, 16), (16, 6), (8, 8)]  # of input and output
+
+
+def arrays_of_a_product(inputs, outputs, dtype=np.float32):
+    """x [5, 7, inputs], a kernel and a gradient [5, 7, outputs]."""
+    rng = np.random.default_rng(0)
+    x, grad = (rng.normal(size=(5, 7, width)).astype(dtype) for width in (inputs, outputs))
+    return x, rng.normal(size=(inputs, outputs)).astype(np.float32), grad
+
+
+@pytest.mark.parametrize(("dtype", "tolerance"), [(np.float32, 1e-5), (ml_dtypes.bfloat16, 2e-2)])
+@pytest.mark.parametrize(("inputs", "outputs"), WIDTHS)
+def test_a_product_and_its_gradients_are_those_of_the_definition(inputs, outputs, dtype, tolerance):
+    x, kernel, grad = arrays_of_a_product(inputs, outputs, dtype)
+    y, pull = jax.vjp(product, x, kernel)
+    grad_x, grad_kernel = jax.jit(pull)(grad)
+    assert (y.dtype, grad_x.dtype, grad_kernel.dtype) == (dtype, dtype, np.float32)
+    x, grad = x.astype(np.float64), grad.astype(np.float64)
+    expected = [x @ kernel, grad @ kernel.T, np.tensordot(x, grad, ((0, 1), (0, 1)))]
+    for ours, exact in zip((y, grad_x, grad_kernel), expected, strict=True):
+        atol = tolerance * np.abs(exact).max()
+        np.testing.assert_allclose(np.asarray(ours, np.float64), exact, rtol=0, atol=atol)
+
+
+def test_the_gradient_of_the_kernel_is_not_rounded():
+    x, _, grad = arrays_of_a_product(6, 16, ml_dtypes.bfloat16)
+    exact = np.tensordot(x.astype(np.float64), grad.astype(np.float64), ((0, 1), (0, 1)))
+    np.testing.assert_allclose(jax.jit(kernel_gradient)(x, grad), exact, rtol=0, atol=1e-5)
+
+
+@pytest.mark.parametrize(("inputs", "outputs"), WIDTHS)
+def test_the_gradient_on_a_cpu_sums_over_the_last_axis_of_the_first_array(inputs, outputs):
+    """The other products are slower; see the comment in `_with_transposed_copy`."""
+    x, _, grad = arrays_of_a_product(32 * inputs, 32 * outputs)
+    with jax.default_device(jax.devices("cpu")[0]):
+        text = jax.jit(kernel_gradient).lower(x, grad).compile().as_text()
+    assert "lhs_contracting_dims={1}" in text
+    assert "lhs_contracting_dims={0}" not in text
+
+
+@pytest.mark.parametrize("platform", ["tpu", "cuda"])
+def test_accelerators_get_one_plain_product(platform):
+    x, _, grad = arrays_of_a_product(16, 6)
+    text = jax.export.export(jax.jit(kernel_gradient), platforms=[platform])(x, grad).mlir_module()
+    assert text.count("stablehlo.dot_general") == 1
+    assert "optimization_barrier" not in text
+
+
+def test_products_have_second_derivatives():
+    x, kernel, grad = arrays_of_a_product(6, 16)
+
+    def norm(kernel):
+        return jnp.sum(product(x, kernel) ** 2 * grad)
+
+    direction = np.ones_like(kernel)
+    _, along = jax.jvp(jax.grad(norm), (kernel,), (direction,))
+    exact = 2 * np.tensordot(x, grad * (x @ direction), ((0, 1), (0, 1)))
+    np.testing.assert_allclose(along, exact, rtol=1e-4, atol=1e-4)
