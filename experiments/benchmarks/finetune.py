@@ -3,6 +3,7 @@
     python -m experiments.benchmarks.finetune --folder=glue/MRPC
     python -m experiments.benchmarks.finetune --folder=glue/MRPC --model=runs/small/hf
     python -m experiments.benchmarks.finetune --task=sst2 --folder=glue/SST-2
+    python -m experiments.benchmarks.finetune --folder=glue/MRPC --model=runs/small/hf --whole
 
 Both sides train on a task's texts, MRPC's pairs by default, in batches of 16 in float32 with AdamW
 and evaluate on its validation examples. Both read the same folder with a model; without --model it
@@ -16,22 +17,33 @@ Each side is a process of its own, which gives its peak memory. They are measure
 steps and one evaluation each, so that other work on the machine affects both. Compilation is not
 part of the times; it is reported. A ratio is the median over the rounds of (time of Trainer / time
 of ours).
+
+With --whole, each side trains --epochs epochs with each of --seeds seeds, with one recipe: AdamW
+with decay 0.1 and betas 0.9 and 0.98, --learning_rate with a warmup of 6% and a linear decay. It
+reports the accuracy on the validation examples after the last step, and the time of each process
+with imports, tokenisation and compilation.
 """
 
 import argparse
 import contextlib
 import json
+import os
 import pathlib
 import statistics
 import sys
 import tempfile
 import time
+from typing import TYPE_CHECKING
 
 import numpy as np
 
 from experiments.benchmarks.arguments import positive
 from experiments.benchmarks.sides import Side, peak_mb
 from roberta_jax.errors import UsageError
+
+if TYPE_CHECKING:
+    import transformers
+    from ml_collections import ConfigDict
 
 SIDES = ("ours", "trainer")
 SIZES = {
@@ -57,22 +69,56 @@ def main() -> None:
     parser.add_argument("--rounds", type=positive, default=5)
     parser.add_argument("--steps", type=positive, default=20, help="steps of a side per round")
     parser.add_argument("--unroll", type=positive, default=1, help="execution.scan_unroll of ours")
-    parser.add_argument("--side", choices=SIDES, help=argparse.SUPPRESS)  # what a child runs
+    parser.add_argument("--whole", action="store_true", help="compare whole trainings")
+    parser.add_argument("--epochs", type=positive, default=3, help="of a whole training")
+    parser.add_argument("--seeds", type=positive, default=3, help="number of whole trainings")
+    parser.add_argument("--learning_rate", type=float, default=1e-4, help="of a whole training")
+    # What a child runs.
+    parser.add_argument("--side", choices=SIDES, help=argparse.SUPPRESS)
+    parser.add_argument("--seed", type=int, help=argparse.SUPPRESS)
     arguments = parser.parse_args()
     if arguments.side:
-        if arguments.side == "ours":
-            _ours(arguments)
-        else:
-            _trainer(arguments)
+        os.environ["USE_TF"] = "0"  # otherwise transformers imports TensorFlow if it is installed
+        _CHILDREN[arguments.side, arguments.whole](arguments)
         return
     with tempfile.TemporaryDirectory() as folder:
         model = arguments.model or _write_model(pathlib.Path(folder), arguments)
-        print(json.dumps(_compare(model, arguments)))
+        compare = _compare_whole if arguments.whole else _compare
+        print(json.dumps(compare(model, arguments)))
+
+
+def _command(model: str, arguments: argparse.Namespace, *names: str) -> list[str]:
+    """The command of a child, with the values of some arguments."""
+    command = [sys.executable, "-m", "experiments.benchmarks.finetune", f"--model={model}"]
+    names = ("task", "folder", "unroll", *names)
+    return [*command, *(f"--{name}={getattr(arguments, name)}" for name in names)]
+
+
+def _compare_whole(model: str, arguments: argparse.Namespace) -> dict:
+    command = [*_command(model, arguments, "epochs", "learning_rate"), "--whole"]
+    seconds = {side: [] for side in SIDES}
+    accuracies = {side: [] for side in SIDES}
+    for seed in range(arguments.seeds):
+        for side in SIDES:
+            start = time.perf_counter()
+            child = Side([*command, f"--side={side}", f"--seed={seed}"])
+            seconds[side].append(round(time.perf_counter() - start, 1))
+            accuracies[side].append(child.ready["accuracy"])
+            child.ask("stop")
+    labels = [label for *_, label in _examples(arguments)["validation"]]
+    commonest = labels.count(statistics.mode(labels)) / len(labels)
+    result = {"task": arguments.task, "model": arguments.model or arguments.size}
+    result |= {"epochs": arguments.epochs, "commonest_label": round(commonest, 4)}
+    for side in SIDES:
+        result[f"{side}_accuracy"] = accuracies[side]
+        result[f"{side}_accuracy_mean"] = round(statistics.mean(accuracies[side]), 4)
+        result[f"{side}_s"] = seconds[side]
+    ratios = [t / o for t, o in zip(seconds["trainer"], seconds["ours"], strict=True)]
+    return result | {"times": round(statistics.median(ratios), 2)}
 
 
 def _compare(model: str, arguments: argparse.Namespace) -> dict:
-    command = [sys.executable, "-m", "experiments.benchmarks.finetune", f"--model={model}"]
-    command += [f"--{name}={getattr(arguments, name)}" for name in ("task", "folder", "unroll")]
+    command = _command(model, arguments)
     sides = {side: Side([*command, f"--side={side}"]) for side in SIDES}
     seconds = {(side, what): [] for side in SIDES for what in ("train", "evaluate")}
     for _ in range(arguments.rounds):
@@ -134,22 +180,44 @@ def _answer(**values: float) -> None:
     print(json.dumps(values), flush=True)
 
 
-def _ours(arguments: argparse.Namespace) -> None:
+def _config_of_ours(arguments: argparse.Namespace, cache: str) -> "ConfigDict":
     from configs.finetune import get_config
+
+    config = get_config(arguments.task)
+    config.init_from, config.data.folder = arguments.model, arguments.folder
+    config.data.cache_dir = cache
+    config.train.batch_size, config.eval.batch_size = BATCH, EVAL_BATCH
+    config.format.max_length = LENGTH
+    config.execution.scan_unroll = arguments.unroll
+    return config
+
+
+def _whole_of_ours(arguments: argparse.Namespace) -> None:
+    from roberta_jax.finetune import finetune
+    from roberta_jax.training.host_memory import use_one_heap
+
+    use_one_heap()  # as the command does
+    with tempfile.TemporaryDirectory() as folder:
+        config = _config_of_ours(arguments, f"{folder}/cache")
+        config.seed, config.train.epochs = arguments.seed, float(arguments.epochs)
+        config.optimizer.learning_rate = arguments.learning_rate
+        config.train.eval_every = 10**9  # once, after the last step
+        with contextlib.redirect_stdout(sys.stderr):
+            result = finetune(config, f"{folder}/run")
+    _answer(accuracy=round(result.metrics["eval_accuracy"], 4))
+    _stopped()
+
+
+def _ours(arguments: argparse.Namespace) -> None:
     from roberta_jax.finetuning.job import Finetuning
     from roberta_jax.finetuning.prepare import prepare
     from roberta_jax.finetuning.spec import read_spec
-    from roberta_jax.training.host_memory import kept_memory, use_one_heap
+    from roberta_jax.training.host_memory import KeptMemory, use_one_heap
     from roberta_jax.training.state import create_state
 
     use_one_heap()  # as the command does
     with tempfile.TemporaryDirectory() as cache:
-        config = get_config(arguments.task)
-        config.init_from, config.data.folder = arguments.model, arguments.folder
-        config.data.cache_dir = cache
-        config.train.batch_size, config.eval.batch_size = BATCH, EVAL_BATCH
-        config.format.max_length = LENGTH
-        config.execution.scan_unroll = arguments.unroll
+        config = _config_of_ours(arguments, cache)
         config.train.epochs = 1000.0
         spec = read_spec(config)
         prepared = prepare(spec)
@@ -168,19 +236,20 @@ def _ours(arguments: argparse.Namespace) -> None:
         """As the loop does it: the loss of a step is read after the next one was dispatched."""
         nonlocal state, pending
         for _ in range(steps):
-            state, metrics = job.train_step(state, next(batches))
+            batch = next(batches)
+            with memory.running(batch["input_ids"].shape):
+                state, metrics = job.train_step(state, batch)
             if pending is not None:
                 float(pending["loss"])
             pending = metrics
         float(pending["loss"])
 
     def evaluate() -> None:
-        job.evaluate(state.params, lambda: False)
+        with memory.running("evaluate"):
+            job.evaluate(state.params, lambda: False)
 
+    memory = KeptMemory()
     start = time.perf_counter()
-    train(1)
-    memory = contextlib.ExitStack()
-    memory.enter_context(kept_memory())
     train(WARM_UP)
     evaluate()
     first = time.perf_counter() - start
@@ -201,10 +270,8 @@ def _ours(arguments: argparse.Namespace) -> None:
     _answer(peak_mb=peak_mb())
 
 
-def _trainer(arguments: argparse.Namespace) -> None:
-    import os
-
-    os.environ["USE_TF"] = "0"  # otherwise transformers imports TensorFlow if it is installed
+def _new_trainer(arguments: argparse.Namespace, output: str, **options) -> "transformers.Trainer":
+    """Trainer, with some of its TrainingArguments."""
     import transformers
 
     transformers.logging.set_verbosity_error()
@@ -227,7 +294,55 @@ def _trainer(arguments: argparse.Namespace) -> None:
             )
         ]
 
-    class Requests(transformers.TrainerCallback):
+    transformers.set_seed(options.get("seed", 0))
+    trainer = transformers.Trainer(
+        transformers.RobertaForSequenceClassification.from_pretrained(
+            arguments.model, num_labels=len(labels)
+        ),
+        transformers.TrainingArguments(
+            output,
+            per_device_train_batch_size=BATCH,
+            per_device_eval_batch_size=EVAL_BATCH,
+            group_by_length=True,
+            save_strategy="no",
+            report_to=[],
+            logging_strategy="no",
+            use_cpu=True,
+            disable_tqdm=True,
+            **options,
+        ),
+        train_dataset=dataset("train"),
+        eval_dataset=dataset("validation"),
+        data_collator=transformers.DataCollatorWithPadding(tokenizer),
+        compute_metrics=lambda p: {"accuracy": float(np.mean(p[0].argmax(-1) == p[1]))},
+    )
+    trainer.remove_callback(transformers.PrinterCallback)
+    return trainer
+
+
+def _whole_of_trainer(arguments: argparse.Namespace) -> None:
+    with tempfile.TemporaryDirectory() as output:
+        trainer = _new_trainer(
+            arguments,
+            output,
+            seed=arguments.seed,
+            num_train_epochs=arguments.epochs,
+            learning_rate=arguments.learning_rate,
+            warmup_ratio=0.06,
+            weight_decay=0.1,
+            adam_beta2=0.98,
+            adam_epsilon=1e-6,
+            max_grad_norm=0.0,
+        )
+        trainer.train()
+        _answer(accuracy=round(trainer.evaluate()["eval_accuracy"], 4))
+    _stopped()
+
+
+def _trainer(arguments: argparse.Namespace) -> None:
+    from transformers import TrainerCallback
+
+    class Requests(TrainerCallback):
         """Pauses the training between requests."""
 
         def __init__(self):
@@ -257,32 +372,23 @@ def _trainer(arguments: argparse.Namespace) -> None:
             return control
 
     with tempfile.TemporaryDirectory() as output:
-        options = transformers.TrainingArguments(
-            output,
-            per_device_train_batch_size=BATCH,
-            per_device_eval_batch_size=EVAL_BATCH,
-            max_steps=10**6,
-            group_by_length=True,
-            save_strategy="no",
-            report_to=[],
-            logging_strategy="no",
-            use_cpu=True,
-            disable_tqdm=True,
-        )
-        trainer = transformers.Trainer(
-            transformers.RobertaForSequenceClassification.from_pretrained(
-                arguments.model, num_labels=len(labels)
-            ),
-            options,
-            train_dataset=dataset("train"),
-            eval_dataset=dataset("validation"),
-            data_collator=transformers.DataCollatorWithPadding(tokenizer),
-            compute_metrics=lambda p: {"accuracy": float(np.mean(p[0].argmax(-1) == p[1]))},
-            callbacks=[Requests()],
-        )
-        trainer.remove_callback(transformers.PrinterCallback)
+        trainer = _new_trainer(arguments, output, max_steps=10**6)
+        trainer.add_callback(Requests())
         trainer.train()
     _answer(peak_mb=peak_mb())
+
+
+def _stopped() -> None:
+    sys.stdin.readline()
+    _answer(peak_mb=peak_mb())
+
+
+_CHILDREN = {
+    ("ours", False): _ours,
+    ("ours", True): _whole_of_ours,
+    ("trainer", False): _trainer,
+    ("trainer", True): _whole_of_trainer,
+}
 
 
 if __name__ == "__main__":

@@ -17,7 +17,6 @@ of (time of the other / time of ours).
 """
 
 import argparse
-import contextlib
 import json
 import os
 import platform
@@ -30,7 +29,7 @@ import numpy as np
 
 from experiments.benchmarks.arguments import positive, some_of
 from experiments.benchmarks.sides import Side, peak_mb
-from roberta_jax.training.host_memory import kept_memory, use_one_heap
+from roberta_jax.training.host_memory import KeptMemory, use_one_heap
 
 # Rows, tokens per row, and the values of the model config that differ from base.
 SMALL = {
@@ -91,8 +90,9 @@ def _serve(side: str, shape: str, steps: int) -> None:
     if side == "ours":
         use_one_heap()  # as the commands do
     step = _ours(shape) if side == "ours" else _torch(shape, shipped=side == "shipped")
-    step()
-    with kept_memory() if side == "ours" else contextlib.nullcontext():
+    with KeptMemory() as memory:  # without an effect on the other sides
+        with memory.running(side):
+            step()
         _answer_requests(step, steps)
 
 

@@ -4,20 +4,21 @@ XLA allocates the temporary buffers of a step anew in each execution. glibc give
 back to the kernel when they are freed, and each page of the next ones is then zeroed by a page
 fault: a fifth of the time of a small model's step. Three settings of glibc avoid that. All threads
 allocate from the one heap that grows without a bound (`use_one_heap`); and while steps are made,
-nothing is mapped outside of it, and it is not trimmed (`kept_memory`).
+nothing is mapped outside of it, and it is not trimmed (`KeptMemory`).
 """
 
 import contextlib
 import ctypes
 import os
 import pathlib
-from collections.abc import Callable, Iterator, Mapping
+from collections.abc import Callable, Hashable, Iterator, Mapping
 
 from roberta_jax.training.clusters import has_google_device, visible_gpus
 
-# The parameters of glibc's mallopt, and the defaults of the last two, from its malloc.h.
+# Parameters of glibc's mallopt (malloc.h). Two of them have values that keep memory, and defaults.
 _ARENA_MAX, _MMAP_MAX, _TRIM_THRESHOLD = -8, -4, -1
 _DEFAULTS = {_MMAP_MAX: 65536, _TRIM_THRESHOLD: 128 * 1024}
+_KEEPING = {_MMAP_MAX: 0, _TRIM_THRESHOLD: -1}
 
 _one_heap = False  # of this process
 
@@ -45,26 +46,50 @@ def use_one_heap(env: Mapping[str, str] | None = None) -> bool:
     return _one_heap
 
 
-@contextlib.contextmanager
-def kept_memory() -> Iterator[None]:
-    """Keeps freed memory in the heap until the block ends; without `use_one_heap`, does nothing.
+class KeptMemory(contextlib.AbstractContextManager):
+    """Keeps freed memory in the heap while known programs run; needs `use_one_heap`.
 
-    Arrays that were allocated before, such as the parameters, stay outside of the heap. Entered
-    before they are, it would leave gaps in the heap that no temporary buffer fits in.
+        with KeptMemory() as memory:
+            for batch in batches:
+                with memory.running(shapes_of(batch)):
+                    state, metrics = train_step(state, batch)
+
+    Nothing is kept during the first execution of a program, so that the memory of its compiler is
+    given back. Arrays that exist before memory is kept, such as the parameters, lie outside of the
+    heap; inside, they would leave gaps that are too small for the temporary buffers.
     """
-    if not _one_heap:
+
+    def __init__(self):
+        self._known: set[Hashable] = set()
+        self._keeps = False
+
+    @contextlib.contextmanager
+    def running(self, program: Hashable) -> Iterator[None]:
+        """Around an execution of a program, of which `program` is a name."""
+        if program not in self._known:
+            self.close()
         yield
-        return
-    mallopt, trim = _of_glibc("mallopt"), _of_glibc("malloc_trim")
-    trim(0)  # of the memory of the compiler
-    try:
-        mallopt(_MMAP_MAX, 0)
-        mallopt(_TRIM_THRESHOLD, -1)
-        yield
-    finally:
-        for name, value in _DEFAULTS.items():
-            mallopt(name, value)
-        trim(0)
+        self._known.add(program)
+        if _one_heap and not self._keeps:
+            _of_glibc("malloc_trim")(0)  # of the memory of the compiler
+            _set(_KEEPING)
+            self._keeps = True
+
+    def close(self) -> None:
+        """Gives the memory back."""
+        if self._keeps:
+            _set(_DEFAULTS)
+            _of_glibc("malloc_trim")(0)
+            self._keeps = False
+
+    def __exit__(self, *error) -> None:
+        self.close()
+
+
+def _set(values: Mapping[int, int]) -> None:
+    mallopt = _of_glibc("mallopt")
+    for name, value in values.items():
+        mallopt(name, value)
 
 
 def _of_glibc(name: str) -> Callable[..., int] | None:

@@ -20,7 +20,7 @@ from roberta_jax.training.divergence import (
     restore_before,
 )
 from roberta_jax.training.flops import peak_flops
-from roberta_jax.training.host_memory import kept_memory
+from roberta_jax.training.host_memory import KeptMemory
 from roberta_jax.training.metrics import Meter, MetricsWriter
 from roberta_jax.training.selection import Selection
 from roberta_jax.training.spikes import LossSpike, SpikePolicy, SpikeWatch
@@ -153,6 +153,7 @@ def fit(
     like = jax.tree.map(
         lambda x: jax.ShapeDtypeStruct(x.shape, x.dtype, sharding=x.sharding), state
     )
+    memory = KeptMemory()
     pending: dict[str, jax.Array] | None = None  # the metrics of `step`, not read yet
 
     def read() -> None:
@@ -176,7 +177,8 @@ def fit(
     def evaluate() -> bool:
         """Evaluates and records; False if the evaluation was stopped."""
         read()
-        values = evaluation(state.params)
+        with memory.running(evaluation):
+            values = evaluation(state.params)
         if values is not None:
             check_evaluation(step, values, checkpoints)
             writer.write(step, values)
@@ -210,20 +212,22 @@ def fit(
         )
         return restored, record, again
 
-    if evaluation and evaluation_due and not ended() and not evaluate():
-        return state, True
-    data = batches(step + watch.offset) if not ended() else iter(())
+    data: Iterator[Batch] = iter(())
     compiled = False
-    memory = contextlib.ExitStack()
     try:
+        if evaluation and evaluation_due and not ended() and not evaluate():
+            return state, True
+        if not ended():
+            data = batches(step + watch.offset)
         while not ended():
             try:
                 writer.step = step + 1
                 batch = next(data)
-                with contextlib.nullcontext() if compiled else _announced_compilation(writer):
+                with (
+                    contextlib.nullcontext() if compiled else _announced_compilation(writer),
+                    memory.running(tuple(x.shape for x in jax.tree.leaves(batch))),
+                ):
                     state, metrics = train_step(state, batch)
-                if not compiled:  # the compiler's memory need not be kept
-                    memory.enter_context(kept_memory())
                 compiled = True
                 read()
                 step, pending = step + 1, metrics
