@@ -42,8 +42,8 @@ FAULTS = (
         "0.10.2",
         "0.11.1",
         "gpu",
-        "scatter-adds in float32, and so the gradient of the embeddings, can take 450 times as "
-        "long or more where tokens repeat (jax issue 38806)",
+        "scatter-adds in float32 can take 450 times as long or more where indices repeat (jax "
+        "issue 38806). The gradient of the embeddings avoids them; your own code may be concerned",
         "install jax 0.10.1, or 0.11.1 and later; see the line embedding for the speed here",
     ),
     # https://github.com/jax-ml/jax/issues/39025

@@ -15,6 +15,7 @@ import jax.numpy as jnp
 from jax.ad_checkpoint import checkpoint_name
 
 from roberta_jax.kernels.dropout import dropout, seed_from_key
+from roberta_jax.kernels.embedding import embedding_gradient
 from roberta_jax.modeling.config import RobertaConfig
 from roberta_jax.modeling.execution import PRODUCT, Execution
 
@@ -263,11 +264,10 @@ def _take_backward(padding_row, dtype, residuals, grad):
     # Summed in float32, because the many small gradients of a frequent id vanish in bfloat16.
     del dtype
     table, ids = residuals
+    num_rows = table.shape[0]
     if padding_row is not None:
-        out_of_range = table.shape[0]  # dropped below
-        ids = jnp.where(ids == padding_row, out_of_range, ids)
-    grad_table = jnp.zeros(table.shape, jnp.float32)
-    grad_table = grad_table.at[ids].add(grad.astype(jnp.float32), mode="drop")
+        ids = jnp.where(ids == padding_row, num_rows, ids)  # outside the table
+    grad_table = embedding_gradient(grad, ids, num_rows)
     # Added up as a whole, like the table that was looked up in: split, `grad` would be gathered.
     return replicated(grad_table, table.dtype), None
 
