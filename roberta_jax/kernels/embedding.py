@@ -38,11 +38,12 @@ def embedding_gradient(
 ) -> jax.Array:
     """The gradient of a table [V, D] from the gradient of `table[ids]`.
 
-    It is the same in every run on the same devices, unless the reference is chosen on a GPU.
+    The default does not depend on the order in which a GPU's threads run: a compiled program gives
+    the same bits every time.
 
     Args:
-      grad: [..., D], any floating dtype. A value that is not finite makes its column of the result
-        NaN in other rows as well, where `IMPLEMENTATIONS` uses matrix products.
+      grad: [..., D], any floating dtype. In the implementations with matrix products, a value that
+        is not finite makes its column of the result NaN in other rows as well.
       ids: int [...]. The gradients of ids outside [0, V) are ignored; negative ids are outside.
       num_rows: V.
       implementation: a key of `IMPLEMENTATIONS`, or None for the best one by platform and V.
@@ -56,7 +57,7 @@ def embedding_gradient(
     if grad.shape[:-1] != ids.shape:
         raise ValueError(f"ids of shape {ids.shape} need gradients [*{ids.shape}, D]: {grad.shape}")
     grad = jnp.asarray(grad)
-    ids = jnp.where((ids >= 0) & (ids < num_rows), ids, num_rows).astype(jnp.int32)
+    ids = jnp.where((ids >= 0) & (ids < num_rows), ids.astype(jnp.int32), num_rows)
     if grad.size == 0:
         return jnp.zeros((num_rows, grad.shape[-1]), _accumulator(grad))
     if implementation is not None:

@@ -131,7 +131,7 @@ def test_the_precision_of_other_products_does_not_matter(implementation, precisi
     ids, grad = random_ids("zipf", 1000, 300), random_grad(1000)
     with jax.default_matmul_precision(precision):
         text = gradient_of(implementation, 300).lower(grad, ids).as_text()
-    assert text.count("dot_general") == text.count("precision = [HIGHEST, HIGHEST]")
+    assert text.count("stablehlo.dot_general") == text.count("precision = [HIGHEST, HIGHEST]")
 
 
 @pytest.mark.parametrize("implementation", IMPLEMENTATIONS)
