@@ -171,9 +171,12 @@ def _defaults() -> ConfigDict:
     config.execution.scan_unroll = 1  # Layers per scan iteration.
     # What the backward pass recomputes: "none"; "dots", everything but matrix products; "full".
     config.execution.remat = "dots"
-    # Attention kernel: "xla" stores no probabilities for the backward pass; "reference" is the
-    # plain definition, for comparison.
-    config.execution.attention = "xla"
+    # Attention kernel: "pallas_tpu" and "pallas_gpu" keep the scores on the chip; "xla" stores no
+    # probabilities for the backward pass; "reference" is the plain definition, for comparison.
+    # "auto": the fastest of the platform.
+    config.execution.attention = "auto"
+    # Kernel of dropout, residual and LayerNorm: "pallas_tpu", "xla", or "auto" as above.
+    config.execution.layer_norm = "auto"
 
     config.optimizer = ConfigDict()  # The optimizer.
     config.optimizer.name = "adamw"  # "adamw" or "lamb".

@@ -135,6 +135,7 @@ SHARED: dict[str, Range] = {
     "execution.scan_unroll": count(1, 10_000, 1),
     "execution.remat": Text(example="dots"),
     "execution.attention": Text(example="xla"),
+    "execution.layer_norm": Text(example="xla"),
     "optimizer.name": Text(example="adamw"),
     "optimizer.learning_rate": Number(low=0, high=1e30, example=6e-4),
     "optimizer.beta1": BETA,

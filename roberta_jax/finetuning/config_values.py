@@ -92,6 +92,8 @@ MAY_CHANGE = (
     "eval.batch_size",
     "spikes.",
     "mesh.",
+    "execution.attention",
+    "execution.layer_norm",
     "data.cache_dir",
     "data.engine",
     "distributed.",

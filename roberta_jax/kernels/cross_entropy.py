@@ -9,12 +9,13 @@ Array names carry their shape: N targets, D hidden width, V vocabulary, C words 
 vocabulary.
 """
 
-import math
 from collections.abc import Callable
 
 import flax.linen as nn
 import jax
 import jax.numpy as jnp
+
+from roberta_jax.kernels.dispatch import axes_of, parts_of
 
 # Largest number of words in a chunk of `chunked_cross_entropy`. The logits of a chunk stay in a
 # CPU's cache, and the matrix products are large enough for an accelerator's matrix units.
@@ -255,15 +256,6 @@ def _gradients(x_ND, rows_VD, bias_V, labels_N, log_sum, grad_N):
     return jax.lax.scan(add_chunk, tuple(zeros), jnp.arange(num_chunks))[0]
 
 
-def _vocabulary_axes() -> tuple[str, ...]:
-    """The mesh axes of several devices that split the vocabulary, by the sharding rules."""
-    axes = dict(nn.get_logical_axis_rules()).get("logits") or ()
-    sizes = jax.sharding.get_abstract_mesh().shape
-    return tuple(
-        axis for axis in ((axes,) if isinstance(axes, str) else axes) if sizes.get(axis, 1) > 1
-    )
-
-
 def _parts(rows_VD, bias_V):
     """The parts of the vocabulary that different devices compute, P of them.
 
@@ -271,7 +263,7 @@ def _parts(rows_VD, bias_V):
       (rows [P, V, D], bias [P, V], first words [P]) of parts of equal length, or (rows [V, D],
       bias [V], None) if the vocabulary is not split.
     """
-    parts = math.prod(jax.sharding.get_abstract_mesh().shape[axis] for axis in _vocabulary_axes())
+    parts = parts_of(axes_of("logits"))
     if parts == 1:
         return nn.with_logical_constraint(rows_VD, (None, None)), bias_V, None
     vocab_size, width = rows_VD.shape
@@ -287,7 +279,7 @@ def _parts(rows_VD, bias_V):
 
 
 def _on_each_part(function):
-    axes = _vocabulary_axes()
+    axes = axes_of("logits")
     return jax.vmap(function, spmd_axis_name=axes if len(axes) > 1 else axes[0])
 
 

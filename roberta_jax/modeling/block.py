@@ -8,12 +8,14 @@ import flax.linen as nn
 import jax
 import jax.numpy as jnp
 
+from roberta_jax.kernels import layer_norm
 from roberta_jax.kernels.attention import (
     attention_probabilities,
     dot_product_attention,
     relative_bias,
 )
 from roberta_jax.kernels.dropout import seed_from_key
+from roberta_jax.kernels.masks import Mask, bias_of, of_first_query
 from roberta_jax.modeling.activations import ACTIVATIONS
 from roberta_jax.modeling.config import RobertaConfig
 from roberta_jax.modeling.execution import Execution
@@ -41,7 +43,7 @@ class SelfAttention(nn.Module):
     def __call__(
         self,
         x_BLD: jax.Array,
-        bias: jax.Array | None,
+        mask: Mask,
         head_mask: jax.Array | None,
         encoder_states_BSD: jax.Array | None,
         deterministic: bool,
@@ -72,8 +74,7 @@ class SelfAttention(nn.Module):
         source_BSD = x_BLD if encoder_states_BSD is None else encoder_states_BSD
         if first_only:
             x_BLD = x_BLD[:, :1]
-            if bias is not None and bias.shape[2] > 1:
-                bias = bias[:, :, :1]
+            mask = of_first_query(mask)
         q_BLHK = split_heads(query(x_BLD))
         k_BSHK, v_BSHK = split_heads(key(source_BSD)), split_heads(value(source_BSD))
         past_length = 0
@@ -86,15 +87,15 @@ class SelfAttention(nn.Module):
         implementation = execution.attention
         if self.relative and config.position_embedding_type != "absolute":
             position_bias = self._relative_bias(q_BLHK, k_BSHK, past_length)
-            bias = position_bias if bias is None else position_bias + bias
+            mask = position_bias if mask is None else position_bias + bias_of(mask)
             implementation = "reference"  # the only one that computes the gradient of the bias
         context_BLHK = dot_product_attention(
-            q_BLHK, k_BSHK, v_BSHK, bias, dropout_seed, dropout_rate, implementation
+            q_BLHK, k_BSHK, v_BSHK, mask, dropout_seed, dropout_rate, implementation
         )
         probabilities = None
         if output_attentions:
             probabilities = attention_probabilities(
-                q_BLHK, k_BSHK, bias, dropout_seed, dropout_rate
+                q_BLHK, k_BSHK, mask, dropout_seed, dropout_rate
             )
         if head_mask is not None:
             # Scaling a head's output is the same as scaling its probabilities.
@@ -159,11 +160,30 @@ class Output(nn.Module):
     def __call__(self, x: jax.Array, residual: jax.Array, deterministic: bool) -> jax.Array:
         config, dtype = self.config, self.execution.dtype
         axes = (self.input_axis, "embed")
-        x = Dense(config.hidden_size, axes, config.initializer_range, dtype, name="dense")(x)
-        x = nn.with_logical_constraint(x, ("batch", "length", None))
-        x = add(residual, Dropout(config.hidden_dropout_prob)(x, deterministic))
-        x = LayerNorm(config.layer_norm_eps, dtype, name="LayerNorm")(x)
-        return nn.with_logical_constraint(x, ("batch", "length", None))
+        dense = Dense(config.hidden_size, axes, config.initializer_range, dtype, name="dense")
+        dropout = Dropout(config.hidden_dropout_prob)
+        norm = LayerNorm(config.layer_norm_eps, dtype, name="LayerNorm")
+
+        def constrained(x):
+            return nn.with_logical_constraint(x, ("batch", "length", None))
+
+        kind = layer_norm.of_platform(self.execution.layer_norm, residual)
+        if not layer_norm.is_fused(kind):
+            x = constrained(dense(x))
+            return constrained(norm(add(residual, dropout(x, deterministic))))
+        x, bias = dense.without_bias(x)
+        seed, rate = dropout.seed_and_rate(deterministic)
+        x = layer_norm.residual_layer_norm(
+            constrained(x),
+            bias,
+            residual,
+            *norm.parameters(config.hidden_size),
+            epsilon=config.layer_norm_eps,
+            kind=kind,
+            dropout_seed=seed,
+            dropout_rate=rate,
+        )
+        return constrained(x)
 
 
 class Attention(nn.Module):
@@ -177,7 +197,7 @@ class Attention(nn.Module):
     def __call__(
         self,
         x_BLD: jax.Array,
-        bias: jax.Array | None,
+        mask: Mask,
         head_mask: jax.Array | None,
         encoder_states_BSD: jax.Array | None,
         deterministic: bool,
@@ -188,7 +208,7 @@ class Attention(nn.Module):
         attention = SelfAttention(self.config, self.execution, self.relative, name="self")
         context, probabilities = attention(
             x_BLD,
-            bias,
+            mask,
             head_mask,
             encoder_states_BSD,
             deterministic,
@@ -231,10 +251,10 @@ class Block(nn.Module):
     def __call__(
         self,
         x_BLD: jax.Array,
-        bias: jax.Array | None,
+        mask: Mask,
         head_mask: jax.Array | None,
         encoder_states_BSD: jax.Array | None,
-        encoder_bias: jax.Array | None,
+        encoder_mask: Mask,
         deterministic: bool,
         init_cache: bool,
         output_hidden_states: bool,
@@ -248,14 +268,14 @@ class Block(nn.Module):
           probabilities)). Members of the inner tuple that were not requested are None. With
           `first_only`, the output is that of the first token, [B, 1, D].
         """
-        # Ties the biases to this block. Their broadcast to all heads is the same in every iteration
+        # Ties the masks to this block. Their broadcast to all heads is the same in every iteration
         # of the scan; XLA would otherwise hoist it out and keep the large result for all layers.
-        if bias is not None:
-            bias, x_BLD = jax.lax.optimization_barrier((bias, x_BLD))
-        if encoder_bias is not None:
-            encoder_bias, x_BLD = jax.lax.optimization_barrier((encoder_bias, x_BLD))
+        if mask is not None:
+            mask, x_BLD = jax.lax.optimization_barrier((mask, x_BLD))
+        if encoder_mask is not None:
+            encoder_mask, x_BLD = jax.lax.optimization_barrier((encoder_mask, x_BLD))
         y_BLD, probabilities = Attention(self.config, self.execution, name="attention")(
-            x_BLD, bias, head_mask, None, deterministic, init_cache, output_attentions, first_only
+            x_BLD, mask, head_mask, None, deterministic, init_cache, output_attentions, first_only
         )
         cross_probabilities = None
         if self.config.add_cross_attention and encoder_states_BSD is not None:
@@ -265,7 +285,7 @@ class Block(nn.Module):
             )
             y_BLD, cross_probabilities = cross_attention(
                 y_BLD,
-                encoder_bias,
+                encoder_mask,
                 head_mask,
                 encoder_states_BSD,
                 deterministic,

@@ -8,7 +8,8 @@ import flax.linen as nn
 import jax
 import jax.numpy as jnp
 
-from roberta_jax.kernels.attention import mask_to_bias
+from roberta_jax.kernels import attention
+from roberta_jax.kernels.masks import Mask, Segments, bias_of, mask_to_bias
 from roberta_jax.modeling.block import Block
 from roberta_jax.modeling.config import RobertaConfig
 from roberta_jax.modeling.execution import REMAT_POLICIES, Execution
@@ -27,14 +28,14 @@ class UnrolledLayers(nn.Module):
     block: type[nn.Module]
 
     @nn.compact
-    def __call__(self, x_BLD, bias, head_masks, *rest):
+    def __call__(self, x_BLD, mask, head_masks, *rest):
         *others, first_only = rest
         outputs = []
         for i in range(self.config.num_hidden_layers):
             head_mask = None if head_masks is None else head_masks[i]
             block = self.block(self.config, self.execution, name=str(i))
             is_last = i == self.config.num_hidden_layers - 1
-            x_BLD, block_outputs = block(x_BLD, bias, head_mask, *others, first_only and is_last)
+            x_BLD, block_outputs = block(x_BLD, mask, head_mask, *others, first_only and is_last)
             outputs.append(block_outputs)
         return x_BLD, tuple(zip(*outputs, strict=True))
 
@@ -50,7 +51,7 @@ class LastLayerApart(nn.Module):
     block: type[nn.Module]
 
     @nn.compact
-    def __call__(self, x_BLD, bias, head_masks, *rest):
+    def __call__(self, x_BLD, mask, head_masks, *rest):
         *others, _ = rest
         num_others = self.config.num_hidden_layers - 1
         other_masks = last_mask = None
@@ -59,9 +60,9 @@ class LastLayerApart(nn.Module):
         if num_others:
             stack = scanned(self.block, num_others, self.execution.scan_unroll)
             stack = stack(self.config, self.execution, name="others")
-            x_BLD, _ = stack(x_BLD, bias, other_masks, *others, False)
+            x_BLD, _ = stack(x_BLD, mask, other_masks, *others, False)
         last = self.block(self.config, self.execution, name="last")
-        return last(x_BLD, bias, last_mask, *others, True)
+        return last(x_BLD, mask, last_mask, *others, True)
 
 
 def split_last(variables):
@@ -97,10 +98,10 @@ class Encoder(nn.Module):
     def __call__(
         self,
         x_BLD: jax.Array,
-        mask: jax.Array | None,
+        mask: Segments | jax.Array | None,
         head_mask: jax.Array | None,
         encoder_states_BSD: jax.Array | None,
-        encoder_mask: jax.Array | None,
+        encoder_mask: Segments | None,
         deterministic: bool,
         init_cache: bool,
         output_hidden_states: bool,
@@ -111,12 +112,11 @@ class Encoder(nn.Module):
 
         Args:
           x_BLD: the embedded tokens.
-          mask: bool, broadcastable to [B, H, L, L], True where a query may attend to a key; or None
-            for no mask.
+          mask: segments, or a bool array that is broadcastable to [B, H, L, L], True where a query
+            may attend to a key; or None for no mask.
           head_mask: [H] or [layers, H] factors on each head's attention probabilities, or None.
           encoder_states_BSD: the hidden states that the cross-attention attends to, or None.
-          encoder_mask: bool, broadcastable to [B, H, L, S], True where a query may attend to them;
-            or None for no mask.
+          encoder_mask: the segments of these, or None for no mask.
           deterministic: True turns dropout off.
           init_cache: create the cache. Its size is the length of this input.
           output_hidden_states: return the embeddings and every block's output, layers + 1 arrays.
@@ -154,10 +154,10 @@ class Encoder(nn.Module):
             stack = stack(config, execution, block, name="layer")
         last_hidden_state, (hidden_states, attentions, cross_attentions) = stack(
             x_BLD,
-            mask_to_bias(mask),
+            self._for_blocks(mask),
             head_mask,
             encoder_states_BSD,
-            mask_to_bias(encoder_mask),
+            self._for_blocks(encoder_mask),
             deterministic,
             init_cache,
             output_hidden_states,
@@ -172,3 +172,10 @@ class Encoder(nn.Module):
             tuple(attentions) if output_attentions else None,
             tuple(cross_attentions) if output_attentions and has_cross_attention else None,
         )
+
+    def _for_blocks(self, mask: Segments | jax.Array | None) -> Mask:
+        """The mask as all blocks use it: made once, unless a fused kernel makes it itself."""
+        if not isinstance(mask, Segments):
+            return mask_to_bias(mask)
+        is_fused = attention.is_fused(attention.of_platform(self.execution.attention))
+        return mask if is_fused else bias_of(mask)

@@ -1,4 +1,4 @@
-"""How a model is computed: precision, layer scanning, rematerialisation, attention kernel.
+"""How a model is computed: precision, layer scanning, rematerialisation, kernels.
 
 These options change speed and memory only. The same weights give the same results, to rounding,
 under all of them.
@@ -10,7 +10,8 @@ from typing import Any
 import jax
 import jax.numpy as jnp
 
-from roberta_jax.kernels import attention
+from roberta_jax.kernels import attention, layer_norm
+from roberta_jax.kernels.dispatch import AUTO
 
 # The `checkpoint_name` of the products of dense layers with a gradient of their own.
 PRODUCT = "dense_product"
@@ -40,9 +41,13 @@ class Execution:
         it.
       remat: what the backward pass recomputes instead of storing. "none": nothing. "dots":
         everything but the results of matrix products. "full": everything inside a block.
-      attention: the attention kernel, a key of `kernels.attention.IMPLEMENTATIONS`. "xla" stores no
-        attention probabilities for the backward pass. "reference" is the plain definition.
-        Relative position embeddings always use "reference".
+      attention: the attention kernel, one of `kernels.attention.CHOICES`. "auto": the fused one of
+        the accelerator, `pallas_tpu` or `pallas_gpu`, for what it can compute, and "xla" for the
+        rest. "xla" stores no attention probabilities for the backward pass. "reference" is the
+        plain definition. Relative position embeddings always use "reference".
+      layer_norm: the kernel of dropout, residual and LayerNorm at the end of a sub-layer, one of
+        `kernels.layer_norm.CHOICES`. "auto": that of the accelerator where there is one, and "xla"
+        otherwise.
 
     Raises:
       ValueError: a value is out of range or unknown.
@@ -52,7 +57,8 @@ class Execution:
     scan_layers: bool = True
     scan_unroll: int = 1
     remat: str = "dots"
-    attention: str = "xla"
+    attention: str = AUTO
+    layer_norm: str = AUTO
 
     def __post_init__(self):
         try:
@@ -68,7 +74,8 @@ class Execution:
             raise ValueError(f"scan_unroll must be a whole number of at least 1, not {unroll!r}")
         for name, known in (
             ("remat", REMAT_POLICIES),
-            ("attention", attention.IMPLEMENTATIONS),
+            ("attention", attention.CHOICES),
+            ("layer_norm", layer_norm.CHOICES),
         ):
             value = getattr(self, name)
             if not isinstance(value, str) or value not in known:

@@ -10,6 +10,7 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 
+from roberta_jax.kernels.masks import Segments
 from roberta_jax.modeling.config import RobertaConfig
 
 
@@ -42,22 +43,26 @@ def positions_from_ids(
     return count * not_padding + pad_token_id
 
 
-def attention_mask_from(
+def segments_from(
     attention_mask: jax.Array | None, segment_ids: jax.Array | None
-) -> jax.Array | None:
-    """The mask of the attention scores: bool [B, 1, 1 or L, S], or None for no mask.
+) -> Segments | None:
+    """Which keys a query may attend to, or None for all.
 
     A query may attend to a key if `attention_mask` is not 0 there. With `segment_ids`, query and
     key must also have the same segment id, and it must not be 0 (padding).
+
+    Args:
+      attention_mask: [B, S], or None.
+      segment_ids: int [B, L], or None; the keys are the queries' tokens.
     """
-    mask = None
+    if segment_ids is None:
+        if attention_mask is None:
+            return None
+        return Segments(None, (attention_mask != 0).astype(jnp.int32))
+    keys = segment_ids
     if attention_mask is not None:
-        mask = (attention_mask != 0)[:, None, None, :]
-    if segment_ids is not None:
-        query, key = segment_ids[:, None, :, None], segment_ids[:, None, None, :]
-        same_segment = (query == key) & (key != 0)
-        mask = same_segment if mask is None else mask & same_segment
-    return mask
+        keys = jnp.where(attention_mask != 0, segment_ids, 0)
+    return Segments(segment_ids, keys)
 
 
 def causal_mask(length: int, num_keys: int, past_length: jax.Array | int = 0) -> jax.Array:

@@ -29,11 +29,16 @@ class Dropout(nn.Module):
 
     rate: float
 
-    @nn.compact
     def __call__(self, x: jax.Array, deterministic: bool) -> jax.Array:
+        seed, rate = self.seed_and_rate(deterministic)
+        return dropout(x, seed, rate) if rate else x
+
+    @nn.compact
+    def seed_and_rate(self, deterministic: bool) -> tuple[jax.Array | None, float]:
+        """What to call a dropout with: its seed, uint32 [4], and its rate, or (None, 0)."""
         if deterministic or self.rate == 0:
-            return x
-        return dropout(x, seed_from_key(self.make_rng("dropout")), self.rate)
+            return None, 0.0
+        return seed_from_key(self.make_rng("dropout")), self.rate
 
 
 def add(*arrays: jax.Array) -> jax.Array:
@@ -142,12 +147,25 @@ class Dense(nn.Module):
     initializer_range: float
     dtype: jnp.dtype
 
-    @nn.compact
     def __call__(self, x: jax.Array) -> jax.Array:
+        kernel, bias = self.parameters(x.shape[-1])
+        # Named, because a policy of `jax.checkpoint` does not see the product in a custom gradient.
+        # With its bias, so that the backward pass need not add that again.
+        y = _add_bias(product(x.astype(self.dtype), kernel), bias)
+        return checkpoint_name(y, PRODUCT)
+
+    def without_bias(self, x: jax.Array) -> tuple[jax.Array, jax.Array]:
+        """(x @ kernel, the bias), for a kernel that adds the bias."""
+        kernel, bias = self.parameters(x.shape[-1])
+        return checkpoint_name(product(x.astype(self.dtype), kernel), PRODUCT), bias
+
+    @nn.compact
+    def parameters(self, width: int) -> tuple[jax.Array, jax.Array]:
+        """The kernel [width, features] and the bias [features]."""
         kernel = self.param(
             "kernel",
             nn.with_logical_partitioning(nn.initializers.normal(self.initializer_range), self.axes),
-            (x.shape[-1], self.features),
+            (width, self.features),
             jnp.float32,
         )
         bias = self.param(
@@ -156,9 +174,7 @@ class Dense(nn.Module):
             (self.features,),
             jnp.float32,
         )
-        x = x.astype(self.dtype)
-        # Named, because a policy of `jax.checkpoint` does not see the product in a custom gradient.
-        return _add_bias(checkpoint_name(product(x, kernel), PRODUCT), bias)
+        return kernel, bias
 
 
 class LayerNorm(nn.Module):
@@ -175,9 +191,17 @@ class LayerNorm(nn.Module):
     epsilon: float
     dtype: jnp.dtype
 
-    @nn.compact
     def __call__(self, x: jax.Array) -> jax.Array:
-        shape = x.shape[-1:]
+        scale, bias = self.parameters(x.shape[-1])
+        x = x.astype(jnp.float32)
+        centred = x - jnp.mean(x, axis=-1, keepdims=True)
+        variance = jnp.mean(jnp.square(centred), axis=-1, keepdims=True)
+        return (centred * jax.lax.rsqrt(variance + self.epsilon) * scale + bias).astype(self.dtype)
+
+    @nn.compact
+    def parameters(self, width: int) -> tuple[jax.Array, jax.Array]:
+        """The scale and the bias, float32 [width]."""
+        shape = (width,)
         scale = self.param(
             "scale",
             nn.with_logical_partitioning(nn.initializers.ones, ("norm",)),
@@ -190,10 +214,7 @@ class LayerNorm(nn.Module):
             shape,
             jnp.float32,
         )
-        x = x.astype(jnp.float32)
-        centred = x - jnp.mean(x, axis=-1, keepdims=True)
-        variance = jnp.mean(jnp.square(centred), axis=-1, keepdims=True)
-        return (centred * jax.lax.rsqrt(variance + self.epsilon) * scale + bias).astype(self.dtype)
+        return scale, bias
 
 
 class Embedding(nn.Module):

@@ -16,11 +16,11 @@ from roberta_jax.modeling.config import RobertaConfig
 from roberta_jax.modeling.encoder import Encoder
 from roberta_jax.modeling.execution import Execution
 from roberta_jax.modeling.inputs import (
-    attention_mask_from,
     causal_mask,
     check_encoder_states,
     check_inputs,
     positions_from_ids,
+    segments_from,
 )
 from roberta_jax.modeling.layers import Dense, Embeddings
 from roberta_jax.modeling.outputs import ModelOutput
@@ -155,10 +155,10 @@ class RobertaModel(ConfigModule):
         x_BLD = self.embeddings(
             input_ids, token_type_ids, position_ids, inputs_embeds, deterministic
         )
-        mask = attention_mask_from(attention_mask, segment_ids)
+        mask = segments_from(attention_mask, segment_ids)
         if config.is_decoder:
             causal = causal_mask(length, cache_size or length, past_length)
-            mask = causal if mask is None else mask & causal
+            mask = causal if mask is None else mask.allowed() & causal
         if config.add_cross_attention and encoder_hidden_states is None and self.is_initializing():
             encoder_hidden_states = jnp.zeros((batch, 1, config.hidden_size), x_BLD.dtype)
         needs_all_tokens = (
@@ -172,7 +172,7 @@ class RobertaModel(ConfigModule):
             mask,
             head_mask,
             encoder_hidden_states,
-            attention_mask_from(encoder_attention_mask, None),
+            segments_from(encoder_attention_mask, None),
             deterministic,
             init_cache,
             output_hidden_states,

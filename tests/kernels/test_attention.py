@@ -1,4 +1,7 @@
-"""Attention: every implementation against the reference, values and gradients."""
+"""Attention in plain operations against the reference, values and gradients.
+
+The fused kernels are tested in `test_fused_attention`.
+"""
 
 import jax
 import jax.numpy as jnp
@@ -6,8 +9,10 @@ import numpy as np
 import pytest
 
 from roberta_jax.kernels import attention
+from roberta_jax.kernels.masks import MASKED_SCORE
 
-IMPLEMENTATIONS = [name for name in attention.IMPLEMENTATIONS if name != "reference"]
+PLAIN = [name for name in attention.IMPLEMENTATIONS if not attention.is_fused(name)]
+IMPLEMENTATIONS = [name for name in PLAIN if name != "reference"]
 B, Q, S, H, K = 2, 7, 9, 3, 4
 
 
@@ -18,7 +23,7 @@ def random_inputs(dtype=jnp.float32):
     arrays = [rng.standard_normal(shape).astype(dtype) for shape in shapes]
     mask = rng.random((B, 1, Q, S)) < 0.6
     mask[1, 0, 3] = False
-    return arrays, np.where(mask, 0, attention.MASKED_SCORE).astype(np.float32)
+    return arrays, np.where(mask, 0, MASKED_SCORE).astype(np.float32)
 
 
 def values_and_gradients(implementation, q, k, v, grad, bias, rate):
@@ -65,7 +70,7 @@ def test_values_and_gradients_match_the_reference(implementation, rate, masked):
         np.testing.assert_allclose(result, reference, rtol=1e-4, atol=1e-5)
 
 
-@pytest.mark.parametrize("implementation", attention.IMPLEMENTATIONS)
+@pytest.mark.parametrize("implementation", PLAIN)
 def test_bfloat16_matches_the_float32_reference(implementation):
     arrays, bias = random_inputs(jnp.bfloat16)
     results = values_and_gradients(implementation, *arrays, bias, 0.3)
@@ -96,7 +101,7 @@ def test_reference_has_a_gradient_of_the_bias():
     assert np.abs(jax.jit(jax.grad(total))(bias)).max() > 1e-3
 
 
-@pytest.mark.parametrize("implementation", attention.IMPLEMENTATIONS)
+@pytest.mark.parametrize("implementation", PLAIN)
 def test_large_scores_do_not_overflow(implementation):
     q = k = np.full((1, 2, 1, 4), 100, np.float32)
     v = np.arange(8, dtype=np.float32).reshape(1, 2, 1, 4)

@@ -1,5 +1,6 @@
 """Dropout: its rate, the independence of its bits, and the same bits forwards and backwards."""
 
+import functools
 import itertools
 
 import jax
@@ -8,12 +9,20 @@ import numpy as np
 import pytest
 
 from roberta_jax.kernels.dropout import (
+    PAIR_DISTANCE,
+    attention_bits,
+    attention_dropout,
+    attention_keep_mask,
+    attention_scale,
     dropout,
     keep_mask,
+    reference_attention_keep_mask,
     reference_dropout,
     reference_keep_mask,
     seed_from_key,
 )
+
+pytestmark = pytest.mark.accelerator
 
 RATE = 0.1
 
@@ -193,3 +202,93 @@ def test_seeds_of_its_own_give_each_part_its_own_bits():
     both = jax.vmap(lambda x, seed: dropout(x, seed, 0.3))(x, seeds)
     for part, seed in zip(both, seeds, strict=True):
         np.testing.assert_array_equal(part, dropout(x[0], seed, 0.3))
+
+
+def attention_mask(number, shape, rate=RATE):
+    """The mask of attention probabilities [B, H, Q, S]."""
+    return np.asarray(jitted_attention_keep_mask(make_seed(number), shape, rate))
+
+
+@functools.partial(jax.jit, static_argnums=(1, 2))
+def jitted_attention_keep_mask(seed, shape, rate):
+    batch, heads, queries, keys = shape
+    bits = attention_bits(seed, jnp.zeros((batch, 1, heads, 1)))
+    return attention_keep_mask(bits, queries, keys, rate)
+
+
+def test_bits_of_attention_never_change():
+    """A run resumed with a newer version must draw the same dropout."""
+    seed = np.arange(1, 5, dtype=np.uint32)
+    bits = attention_bits(seed, np.zeros((2, 1, 2, 1), np.float32))
+    mask = np.asarray(attention_keep_mask(bits, 2, 160, 0.3))
+    rows = [row.tobytes().hex() for row in np.packbits(mask, axis=-1).reshape(8, 20)]
+    assert rows == [
+        "ddfc9ffbf7a73ffc6e67b66f27efb7735ebf64df",
+        "abdfdfd47f29f9cc54f1aeef97a37a91b5d3b667",
+        "9dd3ffddfb3d6fff64bffdb1baa5b17ed5eb968c",
+        "7cd93f5fff2fafe8a35daff33efb7fdf177387f4",
+        "fab1bf37f3b7f7dc9ff7ff3ccff7f8b77a7fafdf",
+        "cedefeb7baff7ff7e5f77eefd7e7563fb3edffee",
+        "6fefb1cfde5cdd7b1e63ddd3fafb7b5d6b17275d",
+        "b67f2fffaebf42fabf3f36fcf9b7dde79b5ef7ff",
+    ]
+
+
+@pytest.mark.parametrize("shape", [(2, 3, 4, 33), (1, 2, 3, 300)])
+@pytest.mark.parametrize("rate", [0.0, RATE, 0.999])
+def test_mask_of_attention_is_that_of_the_reference(shape, rate):
+    reference = jax.jit(reference_attention_keep_mask, static_argnums=(1, 2))
+    np.testing.assert_array_equal(
+        attention_mask(5, shape, rate), reference(make_seed(5), shape, rate)
+    )
+
+
+@pytest.mark.parametrize("rate", [0.1, 0.3, 0.5, 0.9])
+def test_rate_of_attention(rate):
+    """Within five standard deviations of the rounded rate, which is within 1e-5 of the rate."""
+    masks = [attention_mask(seed, (4, 12, 256, 512), rate) for seed in range(5)]
+    share = np.mean([mask.mean() for mask in masks])
+    spread = (rate * (1 - rate) / (5 * masks[0].size)) ** 0.5
+    assert abs(share - 1 / attention_scale(rate)) < 5 * spread
+    assert abs(1 / attention_scale(rate) - (1 - rate)) < 1e-5
+
+
+def test_no_pattern_in_attention_along_any_axis():
+    dropped = ~attention_mask(3, (16, 12, 128, 256))
+    for axis in range(dropped.ndim):
+        others = tuple(i for i in range(dropped.ndim) if i != axis)
+        counts = dropped.sum(axis=others)
+        size = dropped.size // dropped.shape[axis]
+        chi = np.sum((counts - size * RATE) ** 2) / (size * RATE * (1 - RATE))
+        degrees = dropped.shape[axis]
+        assert abs(chi - degrees) < 5 * (2 * degrees) ** 0.5, (axis, chi)
+
+
+def test_neighbours_and_pairs_in_attention_are_independent():
+    """Keys 64 apart share a hash. So do the products of several elements, two by two."""
+    dropped = (~attention_mask(4, (8, 12, 128, 256))).astype(np.float64)
+    shifts = [s for s in itertools.product((0, 1), repeat=4) if any(s)]
+    shifts += [(0, 0, 0, 64), (0, 0, 0, 63), (0, 0, 0, 128), (0, 0, 1, 64), (0, 1, 0, 64)]
+    shifts += [(1, 0, 0, 64), (0, 0, 0, 2), (0, 0, 64, 0), (4, 0, 0, 0), (0, 0, 1, -1)]
+    for shift in shifts:
+        assert abs(correlation(dropped, np.roll(dropped, shift, range(4)))) < 5, shift
+    parts = dropped.reshape(8, 12, 128, 2, 2, PAIR_DISTANCE)
+    both = (parts[..., 0, :] - RATE) * (parts[..., 1, :] - RATE) / (RATE * (1 - RATE))
+    for shift in ((0, 0, 0, 0, 1), (0, 0, 0, 1, 0), (0, 0, 1, 0, 0), (0, 1, 0, 0, 0)):
+        moved = np.roll(both, shift, range(5))
+        assert abs(np.mean(both * moved) * both.size**0.5) < 5, shift
+
+
+def test_attention_of_different_steps_is_independent():
+    masks = [(~attention_mask(number, (4, 2, 128, 512))).astype(np.float64) for number in range(8)]
+    for a, b in itertools.combinations(masks, 2):
+        assert abs(correlation(a, b)) < 5.5
+
+
+def test_kept_probabilities_are_divided_by_the_share_that_is_kept():
+    x = np.random.default_rng(0).random((2, 3, 8, 200)).astype(np.float32)
+    bits = attention_bits(make_seed(1), jnp.zeros((2, 1, 3, 1)))
+    y = attention_dropout(x, bits, RATE)
+    kept = 1 - round(RATE * 2**16) / 2**16
+    expected = np.where(attention_mask(1, x.shape), x / kept, 0)
+    np.testing.assert_allclose(y, expected, rtol=1e-6)

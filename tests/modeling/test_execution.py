@@ -25,7 +25,7 @@ def test_floating_point_types(dtype):
         ({"scan_unroll": True}, "scan_unroll .* not True"),
         ({"remat": "some"}, "unknown remat 'some'; known: dots, full, none"),
         ({"remat": ["dots"]}, "unknown remat"),
-        ({"attention": None}, "unknown attention None; known: reference, xla"),
+        ({"attention": None}, "unknown attention None; known: auto, .*reference, xla"),
     ],
 )
 def test_wrong_options(options, message):

@@ -1,0 +1,56 @@
+"""What kernels for one kind of accelerator need to know: the platform, and how arrays are split."""
+
+import contextlib
+import contextvars
+import math
+from collections.abc import Iterator
+
+import flax.linen as nn
+import jax
+
+# The value of an option that chooses the implementation by the platform.
+AUTO = "auto"
+
+_interpreted = contextvars.ContextVar("interpreted", default=False)
+
+
+@contextlib.contextmanager
+def interpreted() -> Iterator[None]:
+    """Traces Pallas kernels as ordinary operations inside the context: slow, on any platform."""
+    token = _interpreted.set(True)
+    try:
+        yield
+    finally:
+        _interpreted.reset(token)
+
+
+def is_interpreted() -> bool:
+    """Whether kernels are traced inside `interpreted`."""
+    return _interpreted.get()
+
+
+def platform() -> str:
+    """The platform of the mesh, or else of JAX's default backend: "cpu", "gpu", "tpu", ..."""
+    device = getattr(jax.sharding.get_abstract_mesh(), "abstract_device", None)
+    name = getattr(device, "platform", None) or jax.default_backend()
+    return "gpu" if name in ("cuda", "rocm") else name
+
+
+def axes_of(name: str) -> tuple[str, ...]:
+    """The mesh axes of several devices that split a logical axis, by the sharding rules."""
+    axes = dict(nn.get_logical_axis_rules()).get(name) or ()
+    sizes = jax.sharding.get_abstract_mesh().shape
+    return tuple(
+        axis for axis in ((axes,) if isinstance(axes, str) else axes) if sizes.get(axis, 1) > 1
+    )
+
+
+def parts_of(axes: tuple[str, ...]) -> int:
+    """Into how many parts the mesh axes split an array's axis."""
+    return math.prod(jax.sharding.get_abstract_mesh().shape[axis] for axis in axes)
+
+
+def dividing_axes(name: str, size: int) -> tuple[str, ...] | None:
+    """`axes_of` a logical axis of this size, or None if they do not split it into equal parts."""
+    axes = axes_of(name)
+    return axes if axes and size % parts_of(axes) == 0 else None
