@@ -11,7 +11,8 @@ Exact are the parameters, the optimizer's state and the batch. The rest follows 
   inner product of width F, and two float32 numbers for each head; "none" also the dropped-out and
   normalised values in float32. `tensor` splits the arrays of heads and of width F;
 * present layer: the attention scores of one layer, float32 and once more in the dtype of the
-  matrix products, and what the backward pass computes again;
+  matrix products, unless a kernel keeps them on the chip, and what the backward pass computes
+  again;
 * LM head: the logits of one chunk of the vocabulary, float32, with their gradient, and the gradient
   of the word table before it is split.
 
@@ -79,6 +80,7 @@ def _copies(work: Workload) -> float:
 def _layer(work: Workload) -> float:
     model, tensor = work.model, work.mesh["tensor"]
     scores = work.rows * model.num_attention_heads * work.length**2 / tensor
+    scores *= not work.fuses_attention
     again = _tokens(work) * (saved_per_token(work, "none") - saved_per_token(work))
     return scores * (4 + work.item) + again
 

@@ -4,9 +4,11 @@ A step takes the sum of
 
 * the matrix products at `MATMUL_SHARE` of the peak rate (every product of the model's formula, and
   what `remat=full` computes again);
-* the attention scores, which are many and small: `SCORE_BYTES` of memory traffic each;
+* the attention scores, which are many and small: `SCORE_BYTES` of memory traffic each, or as much
+  time as `FUSED_SCORE_BYTES` would take where a kernel keeps them on the chip;
 * everything between the matrix products of a layer (LayerNorm, dropout, GELU, residuals, copies):
-  `LAYER_BYTES` of memory traffic for each token and each element of the widths D and F;
+  `LAYER_BYTES` of memory traffic for each token and each element of the widths D and F, or
+  `FUSED_LAYER_BYTES` where a kernel computes LayerNorm and what is before it;
 * what is done to each parameter in each microbatch (casts, zeroed and added gradients):
   `MICROBATCH_BYTES`; and in the optimizer's update: `UPDATE_BYTES`;
 * the collectives, at the bandwidth of their network, none of them hidden behind computation.
@@ -26,8 +28,8 @@ from roberta_jax.planning.traffic import Traffic
 from roberta_jax.planning.workload import Workload
 
 MATMUL_SHARE = 0.8
-SCORE_BYTES = 53
-LAYER_BYTES = 71
+SCORE_BYTES, FUSED_SCORE_BYTES = 53, 7
+LAYER_BYTES, FUSED_LAYER_BYTES = 71, 32
 MICROBATCH_BYTES = 37
 UPDATE_BYTES = 28  # read: parameter, gradient, two moments; written: parameter, two moments
 
@@ -78,10 +80,12 @@ def step_time(work: Workload, chip: Chip, collectives: list[Traffic]) -> StepTim
     scores = layers * tokens * work.length * heads / tensor
     elements = layers * tokens * (width + inner / tensor)
     own = work.parameter_bytes / 4
+    score_bytes = FUSED_SCORE_BYTES if work.fuses_attention else SCORE_BYTES
+    layer_bytes = FUSED_LAYER_BYTES if work.fuses_layer_norm else LAYER_BYTES
     parts = {
         "matrix products": done / chips / (MATMUL_SHARE * chip.flops),
-        "attention scores": scores * SCORE_BYTES / bandwidth,
-        "between the products": elements * LAYER_BYTES / bandwidth,
+        "attention scores": scores * score_bytes / bandwidth,
+        "between the products": elements * layer_bytes / bandwidth,
         "parameters and optimizer": own
         * (work.accumulation * MICROBATCH_BYTES + UPDATE_BYTES)
         / bandwidth,

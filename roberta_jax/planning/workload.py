@@ -17,6 +17,7 @@ from jax.sharding import Mesh, NamedSharding
 from roberta_jax.data.batches import DTYPES
 from roberta_jax.data.masking import num_slots
 from roberta_jax.data.packing.index import FORMATS
+from roberta_jax.kernels import attention, fused_attention, layer_norm
 from roberta_jax.modeling.config import RobertaConfig
 from roberta_jax.modeling.execution import Execution
 from roberta_jax.pretraining.datasets import model_inputs
@@ -43,6 +44,7 @@ class Workload:
       shards: {path of a parameter: (its shape, its shard's shape, its partition spec)}.
       optimizer_bytes: of the optimizer's state on a chip.
       batch_bytes: of a global batch's share on a chip, all microbatches.
+      platform: of the chips, "tpu", "gpu" or "cpu".
     """
 
     model: RobertaConfig
@@ -58,6 +60,28 @@ class Workload:
     shards: dict[str, tuple[tuple[int, ...], tuple[int, ...], tuple[Any, ...]]]
     optimizer_bytes: int
     batch_bytes: int
+    platform: str
+
+    @property
+    def fuses_attention(self) -> bool:
+        """Whether a kernel computes the attention and keeps the scores on the chip."""
+        model, choice = self.model, attention.of_platform(self.execution.attention, self.platform)
+        heads = model.num_attention_heads // self.mesh["tensor"]
+        shape = (self.rows, self.length, heads, model.head_size)
+        q_BLHK = jax.ShapeDtypeStruct(shape, self.execution.dtype)
+        return (
+            attention.is_fused(choice)
+            and model.position_embedding_type == "absolute"
+            and not fused_attention.why_not(choice, q_BLHK, q_BLHK, None)
+        )
+
+    @property
+    def fuses_layer_norm(self) -> bool:
+        """Whether a kernel computes LayerNorm, and the dropout and residual before it."""
+        shape = (self.rows, self.length, self.model.hidden_size)
+        x_BLD = jax.ShapeDtypeStruct(shape, self.execution.dtype)
+        kind = layer_norm.of_platform(self.execution.layer_norm, x_BLD, self.platform)
+        return layer_norm.is_fused(kind)
 
     @property
     def item(self) -> int:
@@ -96,7 +120,14 @@ def workload(spec: PretrainingSpec) -> Workload:
         },
         optimizer_bytes=shard_bytes((state.opt_state, state.step)),
         batch_bytes=shard_bytes(inputs),
+        platform=_platform_of(training.mesh.devices.flat[0]),
     )
+
+
+def _platform_of(device: Any) -> str:
+    """JAX's platform of a device; that of a planned one is the name of its chip."""
+    starts = {"TPU": "tpu", "NVIDIA": "gpu"}
+    return starts.get(device.device_kind.split(" ")[0], device.platform)
 
 
 def state_shapes(spec: PretrainingSpec) -> TrainState:

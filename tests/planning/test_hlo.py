@@ -37,6 +37,18 @@ def test_cycles_count_every_iteration_and_no_operation_within_a_fusion():
     assert Program(TWO_SLICES).estimated_cycles() is None
 
 
+def test_cycles_of_kernels_are_by_their_scores():
+    kernel = (
+        '  %k.1 = bf16[16,512,768]{2,1,0} custom-call(%q.1), custom_call_target="tpu_custom_call", '
+        'metadata={op_name="jit(f)/jvp(attention_forward)/pallas_call"}, backend_config={'
+        '"custom_call_config":{"cost_estimate":{"flops":"7","transcendentals":"1048576"}}}\n'
+    )
+    lines = TPU.splitlines(keepends=True)
+    entry = next(i for i, line in enumerate(lines) if line.startswith("ENTRY"))
+    program = Program("".join([*lines[: entry + 1], kernel, *lines[entry + 1 :]]))
+    assert program.estimated_cycles() == Program(TPU).estimated_cycles() + 2 * 3787
+
+
 def test_collectives_are_counted_once_per_channel_and_iteration():
     found = {
         (each.kind, axes_of_groups(each.groups, MESH)): (each.times, each.bytes)
