@@ -7,6 +7,8 @@ import pytest
 
 from roberta_jax.kernels import cross_entropy as kernels
 
+pytestmark = pytest.mark.accelerator
+
 IMPLEMENTATIONS = [name for name in kernels.IMPLEMENTATIONS if name != "reference"]
 
 
