@@ -31,6 +31,7 @@ from typing import TYPE_CHECKING, Any
 
 from roberta_jax import cli
 from roberta_jax.errors import UsageError, counted, listed
+from roberta_jax.training.compilation_cache import use_compilation_cache
 
 if TYPE_CHECKING:
     from roberta_jax.inference.loading import MaskedLanguageModel
@@ -381,6 +382,7 @@ def main(argv: Sequence[str] | None = None) -> None:
     """Runs the command. Wrong input is printed without a traceback, with exit status 2."""
     arguments = _parser().parse_args(argv)
     with cli.usage_errors():
+        use_compilation_cache()
         if _is_for_tasks(arguments):
             _evaluate_tasks(arguments)
         else:

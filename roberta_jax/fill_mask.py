@@ -12,6 +12,7 @@ from typing import Any, BinaryIO, TextIO
 
 from roberta_jax import cli
 from roberta_jax.errors import UsageError
+from roberta_jax.training.compilation_cache import use_compilation_cache
 
 
 def fill_mask(
@@ -99,6 +100,7 @@ def main(argv: Sequence[str] | None = None) -> None:
         texts = _given_texts(arguments.texts)
         if not texts:
             raise UsageError("no text: give a text that contains <mask>")
+        use_compilation_cache()
         results = fill_mask(arguments.folder, texts, arguments.top_k)
         print("\n\n".join(table(text, masks) for text, masks in zip(texts, results, strict=True)))
 

@@ -29,6 +29,7 @@ from roberta_jax.finetuning.config_values import MAY_CHANGE, MAY_DIFFER
 from roberta_jax.finetuning.spec import FILE, check_config, read_spec
 from roberta_jax.run_flags import define_run_flags
 from roberta_jax.training.agreement import together
+from roberta_jax.training.compilation_cache import use_compilation_cache
 from roberta_jax.training.distributed import join_processes, watched
 from roberta_jax.training.run import (
     EXPORT,
@@ -129,6 +130,7 @@ def main(config: ConfigDict, values: flags.FlagValues) -> None:
     """
     if not values.workdir:
         raise UsageError("no folder for the run: give one, such as --workdir=runs/rte")
+    use_compilation_cache()
     join_processes(values.distributed, read_timeouts(config, FILE))
     command = shlex.join(["python", "-m", "roberta_jax.finetune", *sys.argv[1:]])
     result = finetune(config, values.workdir, values.on_damage, command)

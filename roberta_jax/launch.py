@@ -33,6 +33,7 @@ from roberta_jax.launching.process import say
 from roberta_jax.launching.supervisor import Policy, Supervisor
 from roberta_jax.training import preemption
 from roberta_jax.training.clusters import num_slices
+from roberta_jax.training.compilation_cache import default_folder
 
 DEFAULTS = Policy()
 
@@ -59,7 +60,7 @@ def launch(argv: Sequence[str]) -> int:
     cache = arguments.compile_cache
     variables = environment.shared_variables(
         os.environ,
-        cache="" if cache == "none" else cache or environment.default_cache(),
+        cache="" if cache == "none" else cache or str(default_folder()),
         flags=arguments.flags,
         gpus=gpus,
         slices=num_slices() if arguments.flags == "recommended" else 1,

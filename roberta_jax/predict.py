@@ -19,6 +19,7 @@ from tqdm import tqdm
 from roberta_jax import cli
 from roberta_jax.errors import UsageError, counted, listed
 from roberta_jax.evaluate import DTYPES
+from roberta_jax.training.compilation_cache import use_compilation_cache
 
 _BLOCK = 4096  # rows that are predicted and written together
 
@@ -134,6 +135,7 @@ def main(argv: Sequence[str] | None = None) -> None:
     options = vars(parser.parse_args(argv))
     options["choice_columns"] = tuple(filter(None, options["choice_columns"].split(",")))
     with cli.usage_errors("Stopping; the same command continues from here."):
+        use_compilation_cache()
         rows = predict(**options, progress=sys.stderr.isatty())
         print(f"Wrote {counted(rows, 'prediction')} to {options['output']}")
 

@@ -40,6 +40,7 @@ from roberta_jax.pretraining.spec import (
 )
 from roberta_jax.run_flags import define_run_flags
 from roberta_jax.training.agreement import together
+from roberta_jax.training.compilation_cache import use_compilation_cache
 from roberta_jax.training.distributed import join_processes, watched
 from roberta_jax.training.run import EXPORT, Job, RunResult, finished_metrics, run, say
 from roberta_jax.training.same_start import require_same_program
@@ -260,6 +261,7 @@ def main(config: ConfigDict, values: flags.FlagValues) -> None:
         return
     if not values.workdir:
         raise UsageError("no folder for the run: give one, such as --workdir=runs/tiny")
+    use_compilation_cache()
     join_processes(values.distributed, read_timeouts(config))
     result = pretrain(config, values.workdir, values.on_damage)
     if not result.finished:

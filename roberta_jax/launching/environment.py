@@ -1,7 +1,5 @@
 """The environment variables of supervised processes."""
 
-import os
-import pathlib
 import shutil
 import socket
 import subprocess
@@ -9,8 +7,7 @@ from collections.abc import Mapping
 
 from roberta_jax.errors import UsageError
 from roberta_jax.training.clusters import visible_gpus
-
-CACHE = "JAX_COMPILATION_CACHE_DIR"
+from roberta_jax.training.compilation_cache import VARIABLE as CACHE
 
 # Overlaps collectives with computation on GPUs: "GPU performance tips" of the JAX documentation,
 # and NVIDIA's JAX images, which set it.
@@ -18,12 +15,6 @@ GPU_FLAGS = "--xla_gpu_enable_latency_hiding_scheduler=true"
 # Overlaps the gradients' all-reduce between TPU slices: "List of XLA compiler flags" of the JAX
 # documentation.
 MULTISLICE_FLAGS = "--xla_tpu_enable_data_parallel_all_reduce_opt=true"
-
-
-def default_cache() -> str:
-    """Returns the folder of compiled programs: `roberta_jax/jax` in the user's cache folder."""
-    base = os.environ.get("XDG_CACHE_HOME") or pathlib.Path.home() / ".cache"
-    return str(pathlib.Path(base) / "roberta_jax" / "jax")
 
 
 def shared_variables(
