@@ -1,1 +1,1 @@
-"""Numerical kernels with reference implementations: attention, cross-entropy and dropout."""
+"""Numerical kernels with reference implementations, and faster ones for kinds of accelerators."""

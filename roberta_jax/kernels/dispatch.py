@@ -7,6 +7,7 @@ from collections.abc import Iterator
 
 import flax.linen as nn
 import jax
+from jax.sharding import AxisType
 
 # The value of an option that chooses the implementation by the platform.
 AUTO = "auto"
@@ -34,6 +35,23 @@ def platform() -> str:
     device = getattr(jax.sharding.get_abstract_mesh(), "abstract_device", None)
     name = getattr(device, "platform", None) or jax.default_backend()
     return "gpu" if name in ("cuda", "rocm") else name
+
+
+def mesh_to_split_over() -> jax.sharding.AbstractMesh | None:
+    """The mesh over which arrays are split here; None where they are one device's."""
+    mesh = jax.sharding.get_abstract_mesh()
+    is_manual = all(kind == AxisType.Manual for kind in mesh.axis_types)
+    return None if mesh.empty or mesh.size == 1 or is_manual else mesh
+
+
+def knows_splits() -> bool:
+    """Whether it is known how arrays are split over devices.
+
+    The partitioner cannot split a kernel. Without a mesh or rules, arrays may be split in any way.
+    """
+    if jax.sharding.get_abstract_mesh().empty:
+        return jax.device_count() == 1
+    return mesh_to_split_over() is None or "batch" in dict(nn.get_logical_axis_rules())
 
 
 def axes_of(name: str) -> tuple[str, ...]:

@@ -27,7 +27,13 @@ import jax.numpy as jnp
 from jax.ad_checkpoint import checkpoint_name
 from jax.sharding import PartitionSpec
 
-from roberta_jax.kernels.dispatch import axes_of, dividing_axes, is_interpreted, parts_of
+from roberta_jax.kernels.dispatch import (
+    axes_of,
+    dividing_axes,
+    is_interpreted,
+    mesh_to_split_over,
+    parts_of,
+)
 from roberta_jax.kernels.dropout import AttentionBits
 from roberta_jax.kernels.masks import Mask, Segments
 
@@ -168,8 +174,7 @@ def _on_each_device(
             for x, letter in zip(compute(*arrays), outputs, strict=True)
         )
 
-    mesh = jax.sharding.get_abstract_mesh()
-    if mesh.empty or mesh.size == 1:
+    if mesh_to_split_over() is None:
         return of_heads
     rows = dividing_axes("batch", q_BQD.shape[0])
     heads = dividing_axes("heads", how.heads)

@@ -26,7 +26,15 @@ import jax.numpy as jnp
 from jax.sharding import PartitionSpec
 
 from roberta_jax.kernels import dropout
-from roberta_jax.kernels.dispatch import AUTO, axes_of, dividing_axes, is_interpreted, platform
+from roberta_jax.kernels.dispatch import (
+    AUTO,
+    axes_of,
+    dividing_axes,
+    is_interpreted,
+    knows_splits,
+    mesh_to_split_over,
+    platform,
+)
 
 # {implementation: (platform, module of its kernels)}. The modules import Pallas, which takes time.
 KINDS = {"pallas_tpu": ("tpu", "roberta_jax.kernels.layer_norm_tpu")}
@@ -68,6 +76,8 @@ def of_platform(choice: str, x_BLD: jax.Array, where: str | None = None) -> str:
       ValueError: the choice is a kind of kernels that cannot compute this.
     """
     if choice == AUTO:
+        if where is None and not knows_splits():
+            return "xla"
         kinds = {of: kind for kind, (of, _) in KINDS.items()}
         kind = kinds.get(where or platform(), "xla")
         return kind if is_fused(kind) and why_not(kind, x_BLD) is None else "xla"
@@ -162,8 +172,7 @@ def _kernels(kind: str) -> ModuleType:
 
 def _on_each_device(compute, arrays, inputs, outputs):
     """Makes a function of one device's rows one of all; r is an array of rows, b the bits."""
-    mesh = jax.sharding.get_abstract_mesh()
-    if mesh.empty or mesh.size == 1:
+    if mesh_to_split_over() is None:
         return compute
     of_rows = PartitionSpec(dividing_axes("batch", arrays[0].shape[0]))
     no_rows = PartitionSpec()
