@@ -30,8 +30,7 @@ PLAIN = {"attention": "xla", "layer_norm": "xla"}
 FUSED = {
     "TPU": {"attention": "pallas_tpu", "layer_norm": "pallas_tpu"},
 }
-QUICK = {"2x2x2": (2, 2, 2)}
-SLOW = {"8x1x1": (8, 1, 1), "1x1x8": (1, 1, 8), "1x8x1": (1, 8, 1)}
+MESHES = {"2x2x2": (2, 2, 2)}
 
 
 def schedule(step):
@@ -88,7 +87,7 @@ def on_eight_devices(platform, *meshes):
     expected, expected_losses = train(one, PLAIN, 2)
     results = {}
     for name in meshes:
-        params, losses = train(create_mesh(*(QUICK | SLOW)[name]), FUSED[platform], 2)
+        params, losses = train(create_mesh(*MESHES[name]), FUSED[platform], 2)
         results[name] = {
             "losses": losses,
             "expected_losses": expected_losses,
@@ -97,25 +96,10 @@ def on_eight_devices(platform, *meshes):
     print(json.dumps(results))
 
 
-@pytest.mark.parametrize("meshes", [QUICK, pytest.param(SLOW, marks=pytest.mark.slow)])
 @pytest.mark.parametrize("platform", FUSED)
-def test_steps_on_meshes_equal_those_without_kernels(platform, meshes):
+def test_steps_on_meshes_equal_those_without_kernels(platform):
     """With dropout, segments, padding and microbatches."""
-    output = processes.run(__name__, "on_eight_devices", platform, *meshes, devices=8)
+    output = processes.run(__name__, "on_eight_devices", platform, *MESHES, devices=8)
     for name, result in json.loads(output.splitlines()[-1]).items():
         assert result["losses"] == pytest.approx(result["expected_losses"], rel=1e-5), name
         assert result["error"] < 2e-5, name  # the updates were 1e-3
-
-
-@pytest.mark.slow
-@pytest.mark.parametrize("remat", ["none", "full"])
-@pytest.mark.parametrize("platform", FUSED)
-def test_losses_of_many_steps_equal_those_without_kernels(platform, remat):
-    mesh = create_mesh(devices=jax.devices()[:1])
-    with jax.default_matmul_precision("highest"):
-        _, expected = train(mesh, PLAIN, 200)
-        _, losses = train(mesh, FUSED[platform], 200, remat=remat)
-    # Rounding grows with the steps: Adam divides by small second moments.
-    np.testing.assert_allclose(losses[:20], expected[:20], rtol=1e-5)
-    np.testing.assert_allclose(losses, expected, rtol=5e-3)
-    assert expected[-1] < expected[0] - 0.1
