@@ -98,9 +98,9 @@ def _results(name: str, function: Callable[[], list[Result]]) -> list[Result]:
 
 
 def _folders(workdir: str | None) -> dict[str, str]:
-    from roberta_jax.launching.environment import default_cache
+    from roberta_jax.training.compilation_cache import default_folder
 
-    folders = {"prepared text": default_cache().removesuffix("/jax")}
+    folders = {"prepared text": str(default_folder().parent)}
     return folders if workdir is None else {"the run": workdir, **folders}
 
 

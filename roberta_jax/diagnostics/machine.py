@@ -7,25 +7,25 @@ import secrets
 from etils import epath
 
 from roberta_jax.diagnostics.report import Result, ok, problem, warning
-from roberta_jax.launching.environment import CACHE
 from roberta_jax.storage.atomic import is_local
+from roberta_jax.training.compilation_cache import VARIABLE as CACHE
+from roberta_jax.training.compilation_cache import default_folder
 
 COMPILE_CACHE, MEMORY = "compile cache", "memory"
 LOW_MEMORY = 8 << 30  # less than this gets a warning
 
 
 def compile_cache() -> list[Result]:
-    """Checks the folder of JAX's compiled programs."""
+    """Checks the folder of JAX's compiled programs: that of the variable, or the default."""
     folder = os.environ.get(CACHE)
-    if not folder:
-        return [
-            warning(
-                COMPILE_CACHE,
-                f"{CACHE} is not set: every start compiles again.",
-                f"start runs with python -m roberta_jax.launch, which sets it, or type\n"
-                f"export {CACHE}=$HOME/.cache/roberta_jax/jax",
-            )
-        ]
+    if folder == "":
+        text = f"{CACHE} is empty: every start compiles again."
+        return [warning(COMPILE_CACHE, text, f"unset {CACHE}, or name a folder.")]
+    try:
+        folder = folder or str(default_folder())
+    except RuntimeError:
+        text = "there is no home folder to keep compiled programs in: every start compiles again."
+        return [warning(COMPILE_CACHE, text, f"name a folder in {CACHE}.")]
     path = epath.Path(folder) / f".doctor-{secrets.token_hex(4)}"
     try:
         path.parent.mkdir(parents=True, exist_ok=True)
@@ -36,8 +36,8 @@ def compile_cache() -> list[Result]:
         return [
             problem(
                 COMPILE_CACHE,
-                f"{CACHE}={folder} cannot be written: {' '.join(str(error).split())[:200]}.",
-                "name a folder that can be written.",
+                f"{folder} cannot be written: {' '.join(str(error).split())[:200]}.",
+                f"name a folder that can be written in {CACHE}.",
             )
         ]
     text = folder if entries is None else f"{folder}, {entries} entries"

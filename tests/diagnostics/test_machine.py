@@ -14,11 +14,29 @@ def test_a_compile_cache_is_written_to_and_counted(tmp_path, monkeypatch):
     assert machine.compile_cache()[0].text == f"{folder}, 1 entries"
 
 
-def test_no_compile_cache_is_a_warning(monkeypatch):
+def test_without_the_variable_the_folder_is_the_one_of_the_commands(tmp_path, monkeypatch):
     monkeypatch.delenv(machine.CACHE, raising=False)
+    monkeypatch.setenv("XDG_CACHE_HOME", str(tmp_path))
+    (result,) = machine.compile_cache()
+    assert result.level is Level.OK
+    assert result.text == f"{tmp_path / 'roberta_jax' / 'jax'}, 0 entries"
+
+
+def test_no_compile_cache_is_a_warning(monkeypatch):
+    monkeypatch.setenv(machine.CACHE, "")
     (result,) = machine.compile_cache()
     assert result.level is Level.WARNING
-    assert "python -m roberta_jax.launch" in result.advice
+    assert f"unset {machine.CACHE}" in result.advice
+
+
+def test_no_home_for_the_compile_cache_is_a_warning(monkeypatch):
+    def no_home():
+        raise RuntimeError("Could not determine home directory.")
+
+    monkeypatch.delenv(machine.CACHE, raising=False)
+    monkeypatch.setattr(machine, "default_folder", no_home)
+    (result,) = machine.compile_cache()
+    assert result.level is Level.WARNING
 
 
 def test_a_compile_cache_that_cannot_be_written_is_a_problem(tmp_path, monkeypatch):
