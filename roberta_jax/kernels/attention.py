@@ -20,7 +20,7 @@ import jax.numpy as jnp
 from jax.ad_checkpoint import checkpoint_name
 
 from roberta_jax.kernels import fused_attention
-from roberta_jax.kernels.dispatch import AUTO, knows_splits, platform
+from roberta_jax.kernels.dispatch import AUTO, kind_of_platform
 from roberta_jax.kernels.dropout import AttentionBits, attention_bits, attention_dropout
 from roberta_jax.kernels.fused_attention import RESIDUALS
 from roberta_jax.kernels.masks import Mask, bias_of
@@ -204,12 +204,7 @@ def of_platform(choice: str, where: str | None = None) -> str:
     is not known how arrays are split over several devices (see `dispatch.knows_splits`). Other
     choices stay as they are.
     """
-    if choice != AUTO:
-        return choice
-    if where is None and not knows_splits():
-        return "xla"
-    kinds = {of: kind for kind, (of, _) in fused_attention.KINDS.items()}
-    return kinds.get(where or platform(), "xla")
+    return kind_of_platform(fused_attention.KINDS, where) if choice == AUTO else choice
 
 
 def is_fused(implementation: str) -> bool:

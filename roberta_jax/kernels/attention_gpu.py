@@ -104,10 +104,14 @@ def _specs(length: int, width: int, block: int | None) -> _Specs:
     )
 
 
-def _segment_specs(segments: Segments | None, queries: _Specs, keys: _Specs) -> Segments | None:
-    if segments is None:
-        return None
-    return Segments(None if segments.query_BQ is None else queries.tokens, keys.tokens)
+def _input_specs(
+    segments: Segments | None, words: Words | None, queries: _Specs, keys: _Specs
+) -> tuple:
+    """The specs of what all kernels take first: queries, keys, values, segments and words."""
+    if segments is not None:
+        query_tokens = None if segments.query_BQ is None else queries.tokens
+        segments = Segments(query_tokens, keys.tokens)
+    return queries.rows, keys.rows, keys.rows, segments, queries.of_words(words)
 
 
 def _padded_width(width: int) -> int:
@@ -172,11 +176,7 @@ def forward(
         functools.partial(kernels.forward_kernel, sizes=sizes, rate=rate),
         grid=(pl.cdiv(num_queries, sizes.query_block), heads, batch),
         in_specs=[
-            queries.rows,
-            keys.rows,
-            keys.rows,
-            _segment_specs(segments, queries, keys),
-            queries.of_words(words),
+            *_input_specs(segments, words, queries, keys),
         ],
         out_specs=[queries.rows, queries.numbers],
         out_shape=[
@@ -212,11 +212,7 @@ def backward(
         functools.partial(kernels.query_kernel, sizes=sizes, rate=rate),
         grid=(pl.cdiv(num_queries, sizes.query_block), heads, batch),
         in_specs=[
-            queries.rows,
-            keys.rows,
-            keys.rows,
-            _segment_specs(segments, queries, keys),
-            queries.of_words(words),
+            *_input_specs(segments, words, queries, keys),
             queries.rows,
             queries.numbers,
             queries.rows,
@@ -238,11 +234,7 @@ def backward(
         functools.partial(kernels.key_kernel, sizes=sizes, rate=rate),
         grid=(pl.cdiv(sizes.keys, sizes.key_block), heads, batch),
         in_specs=[
-            queries.rows,
-            keys.rows,
-            keys.rows,
-            _segment_specs(segments, queries, keys),
-            queries.of_words(words),
+            *_input_specs(segments, words, queries, keys),
             queries.numbers,
             queries.numbers,
             queries.rows,

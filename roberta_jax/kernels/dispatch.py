@@ -2,12 +2,17 @@
 
 import contextlib
 import contextvars
+import importlib
 import math
-from collections.abc import Iterator
+from collections.abc import Iterator, Mapping
+from types import ModuleType
 
 import flax.linen as nn
 import jax
 from jax.sharding import AxisType
+
+# {implementation: (platform, module of its kernels)}.
+Kinds = Mapping[str, tuple[str, str]]
 
 # The value of an option that chooses the implementation by the platform.
 AUTO = "auto"
@@ -35,6 +40,30 @@ def platform() -> str:
     device = getattr(jax.sharding.get_abstract_mesh(), "abstract_device", None)
     name = getattr(device, "platform", None) or jax.default_backend()
     return "gpu" if name in ("cuda", "rocm") else name
+
+
+def kind_of_platform(kinds: Kinds, where: str | None = None) -> str:
+    """The kind of kernels for a platform, by default `platform()`; "xla" without one.
+
+    Without `where` it is "xla" as well if it is not known how arrays are split over devices.
+    """
+    if where is None and not knows_splits():
+        return "xla"
+    of_platforms = {of: kind for kind, (of, _) in kinds.items()}
+    return of_platforms.get(where or platform(), "xla")
+
+
+def kernels_of(kinds: Kinds, kind: str) -> ModuleType:
+    """The module of a kind of kernels. It imports Pallas, which takes time."""
+    return importlib.import_module(kinds[kind][1])
+
+
+def refusal(option: str, kind: str, reason: str) -> ValueError:
+    """The error of an option that names a kind of kernels which cannot compute something."""
+    return ValueError(
+        f"{option}={kind} cannot be used here: {reason}. Use {option}=auto, which takes another "
+        "implementation where this one cannot be used."
+    )
 
 
 def mesh_to_split_over() -> jax.sharding.AbstractMesh | None:

@@ -18,9 +18,7 @@ Array names carry their shape: B batch, Q queries, S keys, H heads, K head width
 
 import dataclasses
 import functools
-import importlib
 from collections.abc import Callable
-from types import ModuleType
 
 import jax
 import jax.numpy as jnp
@@ -31,8 +29,10 @@ from roberta_jax.kernels.dispatch import (
     axes_of,
     dividing_axes,
     is_interpreted,
+    kernels_of,
     mesh_to_split_over,
     parts_of,
+    refusal,
 )
 from roberta_jax.kernels.dropout import AttentionBits
 from roberta_jax.kernels.masks import Mask, Segments
@@ -40,7 +40,7 @@ from roberta_jax.kernels.masks import Mask, Segments
 # The `checkpoint_name` of the residuals, for rematerialisation policies.
 RESIDUALS = "attention_residuals"
 
-# {implementation: (platform, module of its kernels)}. The modules import Pallas, which takes time.
+# See `dispatch.Kinds`.
 KINDS = {
     "pallas_tpu": ("tpu", "roberta_jax.kernels.attention_tpu"),
     "pallas_gpu": ("gpu", "roberta_jax.kernels.attention_gpu"),
@@ -56,7 +56,7 @@ def why_not(kind: str, q_BQHK: jax.Array, k_BSHK: jax.Array, mask: Mask) -> str 
     heads = q_BQHK.shape[2]
     own = heads // parts_of(dividing_axes("heads", heads) or ())
     local = jax.ShapeDtypeStruct((*q_BQHK.shape[:2], own, q_BQHK.shape[3]), q_BQHK.dtype)
-    return _kernels(kind).why_not(local, k_BSHK)
+    return kernels_of(KINDS, kind).why_not(local, k_BSHK)
 
 
 def fused_attention(
@@ -78,10 +78,7 @@ def fused_attention(
     """
     reason = why_not(kind, q_BQHK, k_BSHK, mask)
     if reason:
-        raise ValueError(
-            f"attention={kind} cannot be used here: {reason}. Use attention=auto, which takes "
-            "another implementation where this one cannot be used."
-        )
+        raise refusal("attention", kind, reason)
     heads = q_BQHK.shape[2]
     # As the projections wrote them: an accelerator pads or transposes stored arrays of heads of 64.
     arrays = (x.reshape(*x.shape[:2], -1) for x in (q_BQHK, k_BSHK, v_BSHK))
@@ -106,7 +103,7 @@ def _attention(q_BQD, k_BSD, v_BSD, segments, bits, how):
 
 def _forward(q_BQD, k_BSD, v_BSD, segments, bits, how):
     def compute(*arrays):
-        return _kernels(how.kind).forward(*arrays, how.rate, how.interpret)
+        return kernels_of(KINDS, how.kind).forward(*arrays, how.rate, how.interpret)
 
     compute = _on_each_device(compute, q_BQD, segments, bits, how, "qqqm", "qs")
     context, log_sum = compute(q_BQD, k_BSD, v_BSD, segments, bits)
@@ -127,7 +124,9 @@ def _saved(x):
 
 def _backward(how, residuals, grad_BQD):
     def compute(q, k, v, segments, bits, *rest):
-        return _kernels(how.kind).backward(q, k, v, segments, bits, how.rate, *rest, how.interpret)
+        return kernels_of(KINDS, how.kind).backward(
+            q, k, v, segments, bits, how.rate, *rest, how.interpret
+        )
 
     q_BQD, _, _, segments, bits, *_ = residuals
     compute = _on_each_device(compute, q_BQD, segments, bits, how, "qqqmqsq", "qqq")
@@ -135,11 +134,6 @@ def _backward(how, residuals, grad_BQD):
 
 
 _attention.defvjp(_forward, _backward)
-
-
-@functools.cache
-def _kernels(kind: str) -> ModuleType:
-    return importlib.import_module(KINDS[kind][1])
 
 
 def _on_each_device(

@@ -17,8 +17,6 @@ Array names carry their shape: B batch, L length, D hidden width.
 
 import dataclasses
 import functools
-import importlib
-from types import ModuleType
 from typing import NamedTuple
 
 import jax
@@ -31,12 +29,13 @@ from roberta_jax.kernels.dispatch import (
     axes_of,
     dividing_axes,
     is_interpreted,
-    knows_splits,
+    kernels_of,
+    kind_of_platform,
     mesh_to_split_over,
-    platform,
+    refusal,
 )
 
-# {implementation: (platform, module of its kernels)}. The modules import Pallas, which takes time.
+# See `dispatch.Kinds`.
 KINDS = {"pallas_tpu": ("tpu", "roberta_jax.kernels.layer_norm_tpu")}
 
 # The values of `Execution.layer_norm`.
@@ -76,18 +75,11 @@ def of_platform(choice: str, x_BLD: jax.Array, where: str | None = None) -> str:
       ValueError: the choice is a kind of kernels that cannot compute this.
     """
     if choice == AUTO:
-        if where is None and not knows_splits():
-            return "xla"
-        kinds = {of: kind for kind, (of, _) in KINDS.items()}
-        kind = kinds.get(where or platform(), "xla")
+        kind = kind_of_platform(KINDS, where)
         return kind if is_fused(kind) and why_not(kind, x_BLD) is None else "xla"
-    if is_fused(choice):
-        reason = why_not(choice, x_BLD)
-        if reason:
-            raise ValueError(
-                f"layer_norm={choice} cannot be used here: {reason}. Use layer_norm=auto, which "
-                "takes another implementation where this one cannot be used."
-            )
+    reason = why_not(choice, x_BLD) if is_fused(choice) else None
+    if reason:
+        raise refusal("layer_norm", choice, reason)
     return choice
 
 
@@ -100,7 +92,7 @@ def why_not(kind: str, x_BLD: jax.Array) -> str | None:
     """Why the kernels of a kind cannot compute this, or None if they can."""
     if axes_of("length"):
         return "the rule of the axis 'length' splits it over devices"
-    return _kernels(kind).why_not(x_BLD.shape, x_BLD.dtype)
+    return kernels_of(KINDS, kind).why_not(x_BLD.shape, x_BLD.dtype)
 
 
 def residual_layer_norm(
@@ -144,7 +136,7 @@ def _layer_norm(x_BLD, bias_D, residual_BLD, scale_D, shift_D, bits, how):
 
 def _forward(x_BLD, bias_D, residual_BLD, scale_D, shift_D, bits, how):
     def compute(*arrays):
-        return _kernels(how.kind).forward(*arrays, how)
+        return kernels_of(KINDS, how.kind).forward(*arrays, how)
 
     arrays = x_BLD, bias_D, residual_BLD, scale_D, shift_D, bits
     result = _on_each_device(compute, arrays, "rdrddb", "r")(*arrays)
@@ -153,7 +145,7 @@ def _forward(x_BLD, bias_D, residual_BLD, scale_D, shift_D, bits, how):
 
 def _backward(how, residuals, grad_BLD):
     def compute(*arrays):
-        return _kernels(how.kind).backward(*arrays, how)
+        return kernels_of(KINDS, how.kind).backward(*arrays, how)
 
     arrays = *residuals, grad_BLD
     compute = _on_each_device(compute, arrays, "rdrdbr", "rrr")
@@ -163,11 +155,6 @@ def _backward(how, residuals, grad_BLD):
 
 
 _layer_norm.defvjp(_forward, _backward)
-
-
-@functools.cache
-def _kernels(kind: str) -> ModuleType:
-    return importlib.import_module(KINDS[kind][1])
 
 
 def _on_each_device(compute, arrays, inputs, outputs):
