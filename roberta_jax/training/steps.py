@@ -31,6 +31,7 @@ import jax.numpy as jnp
 import optax
 from jax.sharding import Mesh, NamedSharding, PartitionSpec
 
+from roberta_jax.training import agreement
 from roberta_jax.training.partitioning import (
     RULES,
     Rules,
@@ -149,15 +150,25 @@ def apply(
 
 
 class _Step:
-    """A jitted function under the mesh and the sharding rules; `compiled_for(state)` makes it."""
+    """A jitted function under the mesh and the sharding rules; `compiled_for(state)` makes it.
+
+    On a mesh of several processes each program runs only after all processes have compiled it. The
+    first collectives connect the processes, and wait no longer than 30 s on CPUs, while compiling
+    may take one process much longer than another.
+    """
 
     def __init__(self, compiled_for: Callable[[Any], Callable], mesh: Mesh, rules: Rules):
         self._compiled_for, self._mesh, self._rules = compiled_for, mesh, rules
         self._jitted: Callable | None = None
+        self._programs: dict[Any, Callable] = {}  # of several processes
+        self._is_shared = len({device.process_index for device in mesh.devices.flat}) > 1
 
     def __call__(self, state, batch):
         with on_mesh(self._mesh, self._rules):
-            return self._of(state)(state, batch)
+            function = self._of(state)
+            if self._is_shared:
+                function = self._compiled_by_all(function, state, batch)
+            return function(state, batch)
 
     def lower(self, state, batch) -> jax.stages.Lowered:
         with on_mesh(self._mesh, self._rules):
@@ -165,12 +176,20 @@ class _Step:
 
     def compilations(self) -> int:
         """How many programs were compiled for calls: one for each kind of arguments."""
-        return 0 if self._jitted is None else self._jitted._cache_size()
+        compiled_by_calls = 0 if self._jitted is None else self._jitted._cache_size()
+        return compiled_by_calls + len(self._programs)
 
     def _of(self, state) -> Callable:
         if self._jitted is None:
             self._jitted = self._compiled_for(state)
         return self._jitted
+
+    def _compiled_by_all(self, function, state, batch) -> Callable:
+        kind = tuple((x.shape, x.dtype, x.sharding) for x in jax.tree.leaves((state, batch)))
+        if kind not in self._programs:
+            self._programs[kind] = function.lower(state, batch).compile()
+            agreement.exchange("compiling", None)
+        return self._programs[kind]
 
 
 def _sharding_on(mesh: Mesh, leaf: Any) -> NamedSharding:

@@ -11,9 +11,10 @@ import numpy as np
 import pytest
 
 from roberta_jax.modeling.heads import RobertaForMaskedLM
+from roberta_jax.training import steps
 from roberta_jax.training.checkpoints import Checkpoints
 from roberta_jax.training.optimizer import adamw
-from roberta_jax.training.partitioning import create_mesh, rules_with, to_global
+from roberta_jax.training.partitioning import RULES, create_mesh, rules_with, to_global
 from roberta_jax.training.state import abstract_state, create_state
 from roberta_jax.training.steps import make_train_step
 from tests.support import processes
@@ -214,3 +215,23 @@ def test_temporary_memory_falls_where_the_parameters_are_split():
     """The largest part of it in so small a model is the accumulated gradient."""
     split, whole = results_on(tuple(SLOW))["1x8x1"], results_on(tuple(QUICK))["8x1x1"]
     assert split["temporary"] < whole["temporary"]
+
+
+def test_processes_wait_for_each_other_before_a_program_runs_first(monkeypatch):
+    """The first collectives do not wait for a process that still compiles."""
+    events = []
+
+    def function(state, batch):
+        events.append("traced")
+        jax.debug.callback(lambda: events.append("ran"))
+        return state + batch["x"].sum()
+
+    step = steps._Step(lambda state: jax.jit(function), create_mesh(), RULES)
+    step._is_shared = True  # as on a mesh of several processes
+    monkeypatch.setattr(steps.agreement, "exchange", lambda *_: events.append("waited"))
+    for length in (2, 2, 3):
+        assert step(jnp.zeros(()), {"x": jnp.ones(length)}) == length
+        jax.effects_barrier()
+    first = ["traced", "waited", "ran"]
+    assert events == [*first, "ran", *first]
+    assert step.compilations() == 2
