@@ -21,6 +21,10 @@ from roberta_jax.kernels.dispatch import axes_of, parts_of
 # CPU's cache, and the matrix products are large enough for an accelerator's matrix units.
 CHUNK_SIZE = 4096
 
+# Up to this size the logits are kept for the backward pass, in bytes. Computing them again costs
+# more time on a CPU, though the larger ones do not stay in its cache.
+KEPT_LOGITS = 64 << 20
+
 _MASKED_LOGIT = -1e30  # its probability is exactly 0
 
 
@@ -87,7 +91,7 @@ def projected_cross_entropy(
     table_VD: jax.Array,
     bias_V: jax.Array,
     labels_N: jax.Array,
-    implementation: str = "chunked",
+    implementation: str | None = None,
 ) -> jax.Array:
     """`cross_entropy(x @ table.T + bias, labels)`.
 
@@ -96,12 +100,71 @@ def projected_cross_entropy(
       table_VD: the rows of the decoder; cast to x's dtype here.
       bias_V: float32.
       labels_N: int, in [0, V).
-      implementation: a key of `IMPLEMENTATIONS`.
+      implementation: a key of `IMPLEMENTATIONS`; by default "whole" where `keeps_logits` and the
+        vocabulary is not split over devices, otherwise "chunked".
 
     Returns:
       float32 [N], in nats; NaN, with NaN as gradient, where a label is out of range.
     """
+    if implementation is None:
+        is_whole = keeps_logits(*labels_N.shape, *bias_V.shape) and not axes_of("logits")
+        implementation = "whole" if is_whole else "chunked"
     return IMPLEMENTATIONS[implementation](x_ND, table_VD, bias_V, labels_N)
+
+
+def keeps_logits(num_targets: int, vocab_size: int) -> bool:
+    """Whether the logits are small enough to be kept for the backward pass."""
+    return 4 * num_targets * vocab_size <= KEPT_LOGITS
+
+
+@jax.custom_vjp
+def whole_cross_entropy(x_ND, table_VD, bias_V, labels_N):
+    """`projected_cross_entropy` that keeps the logits for the backward pass, for few targets."""
+    return _whole_forward(x_ND, table_VD, bias_V, labels_N)[0]
+
+
+def _whole_forward(x_ND, table_VD, bias_V, labels_N):
+    logits_NV = _logits(x_ND, _replicated(table_VD.astype(x_ND.dtype)), bias_V)
+    loss_N, (_, _, log_sum_N) = _cross_entropy_forward(logits_NV, labels_N)
+    return loss_N, (x_ND, table_VD, labels_N, logits_NV, log_sum_N)
+
+
+def _whole_backward(residuals, grad_N):
+    x_ND, table_VD, labels_N, logits_NV, log_sum_N = residuals
+    grad_NV, _ = _cross_entropy_backward((logits_NV, labels_N, log_sum_N), grad_N)
+    rows_VD = _replicated(table_VD.astype(x_ND.dtype))
+    grad_x, grad_table, grad_bias = _gradients_of_logits(grad_NV, x_ND, rows_VD)
+    grad_table = nn.with_logical_constraint(grad_table, (None, "embedding"))
+    return grad_x.astype(x_ND.dtype), grad_table.astype(table_VD.dtype), grad_bias, None
+
+
+whole_cross_entropy.defvjp(_whole_forward, _whole_backward)
+
+
+def _logits(x_ND, rows_CD, bias_C):
+    """float32 [N, C]."""
+    logits_NC = jnp.einsum("nd,cd->nc", x_ND, rows_CD, preferred_element_type=jnp.float32) + bias_C
+    return nn.with_logical_constraint(logits_NC, ("batch", None))
+
+
+def _gradients_of_logits(grad_NC, x_ND, rows_CD):
+    """The gradients of x, of the rows and of the bias from that of the logits, float32."""
+    grad_NC = grad_NC.astype(x_ND.dtype)
+
+    def product(spec, *arrays):
+        return jnp.einsum(spec, *arrays, preferred_element_type=jnp.float32)
+
+    # A product with ones for the bias, because XLA's sum over rows is far slower on a CPU.
+    ones_N = jnp.ones(len(x_ND), x_ND.dtype)
+    return (
+        product("nc,cd->nd", grad_NC, rows_CD),
+        product("nc,nd->cd", grad_NC, x_ND),
+        product("n,nc->c", ones_N, grad_NC),
+    )
+
+
+def _replicated(rows_VD):
+    return nn.with_logical_constraint(rows_VD, (None, None))
 
 
 @jax.custom_vjp
@@ -110,8 +173,7 @@ def chunked_cross_entropy(x_ND, table_VD, bias_V, labels_N):
 
     The logits are computed one chunk of the vocabulary at a time, in the forward pass for the
     softmax's denominator and again in the backward pass. This costs one more matrix product than
-    storing the logits. It is still faster on a CPU, where a chunk stays in the cache, while the
-    whole logits would be written and read about ten times.
+    keeping the logits.
 
     Where the rule of the logical axis "logits" splits the vocabulary over devices, each computes
     the chunks of its own part. The parts are equally long: the table is padded with words of
@@ -144,8 +206,7 @@ def _chunk(i, x_ND, table_VD, bias_V):
     words_C = jnp.where(words_C >= i * size, words_C, -1)
     bias_C = jax.lax.dynamic_slice_in_dim(bias_V, start, size)
     bias_C = jnp.where(words_C >= 0, bias_C, _MASKED_LOGIT)
-    logits_NC = jnp.einsum("nd,cd->nc", x_ND, rows_CD, preferred_element_type=jnp.float32) + bias_C
-    return start, rows_CD, words_C, nn.with_logical_constraint(logits_NC, ("batch", None))
+    return start, rows_CD, words_C, _logits(x_ND, rows_CD, bias_C)
 
 
 def _softmax_sums(x_ND, rows_VD, bias_V):
@@ -228,7 +289,6 @@ def _chunked_backward(residuals, grad_N):
 
 def _gradients(x_ND, rows_VD, bias_V, labels_N, log_sum, grad_N):
     """The gradients of x, of the table and of the bias, float32."""
-    ones_N = jnp.ones(grad_N.shape, x_ND.dtype)
 
     def add_chunk(carry, i):
         grad_x, grad_table, grad_bias = carry
@@ -236,19 +296,15 @@ def _gradients(x_ND, rows_VD, bias_V, labels_N, log_sum, grad_N):
         softmax = jnp.exp(logits_NC - log_sum[:, None])
         is_label = (words_C >= 0) & (words_C == labels_N[:, None])
         grad_NC = (softmax - is_label) * grad_N[:, None]
-        grad_NC = grad_NC.astype(x_ND.dtype)
+        parts = _gradients_of_logits(grad_NC, x_ND, rows_CD)
 
         def add_at_start(total, part):
             part = part + jax.lax.dynamic_slice_in_dim(total, start, part.shape[0])
             return jax.lax.dynamic_update_slice_in_dim(total, part, start, axis=0)
 
-        def product(spec, *arrays):
-            return jnp.einsum(spec, *arrays, preferred_element_type=jnp.float32)
-
-        grad_x = grad_x + product("nc,cd->nd", grad_NC, rows_CD)
-        grad_table = add_at_start(grad_table, product("nc,nd->cd", grad_NC, x_ND))
-        # A product with ones, because XLA's sum over rows is far slower on a CPU.
-        grad_bias = add_at_start(grad_bias, product("n,nc->c", ones_N, grad_NC))
+        grad_x = grad_x + parts[0]
+        grad_table = add_at_start(grad_table, parts[1])
+        grad_bias = add_at_start(grad_bias, parts[2])
         return (grad_x, grad_table, grad_bias), None
 
     zeros = [jnp.zeros(array.shape, jnp.float32) for array in (x_ND, rows_VD, bias_V)]
@@ -265,7 +321,7 @@ def _parts(rows_VD, bias_V):
     """
     parts = parts_of(axes_of("logits"))
     if parts == 1:
-        return nn.with_logical_constraint(rows_VD, (None, None)), bias_V, None
+        return _replicated(rows_VD), bias_V, None
     vocab_size, width = rows_VD.shape
     # A multiple of 128, so that the products of the last chunk are as fast as those of the others.
     length = -(-vocab_size // (128 * parts)) * 128
@@ -287,5 +343,6 @@ chunked_cross_entropy.defvjp(_chunked_forward, _chunked_backward)
 
 IMPLEMENTATIONS: dict[str, Callable[..., jax.Array]] = {
     "chunked": chunked_cross_entropy,
+    "whole": whole_cross_entropy,
     "reference": reference_projected_cross_entropy,
 }

@@ -96,8 +96,8 @@ class LMHead(nn.Module):
     def loss(self, x: jax.Array, words_VD: jax.Array, labels: jax.Array) -> jax.Array:
         """[..., D] and labels [...] to the negative log-likelihoods [...], in nats.
 
-        Equal to the cross-entropy of the logits, but faster and in a fraction of the memory: the
-        logits are never materialised as a whole (see `projected_cross_entropy`).
+        Equal to the cross-entropy of the logits, but faster, and in a fraction of the memory where
+        there are many targets (see `projected_cross_entropy`).
         """
         x_ND = self.transform(x).reshape(-1, x.shape[-1])
         x_ND = nn.with_logical_constraint(x_ND, ("batch", None))  # gathered once for both products

@@ -13,14 +13,14 @@ Exact are the parameters, the optimizer's state and the batch. The rest follows 
 * present layer: the attention scores of one layer, float32 and once more in the dtype of the
   matrix products, unless a kernel keeps them on the chip, and what the backward pass computes
   again;
-* LM head: the logits of one chunk of the vocabulary, float32, with their gradient, and the gradient
-  of the word table before it is split.
+* LM head: the logits of one chunk of the vocabulary, or all if they are few, float32, with their
+  gradient, and the gradient of the word table before it is split.
 
 It is what has to exist at one time, which the compiler calls the peak. The compiler may need more:
 a report of a compiled program says by how much.
 """
 
-from roberta_jax.kernels.cross_entropy import CHUNK_SIZE
+from roberta_jax.kernels.cross_entropy import CHUNK_SIZE, keeps_logits
 from roberta_jax.modeling.config import RobertaConfig
 from roberta_jax.planning.workload import Workload
 
@@ -88,10 +88,12 @@ def _layer(work: Workload) -> float:
 def _head(work: Workload) -> float:
     targets = work.rows * work.slots
     tensor = work.mesh["tensor"]
-    chunk = targets * min(CHUNK_SIZE, work.model.vocab_size) * (4 + work.item)
-    table = 4 * work.model.vocab_size * work.model.hidden_size
+    vocab_size = work.model.vocab_size
+    is_kept = tensor == 1 and keeps_logits(targets, vocab_size)
+    words = vocab_size if is_kept else min(CHUNK_SIZE, vocab_size)
+    table = 4 * vocab_size * work.model.hidden_size
     is_whole = work.mesh["fsdp"] > 1
-    return chunk + (table / tensor if is_whole else 0.0)
+    return targets * words * (4 + work.item) + (table / tensor if is_whole else 0.0)
 
 
 def layer_parameters(model: RobertaConfig) -> int:

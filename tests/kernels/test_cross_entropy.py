@@ -141,15 +141,32 @@ def test_labels_out_of_range_give_nan(implementation, dtype):
             np.testing.assert_array_equal(np.isnan(grad).any(-1), outside)
 
 
-def test_chunked_never_holds_the_whole_logits():
-    """With RoBERTa's vocabulary, temporary memory is a fraction of the [N, V] logits."""
-    targets, width, vocab_size = 256, 32, 50265
+def lowered_gradient(implementation, targets, width=32, vocab_size=50265):
+    """With RoBERTa's vocabulary, for one batch of targets."""
     shapes = [(targets, width), (vocab_size, width), (vocab_size,)]
     arguments = [jax.ShapeDtypeStruct(shape, jnp.float32) for shape in shapes]
     labels = jnp.zeros(targets, jnp.int32)
 
     def loss(x, table, bias):
-        return kernels.chunked_cross_entropy(x, table, bias, labels).sum()
+        return kernels.projected_cross_entropy(x, table, bias, labels, implementation).sum()
 
-    compiled = jax.jit(jax.grad(loss, (0, 1, 2))).lower(*arguments).compile()
-    assert compiled.memory_analysis().temp_size_in_bytes < 4 * targets * vocab_size / 3
+    return jax.jit(jax.grad(loss, (0, 1, 2))).lower(*arguments)
+
+
+def test_chunked_never_holds_the_whole_logits():
+    """Temporary memory is a fraction of the [N, V] logits."""
+    targets = 256
+    memory = lowered_gradient("chunked", targets).compile().memory_analysis()
+    assert memory.temp_size_in_bytes < 4 * targets * 50265 / 3
+
+
+def test_few_logits_are_kept():
+    """By default they are computed once while they are small, and one chunk at a time after it."""
+    limit = kernels.KEPT_LOGITS // (4 * 50265)
+    assert kernels.keeps_logits(limit, 50265)
+    assert not kernels.keeps_logits(limit + 1, 50265)
+    for targets, expected in ((limit, "whole"), (limit + 1, "chunked")):
+        text = lowered_gradient(None, targets).as_text()
+        assert text == lowered_gradient(expected, targets).as_text()
+        # The logits, the gradients of x, of the table and of the bias; and the logits again.
+        assert text.count("stablehlo.dot_general") == (4 if expected == "whole" else 5)
