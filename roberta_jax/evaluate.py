@@ -87,10 +87,10 @@ def evaluate_language_models(
 
     from roberta_jax.inference.loading import load_masked_lm
     from roberta_jax.language_modeling.evaluation import check_models, evaluate
-    from roberta_jax.modeling.execution import Execution
+    from roberta_jax.modeling.execution import for_inference
 
     config = None if text is not None else _pretraining_config(paths[0])
-    execution = Execution(dtype=jnp.dtype(dtype))
+    execution = for_inference(jnp.dtype(dtype))
     names = [os.fspath(path) for path in paths]
     models = [(name, load_masked_lm(name, execution)) for name in names]
     check_models(models, options)

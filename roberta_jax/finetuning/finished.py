@@ -18,7 +18,7 @@ from roberta_jax.errors import UsageError, listed, shortened
 from roberta_jax.finetuning.evaluation import Evaluated, Evaluator
 from roberta_jax.finetuning.prepare import TASK_FILE, Split, digest
 from roberta_jax.modeling.config import RobertaConfig
-from roberta_jax.modeling.execution import Execution
+from roberta_jax.modeling.execution import Execution, for_inference
 from roberta_jax.tasks import loading
 from roberta_jax.tasks.examples import Example
 from roberta_jax.tasks.kinds import Kind, kind_class
@@ -90,7 +90,7 @@ class FinishedTask:
         chosen = jnp.dtype(self.dtype if dtype is None else dtype)
         if chosen == jnp.bfloat16 and jax.default_backend() == "cpu":
             check_bfloat16("--dtype")
-        return Execution(dtype=chosen)
+        return for_inference(chosen)
 
     def fingerprint(self, execution: Execution) -> dict[str, Any]:
         """What predictions depend on beside the examples, as values that JSON can hold."""

@@ -9,6 +9,7 @@ Array names end in their shape: B texts, L tokens per text, K masks per text, V 
 predictions per mask.
 """
 
+import dataclasses
 import itertools
 import warnings
 from collections.abc import Iterable, Iterator, Sequence
@@ -20,7 +21,9 @@ import numpy as np
 from flax import linen as nn
 
 from roberta_jax.errors import UsageError
+from roberta_jax.modeling.execution import for_inference
 from roberta_jax.tokenizer import RobertaTokenizer
+from roberta_jax.weights import unstack_layers
 
 _MIN_LENGTH = 16  # tokens that shorter texts are padded to; longer ones to a power of two
 _MAX_MASKS = 1024  # masks per batch; each needs a row of vocabulary-sized logits
@@ -65,6 +68,11 @@ class FillMask:
         self.model = model
         self.tokenizer = tokenizer
         self.batch_size = batch_size
+        self._model = model
+        if model.execution.scan_layers and not for_inference().scan_layers:
+            execution = dataclasses.replace(model.execution, scan_layers=False)
+            self._model = model.clone(execution=execution)
+            params = unstack_layers(nn.meta.unbox(params))
         self._params = jax.device_put(params)  # if they are on the host, copy them only once
         self._best = jax.jit(self._best_tokens, static_argnames="top_k")
 
@@ -203,7 +211,7 @@ class FillMask:
 
     def _best_tokens(self, params, ids_BL, attended_BL, positions_BK, allowed_V, *, top_k: int):
         """The best allowed tokens: probabilities float32 [B, K, T] and ids int32 [B, K, T]."""
-        logits_BKV = self.model.apply(
+        logits_BKV = self._model.apply(
             {"params": params}, ids_BL, attended_BL, masked_positions=positions_BK
         ).logits
         scores_BKV = jax.nn.softmax(logits_BKV.astype(jnp.float32))

@@ -8,7 +8,7 @@ from flax import linen as nn
 
 from roberta_jax import weights
 from roberta_jax.errors import UsageError
-from roberta_jax.modeling.execution import Execution
+from roberta_jax.modeling.execution import Execution, for_inference
 from roberta_jax.modeling.heads import RobertaForMaskedLM
 from roberta_jax.tokenizer import RobertaTokenizer
 from roberta_jax.tokenizer.auto import load_tokenizer
@@ -38,12 +38,13 @@ def load_masked_lm(
     Args:
       path: The workdir of a finished training run, a folder in Hugging Face's or fairseq's format,
         or a hub id.
-      execution: How the model computes.
+      execution: How the model computes; by default as `modeling.execution.for_inference` says.
 
     Raises:
       UsageError: There is no such model, it has no masked-LM head, its weights are not finite, or
         its tokenizer cannot be loaded or is another model's.
     """
+    execution = for_inference() if execution is None else execution
     model, params = weights.read_pretrained(path, RobertaForMaskedLM, execution)
     folder = weights.tokenizer_folder(path)
     tokenizer = load_tokenizer(folder)

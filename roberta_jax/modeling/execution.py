@@ -80,3 +80,15 @@ class Execution:
             value = getattr(self, name)
             if not isinstance(value, str) or value not in known:
                 raise ValueError(f"unknown {name} {value!r}; known: {', '.join(sorted(known))}")
+
+
+def for_inference(dtype: Any = jnp.float32) -> Execution:
+    """How a model is computed that is not trained.
+
+    On CPUs the blocks are not stacked: a scan copies the parameters of each block before it
+    computes it, which short texts notice.
+
+    Args:
+      dtype: see `Execution`.
+    """
+    return Execution(dtype=dtype, scan_layers=jax.default_backend() != "cpu")
