@@ -24,7 +24,6 @@ from roberta_jax.errors import UsageError, shortened
 from roberta_jax.project_files import EXAMPLE_CONFIG
 from roberta_jax.training import preemption
 from roberta_jax.training.ending import ask_for_restart, end_within
-from roberta_jax.training.host_memory import use_one_heap
 
 Job = Callable[[ConfigDict, flags.FlagValues], None]
 DefineFlags = Callable[[flags.FlagValues], None]
@@ -62,7 +61,9 @@ def run_config_job(
             print(_help(job, define_flags, argv, example))
             return
         values = parse(argv, define_flags, renamed=renamed, example=example)
-        if is_command:
+        if is_command and "jax" in sys.modules:
+            from roberta_jax.training.host_memory import use_one_heap  # imports JAX
+
             use_one_heap()
         job(values.config, values)
 

@@ -5,6 +5,10 @@ back to the kernel when they are freed, and each page of the next ones is then z
 fault: a fifth of the time of a small model's step. Three settings of glibc avoid that. All threads
 allocate from the one heap that grows without a bound (`use_one_heap`); and while steps are made,
 nothing is mapped outside of it, and it is not trimmed (`KeptMemory`).
+
+JAX then computes in the thread that calls it. By default a thread of XLA frees the buffers of a
+step somewhat later than it says that the step is done. The next step would often find them in use,
+and take as much again, which stays in the heap.
 """
 
 import contextlib
@@ -12,6 +16,8 @@ import ctypes
 import os
 import pathlib
 from collections.abc import Callable, Hashable, Iterator, Mapping
+
+import jax
 
 from roberta_jax.training.clusters import has_google_device, visible_gpus
 
@@ -26,7 +32,8 @@ _one_heap = False  # of this process
 def use_one_heap(env: Mapping[str, str] | None = None) -> bool:
     """Makes all threads that start later share a heap, if this machine computes on its CPU.
 
-    For commands, before JAX is used. With an accelerator nothing is changed: there the threads of
+    Programs for one device then run in the thread that calls them. For commands, before JAX is
+    used. With an accelerator nothing is changed: there the threads of
     the host allocate small buffers, and would wait for each other. What the user has set in the
     environment stays as it is.
 
@@ -43,6 +50,8 @@ def use_one_heap(env: Mapping[str, str] | None = None) -> bool:
         return False
     mallopt = _of_glibc("mallopt")
     _one_heap = bool(mallopt and mallopt(_ARENA_MAX, 1))
+    if _one_heap:
+        jax.config.update("jax_cpu_enable_async_dispatch", False)
     return _one_heap
 
 

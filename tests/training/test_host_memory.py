@@ -38,13 +38,15 @@ print(json.dumps([keeps, within, freed, again, faults()]))
 """
 
 
-def page_faults(mode):
+def output_of(program, *arguments):
     env = {name: text for name, text in os.environ.items() if not name.startswith("MALLOC_")}
     env["JAX_PLATFORMS"] = "cpu"
-    run = subprocess.run(
-        [sys.executable, "-c", _PROGRAM, mode], env=env, check=True, capture_output=True, text=True
-    )
-    return json.loads(run.stdout)
+    command = [sys.executable, "-c", program, *arguments]
+    return subprocess.run(command, env=env, check=True, capture_output=True, text=True).stdout
+
+
+def page_faults(mode):
+    return json.loads(output_of(_PROGRAM, mode))
 
 
 @pytest.mark.skipif(sys.platform != "linux", reason="glibc's settings")
@@ -67,3 +69,23 @@ def test_the_users_settings_stay(env):
 def test_nothing_changes_with_an_accelerator(monkeypatch):
     monkeypatch.setattr(host_memory, "visible_gpus", lambda env: 1)
     assert not use_one_heap({})
+
+
+_CALLS = """
+import sys
+from roberta_jax.training.host_memory import use_one_heap
+if sys.argv[1] == "keep":
+    use_one_heap({"JAX_PLATFORMS": "cpu"})
+import jax, jax.numpy as jnp
+step = jax.jit(lambda x: jax.lax.fori_loop(0, 20, lambda _, x: jnp.tanh(x @ x), x))
+x = jnp.ones((1000, 1000))
+step(x).block_until_ready()
+print(step(x).is_ready())
+"""
+
+
+@pytest.mark.skipif(sys.platform != "linux", reason="glibc's settings")
+@pytest.mark.parametrize(("mode", "is_ready"), [("as usual", False), ("keep", True)])
+def test_programs_run_in_the_thread_that_calls_them(mode, is_ready):
+    """So that the buffers of a step are free before the next one."""
+    assert output_of(_CALLS, mode) == f"{is_ready}\n"
