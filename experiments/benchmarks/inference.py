@@ -20,19 +20,17 @@ import argparse
 import json
 import os
 import pathlib
-import platform
 import statistics
 import subprocess
 import sys
 import tempfile
 import time
 from collections.abc import Callable
-from importlib.metadata import version
 
 import numpy as np
 
 from experiments.benchmarks.arguments import positive, some_of
-from experiments.benchmarks.sides import Side
+from experiments.benchmarks.sides import Side, about, speedups
 from roberta_jax.training.host_memory import KeptMemory, use_one_heap
 
 SHAPES = ("1x128", "8x128", "32x128", "2x512")
@@ -52,7 +50,7 @@ def main() -> None:
     elif arguments.side:
         _serve(arguments.side, arguments.folder, arguments.shapes, arguments.calls)
     else:
-        print(json.dumps(_about()))
+        print(json.dumps(about("jax", "jaxlib", "numpy", "torch", "transformers", "onnxruntime")))
         with tempfile.TemporaryDirectory() as folder:
             subprocess.run(_command("export", folder), check=True, stdout=subprocess.DEVNULL)
             for shape in arguments.shapes.split(","):
@@ -86,12 +84,7 @@ def _compare(folder: str, shape: str, rounds: int, calls: int) -> dict:
     result = {"shape": shape}
     for side in SIDES:
         result[f"{side}_ms"] = round(1e3 * statistics.median(seconds[side]), 1)
-    for side in SIDES[1:]:
-        ratios = [
-            theirs / ours for theirs, ours in zip(seconds[side], seconds["ours"], strict=True)
-        ]
-        result[f"times_{side}"] = round(statistics.median(ratios), 2)
-        result[f"times_{side}_range"] = [round(min(ratios), 2), round(max(ratios), 2)]
+    result |= speedups(seconds)
     for side in SIDES[:-1]:
         result[f"difference_{side}"] = float(np.abs(hidden[side] - hidden["torch"]).max())
     return result
@@ -215,16 +208,6 @@ def _onnxruntime(folder: str, ids: np.ndarray) -> Callable[[], np.ndarray]:
     )
     feed = {"ids": ids, "mask": np.ones_like(ids)}
     return lambda: session.run(None, feed)[0]
-
-
-def _about() -> dict:
-    packages = ("jax", "jaxlib", "numpy", "torch", "transformers", "onnxruntime")
-    return {
-        "python": platform.python_version(),
-        "cores": os.cpu_count(),
-        "load": round(os.getloadavg()[0], 1),
-        **{package: version(package) for package in packages},
-    }
 
 
 if __name__ == "__main__":

@@ -1,9 +1,13 @@
 """Processes that are measured in turn: each is asked over a pipe and answers with JSON lines."""
 
 import json
+import os
+import platform
+import statistics
 import subprocess
 import sys
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
+from importlib.metadata import version
 
 
 class Side:
@@ -30,6 +34,33 @@ class Side:
         if not line:
             sys.exit(f"a side ended with status {self._process.wait()}")
         return json.loads(line)
+
+
+def speedups(seconds: Mapping[str, Sequence[float]]) -> dict[str, float | list[float]]:
+    """How many times as long as the first side each other one takes.
+
+    It is the median over the rounds, and their range.
+
+    Args:
+      seconds: {side: its time in each round}, of two or more sides.
+    """
+    ours, *others = seconds
+    result = {}
+    for side in others:
+        ratios = [theirs / own for theirs, own in zip(seconds[side], seconds[ours], strict=True)]
+        result[f"times_{side}"] = round(statistics.median(ratios), 2)
+        result[f"times_{side}_range"] = [round(min(ratios), 2), round(max(ratios), 2)]
+    return result
+
+
+def about(*packages: str) -> dict[str, str | int | float | None]:
+    """The versions of Python and of packages, the cores, and how busy the machine is."""
+    return {
+        "python": platform.python_version(),
+        "cores": os.cpu_count(),
+        "load": round(os.getloadavg()[0], 1),
+        **{package: version(package) for package in packages},
+    }
 
 
 def peak_mb() -> float:

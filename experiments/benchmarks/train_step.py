@@ -19,7 +19,6 @@ of (time of the other / time of ours).
 import argparse
 import json
 import os
-import platform
 import statistics
 import sys
 import time
@@ -28,7 +27,7 @@ from collections.abc import Callable
 import numpy as np
 
 from experiments.benchmarks.arguments import positive, some_of
-from experiments.benchmarks.sides import Side, peak_mb
+from experiments.benchmarks.sides import Side, about, peak_mb, speedups
 from roberta_jax.training.host_memory import KeptMemory, use_one_heap
 
 # Rows, tokens per row, and the values of the model config that differ from base.
@@ -53,7 +52,7 @@ def main() -> None:
     if arguments.side:
         _serve(arguments.side, arguments.shapes, arguments.steps)
         return
-    print(json.dumps(_about()))
+    print(json.dumps(about("jax", "jaxlib", "flax", "numpy", "torch", "transformers")))
     for shape in arguments.shapes.split(","):
         print(json.dumps(_compare(shape, arguments.rounds, arguments.steps)), flush=True)
 
@@ -69,12 +68,7 @@ def _compare(shape: str, rounds: int, steps: int) -> dict:
     result = {"shape": shape}
     for side in SIDES:
         result[f"{side}_ms"] = round(1e3 * statistics.median(seconds[side]), 1)
-    for side in SIDES[1:]:
-        ratios = [
-            theirs / ours for theirs, ours in zip(seconds[side], seconds["ours"], strict=True)
-        ]
-        result[f"times_{side}"] = round(statistics.median(ratios), 2)
-        result[f"times_{side}_range"] = [round(min(ratios), 2), round(max(ratios), 2)]
+    result |= speedups(seconds)
     result |= {f"{side}_peak_mb": round(peaks[side]) for side in SIDES}
     result["memory_of_masked_only"] = round(peaks["ours"] / peaks["masked_only"], 2)
     return result
@@ -208,18 +202,6 @@ def _torch(shape: str, shipped: bool) -> Callable[[], float]:
         return loss.item()
 
     return step
-
-
-def _about() -> dict:
-    from importlib.metadata import version
-
-    packages = ("jax", "jaxlib", "flax", "numpy", "torch", "transformers")
-    return {
-        "python": platform.python_version(),
-        "cores": os.cpu_count(),
-        "load": round(os.getloadavg()[0], 1),
-        **{package: version(package) for package in packages},
-    }
 
 
 if __name__ == "__main__":
