@@ -76,6 +76,8 @@ def _connect(cluster: Cluster, timeouts: Timeouts) -> None:
         "local_device_ids": cluster.local_device_ids and list(cluster.local_device_ids),
         "cluster_detection_method": None if cluster.detect else "deactivate",
     }
+    # The main thread must not wait within a step: it says which step this process is at.
+    jax.config.update("jax_cpu_enable_async_dispatch", True)
     try:
         with handled_aborts(lambda: _end_at_start(cluster, timeouts)):
             jax.distributed.initialize(

@@ -32,10 +32,10 @@ _one_heap = False  # of this process
 def use_one_heap(env: Mapping[str, str] | None = None) -> bool:
     """Makes all threads that start later share a heap, if this machine computes on its CPU.
 
-    Programs for one device then run in the thread that calls them. For commands, before JAX is
-    used. With an accelerator nothing is changed: there the threads of
-    the host allocate small buffers, and would wait for each other. What the user has set in the
-    environment stays as it is.
+    Programs then run in the thread that calls them, unless the run has several processes (see
+    `distributed`). For commands, before JAX is used. With an accelerator nothing is changed: there
+    the threads of the host allocate small buffers, and would wait for each other. What the user has
+    set in the environment stays as it is.
 
     Args:
       env: environment variables; by default those of this process.
