@@ -24,13 +24,12 @@ import statistics
 import subprocess
 import sys
 import tempfile
-import time
 from collections.abc import Callable
 
 import numpy as np
 
 from experiments.benchmarks.arguments import positive, some_of
-from experiments.benchmarks.sides import Side, about, speedups
+from experiments.benchmarks.sides import Side, about, serve, speedups
 from roberta_jax.training.host_memory import KeptMemory, use_one_heap
 
 SHAPES = ("1x128", "8x128", "32x128", "2x512")
@@ -103,17 +102,7 @@ def _serve(side: str, folder: str, shape: str, calls: int) -> None:
         with memory.running(side):
             call()
         np.save(pathlib.Path(folder, f"{side}.npy"), call())
-        print(json.dumps({}), flush=True)
-        for line in sys.stdin:
-            if line.strip() == "stop":
-                break
-            times = []
-            for _ in range(calls):
-                start = time.perf_counter()
-                call()
-                times.append(time.perf_counter() - start)
-            print(json.dumps({"seconds": statistics.median(times)}), flush=True)
-    print(json.dumps({}), flush=True)
+        serve(call, calls)
 
 
 def _ours(folder: str, ids: np.ndarray, is_stacked: bool) -> Callable[[], np.ndarray]:

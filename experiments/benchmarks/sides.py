@@ -6,7 +6,8 @@ import platform
 import statistics
 import subprocess
 import sys
-from collections.abc import Mapping, Sequence
+import time
+from collections.abc import Callable, Mapping, Sequence
 from importlib.metadata import version
 
 
@@ -34,6 +35,24 @@ class Side:
         if not line:
             sys.exit(f"a side ended with status {self._process.wait()}")
         return json.loads(line)
+
+
+def serve(call: Callable[[], object], times: int) -> None:
+    """Is ready, and answers each line with the median time of some calls, until it reads "stop".
+
+    The last answer is the peak memory. See `Side`.
+    """
+    print(json.dumps({}), flush=True)
+    for line in sys.stdin:
+        if line.strip() == "stop":
+            break
+        seconds = []
+        for _ in range(times):
+            start = time.perf_counter()
+            call()
+            seconds.append(time.perf_counter() - start)
+        print(json.dumps({"seconds": statistics.median(seconds)}), flush=True)
+    print(json.dumps({"peak_mb": peak_mb()}), flush=True)
 
 
 def speedups(seconds: Mapping[str, Sequence[float]]) -> dict[str, float | list[float]]:

@@ -21,13 +21,12 @@ import json
 import os
 import statistics
 import sys
-import time
 from collections.abc import Callable
 
 import numpy as np
 
 from experiments.benchmarks.arguments import positive, some_of
-from experiments.benchmarks.sides import Side, about, peak_mb, speedups
+from experiments.benchmarks.sides import Side, about, serve, speedups
 from roberta_jax.training.host_memory import KeptMemory, use_one_heap
 
 # Rows, tokens per row, and the values of the model config that differ from base.
@@ -87,23 +86,9 @@ def _serve(side: str, shape: str, steps: int) -> None:
     with KeptMemory() as memory:  # without an effect on the other sides
         with memory.running(side):
             step()
-        _answer_requests(step, steps)
-
-
-def _answer_requests(step: Callable[[], float], steps: int) -> None:
-    for _ in range(2):
-        step()
-    print(json.dumps({}), flush=True)
-    for line in sys.stdin:
-        if line.strip() == "stop":
-            break
-        times = []
-        for _ in range(steps):
-            start = time.perf_counter()
+        for _ in range(2):
             step()
-            times.append(time.perf_counter() - start)
-        print(json.dumps({"seconds": statistics.median(times)}), flush=True)
-    print(json.dumps({"peak_mb": peak_mb()}), flush=True)
+        serve(step, steps)
 
 
 def _rows(shape: str) -> tuple[np.ndarray, list[np.ndarray]]:
