@@ -20,7 +20,7 @@ It is what has to exist at one time, which the compiler calls the peak. The comp
 a report of a compiled program says by how much.
 """
 
-from roberta_jax.kernels.cross_entropy import CHUNK_SIZE, keeps_logits
+from roberta_jax.kernels.cross_entropy import CHUNK_SIZE
 from roberta_jax.modeling.config import RobertaConfig
 from roberta_jax.planning.workload import Workload
 
@@ -89,8 +89,7 @@ def _head(work: Workload) -> float:
     targets = work.rows * work.slots
     tensor = work.mesh["tensor"]
     vocab_size = work.model.vocab_size
-    is_kept = tensor == 1 and keeps_logits(targets, vocab_size)
-    words = vocab_size if is_kept else min(CHUNK_SIZE, vocab_size)
+    words = vocab_size if work.keeps_logits else min(CHUNK_SIZE, vocab_size)
     table = 4 * vocab_size * work.model.hidden_size
     is_whole = work.mesh["fsdp"] > 1
     return targets * words * (4 + work.item) + (table / tensor if is_whole else 0.0)

@@ -100,11 +100,12 @@ def step_time(work: Workload, chip: Chip, collectives: list[Traffic]) -> StepTim
 def _recomputed_flops(work: Workload) -> float:
     """The matrix products that the backward pass computes again, over all chips.
 
-    Attention's scores are always computed again, and the logits; `remat=full` repeats the forward
-    pass of the layers.
+    Attention's scores are always computed again, and the logits unless they are few; `remat=full`
+    repeats the forward pass of the layers.
     """
     model, tokens = work.model, work.batch_size * work.length
     head = 2 * work.batch_size * work.slots * model.hidden_size * model.vocab_size
+    head *= not work.keeps_logits
     scores = 2 * model.num_hidden_layers * tokens * work.length * model.hidden_size
     layers = 0
     if work.execution.remat == "full":

@@ -18,6 +18,7 @@ from roberta_jax.data.batches import DTYPES
 from roberta_jax.data.masking import num_slots
 from roberta_jax.data.packing.index import FORMATS
 from roberta_jax.kernels import attention, fused_attention, layer_norm
+from roberta_jax.kernels.cross_entropy import keeps_logits
 from roberta_jax.modeling.config import RobertaConfig
 from roberta_jax.modeling.execution import Execution
 from roberta_jax.pretraining.datasets import model_inputs
@@ -82,6 +83,13 @@ class Workload:
         x_BLD = jax.ShapeDtypeStruct(shape, self.execution.dtype)
         kind = layer_norm.of_platform(self.execution.layer_norm, x_BLD, self.platform)
         return layer_norm.is_fused(kind)
+
+    @property
+    def keeps_logits(self) -> bool:
+        """Whether the logits are kept for the backward pass, instead of computed again."""
+        # The targets of one data shard and microbatch.
+        targets = self.rows * self.mesh["fsdp"] * self.slots
+        return self.mesh["tensor"] == 1 and keeps_logits(targets, self.model.vocab_size)
 
     @property
     def item(self) -> int:
