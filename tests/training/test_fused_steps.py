@@ -119,10 +119,11 @@ def losses_without_kernels():
 
 
 @pytest.mark.slow
+@pytest.mark.parametrize("remat", ["none", "full"])
 @pytest.mark.parametrize("kernels", [*FUSED.values(), REFERENCE], ids=[*FUSED, "reference"])
-def test_losses_of_a_run_equal_those_without_kernels(kernels, losses_without_kernels):
+def test_losses_of_a_run_equal_those_without_kernels(kernels, remat, losses_without_kernels):
     """Step by step to rounding, while the loss falls to a sixth."""
     with jax.default_matmul_precision("highest"):
-        _, losses = train(create_mesh(devices=jax.devices()[:1]), kernels, STEPS, rows=8)
+        _, losses = train(create_mesh(devices=jax.devices()[:1]), kernels, STEPS, 8, remat)
     assert losses == pytest.approx(losses_without_kernels, rel=5e-6)
     assert losses[-1] < losses[0] / 5
