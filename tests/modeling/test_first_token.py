@@ -20,7 +20,7 @@ NAMES = [each.__name__ for each in FIRST_TOKEN_HEADS]
 SEQUENCES = "RobertaForSequenceClassification"
 
 
-@functools.partial(jax.jit, static_argnames=("model", "whole"), compiler_options=heads.FAST_COMPILE)
+@functools.partial(jax.jit, static_argnames=("model", "whole"))
 def loss_and_gradients(model, params, batch, whole, key=None):
     """The summed loss and its gradients; with `whole`, all tokens of the last block are computed.
 

@@ -56,7 +56,7 @@ def test_initial_parameters_and_output_dtypes(name):
     assert loss.dtype == jnp.float32
 
 
-@functools.partial(jax.jit, static_argnames="model", compiler_options=heads.FAST_COMPILE)
+@functools.partial(jax.jit, static_argnames="model")
 def initialize(model, key):
     return parameter_values(model, key)
 
@@ -122,7 +122,7 @@ def test_cached_decoding_gives_the_logits_of_the_whole_input(scan, positions, le
     np.testing.assert_allclose(jnp.concatenate(logits, axis=1), expected, atol=2e-5)
 
 
-@functools.partial(jax.jit, static_argnames="model", compiler_options=heads.FAST_COMPILE)
+@functools.partial(jax.jit, static_argnames="model")
 def decode(model, params, cache, ids, encoder_hidden_states):
     """Returns (logits, updated cache)."""
     output, updated = model.apply(

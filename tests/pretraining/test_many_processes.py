@@ -19,7 +19,7 @@ from roberta_jax.pretrain import pretrain
 from roberta_jax.training.distributed import join_processes
 from roberta_jax.training.metrics import read_metrics
 from tests.support import processes, texts
-from tests.support.many_processes import COMPILE_FAST, Launcher, last_step, losses, wait_for_step
+from tests.support.many_processes import Launcher, last_step, losses, wait_for_step
 
 # A run that does not end by itself.
 ENDLESS = {"train.steps": 100_000, "train.log_every": 1, "train.checkpoint_every": 10}
@@ -236,9 +236,7 @@ def stop_and_go_on(folder):
 
 @pytest.mark.slow
 def test_the_next_run_of_the_same_processes_does_not_stop(launcher, folder):
-    output, _ = processes.run_together(
-        __name__, "stop_and_go_on", str(folder), count=2, XLA_FLAGS=COMPILE_FAST
-    )
+    output, _ = processes.run_together(__name__, "stop_and_go_on", str(folder), count=2)
     stopped, step, finished, last = json.loads(output.splitlines()[-1])
     assert not stopped
     assert finished

@@ -38,23 +38,17 @@ def build(name: str, config: RobertaConfig, execution: Execution | None = None, 
 _parameter_shapes = functools.cache(parameter_shapes)
 
 
-# For functions of which a test spends more time on compiling than on running them.
-FAST_COMPILE = {
-    "xla_backend_optimization_level": 0,
-    "xla_llvm_disable_expensive_passes": True,
-}
-
 # Compiled once per model and input shapes: `Module.apply` outside of `jit` compiles the scanned
 # layers again in every call.
 
 
-@functools.partial(jax.jit, static_argnames="model", compiler_options=FAST_COMPILE)
+@functools.partial(jax.jit, static_argnames="model")
 def apply(model, params, **inputs):
     """The model's output for these inputs."""
     return model.apply({"params": params}, **inputs)
 
 
-@functools.partial(jax.jit, static_argnames="model", compiler_options=FAST_COMPILE)
+@functools.partial(jax.jit, static_argnames="model")
 def summed_losses(model, params, **batch) -> dict[str, jax.Array]:
     """The output of the model's `loss` for a batch."""
     return model.apply({"params": params}, **batch, method="loss")

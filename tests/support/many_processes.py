@@ -11,7 +11,6 @@ import time
 from roberta_jax.training.metrics import read_metrics
 from tests.support import processes, texts
 
-COMPILE_FAST = "--xla_backend_optimization_level=0 --xla_llvm_disable_expensive_passes=true"
 _CONFIG = """
 import os
 import time
@@ -161,7 +160,7 @@ class Launcher:
             flags += [f"--distributed={mode}"] if mode else []
             flags += [f"--config.{key}={value}" for key, value in values.items()]
             env = processes.environment(devices, **(variables or {}).get(index, {}))
-            env |= {"PYTHONUNBUFFERED": "1", "XLA_FLAGS": f"{env['XLA_FLAGS']} {COMPILE_FAST}"}
+            env["PYTHONUNBUFFERED"] = "1"
             if count > 1:
                 env |= {
                     "JAX_COORDINATOR_ADDRESS": address,

@@ -12,7 +12,6 @@ import pytest
 from roberta_jax.errors import UsageError
 from roberta_jax.tasks.examples import ChoiceExample
 from roberta_jax.tasks.task import Formatting
-from tests.support import heads
 from tests.support.kinds import batch_of, build, make_kind, outputs_of
 from tests.support.small_tokenizer import small_tokenizer
 
@@ -94,7 +93,7 @@ def test_special_tokens_in_a_text_are_text():
         assert (tokens.count(0), tokens.count(2), tokens.count(999)) == (1, 3, 0)
 
 
-@functools.partial(jax.jit, static_argnums=0, compiler_options=heads.FAST_COMPILE)
+@functools.partial(jax.jit, static_argnums=0)
 def loss_and_gradients(model, params, batch):
     def loss(params):
         return model.apply({"params": params}, **batch, method="loss")["multiple_choice"]

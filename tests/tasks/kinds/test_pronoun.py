@@ -1,6 +1,5 @@
 """WSC: what is masked, the score of a phrase, the loss, and the prediction."""
 
-import functools
 import json
 
 import jax
@@ -151,7 +150,7 @@ def test_training_steps_are_finite_and_raise_the_score_of_the_right_phrase():
     model, params = build(kind)
     batch = batch_of(kind, features, [0, 1, -1])
 
-    @functools.partial(jax.jit, compiler_options=heads.FAST_COMPILE)
+    @jax.jit
     def step(params):
         loss, grads = jax.value_and_grad(
             lambda p: model.apply({"params": p}, **batch, method="loss")["pronoun"]
