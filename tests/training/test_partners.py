@@ -38,6 +38,29 @@ class Store:
             return [(k, v) for k, v in self.values.items() if k.startswith(f"{folder}/")]
 
 
+@pytest.fixture(autouse=True)
+def _no_thread_ends_this_process(monkeypatch):
+    """The threads of a test that fails could end the process of all tests."""
+    started, verdicts = [], []
+    start, end = Partners.start, Partners._end
+
+    def start_and_note(watcher):
+        started.append(watcher)
+        start(watcher)
+
+    def end_or_note(watcher, *verdict):
+        if threading.current_thread() is threading.main_thread():
+            end(watcher, *verdict)
+        verdicts.append(verdict)
+
+    monkeypatch.setattr(Partners, "start", start_and_note)
+    monkeypatch.setattr(Partners, "_end", end_or_note)
+    yield
+    for each in started:
+        each.close()
+    assert verdicts == []
+
+
 @pytest.fixture
 def clock(monkeypatch):
     """A clock that tests move by hand: `clock.now`."""
@@ -243,15 +266,16 @@ def test_the_coordinator_stays_until_the_others_know_why_it_ends():
     first.start()
     telling = threading.Thread(target=first._tell_the_end, args=(2, "no such file", False))
     telling.start()
-    listen(second, second)
+    listen(second)
     telling.join(0.3)
     assert telling.is_alive()
     third._tell_the_end(1, "another mistake", True)  # it waits for nobody
-    listen(second)
-    telling.join(5)
+    end = time.monotonic() + 4  # after 5 s it would end without knowing
+    while telling.is_alive() and time.monotonic() < end:
+        listen(second)
+        telling.join(0.01)
     assert not telling.is_alive()
     assert second._others[0].ended["cause"] == "no such file"
-    first.close()
 
 
 def stops(everyone, requests, rng, polls=10_000):
@@ -284,20 +308,16 @@ def test_all_stop_at_the_same_poll_whenever_and_wherever_a_signal_arrives():
     everyone = several(3)
     for each in everyone:
         each.start()
-    try:
-        for _ in range(40):
-            requests = [
-                (rng.uniform(0, 0.05), rng.randrange(3), signal.SIGTERM)
-                for _ in range(rng.choice([1, 1, 3]))
-            ]
-            stopped = stops(everyone, requests, rng)
-            assert stopped[0] is not None
-            assert stopped == [stopped[0]] * 3
-            assert stopped[0][1] == signal.SIGTERM
-            time.sleep(0.02)
-    finally:
-        for each in everyone:
-            each.close()
+    for _ in range(40):
+        requests = [
+            (rng.uniform(0, 0.05), rng.randrange(3), signal.SIGTERM)
+            for _ in range(rng.choice([1, 1, 3]))
+        ]
+        stopped = stops(everyone, requests, rng)
+        assert stopped[0] is not None
+        assert stopped == [stopped[0]] * 3
+        assert stopped[0][1] == signal.SIGTERM
+        time.sleep(0.02)
 
 
 def test_all_stop_at_the_same_poll_although_the_service_fails_now_and_then(monkeypatch):
@@ -317,27 +337,19 @@ def test_all_stop_at_the_same_poll_although_the_service_fails_now_and_then(monke
         monkeypatch.setattr(store, name, failing(getattr(store, name)))
     for each in everyone:
         each.start()
-    try:
-        for _ in range(10):
-            stopped = stops(everyone, [(0.01, rng.randrange(3), signal.SIGTERM)], rng)
-            assert stopped[0] is not None
-            assert stopped == [stopped[0]] * 3
-    finally:
-        for each in everyone:
-            each.close()
+    for _ in range(10):
+        stopped = stops(everyone, [(0.01, rng.randrange(3), signal.SIGTERM)], rng)
+        assert stopped[0] is not None
+        assert stopped == [stopped[0]] * 3
 
 
 def test_a_request_after_the_last_poll_stops_nobody():
     everyone = several(2)
     for each in everyone:
         each.start()
-    try:
-        rng = random.Random(0)
-        assert stops(everyone, [(0.2, 0, signal.SIGINT)], rng, polls=3) == [None, None]
-        assert stops(everyone, [], rng, polls=3) == [None, None]  # the next run
-    finally:
-        for each in everyone:
-            each.close()
+    rng = random.Random(0)
+    assert stops(everyone, [(0.2, 0, signal.SIGINT)], rng, polls=3) == [None, None]
+    assert stops(everyone, [], rng, polls=3) == [None, None]  # the next run
 
 
 def test_a_stop_is_one_of_the_run_that_was_asked_to():
@@ -367,23 +379,19 @@ def test_other_processes_are_told_of_the_signal():
     told = []
     for each in everyone:
         each.start()
-    try:
-        for each in everyone:
-            each.enter_run()
+    for each in everyone:
+        each.enter_run()
 
-        def tell(number, host):
-            told.append(number)
-            raise OSError("stderr is closed")
+    def tell(number, host):
+        told.append(number)
+        raise OSError("stderr is closed")
 
-        with everyone[1].telling_of_stops(tell):
-            everyone[0].request_stop(signal.SIGTERM)
-            end = time.monotonic() + 10
-            while everyone[1].poll() is None:
-                assert time.monotonic() < end
-        assert told == [signal.SIGTERM]
-    finally:
-        for each in everyone:
-            each.close()
+    with everyone[1].telling_of_stops(tell):
+        everyone[0].request_stop(signal.SIGTERM)
+        end = time.monotonic() + 10
+        while everyone[1].poll() is None:
+            assert time.monotonic() < end
+    assert told == [signal.SIGTERM]
 
 
 # Runs in processes of their own.
