@@ -293,8 +293,8 @@ def test_official_files_with_a_submission(folder, tmp_path):
 @pytest.mark.parametrize(
     "changes",
     [
-        {"adapt.lora_rank": 2},
-        {"adapt.layer_decay": 0.8, "adapt.frozen_layers": 1},
+        pytest.param({"adapt.lora_rank": 2}, marks=pytest.mark.slow),
+        pytest.param({"adapt.layer_decay": 0.8, "adapt.frozen_layers": 1}, marks=pytest.mark.slow),
         {"adapt.reinit_layers": 1, "execution.scan_layers": False},
     ],
     ids=["lora", "frozen", "reinit"],

@@ -63,6 +63,7 @@ def test_a_run_with_lora_exports_the_model_and_the_adapter(config_of, base_model
         np.testing.assert_allclose(tensor, after[name], rtol=0, atol=1e-6, err_msg=name)
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize(
     "changes", [LORA, {"adapt.frozen_layers": 1, "adapt.layer_decay": 0.9}], ids=["lora", "frozen"]
 )

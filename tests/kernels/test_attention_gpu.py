@@ -20,15 +20,11 @@ from tests.support import described_gpu, processes
 SEED = np.array([1, 2, 3, 4], np.uint32)
 # Whole blocks of 64 or 128; one block that is not full; several, of which the last is not full.
 LENGTHS = [
-    (64, 64),
     (128, 128),
     (384, 384),
-    (512, 512),
-    (7, 7),
-    (100, 100),
-    (200, 200),
     (7, 200),
     (200, 65),
+    *(pytest.param(n, n, marks=pytest.mark.slow) for n in (7, 64, 100, 200, 512)),
 ]
 
 

@@ -60,7 +60,13 @@ PAIRS = {
 }
 
 
-@pytest.mark.parametrize("changes", [{}, PAIRS], ids=["full_sentences", "pairs"])
+@pytest.mark.parametrize(
+    "changes",
+    [
+        pytest.param({}, id="full_sentences"),
+        pytest.param(PAIRS, id="pairs", marks=pytest.mark.slow),
+    ],
+)
 def test_stops_between_steps_change_no_bit(folder, tmp_path, monkeypatch, changes):
     config = small_config(folder, **changes, **{"train.per_device_batch_size": 4})
     expected = pretrain(config, tmp_path / "uninterrupted")

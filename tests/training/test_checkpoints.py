@@ -162,7 +162,7 @@ def truncate(path, at):
     os.truncate(path, path.stat().st_size // 2)
 
 
-@pytest.mark.parametrize("damage", [flip, truncate])
+@pytest.mark.parametrize("damage", [flip, pytest.param(truncate, marks=pytest.mark.slow)])
 def test_damage_is_reported_or_harmless(tmp_path, two_steps, damage, capfd):
     """No damaged file of the newest step leads to wrong values or to a traceback."""
     reports = []

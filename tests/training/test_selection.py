@@ -290,7 +290,7 @@ def spike_at(monkeypatch, step):
     monkeypatch.setattr(SpikeWatch, "check", check)
 
 
-@pytest.mark.parametrize("spike", [5, 6])
+@pytest.mark.parametrize("spike", [pytest.param(5, marks=pytest.mark.slow), 6])
 def test_a_best_evaluation_after_the_checkpoint_gone_back_to_is_forgotten(
     tmp_path, every, selecting_job, monkeypatch, killed_at, spike
 ):
