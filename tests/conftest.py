@@ -12,7 +12,8 @@ os.environ.setdefault(
 os.environ.setdefault("JAX_PERSISTENT_CACHE_MIN_COMPILE_TIME_SECS", "0.2")
 # They compile more than they compute: without LLVM's optimizations compiling takes half the time.
 # Set it to 0 to compile as users do.
-os.environ.setdefault("JAX_DISABLE_MOST_OPTIMIZATIONS", "1")
+if os.environ["JAX_PLATFORMS"] == "cpu":
+    os.environ.setdefault("JAX_DISABLE_MOST_OPTIMIZATIONS", "1")
 os.environ.setdefault("TF_CPP_MIN_LOG_LEVEL", "2")
 os.environ.setdefault("USE_TF", "0")  # keeps transformers' pipelines away from TensorFlow
 
@@ -29,9 +30,12 @@ def real_data() -> pathlib.Path:
 
 
 def pytest_configure(config):
-    """Makes `--dist loadfile` keep the order of `pytest_collection_modifyitems`."""
-    if hasattr(config.option, "loadscopereorder"):
+    """Sets what pytest-xdist has no settings for in `pyproject.toml`."""
+    if hasattr(config.option, "maxworkerrestart"):
+        # Keeps the order of `pytest_collection_modifyitems` with `--dist loadfile`.
         config.option.loadscopereorder = False
+        # After a crash of a worker the others could wait for its tests for ever.
+        config.option.maxworkerrestart = config.option.maxworkerrestart or "0"
 
 
 def pytest_collection_modifyitems(items):

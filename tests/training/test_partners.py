@@ -220,7 +220,7 @@ def test_a_process_says_whether_a_restart_may_help(clock, monkeypatch, error, st
     ],
 )
 def test_an_error_of_the_runtime_may_be_that_of_a_lost_process(monkeypatch, error, waits):
-    first, _ = several(2, heartbeat=10)
+    first, _ = several(2, heartbeat=1)
     verdicts = []
     monkeypatch.setattr(first, "wait_for_verdict", lambda: verdicts.append(True))
     monkeypatch.setattr(partners, "_current", first)
