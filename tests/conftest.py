@@ -10,7 +10,7 @@ os.environ.setdefault(
     "JAX_COMPILATION_CACHE_DIR", os.path.join(tempfile.gettempdir(), "roberta_jax_test_cache")
 )
 os.environ.setdefault("JAX_PERSISTENT_CACHE_MIN_COMPILE_TIME_SECS", "0.2")
-# They compile more than they compute: without LLVM's optimizations compiling takes half the time.
+# Tests compile more than they compute: without LLVM's optimizations compiling takes half the time.
 # Set it to 0 to compile as users do.
 if os.environ["JAX_PLATFORMS"] == "cpu":
     os.environ.setdefault("JAX_DISABLE_MOST_OPTIMIZATIONS", "1")
@@ -39,6 +39,6 @@ def pytest_configure(config):
 
 
 def pytest_collection_modifyitems(items):
-    """Puts the files of whole commands first: they take longest, and one shall not end alone."""
+    """Puts the files that test whole commands first, since they take longest."""
     root = pathlib.Path(__file__).parent
     items.sort(key=lambda item: item.path.parent != root)

@@ -38,9 +38,14 @@ class Side:
 
 
 def serve(call: Callable[[], object], times: int) -> None:
-    """Is ready, and answers each line with the median time of some calls, until it reads "stop".
+    """Answers the requests of a `Side`, in its process.
 
-    The last answer is the peak memory. See `Side`.
+    Prints `{}` when it is called. Then it answers each line of standard input with the median time
+    of the calls in seconds, and the line "stop" with the peak memory of the process.
+
+    Args:
+      call: what is timed.
+      times: calls per request.
     """
     print(json.dumps({}), flush=True)
     for line in sys.stdin:
