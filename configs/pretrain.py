@@ -32,10 +32,12 @@ from the tokenizer, and the number of positions from `seq_len`.
   Needs a TPU pod or many GPUs, and up to 160 GB of text. The number of devices does not change the
   training steps, as long as it divides the batch size: each device computes microbatches of at most
   `train.per_device_batch_size` rows and accumulates their gradients. The losses differ by rounding;
-  with dropout, another number of microbatches also draws other random bits. If the parameters do
-  not fit on one device, shard them with `--config.mesh.data=1 --config.mesh.fsdp=-1`. To train on
-  several hosts, start the same command on each of them. They must share the workdir, and each must
-  have the same text files and tokenizer; `data.cache_dir` may be shared or not.
+  with dropout, another number of microbatches also draws other random bits. With
+  `--config.train.per_device_batch_size=-1 --config.execution.remat=auto` the microbatch is what
+  fits into the memory of a device. If the parameters do not fit on one device, shard them with
+  `--config.mesh.data=1 --config.mesh.fsdp=-1`. To train on several hosts, start the same command on
+  each of them. They must share the workdir, and each must have the same text files and tokenizer;
+  `data.cache_dir` may be shared or not.
 """
 
 from ml_collections import ConfigDict
@@ -169,7 +171,9 @@ def _defaults() -> ConfigDict:
     # Stack the layers' parameters and scan over them, which compiles faster than unrolled layers.
     config.execution.scan_layers = True
     config.execution.scan_unroll = 1  # Layers per scan iteration.
-    # What the backward pass recomputes: "none"; "dots", everything but matrix products; "full".
+    # What the backward pass recomputes: "none"; "dots", everything but matrix products; "full"; or
+    # "auto", "dots" if enough rows fit into the memory of a device with it, else "full". The step
+    # is compiled once or a few times to decide.
     config.execution.remat = "dots"
     # Attention kernel: "pallas_tpu" and "pallas_gpu" keep the scores on the chip; "xla" stores no
     # probabilities for the backward pass; "reference" is the plain definition, for comparison.
@@ -203,7 +207,8 @@ def _defaults() -> ConfigDict:
     config.train.steps = 500_000  # Number of updates.
     config.train.batch_size = 8192  # Rows per step, over all devices.
     # Rows per device per microbatch, at most; gradients are accumulated over the microbatches. Each
-    # microbatch draws its own random bits for dropout. None disables accumulation.
+    # microbatch draws its own random bits for dropout. None disables accumulation; -1 is what fits
+    # into the memory of a device, as for execution.remat.
     config.train.per_device_batch_size = 16
     config.train.log_every = 100  # Steps between log records.
     config.train.eval_every = 5000  # Steps between evaluations; 0 evaluates only at the end.

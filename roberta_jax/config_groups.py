@@ -122,11 +122,11 @@ def read_execution(options: Mapping[str, Any], devices: Sequence[jax.Device]) ->
         "float32": jnp.float32,
         "bfloat16": jnp.bfloat16,
     }
-    check_one_of("execution.dtype", options.dtype, dtypes)
-    if options.dtype == "bfloat16" and platform == "cpu":
+    check_one_of("execution.dtype", options["dtype"], dtypes)
+    if options["dtype"] == "bfloat16" and platform == "cpu":
         check_bfloat16()
     try:
-        return Execution(**{**options, "dtype": dtypes[options.dtype]})
+        return Execution(**{**options, "dtype": dtypes[options["dtype"]]})
     except ValueError as error:
         raise UsageError(f"--config.execution: {error}") from error
 

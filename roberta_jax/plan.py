@@ -28,7 +28,7 @@ from absl import flags
 from ml_collections import ConfigDict
 
 from roberta_jax import cli
-from roberta_jax.errors import UsageError, shortened
+from roberta_jax.errors import UsageError, listed, shortened
 from roberta_jax.pretraining.config_keys import RENAMED
 from roberta_jax.training.mesh import MESH_AXES
 
@@ -63,13 +63,15 @@ def make_plan(
         config is wrong, or the compiler is missing.
     """
     # Imported here, as in `pretrain`.
-    from roberta_jax.planning import search
+    from roberta_jax.planning import fitting, search
     from roberta_jax.planning.topologies import compile_only_devices, parse
 
     target = parse(topology, slices)
     given = {f"mesh.{axis}": size for axis, size in read_mesh(mesh).items()}
     if largest and not compile:
         raise UsageError("--largest compiles several microbatches: add --compile.")
+    chosen = fitting.by_formula(_read(config, given, target.devices(), {}), target)
+    given |= chosen
     compiled = None
     if compile:
         devices = target.local or compile_only_devices(target)
@@ -81,13 +83,19 @@ def make_plan(
         arguments,
         compiled=compiled,
         largest=largest,
-        notes=_notes(config, target),
+        notes=_notes(config, target, chosen),
         knobs=[{f"mesh.{key}": True} for key in ("shard_optimizer_state",) if key in config.mesh],
     )
 
 
-def _notes(config: ConfigDict, target: "Topology") -> list[str]:
+def _notes(config: ConfigDict, target: "Topology", chosen: Mapping[str, Any]) -> list[str]:
     notes = []
+    if chosen:
+        values = listed([f"`{key}={value}`" for key, value in chosen.items()])
+        notes.append(
+            f"{values} by formula. The config leaves this to the memory: a run compiles its step "
+            "to choose, if these are not set."
+        )
     if config.tokenizer and not config.init_from:
         notes.append(
             f"The vocabulary is that of --config.new_tokenizer.vocab_size; the tokenizer in "

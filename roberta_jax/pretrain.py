@@ -9,6 +9,7 @@ The same command again continues the run; for a finished run it prints the resul
     pretrain(get_config("tiny"), "runs/tiny")
 """
 
+import dataclasses
 import os
 import shlex
 import signal
@@ -122,10 +123,15 @@ def make_job(spec: PretrainingSpec, folder: epath.Path) -> Job:
     from roberta_jax.weights.load import load_pretrained
     from roberta_jax.weights.save import save_pretrained
 
-    training = spec.training
     prepared = prepare(spec.text, progress=jax.process_index() == 0)
     tokenizer = prepared.tokenizer
-    model = spec.model_class(spec.model_config(tokenizer), spec.execution)
+    spec = dataclasses.replace(spec, model=spec.model_config(tokenizer))
+    if spec.left_to_memory:
+        from roberta_jax.planning.fitting import fitted
+
+        spec = fitted(spec, folder, say)
+    training = spec.training
+    model = spec.model_class(spec.model, spec.execution)
     token_types = model.config.type_vocab_size > 1
     train_set = datasets.training_dataset(spec, prepared, token_types=token_types)
     validation_sets = datasets.validation_datasets(spec, prepared, token_types=token_types)

@@ -43,7 +43,7 @@ ALLOWED = {
         "training",
         "weights",
     },
-    "planning": {"data", "kernels", "modeling", "pretraining", "training"},
+    "planning": {"data", "kernels", "modeling", "pretraining", "storage", "training"},
     "compat": {"modeling", "storage", "weights"},
     "exporting": {"modeling", "storage", "weights"},
     "launching": {"storage", "training"},
@@ -130,7 +130,7 @@ def test_importing_the_package_loads_nothing_and_using_it_loads_no_tensorflow():
 
 
 def test_optional_parts_are_imported_by_their_own_commands_only():
-    importers = {"compat": set(), "exporting": {"export"}, "planning": {"plan"}}
+    importers = {"compat": set(), "exporting": {"export"}, "planning": {"plan", "pretrain"}}
     for path in PACKAGE.rglob("*.py"):
         part = path.relative_to(PACKAGE).parts[0].removesuffix(".py")
         for optional in parts_imported(path) & set(importers) - {part}:

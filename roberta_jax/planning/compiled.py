@@ -28,7 +28,6 @@ from roberta_jax.planning.traffic import Traffic
 from roberta_jax.planning.workload import (
     Workload,
     batch_shapes,
-    shard_bytes,
     state_shapes,
     workload,
 )
@@ -104,22 +103,9 @@ def compile_step(
       DoesNotFit: the compiler found no place for it in the chip's memory.
     """
     training = spec.training
-    state, batch = state_shapes(spec), batch_shapes(spec)
-    model = spec.model_class(spec.model, spec.execution)
-    step = training.train_step(model)
     started = time.perf_counter()
-    what = f"{training.mesh.size} x {training.mesh.devices.flat[0].device_kind}"
-    rows = counted(training.rows_per_microbatch, "row")
-    with (
-        _without_cache(),
-        _progress(f"Compiling the train step for {what}, {rows} per chip", progress),
-    ):
-        try:
-            program = step.lower(state, batch).compile()
-        except jax.errors.JaxRuntimeError as error:
-            if "RESOURCE_EXHAUSTED" not in str(error):
-                raise
-            raise DoesNotFit(size_of_overflow(str(error))) from error
+    with _without_cache():
+        program = _compiled(spec, progress)
     seconds = time.perf_counter() - started
     slices = len({getattr(each, "slice_index", 0) for each in training.mesh.devices.flat})
     cycles, collectives, problem, work = None, [], "", workload(spec)
@@ -134,7 +120,7 @@ def compile_step(
     stats = program.memory_analysis()
     return CompiledStep(
         rows=training.rows_per_microbatch,
-        memory=_by_use(carried, work, stats, shard_bytes(state.params), platform_of(spec)),
+        memory=_by_use(carried, work, stats, platform_of(spec)),
         allocated=stats.temp_size_in_bytes,
         collectives=collectives,
         cycles=cycles,
@@ -142,6 +128,36 @@ def compile_step(
         seconds=seconds,
         problem=problem,
     )
+
+
+def memory_of_step(spec: PretrainingSpec, progress: TextIO | None = sys.stderr) -> float:
+    """Bytes that the train step of a run takes on a device of this machine.
+
+    The program is kept in JAX's compilation cache, if there is one, where the run finds it.
+
+    Args:
+      spec: read for the devices of this machine.
+      progress: as for `compile_step`.
+
+    Raises:
+      DoesNotFit: the compiler found no place for it in the device's memory.
+    """
+    stats = _compiled(spec, progress).memory_analysis()
+    return total_memory(stats, platform_of(spec)) + stats.generated_code_size_in_bytes
+
+
+def _compiled(spec: PretrainingSpec, progress: TextIO | None) -> jax.stages.Compiled:
+    training = spec.training
+    step = training.train_step(spec.model_class(spec.model, spec.execution))
+    what = f"{training.mesh.size} x {training.mesh.devices.flat[0].device_kind}"
+    rows = counted(training.rows_per_microbatch, "row")
+    with _progress(f"Compiling the train step for {what}, {rows} per chip", progress):
+        try:
+            return step.lower(state_shapes(spec), batch_shapes(spec)).compile()
+        except jax.errors.JaxRuntimeError as error:
+            if "RESOURCE_EXHAUSTED" not in str(error):
+                raise
+            raise DoesNotFit(size_of_overflow(str(error))) from error
 
 
 def platform_of(spec: PretrainingSpec) -> str:
@@ -189,16 +205,16 @@ def total_memory(stats: Any, platform: str) -> float:
 
 
 def _by_use(
-    carried: Mapping[str, float], work: Workload, stats: Any, parameters: int, platform: str
+    carried: Mapping[str, float], work: Workload, stats: Any, platform: str
 ) -> dict[str, float]:
     """Splits `total_memory` by use; see `carried_by_use` for the temporary part."""
     arguments = stats.argument_size_in_bytes
     optimizer, batch = work.optimizer_bytes, work.batch_bytes
     # The layouts of TPUs pad arrays; the padding is counted with the batch, whose rows it is.
     uses = {
-        memory.PARAMETERS: parameters,
+        memory.PARAMETERS: work.parameter_bytes,
         memory.OPTIMIZER: optimizer,
-        memory.BATCH: max(batch, arguments - parameters - optimizer),
+        memory.BATCH: max(batch, arguments - work.parameter_bytes - optimizer),
     }
     temporary = max(0, total_memory(stats, platform) - arguments)
     scale = min(1.0, temporary / sum(carried.values())) if any(carried.values()) else 1.0

@@ -19,7 +19,7 @@ from roberta_jax.training.state import memory_limit
 ReadSpec = Callable[[Mapping[str, Any]], PretrainingSpec]
 
 ROWS = "train.per_device_batch_size"
-_REMAT = "execution.remat"
+REMAT = "execution.remat"
 _REMATS = ("none", "dots", "full")  # from the largest memory to the smallest
 
 # Changes whose times differ by less are equally fast: the formula is not better than that.
@@ -223,7 +223,7 @@ def _attempts(
     """Each base with `execution.remat` as configured and with each value that saves memory."""
     smaller = _REMATS[_REMATS.index(start.execution.remat) + 1 :]
     for base in bases:
-        for remat in ({}, *({_REMAT: value} for value in smaller)):
+        for remat in ({}, *({REMAT: value} for value in smaller)):
             changes = {**base, **remat}
             try:
                 work = estimate(read(changes), topology).work

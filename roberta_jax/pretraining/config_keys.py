@@ -18,6 +18,7 @@ MAY_CHANGE = (
     "mesh.",
     "execution.attention",
     "execution.layer_norm",
+    "execution.remat",
     "data.cache_dir",
     "data.num_workers",
     "data.engine",

@@ -81,7 +81,7 @@ VALUES: dict[str, Range] = {
     "schedule.end_learning_rate": Number(low=0, high=10, example=0.0),
     "train.steps": STEPS,
     "train.batch_size": count(1, MOST_ROWS, 256),
-    "train.per_device_batch_size": count(1, MOST_ROWS, 16, optional=True),
+    "train.per_device_batch_size": count(-1, MOST_ROWS, 16, optional=True),
     "train.log_every": count(1, LARGEST_INT32, 100),
     "train.eval_every": INTERVAL,
     "train.checkpoint_every": INTERVAL,

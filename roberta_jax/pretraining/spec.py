@@ -44,6 +44,13 @@ if TYPE_CHECKING:
 # Heads that start from random values where the model to start from has none.
 NEW_HEADS = ("next_sentence",)
 
+# The keys that can be left to the memory of the devices, each with the value that says so and the
+# value that takes the least memory.
+LEFT_TO_MEMORY = {
+    "execution.remat": ("auto", "full"),
+    "train.per_device_batch_size": (-1, 1),
+}
+
 
 @dataclasses.dataclass(frozen=True)
 class EvaluationSpec:
@@ -85,6 +92,8 @@ class PretrainingSpec:
       execution: how the model computes.
       training: how it is trained.
       evaluation: how it is evaluated.
+      left_to_memory: the keys of `LEFT_TO_MEMORY` whose values are still to be chosen by what fits
+        into memory. Until then the run has those that take the least.
     """
 
     config: Mapping[str, Any]
@@ -102,6 +111,24 @@ class PretrainingSpec:
     execution: Execution
     training: TrainingSpec
     evaluation: EvaluationSpec
+    left_to_memory: frozenset[str] = frozenset()
+
+    def with_memory_use(self, remat: str, rows: int) -> "PretrainingSpec":
+        """The run with all of `left_to_memory` chosen.
+
+        Args:
+          remat: see `Execution`.
+          rows: per device and microbatch; divides a device's share of the batch.
+        """
+        share = self.training.rows_per_microbatch * self.training.accumulation
+        return dataclasses.replace(
+            self,
+            execution=dataclasses.replace(self.execution, remat=remat),
+            training=dataclasses.replace(
+                self.training, rows_per_microbatch=rows, accumulation=share // rows
+            ),
+            left_to_memory=frozenset(),
+        )
 
     def model_config(self, tokenizer: "RobertaTokenizer") -> RobertaConfig:
         """The model's config with the tokenizer's vocabulary and special ids.
@@ -151,11 +178,12 @@ def read_spec(config: ConfigDict, devices: Sequence[jax.Device] | None = None) -
     model_class = RobertaForPreTraining if next_sentence else RobertaForMaskedLM
     check_one_of("data.engine", config.data.engine, ENGINES)
     devices = jax.devices() if devices is None else devices
-    training = _training(config, devices)
+    left_to_memory, values = _left_to_memory(config)
+    training = _training(config, values["train"], devices)
     evaluation = EvaluationSpec(**config.eval)
     rows_and_accumulation(training.mesh, evaluation.batch_size, key="eval.batch_size")
     masking = Masking(**config.masking)
-    execution = read_execution(config.execution, devices)
+    execution = read_execution(values["execution"], devices)
     model = _model(config, model_class)  # last, since it may fetch a model from the hub
     check_sharding(model_class(model, execution), training, bool(config.init_from))
     return PretrainingSpec(
@@ -174,7 +202,20 @@ def read_spec(config: ConfigDict, devices: Sequence[jax.Device] | None = None) -
         execution=execution,
         training=training,
         evaluation=evaluation,
+        left_to_memory=left_to_memory,
     )
+
+
+def _left_to_memory(config: ConfigDict) -> tuple[frozenset[str], dict[str, dict[str, Any]]]:
+    """(the keys whose values are to be chosen, their groups with values in their place)."""
+    groups = {name: dict(config[name]) for name in ("execution", "train")}
+    left = set()
+    for key, (chosen_later, least) in LEFT_TO_MEMORY.items():
+        group, name = key.split(".")
+        if groups[group][name] == chosen_later:
+            groups[group][name] = least
+            left.add(key)
+    return frozenset(left), groups
 
 
 def check_schedule_is_stated(config: ConfigDict, previous: Mapping[str, Any] | None) -> None:
@@ -233,9 +274,11 @@ def _row_order(config: ConfigDict) -> RowOrder:
     )
 
 
-def _training(config: ConfigDict, devices: Sequence[jax.Device]) -> TrainingSpec:
+def _training(
+    config: ConfigDict, train: Mapping[str, Any], devices: Sequence[jax.Device]
+) -> TrainingSpec:
     return read_training(
-        config,
+        {**config, "train": train},
         devices,
         steps=config.train.steps,
         warmup_steps=config.schedule.warmup_steps,

@@ -3,6 +3,7 @@
 config.json     the config of the run
 checkpoints/    one folder per step
 best/           the parameters of the best evaluations, where they are selected
+fitted.json     the microbatch and remat that were chosen by what fits into memory, if they were
 metrics.jsonl   the metrics
 tensorboard/    the metrics for TensorBoard
 hf/             the exported model and tokenizer, written at the end

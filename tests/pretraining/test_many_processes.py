@@ -81,6 +81,18 @@ def test_other_configs_and_other_code_are_named(launcher, folder):
 
 
 @pytest.mark.slow
+def test_all_processes_compute_with_what_fits_on_each(launcher, folder):
+    left = {"execution.remat": "auto", "train.per_device_batch_size": -1}
+    end = {"train.steps": 4, "schedule.warmup_steps": 1}
+    run = launcher.start(folder / "fitted", 2, **left, **end)
+    assert run.wait() == [0, 0], run.all_errors()
+    found = json.loads((folder / "fitted" / "fitted.json").read_text())
+    assert found["for"]["mesh"]["data"] == 2
+    assert f"of {found['rows']} rows per device" in run.output(0)
+    assert "rows per microbatch" not in run.output(1)
+
+
+@pytest.mark.slow
 def test_a_workdir_that_is_not_shared(launcher, folder):
     homes = {index: folder / f"home{index}" for index in range(2)}
     for home in homes.values():
