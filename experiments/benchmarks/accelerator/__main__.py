@@ -123,7 +123,13 @@ def _parse(argv: list[str]) -> argparse.Namespace:
         type=some_of(REMAT_POLICIES),
         help="values of execution.remat, in this order (default: all)",
     )
-    add("--unroll", type=positive, default=1, help="execution.scan_unroll (default 1)")
+    add(
+        "--unroll",
+        type=_unrolls,
+        default=[1, -1],
+        help="values of execution.scan_unroll: all for the step that should be fastest, the first "
+        "one for everything else (default 1,-1)",
+    )
     add("--rounds", type=positive, default=5, help="of each step; the median counts (default 5)")
     add("--steps", type=positive, help="of a round (default: as many as take a second)")
     add("--torch_backend", choices=BACKENDS, default="inductor", help="of torch.compile")
@@ -144,6 +150,10 @@ def _minutes(text: str) -> float:
     return value
 
 
+def _unrolls(text: str) -> list[int]:
+    return [-1 if part == "-1" else positive(part) for part in text.split(",")]
+
+
 def _lengths(text: str) -> list[int]:
     lengths = positives(text)
     if max(lengths) > LONGEST:
@@ -158,7 +168,7 @@ def _choices(arguments: argparse.Namespace) -> jobs.Choices:
         attentions=arguments.attentions and arguments.attentions.split(","),
         remats=arguments.remats and arguments.remats.split(","),
         tokens=arguments.tokens,
-        unroll=arguments.unroll,
+        unrolls=arguments.unroll,
         rounds=arguments.rounds,
         steps=arguments.steps,
         backend=arguments.torch_backend,

@@ -60,7 +60,8 @@ class Choices:
       attentions: implementations, or None for all that the machine can run.
       remats: values of `Execution.remat`, or None for all, those that store most first.
       tokens: of the microbatches to try.
-      unroll: as in `Execution.scan_unroll`.
+      unrolls: values of `Execution.scan_unroll`. Everything is measured with the first one, and the
+        step that should be fastest with the others as well.
       rounds, steps: as in `jax_step.measure`.
       backend: as in `torch_step.measure`.
       small: whether the checks use small arrays.
@@ -73,7 +74,7 @@ class Choices:
     attentions: list[str] | None
     remats: list[str] | None
     tokens: list[int]
-    unroll: int
+    unrolls: list[int]
     rounds: int
     steps: int | None
     backend: str
@@ -120,7 +121,8 @@ def measuring_jobs(choices: Choices, machine: dict, failed: set[str]) -> Iterato
     ]
     main = [shape for shape in shapes if shape[1] == max(choices.lengths)]
     rest = [shape for shape in shapes if shape not in main]
-    best, *others = _variants(choices, machine, failed)
+    best, *others = [(*each, choices.unrolls[0]) for each in _variants(choices, machine, failed)]
+    unrolled = [(*best[:2], unroll) for unroll in choices.unrolls[1:]]
     # Another implementation matters more than another remat.
     implementations = [each for each in others if each[1] == best[1]]
     remats = [each for each in others if each[1] != best[1]]
@@ -135,7 +137,7 @@ def measuring_jobs(choices: Choices, machine: dict, failed: set[str]) -> Iterato
 
     def checks(*variants):
         if "exactness" in choices.parts:
-            for name in dict.fromkeys(attention for attention, _ in variants):
+            for name in dict.fromkeys(attention for attention, *_ in variants):
                 yield _job("model", f"whole model {name}", attention=name, small=choices.small)
                 yield _job("bits", f"same bits {name}", attention=name, small=choices.small)
 
@@ -143,6 +145,7 @@ def measuring_jobs(choices: Choices, machine: dict, failed: set[str]) -> Iterato
     yield from checks(best)
     yield from jax(main, best)
     yield from torch(main, masked_only)
+    yield from jax(main, *unrolled)
     if "tests" in choices.parts:
         yield tests_job()
     yield from jax(main, *implementations)
@@ -184,8 +187,12 @@ def _sum_first(places: tuple[int, int]) -> tuple[int, tuple[int, int]]:
     return sum(places), places
 
 
-def _jax_job(choices: Choices, model: str, length: int, attention: str, remat: str) -> Job:
+def _jax_job(
+    choices: Choices, model: str, length: int, attention: str, remat: str, unroll: int
+) -> Job:
     title = f"{model} {length} jax {attention}/{remat}"
+    if unroll != 1:
+        title += "/unrolled" if unroll == -1 else f"/unroll {unroll}"
     return _job(
         "jax",
         title,
@@ -195,7 +202,7 @@ def _jax_job(choices: Choices, model: str, length: int, attention: str, remat: s
         rows=rungs(choices.tokens, length),
         attention=attention,
         remat=remat,
-        unroll=choices.unroll,
+        unroll=unroll,
         rounds=choices.rounds,
         steps=choices.steps,
         trace=length == max(choices.lengths),
