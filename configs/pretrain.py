@@ -170,7 +170,11 @@ def _defaults() -> ConfigDict:
     config.execution.dtype = "auto"
     # Stack the layers' parameters and scan over them, which compiles faster than unrolled layers.
     config.execution.scan_layers = True
-    config.execution.scan_unroll = 1  # Layers per scan iteration.
+    # Layers per scan iteration; -1 is all. Without a loop a step is faster, because what is kept
+    # for the backward pass is not copied into and out of arrays of all layers, and compiling takes
+    # several times as long. XLA then decides itself what "dots" recomputes. None is -1, or 1 if
+    # mesh.fsdp splits the parameters, which XLA without a loop would gather for all layers at once.
+    config.execution.scan_unroll = placeholder(int)
     # What the backward pass recomputes: "none"; "dots", everything but matrix products; "full"; or
     # "auto", "dots" if enough rows fit into the memory of a device with it, else "full". The step
     # is compiled once or a few times to decide.

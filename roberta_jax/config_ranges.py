@@ -132,7 +132,7 @@ Range = Number | Text | Flag | Entries
 SHARED: dict[str, Range] = {
     "execution.dtype": Text(example="auto"),
     "execution.scan_layers": Flag(example=True),
-    "execution.scan_unroll": count(1, 10_000, 1),
+    "execution.scan_unroll": count(-1, 10_000, 1),
     "execution.remat": Text(example="dots"),
     "execution.attention": Text(example="xla"),
     "execution.layer_norm": Text(example="xla"),

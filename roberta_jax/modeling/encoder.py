@@ -12,7 +12,7 @@ from roberta_jax.kernels import attention
 from roberta_jax.kernels.masks import Mask, Segments, bias_of, mask_to_bias
 from roberta_jax.modeling.block import Block
 from roberta_jax.modeling.config import RobertaConfig
-from roberta_jax.modeling.execution import REMAT_POLICIES, Execution
+from roberta_jax.modeling.execution import REMAT_POLICIES, Execution, has_loop
 from roberta_jax.modeling.inputs import shape_error
 from roberta_jax.modeling.outputs import ModelOutput
 
@@ -83,7 +83,7 @@ def scanned(block: type[nn.Module], layers: int, unroll: int) -> type[nn.Module]
         split_rngs={"params": True, "dropout": True},
         in_axes=(nn.broadcast, 0, *7 * [nn.broadcast]),
         length=layers,
-        unroll=min(unroll, layers),
+        unroll=layers if unroll < 0 else min(unroll, layers),
         metadata_params={nn.PARTITION_NAME: "layers"},
     )
 
@@ -140,8 +140,9 @@ class Encoder(nn.Module):
         if execution.remat != "none":
             block = nn.remat(
                 Block,
-                # A scan already keeps XLA from merging the recomputation with the forward pass.
-                prevent_cse=not execution.scan_layers,
+                # Whether to keep XLA from merging the recomputation with the forward pass. A loop
+                # does so by itself. What "dots" recomputes XLA weighs better without a barrier.
+                prevent_cse=execution.remat == "full" and not has_loop(execution, layers),
                 policy=REMAT_POLICIES[execution.remat],
                 static_argnums=(6, 7, 8, 9, 10),  # the bool arguments; self is 0
             )

@@ -38,7 +38,8 @@ class Execution:
         axis, and scan over them. The compile time then does not grow with depth. Otherwise the
         blocks are named "0", "1", … as in Hugging Face's Flax classes.
       scan_unroll: number of blocks per scan iteration. Must divide the number of layers or exceed
-        it.
+        it. -1 is all blocks: then there is no loop. What is kept for the backward pass need not be
+        copied into and out of arrays of all layers, and compiling takes longer.
       remat: what the backward pass recomputes instead of storing. "none": nothing. "dots":
         everything but the results of matrix products. "full": everything inside a block.
       attention: the attention kernel, one of `kernels.attention.CHOICES`. "auto": the fused one of
@@ -70,8 +71,11 @@ class Execution:
         if not isinstance(self.scan_layers, bool):
             raise ValueError(f"scan_layers must be True or False, not {self.scan_layers!r}")
         unroll = self.scan_unroll
-        if not isinstance(unroll, int) or isinstance(unroll, bool) or unroll < 1:
-            raise ValueError(f"scan_unroll must be a whole number of at least 1, not {unroll!r}")
+        is_whole = isinstance(unroll, int) and not isinstance(unroll, bool)
+        if not is_whole or (unroll < 1 and unroll != -1):
+            raise ValueError(
+                f"scan_unroll must be a whole number of at least 1, or -1 for all, not {unroll!r}"
+            )
         for name, known in (
             ("remat", REMAT_POLICIES),
             ("attention", attention.CHOICES),
@@ -80,6 +84,11 @@ class Execution:
             value = getattr(self, name)
             if not isinstance(value, str) or value not in known:
                 raise ValueError(f"unknown {name} {value!r}; known: {', '.join(sorted(known))}")
+
+
+def has_loop(execution: Execution, layers: int) -> bool:
+    """Whether the program of so many blocks has a loop over them."""
+    return execution.scan_layers and 1 <= execution.scan_unroll < layers
 
 
 def for_inference(dtype: Any = jnp.float32) -> Execution:

@@ -8,8 +8,9 @@ Exact are the parameters, the optimizer's state and the batch. The rest follows 
 * saved activations: what a layer keeps for the backward pass, for each token, by
   `config.execution.remat`. In arrays of the layer's width D: "full" keeps the layer's input alone;
   "dots" also the queries, keys, values, attention's output, both sub-layers' products and the
-  inner product of width F, and two float32 numbers for each head; "none" also the dropped-out and
-  normalised values in float32. `tensor` splits the arrays of heads and of width F;
+  inner product of width F, and two float32 numbers for each head, and without a loop over the
+  layers the activation function's result, which XLA then need not compute again; "none" also the
+  dropped-out and normalised values in float32. `tensor` splits the arrays of heads and of width F;
 * present layer: the attention scores of one layer, float32 and once more in the dtype of the
   matrix products, unless a kernel keeps them on the chip, and what the backward pass computes
   again;
@@ -59,9 +60,10 @@ def saved_per_token(work: Workload, remat: str | None = None) -> float:
     # x and the products of both sub-layers; q, k, v and the attention's output; the inner product.
     kept = item * (3 * width + (4 * width + inner) / tensor)
     kept += 2 * 4 * model.num_attention_heads / tensor
+    if remat == "none" or not work.has_loop:
+        kept += item * inner / tensor  # the activation function's result
     if remat == "none":
-        # Six float32 arrays of dropout and LayerNorm, and the activation function's result.
-        kept += 6 * 4 * width + item * inner / tensor
+        kept += 6 * 4 * width  # six float32 arrays of dropout and LayerNorm
     return kept
 
 

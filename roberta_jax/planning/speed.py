@@ -8,7 +8,9 @@ A step takes the sum of
   time as `FUSED_SCORE_BYTES` would take where a kernel keeps them on the chip;
 * everything between the matrix products of a layer (LayerNorm, dropout, GELU, residuals, copies):
   `LAYER_BYTES` of memory traffic for each token and each element of the widths D and F, or
-  `FUSED_LAYER_BYTES` where a kernel computes LayerNorm and what is before it;
+  `FUSED_LAYER_BYTES` where a kernel computes LayerNorm and what is before it; and `LOOP_BYTES`
+  where a loop over the layers copies what is kept for the backward pass into and out of arrays of
+  all layers;
 * what is done to each parameter in each microbatch (casts, zeroed and added gradients):
   `MICROBATCH_BYTES`; and in the optimizer's update: `UPDATE_BYTES`;
 * the collectives, at the bandwidth of their network, none of them hidden behind computation.
@@ -29,7 +31,7 @@ from roberta_jax.planning.workload import Workload
 
 MATMUL_SHARE = 0.8
 SCORE_BYTES, FUSED_SCORE_BYTES = 53, 7
-LAYER_BYTES, FUSED_LAYER_BYTES = 71, 32
+LAYER_BYTES, FUSED_LAYER_BYTES, LOOP_BYTES = 43, 4, 28
 MICROBATCH_BYTES = 37
 UPDATE_BYTES = 28  # read: parameter, gradient, two moments; written: parameter, two moments
 
@@ -82,6 +84,7 @@ def step_time(work: Workload, chip: Chip, collectives: list[Traffic]) -> StepTim
     own = work.parameter_bytes / 4
     score_bytes = FUSED_SCORE_BYTES if work.fuses_attention else SCORE_BYTES
     layer_bytes = FUSED_LAYER_BYTES if work.fuses_layer_norm else LAYER_BYTES
+    layer_bytes += LOOP_BYTES * work.has_loop
     parts = {
         "matrix products": done / chips / (MATMUL_SHARE * chip.flops),
         "attention scores": scores * score_bytes / bandwidth,

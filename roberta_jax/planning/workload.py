@@ -20,7 +20,7 @@ from roberta_jax.data.packing.index import FORMATS
 from roberta_jax.kernels import attention, fused_attention, layer_norm
 from roberta_jax.kernels.cross_entropy import keeps_logits
 from roberta_jax.modeling.config import RobertaConfig
-from roberta_jax.modeling.execution import Execution
+from roberta_jax.modeling.execution import Execution, has_loop
 from roberta_jax.pretraining.datasets import model_inputs
 from roberta_jax.pretraining.spec import PretrainingSpec
 from roberta_jax.training.partitioning import batch_sharding
@@ -83,6 +83,11 @@ class Workload:
         x_BLD = jax.ShapeDtypeStruct(shape, self.execution.dtype)
         kind = layer_norm.of_platform(self.execution.layer_norm, x_BLD, self.platform)
         return layer_norm.is_fused(kind)
+
+    @property
+    def has_loop(self) -> bool:
+        """Whether the layers are computed by a loop."""
+        return has_loop(self.execution, self.model.num_hidden_layers)
 
     @property
     def keeps_logits(self) -> bool:

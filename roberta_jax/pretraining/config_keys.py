@@ -19,6 +19,7 @@ MAY_CHANGE = (
     "execution.attention",
     "execution.layer_norm",
     "execution.remat",
+    "execution.scan_unroll",
     "data.cache_dir",
     "data.num_workers",
     "data.engine",

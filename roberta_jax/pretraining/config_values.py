@@ -94,6 +94,7 @@ VALUES: dict[str, Range] = {
     "eval.short_inputs": Flag(),
     "eval.ngram_baselines": Flag(),
     **SHARED,
+    "execution.scan_unroll": count(-1, 10_000, 1, optional=True),
 }
 """Dotted key -> what its value must be. It has every key of the config."""
 

@@ -183,6 +183,8 @@ def read_spec(config: ConfigDict, devices: Sequence[jax.Device] | None = None) -
     evaluation = EvaluationSpec(**config.eval)
     rows_and_accumulation(training.mesh, evaluation.batch_size, key="eval.batch_size")
     masking = Masking(**config.masking)
+    if values["execution"]["scan_unroll"] is None:
+        values["execution"]["scan_unroll"] = -1 if training.mesh.shape["fsdp"] == 1 else 1
     execution = read_execution(values["execution"], devices)
     model = _model(config, model_class)  # last, since it may fetch a model from the hub
     check_sharding(model_class(model, execution), training, bool(config.init_from))

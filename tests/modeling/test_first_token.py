@@ -64,7 +64,13 @@ def test_losses_and_gradients_are_those_of_all_tokens(name):
 
 @pytest.mark.parametrize(
     "execution",
-    [{"scan_unroll": 2}, {"remat": "none"}, {"scan_layers": False}, {"attention": "reference"}],
+    [
+        {"scan_unroll": 2},
+        {"scan_unroll": -1},
+        {"remat": "none"},
+        {"scan_layers": False},
+        {"attention": "reference"},
+    ],
     ids=str,
 )
 def test_all_ways_of_computing(execution):

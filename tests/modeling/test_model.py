@@ -130,6 +130,7 @@ def assert_same_value_and_grad(result, expected):
         Execution(scan_layers=False),
         Execution(scan_layers=False, remat="none"),
         Execution(scan_unroll=2),
+        Execution(scan_unroll=-1),
     ],
     ids=str,
 )

@@ -92,7 +92,9 @@ def test_our_side(environment, tmp_path):
     assert status.pop("machine") == "measured"
     assert status.pop("attention pallas_tpu") == "refused"
     step = "tiny 32 jax xla/full"
-    assert {status.pop(step), status.pop(f"profile of {step}")} == {"measured"}
+    for each in (step, f"{step}/unrolled"):
+        assert {status.pop(each), status.pop(f"profile of {each}")} == {"measured"}
+    assert records[f"{step}/unrolled"]["first_loss"] == pytest.approx(records[step]["first_loss"])
     assert set(status.values()) == {"passed"}
     assert {"same bits xla", "whole model xla against the CPU"} <= status.keys()
     record = records[step]
@@ -153,6 +155,7 @@ def test_a_signal_still_gets_the_table_and_leaves_no_process(environment, tmp_pa
         (["--attentions=flash"], "'flash' is unknown: use xla"),
         (["--remats=some"], "'some' is unknown"),
         (["--tokens=0"], "'0' is not a whole number"),
+        (["--unroll=-2"], "'-2' is not a whole number"),
         (["--torch_backend=nvfuser"], "invalid choice"),
     ],
 )

@@ -14,7 +14,7 @@ CHOICES = jobs.Choices(
     attentions=None,
     remats=None,
     tokens=[16384, 1024],
-    unroll=1,
+    unrolls=[1, -1],
     rounds=3,
     steps=None,
     backend="inductor",
@@ -34,13 +34,15 @@ def titles(choices=CHOICES, machine=MACHINE, failed=frozenset()):
 
 
 def test_the_most_important_come_first():
-    assert titles()[:7] == [
+    assert titles()[:9] == [
         "whole model fast_gpu",
         "same bits fast_gpu",
         "large 512 jax fast_gpu/none",
         "base 512 jax fast_gpu/none",
         "large 512 torch masked_only",
         "base 512 torch masked_only",
+        "large 512 jax fast_gpu/none/unrolled",
+        "base 512 jax fast_gpu/none/unrolled",
         "tests marked accelerator",
     ]
 
@@ -55,7 +57,7 @@ def test_everything_is_measured_once():
         for length in (128, 512)
         for attention in ("fast_gpu", "xla", "reference")
         for remat in ("none", "dots", "full")
-    }
+    } | {f"{model} 512 jax fast_gpu/none/unrolled" for model in ("base", "large")}
     assert sum(" torch " in title for title in found) == 8
     assert sum(title.startswith("same bits") for title in found) == 3
 
@@ -76,7 +78,9 @@ def test_little_memory_stores_less():
 
 
 def test_parts_and_choices():
-    choices = dataclasses.replace(CHOICES, parts=["jax"], attentions=["xla"], remats=["full"])
+    choices = dataclasses.replace(
+        CHOICES, parts=["jax"], attentions=["xla"], remats=["full"], unrolls=[1]
+    )
     assert titles(choices) == [
         "large 512 jax xla/full",
         "base 512 jax xla/full",
@@ -84,6 +88,15 @@ def test_parts_and_choices():
         "base 128 jax xla/full",
     ]
     assert jobs.exactness_jobs(choices, MACHINE) == []
+
+
+def test_other_unrollings_are_those_of_the_fastest_step():
+    choices = dataclasses.replace(CHOICES, unrolls=[-1, 4])
+    steps = [title for title in titles(choices) if " jax " in title]
+    assert [title for title in steps if not title.endswith("/unrolled")] == [
+        "large 512 jax fast_gpu/none/unroll 4",
+        "base 512 jax fast_gpu/none/unroll 4",
+    ]
 
 
 def test_an_attention_of_another_platform_is_an_error():
