@@ -106,6 +106,7 @@ def _ours(shape: str) -> Callable[[], float]:
 
     from roberta_jax.data.masking import num_slots
     from roberta_jax.modeling.config import RobertaConfig
+    from roberta_jax.modeling.execution import Execution
     from roberta_jax.modeling.heads import RobertaForMaskedLM
     from roberta_jax.training.optimizer import adamw
     from roberta_jax.training.partitioning import create_mesh, to_global
@@ -113,7 +114,8 @@ def _ours(shape: str) -> Callable[[], float]:
     from roberta_jax.training.steps import make_train_step
 
     rows, length, changes = SHAPES[shape]
-    model = RobertaForMaskedLM(RobertaConfig.base(**changes))
+    # Without a loop over the layers, as configs/pretrain.py says.
+    model = RobertaForMaskedLM(RobertaConfig.base(**changes), Execution(scan_unroll=-1))
     ids, masked = _rows(shape)
     slots = num_slots(length, RATE, max_inputs=1)
     positions = np.zeros((rows, slots), np.int32)
