@@ -65,9 +65,7 @@ def _add_bias(x: jax.Array, bias: jax.Array) -> jax.Array:
 
 
 def _add_bias_backward(bias, grad):
-    tokens = tuple(range(grad.ndim - 1))
-    dtype = jnp.promote_types(grad.dtype, jnp.float32)
-    return grad, jnp.sum(grad, tokens, dtype=dtype).astype(bias.dtype)
+    return grad, bias_gradient(grad).astype(bias.dtype)
 
 
 _add_bias.defvjp(lambda x, bias: (_add_bias(x, bias), bias), _add_bias_backward)
@@ -84,6 +82,25 @@ def product(x: jax.Array, kernel_IO: jax.Array) -> jax.Array:
 
 def _plain_product(x, kernel_IO):
     return jnp.einsum("...i,io->...o", x, kernel_IO.astype(x.dtype))
+
+
+def bias_gradient(grad: jax.Array) -> jax.Array:
+    """The sum of grad [..., O] over all other axes, [O] in float32 or the array's wider dtype."""
+    if grad.dtype != jnp.bfloat16:
+        return _sum(grad)
+    return jax.lax.platform_dependent(grad, tpu=_sum_by_product, default=_sum)
+
+
+def _sum(grad):
+    return jnp.sum(grad, tuple(range(grad.ndim - 1)), dtype=_accumulator(grad))
+
+
+def _sum_by_product(grad):
+    # A TPU's matrix unit adds up faster than its vector units: for 8192 tokens of width 768 the
+    # compiler estimates 3,000 cycles instead of 88,000. Products with 1 are exact. A single row of
+    # ones would be no matrix, and XLA would make a sum of the product again.
+    ones = jnp.ones((8, *grad.shape[:-1]), grad.dtype)
+    return jnp.einsum("r...,...o->ro", ones, grad, preferred_element_type=jnp.float32)[0]
 
 
 def kernel_gradient(x: jax.Array, grad: jax.Array) -> jax.Array:

@@ -12,6 +12,8 @@ from roberta_jax.modeling.layers import (
     Dropout,
     Embeddings,
     LayerNorm,
+    _sum_by_product,
+    bias_gradient,
     kernel_gradient,
     lookup,
     product,
@@ -193,6 +195,27 @@ def test_accelerators_get_one_plain_product(platform):
     text = jax.export.export(jax.jit(kernel_gradient), platforms=[platform])(x, grad).mlir_module()
     assert text.count("stablehlo.dot_general") == 1
     assert "optimization_barrier" not in text
+
+
+@pytest.mark.parametrize("sum_up", [bias_gradient, _sum_by_product])
+def test_the_gradient_of_the_bias_is_not_rounded(sum_up):
+    _, _, grad = arrays_of_a_product(6, 16, ml_dtypes.bfloat16)
+    exact = grad.astype(np.float64).sum((0, 1))
+    found = jax.jit(sum_up)(grad)
+    assert found.dtype == np.float32
+    np.testing.assert_allclose(found, exact, rtol=0, atol=1e-5)
+
+
+def test_only_tpus_sum_up_the_gradient_of_the_bias_by_a_product():
+    grads = {dtype: jnp.ones((5, 7, 16), dtype) for dtype in (jnp.bfloat16, jnp.float32)}
+    products = {
+        (platform, dtype): jax.export.export(jax.jit(bias_gradient), platforms=[platform])(grad)
+        .mlir_module()
+        .count("stablehlo.dot_general")
+        for platform in ("tpu", "cuda", "cpu")
+        for dtype, grad in grads.items()
+    }
+    assert [key for key, number in products.items() if number] == [("tpu", jnp.bfloat16)]
 
 
 def test_products_have_second_derivatives():
