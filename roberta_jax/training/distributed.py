@@ -21,6 +21,8 @@ from roberta_jax.training.partners import Partners, Timeouts, current, made_curr
 
 Mode = Literal["auto", "on", "off"]
 
+# An option of jax from 0.8.2 on. `initialize` has `shutdown_timeout_seconds` from 0.8.1 on.
+_PREEMPTION_SERVICE = "jax_enable_preemption_service"
 _SHUTDOWN_TIMEOUT = 30  # seconds for the other processes to end, after all have finished
 # JAX aborts a process whose partner is lost; `Partners` notices it before and says so.
 _LATER = 60  # seconds
@@ -45,8 +47,8 @@ def join_processes(mode: Mode = "on", timeouts: Timeouts | None = None) -> bool:
       Whether there are other processes.
 
     Raises:
-      UsageError: the environment does not say where the other processes are, or they cannot be
-        reached.
+      UsageError: the environment does not say where the other processes are, they cannot be
+        reached, or this version of jax is too old.
     """
     timeouts = timeouts or Timeouts()
     if mode == "off":
@@ -58,8 +60,14 @@ def join_processes(mode: Mode = "on", timeouts: Timeouts | None = None) -> bool:
         if mode == "auto" or os.environ.get("JAX_NUM_PROCESSES") == "1":
             return False
         cluster = Cluster(name="")
+    if _PREEMPTION_SERVICE not in jax.config.values:
+        raise UsageError(
+            f"a run of several processes needs jax 0.8.2 or newer, and this is jax "
+            f"{jax.__version__}. Update it with pip install --upgrade jax, or train with one "
+            "process (--distributed=off)."
+        )
     # SIGTERM is handled here, and not by a service of JAX whose numbers Orbax would use as well.
-    jax.config.update("jax_enable_preemption_service", False)
+    jax.config.update(_PREEMPTION_SERVICE, False)
     _connect(cluster, timeouts)
     return jax.process_count() > 1
 

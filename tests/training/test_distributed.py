@@ -56,6 +56,14 @@ def test_the_environment_says_which_process_this_is(initialize, monkeypatch, mod
     ]
 
 
+def test_an_old_jax_is_refused_before_anything_is_connected(initialize, monkeypatch):
+    by_variables(monkeypatch)
+    monkeypatch.setattr(distributed, "_PREEMPTION_SERVICE", "an option of newer versions")
+    with pytest.raises(UsageError, match=r"needs jax 0\.8\.2 or newer, and this is jax \d"):
+        distributed.join_processes("auto")
+    assert not initialize
+
+
 @pytest.mark.parametrize("mode", ["off", "auto"])
 def test_alone_nothing_is_connected(initialize, mode):
     assert not distributed.join_processes(mode)
