@@ -332,6 +332,7 @@ def _time(plan: Plan) -> list[str]:
         measured = dataclasses.replace(estimate.time, parts=parts | {"collectives": waiting})
         rows.append((_compiled(compiled), measured))
     steps, chips = estimate.work.steps, estimate.topology.chips
+    share = speed.matmul_share(estimate.topology.chip)
     lines = [
         _heading(plan, "Time"),
         "",
@@ -344,7 +345,7 @@ def _time(plan: Plan) -> list[str]:
         + ".",
         "",
         f"Hours are those of {steps:,} steps, without compilation, evaluations and checkpoints. "
-        f"The assumptions: matrix products at {speed.MATMUL_SHARE:.0%} of the peak, everything "
+        f"The assumptions: matrix products at {share:.0%} of the peak, everything "
         "else at the bandwidth of the memory, no collective hidden behind computation. The "
         "constants are fitted to the TPU compiler's estimates for `base` on v5e; no step was "
         "measured.",

@@ -174,6 +174,8 @@ def test_the_base_step_on_v5e_is_near_the_compilers_estimate():
         ("large", plain, 14.711e9),
         ("base", loop, 2.776e9),
         ("large", loop, 8.486e9),
+        ("base", {}, 2.009e9),
+        ("large", {}, 6.319e9),
     ):
         found = planned(size, "v5e:4x4", **values)
         waiting = sum(each.seconds for each in found.collectives)
