@@ -33,7 +33,7 @@ from roberta_jax.planning.workload import (
 )
 from roberta_jax.pretraining.spec import PretrainingSpec
 
-OTHER = "other temporaries (present layer, LM head, buffers of collectives)"
+OTHER = "other temporaries (of no loop: present layer, LM head, buffers of collectives)"
 PROGRAM = "program"
 
 # Cycles per second, for the compiler's estimates: the peak rate of chips.CHIPS divided by the
