@@ -46,7 +46,7 @@ FITTED = "fitted.json"
 _KEPT = "roberta_jax_fitted"  # the folder of choices in that of JAX's compilation cache
 
 # A microbatch of more tokens is not faster: its smallest products have 512 x 6 tiles of 128 x 128,
-# many for each core of any chip, and 1% of the time is spent on its gradients' sum.
+# many for each core of any chip, and 2% of the time is spent on its gradients' sum.
 ENOUGH_TOKENS = 2**16
 
 # The part of the memory that a step may take. The rest is for batches that wait, for gaps between
@@ -57,9 +57,9 @@ _SHARE_OF_ACCELERATORS = 0.92
 # Compilations, if one of them fits; and otherwise.
 _ENOUGH_TRIES, _MOST_TRIES = 4, 8
 
-# From the least recomputation to the most. "none" is not faster than "dots", which computes only
-# what costs less than to read it from memory: by the TPU compiler's estimates a step of four layers
-# of base takes 1% longer with it, and 9% more memory.
+# What "auto" can be. "none" is not faster than "dots", which computes only what costs less than to
+# read it from memory: by the TPU compiler's estimates a step of four layers of base takes 1% longer
+# with it, and 9% more memory.
 _REMATS = ("dots", "full")
 
 
@@ -202,7 +202,8 @@ def preferred(estimates: Mapping[Choice, Estimate]) -> Choice:
 
 
 def _order(choice: Choice) -> int:
-    return _REMATS.index(choice.remat)
+    """From the least recomputation to the most."""
+    return tuple(REMAT_POLICIES).index(choice.remat)
 
 
 def _smallest(estimates: Mapping[Choice, Estimate]) -> Choice:

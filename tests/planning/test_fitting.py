@@ -106,6 +106,9 @@ def test_only_what_is_left_open_is_chosen():
     assert {each.rows for each in fitting._estimates(spec, POD)} == {16}
     spec = read_spec(config_of("base", train__per_device_batch_size=-1), POD.devices())
     assert {each.remat for each in fitting._estimates(spec, POD)} == {"dots"}
+    values = {"train__per_device_batch_size": -1, "execution__remat": "none"}
+    chosen = fitting.by_formula(read_spec(config_of("base", **values), POD.devices()), POD)
+    assert chosen == {"train.per_device_batch_size": 32}
     spec = read_spec(config_of("base"), POD.devices())
     assert not spec.left_to_memory
 
