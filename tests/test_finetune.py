@@ -329,6 +329,7 @@ def test_stops_between_steps_change_no_bit(folder, tmp_path, monkeypatch):
         "model.hidden_dropout_prob": 0.1,
         "train.per_device_batch_size": 4,
         "train.checkpoint_every": 3,
+        "train.epochs": 3.0,
     }
     config = config_of(folder, **changes)
     expected = finetune(config, tmp_path / "uninterrupted")

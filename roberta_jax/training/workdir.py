@@ -348,14 +348,12 @@ def _check_config(
             f"  --config.{key}: {saved.get(key)!r} there, {values.get(key)!r} here"
             for key in differing
         ]
-        changeable = ", ".join(
-            f"--config.{key}*" if key.endswith(".") else f"--config.{key}" for key in may_change
-        )
+        changeable = ", ".join(f"{key}*" if key.endswith(".") else key for key in may_change)
         raise UsageError(
             f"{folder} holds a run with another config:\n"
             + "\n".join(lines)
             + "\nTo resume that run, use its values; to start a run with the new values, choose "
-            f"another --workdir.\nWhat may change within a run: {changeable}."
+            f"another --workdir.\nWhat may change within a run, after --config.: {changeable}."
         )
 
 

@@ -145,14 +145,16 @@ def test_a_plan_chooses_by_formula_and_prints_a_command_with_values():
 # Runs on this machine.
 
 
-@pytest.fixture
-def config(tmp_path, monkeypatch):
-    """A function from changes to a config that leaves everything open; nothing is kept in caches.
+@pytest.fixture(scope="module")
+def corpus(tmp_path_factory):
+    """A corpus, beside which its prepared text is cached."""
+    return texts.write_corpus(tmp_path_factory.mktemp("fitting") / "corpus.jsonl")
 
-    The files of the corpus and its cache are in the test's folder.
-    """
+
+@pytest.fixture
+def config(corpus, monkeypatch):
+    """A function from changes to a config that leaves everything open; no choice is kept."""
     monkeypatch.setattr(fitting, "_kept_file", lambda *_: None)
-    texts.write_corpus(tmp_path / "corpus.jsonl")
 
     def of(**changes):
         fixed = {
@@ -163,7 +165,7 @@ def config(tmp_path, monkeypatch):
             "train.eval_every": 0,
             "schedule.warmup_steps": 1,
         }
-        return texts.small_config(tmp_path / "corpus.jsonl", tmp_path / "cache", **fixed | changes)
+        return texts.small_config(corpus, corpus.parent / "cache", **fixed | changes)
 
     return of
 

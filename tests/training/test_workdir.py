@@ -77,7 +77,7 @@ def test_another_config(tmp_path):
         "  --config.train.batch_size: 8 there, 16 here",
     ]
     assert "another --workdir" in message
-    assert message.endswith("within a run: --config.train.steps, --config.mesh.*.")
+    assert message.endswith("within a run, after --config.: train.steps, mesh.*.")
     assert read_config(folder) == CONFIG
 
 
