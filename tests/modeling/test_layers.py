@@ -1,6 +1,7 @@
 """The layers: dropout, embedding look-ups, what bfloat16 adds in float32, and products."""
 
 import jax
+import jax.export
 import jax.numpy as jnp
 import ml_dtypes
 import numpy as np
