@@ -13,7 +13,6 @@ kept in two places.
 
 import dataclasses
 import hashlib
-import importlib.metadata
 import json
 import sys
 from collections.abc import Callable, Mapping
@@ -40,7 +39,7 @@ from roberta_jax.planning.workload import Workload, workload
 from roberta_jax.pretraining.spec import PretrainingSpec
 from roberta_jax.storage.atomic import write_json
 from roberta_jax.training.agreement import exchange
-from roberta_jax.training.same_start import code_digest
+from roberta_jax.training.same_start import code_digest, package_version
 
 FITTED = "fitted.json"
 _KEPT = "roberta_jax_fitted"  # the folder of choices in that of JAX's compilation cache
@@ -293,7 +292,7 @@ def _kept_file(
         "deterministic": spec.training.deterministic,
         "usable": round(usable / 1e8),  # which varies by some MB from start to start
         "code": code_digest(),
-        "versions": {name: _version(name) for name in ("jax", "jaxlib", "libtpu", "flax")},
+        "versions": {name: package_version(name) for name in ("jax", "jaxlib", "libtpu", "flax")},
     }
     text = json.dumps(whole, sort_keys=True, default=str)
     digest = hashlib.sha256(text.encode()).hexdigest()[:24]
@@ -302,13 +301,6 @@ def _kept_file(
 
 def _cache_folder() -> str | None:
     return jax.config.jax_compilation_cache_dir
-
-
-def _version(package: str) -> str:
-    try:
-        return importlib.metadata.version(package)
-    except importlib.metadata.PackageNotFoundError:
-        return "none"
 
 
 def _read(path: epath.Path, conditions: Mapping[str, Any]) -> Choice | None:

@@ -42,7 +42,7 @@ def require_same_program(config: Mapping[str, Any], may_differ: Collection[str] 
         if not key_matches(key, may_differ)
     }
     agreement.require_equal(values, "Start all processes with the same command.", what="configs")
-    versions = {name: _version(name) for name in _PACKAGES}
+    versions = {name: package_version(name) for name in _PACKAGES}
     agreement.require_equal(
         {"code of roberta_jax": code_digest(), "Python": platform.python_version(), **versions},
         "Install the same versions on all hosts.",
@@ -125,7 +125,8 @@ def _appears(probe: epath.Path, token: str) -> bool:
         time.sleep(0.2)
 
 
-def _version(package: str) -> str:
+def package_version(package: str) -> str:
+    """Returns the version of an installed package, or "none"."""
     try:
         return importlib.metadata.version(package)
     except importlib.metadata.PackageNotFoundError:
