@@ -32,7 +32,7 @@ def folder(tmp_path_factory):
 
 def config_of(folder, task="csv", **changes):
     data = (
-        # After so many epochs it has learnt with any seed and version of jax.
+        # After so many epochs it has learnt with six seeds and two versions of jax.
         {"data.train": str(folder / "train.csv"), "data.validation": "0.25", "train.epochs": 8.0}
         if task == "csv"
         else {"data.folder": str(folder / "RTE")}
